@@ -1,0 +1,3 @@
+"""WebSockets for Django from plain, synchronous views, on gunicorn and gevent."""
+
+__version__ = "1.0.0.dev0"
