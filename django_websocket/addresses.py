@@ -1,0 +1,56 @@
+"""The addresses of WebSockets, as pages need them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+from django.core.exceptions import ImproperlyConfigured
+from django.http import HttpRequest
+from django.urls import reverse
+
+from . import conf
+
+__all__ = ["websocket_url"]
+
+
+def websocket_url(
+    viewname: str,
+    args: Sequence[Any] | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+    request: HttpRequest | None = None,
+) -> str:
+    """Return the absolute ws:// or wss:// address of a view of `WEBSOCKET_URLCONF`, by its name, as `reverse` does.
+
+    `WEBSOCKET_SERVER` says where it is served: "" at the page's own host, ":8001" at another port of it, "host:port",
+    or "wss://host/prefix". The scheme, if it is not given, follows that of `request`, and so does the host, which
+    Django validates. Raises NoReverseMatch for a name or arguments that do not resolve, ImproperlyConfigured where the
+    request is missing and needed.
+    """
+    settings = conf.current()
+    path = reverse(viewname, urlconf=settings.required_urlconf(), args=args, kwargs=kwargs)
+    server = settings.server.rstrip("/")
+    if "://" in server:
+        if urlsplit(server).scheme not in ("ws", "wss"):
+            raise ImproperlyConfigured(f"WEBSOCKET_SERVER is {server!r}, but its scheme must be ws or wss")
+        return server + path
+    scheme = "wss" if request is not None and request.is_secure() else "ws"
+    if server and not server.startswith(":"):
+        return f"{scheme}://{server}{path}"
+    if request is None:
+        raise ImproperlyConfigured(
+            f"The address of the WebSocket {viewname!r} depends on the page's own host, but there is no request: "
+            f"render the template with one, or set WEBSOCKET_SERVER to a whole address such as "
+            f'"wss://www.example.com".'
+        )
+    host = request.get_host()
+    if server:
+        host = host_name(host) + server
+    return f"{scheme}://{host}{path}"
+
+
+def host_name(host: str) -> str:
+    """Return `host`, the value of a Host header, without its port."""
+    name, colon, port = host.rpartition(":")
+    return name if colon and "]" not in port else host

@@ -1,0 +1,115 @@
+"""Every setting, with its default and its meaning. Nothing else in the package reads `django.conf.settings`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from django.conf import settings as django_settings
+from django.core.exceptions import ImproperlyConfigured
+from django.core.signals import setting_changed
+
+from .connection import Limits
+
+__all__ = ["Settings", "current"]
+
+PREFIX = "WEBSOCKET_"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The values of the settings whose names are `WEBSOCKET_` and a field's name in capitals."""
+
+    urlconf: str = ""  # the module with the urlpatterns of the WebSocket views; without it nothing can be served
+    server: str = (
+        ""  # where they are served: "" the page's host, ":8001" another port, "host:port", "wss://host/prefix"
+    )
+    broker: str = "memory://"  # what carries published messages: memory:// within a process, redis:// between them
+    allowed_origins: tuple[str, ...] = ()  # sites beside this one whose pages may connect, as "https://example.com"
+
+    # Sizes are in bytes, times in seconds.
+    max_message_size: int = 1024 * 1024  # of a client's message; beyond it the connection is closed with 1009
+    inbox_messages: int = 16  # a client's messages that wait for its view; beyond it nothing more is read
+    inbox_size: int = 1024 * 1024  # and their bytes
+    outbox_size: int = 1024 * 1024  # published bytes that wait for a client; beyond it the client is closed with 1013
+    send_buffer_size: int = 64 * 1024  # bytes that a view has sent and the client not taken; beyond it send() waits
+    send_timeout: float = 20.0  # for so long; then the connection is closed with 1008
+    handshake_timeout: float = 10.0  # for a view to accept or to answer
+    ping_interval: float = 20.0  # of silence, after which a client is sent a ping
+    ping_timeout: float = 20.0  # for its answer; then it is closed with 1011
+    close_timeout: float = 5.0  # for the client's close frame; then the socket is closed
+    drain_window: float = 2.0  # over which the clients of a stopping process are told to connect again (1012)
+
+    # Values that are made from others once, since they are needed for each connection.
+    limits: Limits = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        values = {name: getattr(self, name) for name in Limits.__dataclass_fields__}
+        object.__setattr__(self, "limits", Limits(**values))
+
+    @cached_property
+    def origins(self) -> frozenset[str]:
+        """The origins that are allowed beside the request's own, as browsers write them: in lower case."""
+        allowed = (*self.allowed_origins, *django_settings.CSRF_TRUSTED_ORIGINS)
+        return frozenset(origin.lower() for origin in allowed)
+
+    @property
+    def debug(self) -> bool:
+        """Django's `DEBUG`."""
+        return django_settings.DEBUG
+
+    def required_urlconf(self) -> str:
+        """Return `urlconf`, or raise ImproperlyConfigured if it is not set."""
+        if not self.urlconf:
+            raise ImproperlyConfigured(
+                "WEBSOCKET_URLCONF is not set. Add it to your settings, as the path of the module that has the "
+                'urlpatterns of your WebSocket views: WEBSOCKET_URLCONF = "project.websocket_urls"'
+            )
+        return self.urlconf
+
+
+_current: Settings | None = None
+
+
+def current() -> Settings:
+    """Return the project's settings. Raises ImproperlyConfigured for a value of the wrong type."""
+    global _current
+    if _current is None:
+        _current = _read()
+    return _current
+
+
+def _read() -> Settings:
+    values: dict[str, Any] = {}
+    for name, attribute in Settings.__dataclass_fields__.items():
+        setting = PREFIX + name.upper()
+        if attribute.init and hasattr(django_settings, setting):
+            values[name] = _checked(setting, getattr(django_settings, setting), attribute.default)
+    return Settings(**values)
+
+
+def _checked(setting: str, value: Any, default: Any) -> Any:
+    """Return `value` in the type of `default`."""
+    if isinstance(default, tuple):
+        if isinstance(value, (list, tuple, set, frozenset)) and all(isinstance(item, str) for item in value):
+            return tuple(value)
+        raise ImproperlyConfigured(f"{setting} is {value!r}, but must be a list of strings")
+    if isinstance(default, str):
+        if isinstance(value, str):
+            return value
+        raise ImproperlyConfigured(f"{setting} is {value!r}, but must be a string")
+    if isinstance(value, bool) or not isinstance(value, (int, float) if isinstance(default, float) else int):
+        raise ImproperlyConfigured(f"{setting} is {value!r}, but must be a number such as {default!r}")
+    if value <= 0:
+        raise ImproperlyConfigured(f"{setting} is {value!r}, but must be above 0: nothing here is without a limit")
+    return value
+
+
+def _forget(*, setting: str, **kwargs: Any) -> None:
+    global _current
+    if setting.startswith(PREFIX) or setting in ("CSRF_TRUSTED_ORIGINS", "DEBUG"):
+        _current = None
+
+
+setting_changed.connect(_forget)

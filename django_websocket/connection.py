@@ -1,0 +1,523 @@
+"""One upgraded socket, driven by the hub: what the client sends goes to its inbox, what it is sent leaves its outbox.
+
+A byte comes in at `_on_readable`, a callback of the event loop, and leaves at `_flush`. Greenlets run user code only:
+they take messages with `receive()`, add some with `send()`, and are switched to when there is something to take.
+Nothing that the loop calls here blocks, raises, or runs user code.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import weakref
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from gevent.event import Event as GreenletEvent
+from gevent.hub import get_hub
+
+from .exceptions import ConnectionClosed
+from .protocol.engine import Close, Engine, Event, Failure, Ping, Role
+from .protocol.frames import CloseCode, Opcode
+from .waiting import Readable, before_waiting, wait
+
+READ_SIZE = 64 * 1024  # bytes; for one call of recv, so that one client keeps nobody waiting
+WRITE_SIZE = 64 * 1024  # bytes; small frames are joined up to it
+TICK = 0.5  # seconds; the grain of all deadlines here
+READ, WRITE = 1, 2  # libev's
+
+# BlockingIOError and, under TLS, its two siblings, which are no relatives of it.
+WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one connection may use. Sizes are in bytes, times in seconds; `conf.py` says what each is for."""
+
+    max_message_size: int = 1024 * 1024
+    inbox_messages: int = 16
+    inbox_size: int = 1024 * 1024
+    outbox_size: int = 1024 * 1024
+    send_buffer_size: int = 64 * 1024
+    send_timeout: float = 20.0
+    ping_interval: float = 20.0
+    ping_timeout: float = 20.0
+    close_timeout: float = 5.0
+    drain_window: float = 2.0
+
+
+class Connection(Readable):
+    """An open WebSocket on `sock`, a connected socket that from now on belongs to the connection.
+
+    `early` is what was received behind the handshake. With `discard`, what the client sends is read and dropped.
+
+    `inbox` holds the messages that wait to be received. `ended` is true when none will follow: the client closed, broke
+    the protocol or vanished, or this end closed. `close_code` and `close_reason` then say why.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_answer",
+        "_blocked",
+        "_closing",
+        "_deadline",
+        "_drained",
+        "_engine",
+        "_flush_scheduled",
+        "_outbox",
+        "_outbox_size",
+        "_pending",
+        "_pong",
+        "_quiet",
+        "_reader",
+        "_resume_scheduled",
+        "_sock",
+        "_writer",
+        "close_code",
+        "close_reason",
+        "discard",
+        "ended",
+        "inbox",
+        "limits",
+        "on_end",
+    )
+
+    def __init__(
+        self, sock: socket.socket, early: bytes = b"", limits: Limits | None = None, *, discard: bool = False
+    ) -> None:
+        super().__init__()
+        self.limits = limits = limits or Limits()
+        self._engine = Engine(
+            Role.SERVER,
+            max_message_size=limits.max_message_size,
+            max_queued_messages=limits.inbox_messages,
+            max_queued_bytes=limits.inbox_size,
+        )
+        self.inbox = self._engine.messages
+        self.discard = discard
+        self.ended = False
+        self.close_code: int | None = None
+        self.close_reason = ""
+        self.on_end: list[Callable[[], None]] = []  # called in the hub when the socket is closed
+        self._sock: socket.socket | None = sock
+        self._pending: Callable[[], int] | None = getattr(sock, "pending", None)  # TLS has it
+        self._outbox: deque[bytes | memoryview] = deque()
+        self._outbox_size = 0  # bytes
+        self._pong: bytes | None = None  # the newest that waits
+        self._blocked = False  # the kernel takes no more; the write watcher runs
+        self._flush_scheduled = False
+        self._resume_scheduled = False
+        self._drained: GreenletEvent | None = None  # set when the outbox is small enough for the view to go on
+        self._closing = False  # our close frame is in the outbox, or on its way
+        self._answer: Close | Failure | None = None  # what the client's end is answered with, once the inbox is empty
+        self._quiet = 0  # ticks since the last byte came
+        self._deadline = 0  # ticks until the socket is closed without further ado; 0 is none
+        sock.setblocking(False)
+        loop = get_hub().loop
+        self._reader = loop.io(sock.fileno(), READ)
+        self._reader.start(self._on_readable)  # once, for good
+        self._writer = None
+        open_connections().add(self)
+        if early:
+            self._take(early)
+        self._read_pending()
+
+    # --- what comes in -------------------------------------------------------------------------------------------
+
+    def _on_readable(self) -> None:
+        if self._engine.paused and not self.discard:
+            self._reader.stop()  # the inbox is full: from here TCP holds the client back
+            return
+        sock = self._sock
+        if sock is None:
+            return
+        try:
+            data = sock.recv(READ_SIZE)
+        except WOULD_BLOCK:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._terminate(CloseCode.ABNORMAL)
+            return
+        self._quiet = 0
+        self._take(data)
+        self._read_pending()
+
+    def _read_pending(self) -> None:
+        """Go on reading where TLS holds bytes of which the kernel knows nothing any more."""
+        if self._pending is not None and self._sock is not None and self._pending():
+            get_hub().loop.run_callback(self._on_readable)
+
+    def _take(self, data: bytes) -> None:
+        """Parse `data`, or what was left of earlier data, and let the one who waits have the messages."""
+        events = self._engine.receive(data)
+        for event in events:
+            self._on_event(event)
+        if self.inbox and self.discard:
+            self.inbox.clear()
+            while self._engine.paused:
+                for event in self._engine.receive(b""):
+                    self._on_event(event)
+                self.inbox.clear()
+        if self.inbox or self.ended:
+            if self._signal is not None:
+                self._signal.set(self.ready())
+            if self._waiter is not None:
+                self._waiter.switch()  # straight into the view, without a round of the loop
+
+    def _on_event(self, event: Event) -> None:
+        if isinstance(event, Ping):
+            self._send_pong(self._engine.frame(Opcode.PONG, event.payload))
+        elif isinstance(event, (Close, Failure)):
+            self._answer = event
+            self.ended = True
+            if self.close_code is None:
+                self.close_code, self.close_reason = event
+            if self._closing:
+                self._finish()
+            elif not self.inbox or self.discard:
+                self._answer_end()
+            else:  # the view may still answer the messages that came before
+                self._deadline = self._ticks(self.limits.close_timeout)
+
+    def _resume(self) -> None:
+        """Go on with what was received while the inbox was full."""
+        self._resume_scheduled = False
+        if self._sock is None:
+            return
+        self._quiet = 0
+        self._take(b"")
+        if self._sock is not None and not self._engine.paused:
+            self._reader.start(self._on_readable)
+            self._read_pending()
+
+    # --- for the view --------------------------------------------------------------------------------------------
+
+    def ready(self) -> bool:
+        """Whether `receive()` would return at once."""
+        return bool(self.inbox) or self.closed
+
+    @property
+    def open(self) -> bool:
+        """Whether the socket is still there; it may be for a while after the end."""
+        return self._sock is not None
+
+    @property
+    def closed(self) -> bool:
+        """Whether there is nothing more to receive."""
+        return self.ended and not self.inbox
+
+    def receive(self, timeout: float | None = None) -> str | bytes | None:
+        """Return the next message, or None when there will be none; see `WebSocket.receive`."""
+        inbox = self.inbox
+        while not inbox:
+            if self.ended:
+                if not self._closing:
+                    self._answer_end()
+                return None
+            before_waiting()
+            if not wait((self,), timeout):
+                raise TimeoutError(f"no message came within {timeout} seconds")
+        message = inbox.popleft()
+        if not inbox and (self._engine.paused or self._signal is not None):
+            self._emptied()
+        return message
+
+    def _emptied(self) -> None:
+        if self._engine.paused and not self._resume_scheduled:
+            self._resume_scheduled = True
+            get_hub().loop.run_callback(self._resume)
+        if self._signal is not None:
+            self._signal.set(self.ready())
+
+    def send(self, message: str | bytes) -> None:
+        """Send one message; see `WebSocket.send`.
+
+        While more messages wait in the inbox, it stays in the outbox: answers to messages that came together leave
+        together, with the last of them or as soon as the view lets the loop run.
+        """
+        if self._closing:
+            raise ConnectionClosed(self.close_code or CloseCode.ABNORMAL, self.close_reason)
+        frame = self._engine.send(message)
+        if self.inbox:
+            self._outbox.append(frame)
+            self._outbox_size += len(frame)
+            if not (self._flush_scheduled or self._blocked):
+                self._flush_scheduled = True
+                get_hub().loop.run_callback(self._on_yield)
+        else:
+            self._write(frame)
+        if self._outbox_size > self.limits.send_buffer_size:
+            self._wait_until_drained()
+
+    def drop_input(self) -> None:
+        """Read and drop what the client sends from now on."""
+        self.discard = True
+        self.inbox.clear()
+        self._emptied()
+
+    def push(self, frame: bytes) -> None:
+        """Send a frame that was encoded for many; never waits. A client too slow for it is closed with 1013."""
+        if self._closing:
+            return
+        self._write(frame)
+        if self._outbox_size > self.limits.outbox_size:
+            self._give_up(CloseCode.TRY_AGAIN_LATER, "too slow for what is sent")
+
+    def close(self, code: int = CloseCode.NORMAL, reason: str = "") -> None:
+        """Begin the close handshake (RFC 6455, section 7.1.2), or end it if the client began. Does not wait.
+
+        Raises ValueError for a code that may not be sent.
+        """
+        if self._closing:
+            return
+        if self._answer is not None:
+            self._answer_end()
+            return
+        frame = self._engine.close(code, reason)
+        self.close_code, self.close_reason = code, reason
+        self._end(frame)
+
+    # --- what goes out -------------------------------------------------------------------------------------------
+
+    def _write(self, frame: bytes) -> None:
+        """Send `frame` behind what waits."""
+        if self._outbox or self._pong is not None:
+            self._outbox.append(frame)
+            self._outbox_size += len(frame)
+            if not self._blocked:
+                self._flush()
+            return
+        sock = self._sock
+        assert sock is not None
+        try:
+            sent = sock.send(frame)
+        except WOULD_BLOCK:
+            sent = 0
+        except OSError:
+            self._terminate(CloseCode.ABNORMAL)
+            return
+        if sent < len(frame):
+            self._block(frame, sent)
+
+    def _block(self, data: bytes | memoryview, sent: int) -> None:
+        """Keep what the kernel did not take, in front of the outbox, until it takes more."""
+        rest = memoryview(data)[sent:] if sent else data
+        self._outbox.appendleft(rest)
+        self._outbox_size += len(rest)
+        if not self._blocked:
+            self._blocked = True
+            if self._writer is None:
+                assert self._sock is not None
+                self._writer = get_hub().loop.io(self._sock.fileno(), WRITE)
+            self._writer.start(self._on_writable)
+
+    def _send_pong(self, frame: bytes) -> None:
+        if self._closing:
+            return
+        if self._outbox or self._pong is not None:
+            self._pong = frame  # the newest is enough (section 5.5.3)
+            if not self._blocked:
+                self._flush()
+        else:
+            self._write(frame)
+
+    def _on_yield(self) -> None:
+        self._flush_scheduled = False
+        if not self._blocked and self._sock is not None:
+            self._flush()
+
+    def _on_writable(self) -> None:
+        self._blocked = False
+        self._flush()
+        if not self._blocked and self._writer is not None:
+            self._writer.stop()
+
+    def _flush(self) -> None:
+        """Give the kernel what it takes of the outbox."""
+        sock = self._sock
+        while sock is not None and (self._outbox or self._pong is not None):
+            data = self._next_data()
+            try:
+                sent = sock.send(data)
+            except WOULD_BLOCK:
+                sent = 0
+            except OSError:
+                self._terminate(CloseCode.ABNORMAL)
+                return
+            if sent < len(data):
+                self._block(data, sent)
+                break
+        if self._drained is not None and self._outbox_size <= self.limits.send_buffer_size:
+            self._drained.set()
+        if not self._outbox and self._closing:
+            self._finish()
+
+    def _next_data(self) -> bytes | memoryview:
+        """Take frames from the outbox, several small ones as one, with the pong that waits between two frames."""
+        outbox = self._outbox
+        data: bytes | memoryview = b""
+        if outbox:
+            data = outbox.popleft()
+            size = len(data)
+            if outbox and size < WRITE_SIZE:
+                parts = [data]
+                while outbox and size < WRITE_SIZE:
+                    part = outbox.popleft()
+                    parts.append(part)
+                    size += len(part)
+                data = b"".join(parts)
+            self._outbox_size -= size
+        if self._pong is not None:
+            data = b"".join((data, self._pong))
+            self._pong = None
+        return data
+
+    def _wait_until_drained(self) -> None:
+        """Let the view wait until the client has read, so that what it sends does not pile up here."""
+        if not self._blocked:
+            self._flush()
+        limits = self.limits
+        while self._outbox_size > limits.send_buffer_size:
+            if self._drained is None:
+                self._drained = GreenletEvent()
+            self._drained.clear()
+            if not self._drained.wait(limits.send_timeout):
+                self._give_up(CloseCode.POLICY_VIOLATION, "does not read")
+            if self._closing:
+                raise ConnectionClosed(self.close_code or CloseCode.ABNORMAL, self.close_reason)
+
+    # --- the end -------------------------------------------------------------------------------------------------
+
+    def _answer_end(self) -> None:
+        """Answer the client's close frame with the same code (section 5.5.1), or its failure with why."""
+        assert self._answer is not None
+        self._end(self._engine.close(*self._answer))
+
+    def _give_up(self, code: int, reason: str) -> None:
+        """Close although the client takes nothing: what it was not sent yet is dropped."""
+        if self._closing:
+            return
+        begun = self._outbox.popleft() if self._outbox else None  # it may have left in part
+        self._outbox.clear()
+        self._outbox_size = 0
+        if begun is not None:
+            self._outbox.append(begun)
+            self._outbox_size = len(begun)
+        self.close(code, reason)
+
+    def _end(self, close_frame: bytes) -> None:
+        """Send the last frame, and let the view see the end."""
+        self._closing = True
+        self.ended = True
+        self.discard = True
+        self.inbox.clear()
+        self._deadline = self._ticks(self.limits.close_timeout)
+        if self._sock is not None:
+            self._write(close_frame)
+        if not self._outbox:
+            self._finish()
+        if self._engine.paused:  # go on reading, for the client's close frame
+            get_hub().loop.run_callback(self._resume)
+        if self._drained is not None:
+            self._drained.set()
+        self._changed()
+
+    def _finish(self) -> None:
+        """Close the socket if both close frames were sent, or see to it that the client reads ours."""
+        if self._sock is None or self._outbox or self._answer is None:
+            return
+        if isinstance(self._answer, Close):
+            self._terminate(CloseCode.ABNORMAL)
+            return
+        # The client may still be sending: a socket closed over unread bytes is reset, and takes our frame with it.
+        try:
+            self._sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            self._terminate(CloseCode.ABNORMAL)
+
+    def _terminate(self, code: int) -> None:
+        """Close the socket; `code` counts if nobody gave one before."""
+        sock = self._sock
+        if sock is None:
+            return
+        self._sock = None
+        open_connections().discard(self)
+        for watcher in (self._reader, self._writer):
+            if watcher is not None:  # before the descriptor, whose number somebody else gets
+                watcher.stop()
+                watcher.close()
+        sock.close()
+        if self.close_code is None:
+            self.close_code = code
+        self.ended = True
+        self._closing = True
+        self._outbox.clear()
+        self._outbox_size = 0
+        self._pong = None
+        if self._drained is not None:
+            self._drained.set()
+        callbacks, self.on_end = self.on_end, []
+        for callback in callbacks:
+            callback()
+        self._changed()
+
+    # --- time ----------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _ticks(seconds: float) -> int:
+        return max(1, round(seconds / TICK))
+
+    def tick(self) -> None:
+        """Look at the deadlines; the sweep calls it every `TICK` seconds."""
+        if self._deadline:
+            self._deadline -= 1
+            if not self._deadline:
+                self._on_deadline()
+            return
+        self._quiet = quiet = self._quiet + 1
+        interval = self._ticks(self.limits.ping_interval)
+        if quiet < interval:
+            return
+        if self._engine.paused:  # we do not read, so silence says nothing of the client; but it cannot last
+            if quiet >= interval + self._ticks(self.limits.ping_timeout):
+                self._give_up(CloseCode.POLICY_VIOLATION, "its messages are not received")
+        elif quiet == interval:
+            self._write(self._engine.frame(Opcode.PING))
+        elif quiet >= interval + self._ticks(self.limits.ping_timeout):
+            self._give_up(CloseCode.INTERNAL_ERROR, "no answer to a ping")
+            self._terminate(CloseCode.INTERNAL_ERROR)
+
+    def _on_deadline(self) -> None:
+        if self._answer is not None and not self._closing:
+            self._answer_end()  # the view had its time to answer what came before the close
+        else:
+            self._terminate(CloseCode.ABNORMAL)
+
+
+class _Sweep:
+    """The connections of a loop, and the one timer that looks at them all."""
+
+    def __init__(self) -> None:
+        self.connections: set[Connection] = set()
+        loop = get_hub().loop
+        self.timer = loop.timer(TICK, repeat=TICK, ref=False)
+        self.timer.start(self._on_tick)
+
+    def _on_tick(self) -> None:
+        for connection in tuple(self.connections):
+            connection.tick()
+
+
+_sweeps: weakref.WeakKeyDictionary[object, _Sweep] = weakref.WeakKeyDictionary()
+
+
+def open_connections() -> set[Connection]:
+    """Return the open connections of the running thread's loop."""
+    hub = get_hub()
+    sweep = _sweeps.get(hub)
+    if sweep is None:
+        sweep = _sweeps[hub] = _Sweep()
+    return sweep.connections

@@ -1,0 +1,236 @@
+"""A view and its client: from the start inside the middleware chain, through the handshake, to the end.
+
+The chain waits in `begin()` while the view runs in a greenlet of its own. If the view accepts, the chain goes on with
+the 101 and is done with the request; when the server has sent the 101 it calls `opened()`, and the view goes on.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+import socket
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import gevent
+from asgiref.sync import _restore_context  # carries over what a plain copy of the context does not
+from django.core import signals
+from django.db import connections
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.backends.signals import connection_created
+from django.http import HttpRequest, HttpResponse, HttpResponseBase
+from gevent import getcurrent
+from gevent.event import AsyncResult
+
+from . import conf
+from .connection import Connection
+from .exceptions import BrokerError, HandshakeFailed, WebSocketError
+from .options import Options
+from .protocol.frames import CloseCode
+from .protocol.handshake import ClientHandshake, accept_headers, choose_subprotocol
+from .upgrade import KEY
+from .waiting import ViewGreenlet
+from .websocket import WebSocket
+
+KILL_TIMEOUT = 1.0  # seconds that a view gets for its `finally` blocks when its time for the handshake is over
+
+logger = logging.getLogger("django_websocket")
+request_logger = logging.getLogger("django.request")
+
+
+class WebSocketResponse(HttpResponse):
+    """The 101 that accepts a WebSocket; middleware and decorators see it as any other response."""
+
+    status_code = 101
+
+    def __init__(self) -> None:
+        super().__init__()
+        del self["Content-Type"]
+
+
+class HandshakeTimeout(Exception):
+    """A view neither accepted nor answered within `WEBSOCKET_HANDSHAKE_TIMEOUT`."""
+
+
+class Conversation(ViewGreenlet):
+    """The greenlet of one view, at home in the context of the request that began it."""
+
+    def __init__(
+        self,
+        request: HttpRequest,
+        handshake: ClientHandshake,
+        view: Callable[..., HttpResponseBase | None],
+        args: Sequence[Any],
+        kwargs: dict[str, Any],
+    ) -> None:
+        super().__init__()
+        self._request = request
+        self._handshake = handshake
+        self._view = view
+        self._args = args
+        self._kwargs = kwargs
+        self._options: Options = getattr(view, "websocket_options", Options())
+        self.websocket = WebSocket(request.META, WebSocketResponse(), self._accept)
+        request.META["wsgi.websocket"] = self.websocket
+        self._answer = AsyncResult()  # the response for the chain
+        self._opened = AsyncResult()  # the connection for the view
+        self._context: contextvars.Context | None = contextvars.copy_context()
+        self._shared = connections.all(initialized_only=True)
+        self._depths = {wrapper.alias: len(wrapper.atomic_blocks) for wrapper in self._shared}
+
+    # --- in the greenlet of the chain ----------------------------------------------------------------------------
+
+    def begin(self) -> HttpResponseBase:
+        """Start the view and return its answer: its response, the 101 if it accepts, or the exception it raises."""
+        for wrapper in self._shared:
+            wrapper.inc_thread_sharing()
+        self.start()
+        timeout = conf.current().handshake_timeout
+        try:
+            response: HttpResponseBase = self._answer.get(timeout=timeout)
+        except gevent.Timeout:
+            self.kill(block=True, timeout=KILL_TIMEOUT)
+            raise HandshakeTimeout(
+                f"The view neither accepted the WebSocket nor answered within {timeout} seconds; "
+                f"websocket.accept() before what takes long, or a higher WEBSOCKET_HANDSHAKE_TIMEOUT, helps."
+            ) from None
+        return response
+
+    def opened(self, sock: socket.socket, early: bytes) -> None:
+        """Let the view have its connection."""
+        connection = Connection(sock, early, self._options.limits(), discard=not self._options.receive)
+        self._opened.set(connection)
+
+    def failed(self, reason: str) -> None:
+        """Let the view know that the handshake came to nothing."""
+        self._opened.set_exception(HandshakeFailed(reason))
+
+    # --- in the greenlet of the view -----------------------------------------------------------------------------
+
+    def _run(self) -> None:  # gevent's name for what a greenlet does
+        ViewGreenlet.running.add(self)
+        try:
+            self._adopt_context()
+            try:
+                answer = self._view(self._request, *self._args, **self._kwargs)
+                if answer is None or answer is self.websocket.response:
+                    self.websocket.accept()
+                    answer = None
+            except BaseException as error:
+                self._end_with(error)
+            else:
+                self._end(answer)
+        finally:
+            self.close_all()
+            self._close_databases()
+            ViewGreenlet.running.discard(self)
+
+    def _adopt_context(self) -> None:
+        assert self._context is not None
+        _restore_context(self._context)
+        self._context = None
+        for wrapper in self._shared:
+            connections[wrapper.alias] = wrapper
+
+    def _accept(self, subprotocol: str | None) -> Connection:
+        """Have the chain answer with the 101, and wait for the connection; see `WebSocket.accept`."""
+        self._check_no_atomic("The WebSocket cannot be accepted")
+        offered = self._handshake.subprotocols
+        if subprotocol is None:
+            subprotocol = choose_subprotocol(offered, self._options.subprotocols)
+        elif subprotocol not in offered:
+            raise ValueError(f"The subprotocol {subprotocol!r} cannot be chosen: the client offered {list(offered)}")
+        response = self.websocket.response
+        for name, value in accept_headers(self._handshake.key, subprotocol).items():
+            response[name] = value
+        self._request.META[KEY].taker = self
+        self._answer.set(response)
+        connection: Connection = self._opened.get()
+        self._depths = {wrapper.alias: len(wrapper.atomic_blocks) for wrapper in self._shared}
+        self._release_databases()
+        return connection
+
+    def _end(self, answer: HttpResponseBase | None) -> None:
+        """The view has returned: `answer` counts if it had not accepted."""
+        connection = self.websocket.connection
+        if connection is None:
+            self._answer.set(answer)
+        elif not self.websocket.listening:
+            connection.close()
+
+    def _end_with(self, error: BaseException) -> None:
+        """The view has raised, whatever it was: nobody else is to notice."""
+        connection = self.websocket.connection
+        if connection is None:
+            if self._answer.ready():  # the chain went on, but the client did not get the 101
+                logger.info("%s: %s", self._path, error)
+            elif isinstance(error, Exception):
+                self._answer.set_exception(error, sys.exc_info())
+            else:
+                self._answer.set_exception(RuntimeError(f"The view ended with {error!r}"), sys.exc_info())
+        elif isinstance(error, WebSocketError):
+            connection.close()
+        elif isinstance(error, BrokerError):
+            logger.error("%s: %s", self._path, error)
+            connection.close(CloseCode.TRY_AGAIN_LATER, "try again later")
+        elif isinstance(error, gevent.GreenletExit):
+            connection.close(CloseCode.SERVICE_RESTART)
+        else:
+            signals.got_request_exception.send(sender=type(self), request=self._request)
+            request_logger.error(
+                "Error in the WebSocket view of %s",
+                self._path,
+                exc_info=error,
+                extra={"status_code": 500, "request": self._request},
+            )
+            connection.close(CloseCode.INTERNAL_ERROR, "internal error")
+
+    @property
+    def _path(self) -> str:
+        """The path for the log, where it may not begin a line of its own."""
+        return self._request.path.encode("unicode_escape").decode("ascii")
+
+    # --- databases -----------------------------------------------------------------------------------------------
+
+    databases_used = False  # since the view last waited
+
+    def before_waiting(self) -> None:
+        """Give the databases back: what waits for hours may not hold a connection. Not from inside a transaction."""
+        if self.databases_used:
+            self._check_no_atomic("A view cannot wait for a message")
+            self._release_databases()
+
+    def _check_no_atomic(self, what: str) -> None:
+        for wrapper in connections.all(initialized_only=True):
+            if len(wrapper.atomic_blocks) > self._depths.get(wrapper.alias, 0):
+                raise RuntimeError(
+                    f"{what} inside a transaction, which would stay open for as long as the client does: "
+                    f'end the atomic() block of the database "{wrapper.alias}" first.'
+                )
+
+    def _release_databases(self) -> None:
+        for wrapper in connections.all(initialized_only=True):
+            if not wrapper.in_atomic_block:
+                wrapper.close()
+        self.databases_used = False
+
+    def _close_databases(self) -> None:
+        """Give back what the view has used, unless the chain is not done with it."""
+        for wrapper in self._own_databases():
+            wrapper.close()
+
+    def _own_databases(self) -> Iterator[BaseDatabaseWrapper]:
+        accepted = self.websocket.connection is not None
+        for wrapper in connections.all(initialized_only=True):
+            if (accepted or wrapper not in self._shared) and not wrapper.in_atomic_block:
+                yield wrapper
+
+
+def _note_database(**kwargs: Any) -> None:
+    current = getcurrent()
+    if isinstance(current, Conversation):
+        current.databases_used = True
+
+
+connection_created.connect(_note_database)

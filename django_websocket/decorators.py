@@ -1,0 +1,86 @@
+"""The decorators that make a function a WebSocket view."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, cast, overload
+
+from django.core.exceptions import ImproperlyConfigured
+from django.http import HttpRequest, HttpResponseBase
+
+from .options import Options
+from .protocol.handshake import TOKEN
+from .waiting import before_waiting, wait
+from .websocket import WebSocket
+
+__all__ = ["websocket", "websocket_loop"]
+
+View = Callable[..., HttpResponseBase | None]
+F = TypeVar("F", bound=View)
+
+
+@overload
+def websocket(view: F, /) -> F: ...
+@overload
+def websocket(
+    *,
+    origins: Sequence[str] = ...,
+    subprotocols: Sequence[str] = ...,
+    max_message_size: int | None = ...,
+    receive: bool = ...,
+) -> Callable[[F], F]: ...
+def websocket(
+    view: View | None = None,
+    /,
+    *,
+    origins: Sequence[str] = (),
+    subprotocols: Sequence[str] = (),
+    max_message_size: int | None = None,
+    receive: bool = True,
+) -> Any:
+    """Give the view the client's `WebSocket` as its second argument: `view(request, websocket, ...)`.
+
+    Bare, `@websocket`, or with options: `origins` are sites beside the project's own whose pages may connect, such as
+    "https://example.com"; `subprotocols` are those that the view speaks, the preferred one first; `max_message_size`,
+    in bytes, takes the place of the setting; with `receive=False` what the client sends is read and dropped, for
+    views that only send. Any other decorator of Django may stand above it.
+    """
+    for name in subprotocols:
+        if not TOKEN.fullmatch(name):
+            raise ValueError(f"{name!r} cannot be the name of a subprotocol: it may have no spaces, commas or quotes")
+    options = Options(tuple(origins), tuple(subprotocols), max_message_size, receive)
+
+    def decorate(function: View) -> View:
+        @functools.wraps(function)
+        def wrapper(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase | None:
+            client = request.META.get("wsgi.websocket")
+            if not isinstance(client, WebSocket):
+                raise ImproperlyConfigured(
+                    f"{function.__qualname__} is a WebSocket view, but was called for an ordinary request: list it in "
+                    f"the module that WEBSOCKET_URLCONF names, not in ROOT_URLCONF."
+                )
+            answer = function(request, client, *args, **kwargs)
+            # The response is there for the decorators above, which expect one.
+            return client.response if answer is None else answer
+
+        wrapper.websocket_options = options  # type: ignore[attr-defined]
+        return wrapper
+
+    return decorate if view is None else decorate(view)
+
+
+def websocket_loop(view: F) -> F:
+    """Call `view(request, websocket, ...)` each time there is a message to `receive()`, until there will be none."""
+
+    @functools.wraps(view)
+    def loop(request: HttpRequest, client: WebSocket, *args: Any, **kwargs: Any) -> None:
+        source = client.readiness
+        while not source.closed:
+            if source.ready():
+                view(request, client, *args, **kwargs)
+            else:
+                before_waiting()
+                wait((source,))
+
+    return cast(F, websocket(loop))

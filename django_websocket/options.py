@@ -1,0 +1,25 @@
+"""What `@websocket(...)` sets for one view."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from . import conf
+from .connection import Limits
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of a WebSocket view; see `decorators.websocket` for their meaning."""
+
+    origins: tuple[str, ...] = ()
+    subprotocols: tuple[str, ...] = ()
+    max_message_size: int | None = None
+    receive: bool = True
+
+    def limits(self) -> Limits:
+        """Return the project's limits, with those that the view sets itself."""
+        limits = conf.current().limits
+        if self.max_message_size is None:
+            return limits
+        return replace(limits, max_message_size=self.max_message_size)

@@ -1,0 +1,55 @@
+"""Which sites' pages may open a WebSocket (RFC 6455, section 10.2). A browser sends the user's cookies along."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Sequence
+
+from django.http import HttpRequest
+
+from . import conf
+
+ORIGIN = re.compile(r"(https?)://([a-z0-9._-]+|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?")  # RFC 6454, section 6.2
+DEFAULT_PORTS = {"http": "80", "https": "443"}
+
+logger = logging.getLogger("django_websocket")
+
+
+def origin_is_allowed(request: HttpRequest, more: Sequence[str] = ()) -> bool:
+    """Return whether the page that sent the handshake may connect, and log it if not.
+
+    Scheme, host and port must be exactly those of the request itself, of `CSRF_TRUSTED_ORIGINS`, of
+    `WEBSOCKET_ALLOWED_ORIGINS`, or of `more`; with `DEBUG`, any port of the request's own host will do. Programs that
+    are no browsers send no origin and may connect. Raises DisallowedHost as Django does, which becomes a 400.
+    """
+    host = request.get_host()
+    origin = request.META.get("HTTP_ORIGIN")
+    if origin is None:
+        return True
+    own = f"{request.scheme}://{host}".lower()
+    settings = conf.current()
+    if origin == own or origin in settings.origins or origin in more:
+        return True
+    parts = split(origin.lower())
+    if parts is not None:
+        if parts in (split(own), *map(split, settings.origins), *map(split, more)):
+            return True
+        if settings.debug and (own_parts := split(own)) and parts[1] == own_parts[1]:
+            return True
+    logger.warning(
+        "%s: refused a page of %s; if it is yours, add it to WEBSOCKET_ALLOWED_ORIGINS (the request's own is %s)",
+        request.path.encode("unicode_escape").decode("ascii"),
+        ascii(origin),
+        own,
+    )
+    return False
+
+
+def split(origin: str) -> tuple[str, str, str] | None:
+    """Return scheme, host and port of a web origin, None for anything else."""
+    match = ORIGIN.fullmatch(origin)
+    if match is None:
+        return None
+    scheme, host, port = match.groups()
+    return scheme, host, port or DEFAULT_PORTS[scheme]

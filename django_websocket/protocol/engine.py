@@ -1,0 +1,360 @@
+"""One end of an open WebSocket connection: bytes of the peer in, messages and events out (RFC 6455, section 5).
+
+    engine = Engine(Role.SERVER)
+    for event in engine.receive(data):   # what asks for an answer: Ping, Pong, Close, Failure
+        ...
+    while engine.messages:               # str for text, bytes for binary
+        print(engine.messages.popleft())
+
+The engine never raises for what a peer sends: a violation is a `Failure`, and the engine takes nothing after it.
+"""
+
+from __future__ import annotations
+
+import codecs
+import os
+from collections import deque
+from collections.abc import Sequence
+from enum import Enum
+from typing import NamedTuple
+
+from .frames import (
+    MAX_CONTROL_PAYLOAD,
+    CloseCode,
+    Opcode,
+    apply_mask,
+    encode_close,
+    encode_frame,
+    encode_message,
+    is_close_code,
+)
+
+MAX_MESSAGE_SIZE = 1024 * 1024  # bytes
+MAX_QUEUED_MESSAGES = 16
+MAX_QUEUED_BYTES = 1024 * 1024
+MIN_FRAGMENT_SIZE = 16  # bytes; on average, in a message of many fragments, or it is refused as a flood
+MAX_SHORT_FRAGMENTS = 1024  # that no average is asked of
+UTF8 = codecs.getincrementaldecoder("utf-8")
+
+
+class Role(Enum):
+    """Which end of the connection the engine is: a client masks its frames, a server does not (section 5.1)."""
+
+    SERVER = "server"
+    CLIENT = "client"
+
+
+class Ping(NamedTuple):
+    """The peer asks for a pong with the same payload (section 5.5.2)."""
+
+    payload: bytes
+
+
+class Pong(NamedTuple):
+    """The peer answers a ping, or shows that it is there (section 5.5.3)."""
+
+    payload: bytes
+
+
+class Close(NamedTuple):
+    """The peer's close frame (section 5.5.1); `code` is 1005 where it carries none. Nothing follows it."""
+
+    code: int
+    reason: str
+
+
+class Failure(NamedTuple):
+    """The peer broke the protocol: the connection is to be closed with `code`, and nothing more is read."""
+
+    code: int
+    reason: str
+
+
+Event = Ping | Pong | Close | Failure
+NO_EVENTS: Sequence[Event] = ()
+
+
+class _Violation(Exception):
+    """Carries the facts of a `Failure` from where it is found to `Engine.receive`; never leaves this module."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        self.code = code
+        self.reason = reason
+
+
+class Engine:
+    """The protocol's state for one connection.
+
+    Arguments: the `role` of this end; `max_message_size`, the bytes that one message may have in all its fragments;
+    `max_queued_messages` and `max_queued_bytes`, how much may wait in `messages` before parsing stops.
+
+    `messages` holds the complete messages, `str` or `bytes`, oldest first; the user takes them from its left.
+    `paused` is true while bytes are kept that were not parsed because `messages` was full: take messages, then call
+    `receive(b"")` to go on. Whoever respects it holds no more than the limits and what one `receive` was given.
+    """
+
+    __slots__ = (
+        "_close_sent",
+        "_data",
+        "_done",
+        "_fin",
+        "_fragments",
+        "_mask",
+        "_mask_bit",
+        "_masks",
+        "_message",
+        "_missing",
+        "_opcode",
+        "_queued",
+        "_utf8",
+        "max_message_size",
+        "max_queued_bytes",
+        "max_queued_messages",
+        "messages",
+        "paused",
+    )
+
+    def __init__(
+        self,
+        role: Role,
+        *,
+        max_message_size: int = MAX_MESSAGE_SIZE,
+        max_queued_messages: int = MAX_QUEUED_MESSAGES,
+        max_queued_bytes: int = MAX_QUEUED_BYTES,
+    ) -> None:
+        self.max_message_size = max_message_size
+        self.max_queued_messages = max_queued_messages
+        self.max_queued_bytes = max_queued_bytes
+        self.messages: deque[str | bytes] = deque()
+        self.paused = False
+        self._masks = role is Role.CLIENT  # whether what this end sends is masked
+        self._mask_bit = 0x80 if role is Role.SERVER else 0  # what the second byte of the peer's frames must have
+        self._data = b""  # received and not parsed: an incomplete header or control frame; more while paused
+        self._queued = 0  # bytes put into `messages` since it was last empty
+        self._opcode: int | None = None  # of the message that arrives in pieces
+        self._message: bytearray | None = None  # what has arrived of it
+        self._utf8: codecs.IncrementalDecoder | None = None  # validates it, if it is text
+        self._fragments = 0  # of it
+        self._missing = 0  # bytes of payload still to come for the frame being read
+        self._mask = b""  # of that frame, turned to where its payload goes on
+        self._fin = True  # whether that frame ends its message
+        self._close_sent = False
+        self._done = False  # after the peer's close frame, its failure, or the end of its bytes
+
+    # --- what the peer sent -------------------------------------------------------------------------------------
+
+    def receive(self, data: bytes) -> Sequence[Event]:
+        """Take bytes as they came from the peer, cut in whatever pieces, and return the events that they hold.
+
+        Messages go to `messages`. Whatever comes after a `Close` or `Failure` is dropped.
+        """
+        if self._done:
+            return NO_EVENTS
+        if self._data:
+            data = self._data + data
+            self._data = b""
+        messages = self.messages
+        if not messages:
+            self._queued = 0
+        self.paused = False
+        events: list[Event] = []
+        mask_bit = self._mask_bit
+        head = 6 if mask_bit else 2  # bytes of the header of a short frame
+        room = self.max_queued_messages - len(messages)
+        at = 0
+        end = len(data)
+        try:
+            while at < end:
+                if self._missing:
+                    at = self._go_on(data, at)
+                    room = self.max_queued_messages - len(messages)
+                    continue
+                if room <= 0 or (self._queued >= self.max_queued_bytes and messages):
+                    self.paused = True
+                    break
+                if end - at < 2:
+                    break
+                # The common case, a short and whole message, decided by a few comparisons and without a call.
+                first = data[at]
+                size = data[at + 1] ^ mask_bit  # 128 or more if the mask bit is wrong
+                if size < 126 and (first == 0x81 or first == 0x82) and self._opcode is None:
+                    body = at + head
+                    after = body + size
+                    if after <= end:
+                        payload = data[body:after]
+                        if mask_bit:
+                            payload = apply_mask(payload, data[at + 2 : body])
+                        messages.append(payload.decode() if first == 0x81 else payload)
+                        self._queued += size
+                        room -= 1
+                        at = after
+                        continue
+                went = self._begin(data, at, end, events)
+                if went < 0:
+                    break
+                at = went
+                room = self.max_queued_messages - len(messages)
+        except UnicodeDecodeError:
+            self._fail(events, CloseCode.INVALID_DATA, "text is not UTF-8")  # section 8.1
+        except _Violation as violation:
+            self._fail(events, violation.code, violation.reason)
+        if not self._done and at < end:
+            self._data = data[at:]
+        return events
+
+    def _begin(self, data: bytes, at: int, end: int, events: list[Event]) -> int:
+        """Read the header of the frame at `at`, and the frame if it is whole.
+
+        Returns where to go on, or -1 as long as more bytes are needed. Each rule is applied as soon as its bytes are
+        there: nobody need send a payload to learn that its header is wrong.
+        """
+        first = data[at]
+        size = data[at + 1] ^ self._mask_bit
+        opcode = first & 0x0F
+        fin = first >= 0x80
+        if first & 0x70:
+            raise _Violation(CloseCode.PROTOCOL_ERROR, "a reserved bit is set")  # section 5.2
+        if size > 127:
+            raise _Violation(
+                CloseCode.PROTOCOL_ERROR, "a frame is not masked" if self._mask_bit else "a frame is masked"
+            )  # section 5.1
+        if 2 < opcode < 8 or opcode > 10:
+            raise _Violation(CloseCode.PROTOCOL_ERROR, f"opcode {opcode} is reserved")  # section 5.2
+        if opcode >= 8:  # section 5.5
+            if not fin:
+                raise _Violation(CloseCode.PROTOCOL_ERROR, "a control frame is fragmented")
+            if size > MAX_CONTROL_PAYLOAD:
+                raise _Violation(CloseCode.PROTOCOL_ERROR, "a control frame is longer than 125 bytes")
+        elif opcode == Opcode.CONTINUATION:  # section 5.4
+            if self._opcode is None:
+                raise _Violation(CloseCode.PROTOCOL_ERROR, "a continuation frame continues nothing")
+        elif self._opcode is not None:
+            raise _Violation(CloseCode.PROTOCOL_ERROR, "a message begins inside another")
+        body = at + 2
+        if size > 125:  # section 5.2, payload length
+            shorter, after_length = (126, body + 2) if size == 126 else (65536, body + 8)
+            if after_length > end:
+                return -1
+            size = int.from_bytes(data[body:after_length], "big")
+            if size >> 63:
+                raise _Violation(CloseCode.PROTOCOL_ERROR, "a length has its highest bit set")
+            if size < shorter:
+                raise _Violation(CloseCode.PROTOCOL_ERROR, "a length is not in its shortest form")
+            body = after_length
+        if opcode < 8 and size + (len(self._message) if self._message is not None else 0) > self.max_message_size:
+            raise _Violation(CloseCode.MESSAGE_TOO_BIG, f"a message is larger than {self.max_message_size} bytes")
+        mask = b""
+        if self._mask_bit:
+            body += 4
+            if body > end:
+                return -1
+            mask = data[body - 4 : body]
+        after = body + size
+        if opcode >= 8:
+            if after > end:
+                return -1
+            self._control(opcode, apply_mask(data[body:after], mask) if mask else data[body:after], events)
+            return end if self._done else after
+        if fin and opcode and after <= end:
+            payload = apply_mask(memoryview(data)[body:after], mask) if mask else data[body:after]
+            self.messages.append(payload.decode() if opcode == Opcode.TEXT else payload)
+            self._queued += size
+            return after
+        if opcode:
+            self._opcode = opcode
+            self._message = bytearray()
+            self._utf8 = UTF8() if opcode == Opcode.TEXT else None
+        self._fragments += 1
+        if self._fragments > self.max_message_size // MIN_FRAGMENT_SIZE + MAX_SHORT_FRAGMENTS:
+            raise _Violation(CloseCode.MESSAGE_TOO_BIG, "a message has too many fragments")
+        self._mask = mask
+        self._missing = size
+        self._fin = fin
+        if fin and not size:
+            self._finish()
+        return body
+
+    def _go_on(self, data: bytes, at: int) -> int:
+        """Take what has come of the payload of a frame, and return where it ends.
+
+        A frame that does not come at once is unmasked and validated piece by piece: no byte is looked at twice.
+        """
+        assert self._message is not None
+        piece = data[at : at + self._missing]
+        size = len(piece)
+        if self._mask_bit:
+            piece = apply_mask(piece, self._mask)
+            turn = size & 3
+            self._mask = self._mask[turn:] + self._mask[:turn]
+        if self._utf8 is not None:
+            self._utf8.decode(piece)
+        self._message += piece
+        self._missing -= size
+        if self._fin and not self._missing:
+            self._finish()
+        return at + size
+
+    def _finish(self) -> None:
+        """Hand out the message whose last fragment is there."""
+        message = self._message
+        assert message is not None
+        if self._utf8 is not None:
+            self._utf8.decode(b"", True)
+            self.messages.append(message.decode())
+        else:
+            self.messages.append(bytes(message))
+        self._queued += len(message)
+        self._forget()
+
+    def _forget(self) -> None:
+        self._opcode = self._message = self._utf8 = None
+        self._fragments = self._missing = 0
+
+    def _control(self, opcode: int, payload: bytes, events: list[Event]) -> None:
+        if opcode == Opcode.PING:
+            events.append(Ping(payload))
+        elif opcode == Opcode.PONG:
+            events.append(Pong(payload))
+        else:  # sections 5.5.1 and 7.1.5
+            code: int = CloseCode.NO_STATUS
+            if payload:
+                if len(payload) < 2:
+                    raise _Violation(CloseCode.PROTOCOL_ERROR, "a close frame has one byte")
+                code = int.from_bytes(payload[:2], "big")
+                if not is_close_code(code):
+                    raise _Violation(CloseCode.PROTOCOL_ERROR, f"a close frame has the code {code}")
+            events.append(Close(code, payload[2:].decode()))
+            self._stop()
+
+    def _fail(self, events: list[Event], code: int, reason: str) -> None:
+        events.append(Failure(code, reason))
+        self._stop()
+
+    def _stop(self) -> None:
+        self._done = True
+        self._forget()
+
+    # --- what this end sends ------------------------------------------------------------------------------------
+
+    def send(self, message: str | bytes) -> bytes:
+        """Return the frame of a whole message: text for `str`, binary for bytes (section 5.6)."""
+        if not self._masks:
+            return encode_message(message)
+        if isinstance(message, str):
+            return self.frame(Opcode.TEXT, message.encode())
+        return self.frame(Opcode.BINARY, message)
+
+    def frame(self, opcode: int, payload: bytes = b"", *, fin: bool = True) -> bytes:
+        """Return any frame, masked if this end is the client: a ping, a pong, a fragment (section 5.2)."""
+        return encode_frame(opcode, payload, fin=fin, mask=os.urandom(4) if self._masks else None)
+
+    def close(self, code: int = CloseCode.NORMAL, reason: str = "") -> bytes:
+        """Return the close frame (section 5.5.1), or nothing if it was sent before: there is one for each end.
+
+        1005 stands for a frame without a code. Raises ValueError for a code that may not be sent.
+        """
+        payload = encode_close(code, reason)
+        if self._close_sent:
+            return b""
+        self._close_sent = True
+        return self.frame(Opcode.CLOSE, payload)

@@ -1,0 +1,146 @@
+"""The opening handshake, for servers and clients (RFC 6455, section 4), as headers in and headers out."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import os
+import re
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+VERSION = "13"
+TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110, section 5.6.2
+
+
+class HandshakeError(Exception):
+    """The request is no valid opening handshake; the attributes are the HTTP response that says so.
+
+    `status` is the HTTP status code, `reason` a sentence for the body, `headers` what else the response must carry.
+    """
+
+    def __init__(self, status: int, reason: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(status, reason)
+        self.status = status
+        self.reason = reason
+        self.headers = dict(headers or {})
+
+    def __str__(self) -> str:
+        return f"{self.status}: {self.reason}"
+
+
+class ClientHandshake(NamedTuple):
+    """What a valid opening handshake asks for: `key` as sent, and the subprotocols in the client's order."""
+
+    key: str
+    subprotocols: Sequence[str]
+
+
+def is_upgrade(upgrade: str) -> bool:
+    """Whether the value of an `Upgrade` header asks for a WebSocket (RFC 9110, section 7.8)."""
+    return "websocket" in (token.lower() for token in tokens(upgrade))
+
+
+def upgrade_required() -> HandshakeError:
+    """Return the refusal of a request that is no upgrade (RFC 9110, section 15.5.22)."""
+    return HandshakeError(
+        426,
+        "This address serves WebSockets: connect to it with a WebSocket client.",
+        {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": VERSION},
+    )
+
+
+def check_request(method: str, http_version: str, headers: Mapping[str, str]) -> ClientHandshake:
+    """Check the opening handshake of a client (section 4.2.1) and return what it asks for.
+
+    `http_version` is the protocol of the request line, such as "HTTP/1.1"; the names in `headers` are in lower case,
+    repeated headers joined with commas. Raises `HandshakeError` with the response that the request deserves.
+    """
+    if not is_upgrade(headers.get("upgrade", "")):
+        raise upgrade_required()
+    if http_version != "HTTP/1.1":
+        raise HandshakeError(400, "A WebSocket handshake takes HTTP/1.1.")
+    if method != "GET":
+        raise HandshakeError(405, "A WebSocket handshake is a GET request.", {"Allow": "GET"})
+    if "upgrade" not in (token.lower() for token in tokens(headers.get("connection", ""))):
+        raise HandshakeError(400, 'The header "Connection: Upgrade" is missing; a proxy may have taken it away.')
+    if headers.get("content-length", "0").strip() != "0" or "transfer-encoding" in headers:
+        raise HandshakeError(400, "A WebSocket handshake has no body.")
+    version = headers.get("sec-websocket-version", "").strip()
+    if version != VERSION:
+        raise HandshakeError(426, f"Only WebSocket version {VERSION} is spoken here.", upgrade_required().headers)
+    key = headers.get("sec-websocket-key", "").strip()
+    if not is_key(key):
+        raise HandshakeError(400, "Sec-WebSocket-Key must be 16 bytes in base64.")
+    subprotocols = tokens(headers.get("sec-websocket-protocol", ""))
+    if len(set(subprotocols)) != len(subprotocols) or not all(map(TOKEN.fullmatch, subprotocols)):
+        raise HandshakeError(400, "Sec-WebSocket-Protocol must be a list of different tokens.")
+    return ClientHandshake(key, subprotocols)
+
+
+def tokens(value: str) -> list[str]:
+    """Return the members of a comma-separated header value, without the empty ones (RFC 9110, section 5.6.1)."""
+    return [token for token in (part.strip(" \t") for part in value.split(",")) if token]
+
+
+def is_key(key: str) -> bool:
+    try:
+        return len(key) == 24 and len(base64.b64decode(key, validate=True)) == 16
+    except (binascii.Error, ValueError):  # ValueError: a character that is not ASCII
+        return False
+
+
+def accept_value(key: str) -> str:
+    """Return the `Sec-WebSocket-Accept` that answers `key` (section 4.2.2)."""
+    return base64.b64encode(hashlib.sha1(key.encode() + GUID, usedforsecurity=False).digest()).decode()
+
+
+def accept_headers(key: str, subprotocol: str | None = None) -> dict[str, str]:
+    """Return the headers of the 101 that accepts a handshake (section 4.2.2)."""
+    headers = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Accept": accept_value(key)}
+    if subprotocol is not None:
+        headers["Sec-WebSocket-Protocol"] = subprotocol
+    return headers
+
+
+def choose_subprotocol(offered: Sequence[str], supported: Sequence[str]) -> str | None:
+    """Return the first of the server's `supported` subprotocols that the client offered, else None."""
+    return next((name for name in supported if name in offered), None)
+
+
+class ClientRequest:
+    """The client's side of the handshake (section 4.1): the request as bytes, and the check of what comes back."""
+
+    def __init__(self, host: str, path: str = "/", headers: Mapping[str, str] | None = None) -> None:
+        self.key = base64.b64encode(os.urandom(16)).decode()
+        self.subprotocols = tokens((headers or {}).get("Sec-WebSocket-Protocol", ""))
+        lines = [
+            f"GET {path} HTTP/1.1",
+            f"Host: {host}",
+            "Upgrade: websocket",
+            "Connection: Upgrade",
+            f"Sec-WebSocket-Key: {self.key}",
+            f"Sec-WebSocket-Version: {VERSION}",
+            *(f"{name}: {value}" for name, value in (headers or {}).items()),
+        ]
+        self.data = "\r\n".join([*lines, "", ""]).encode("latin-1")
+
+    def check_response(self, status: int, headers: Mapping[str, str]) -> str | None:
+        """Return the subprotocol that the server chose, if any; names in `headers` are in lower case.
+
+        Raises `HandshakeError` with the server's status if it did not accept, or not properly.
+        """
+        if status != 101:
+            raise HandshakeError(status, "The server did not switch protocols.")
+        if not is_upgrade(headers.get("upgrade", "")) or headers.get("connection", "").lower() != "upgrade":
+            raise HandshakeError(status, "The server switched to something else.")
+        if headers.get("sec-websocket-accept") != accept_value(self.key):
+            raise HandshakeError(status, "Sec-WebSocket-Accept does not answer the key.")
+        if "sec-websocket-extensions" in headers:
+            raise HandshakeError(status, "The server uses an extension that was not offered.")
+        subprotocol = headers.get("sec-websocket-protocol")
+        if subprotocol is not None and subprotocol not in self.subprotocols:
+            raise HandshakeError(status, "The server chose a subprotocol that was not offered.")
+        return subprotocol

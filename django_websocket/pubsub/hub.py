@@ -1,0 +1,259 @@
+"""The subscriptions of a process: one subscriber connection for all, and each message handed to whom it concerns."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Protocol
+
+import gevent
+from gevent.event import AsyncResult
+
+from django_websocket.connection import Connection
+from django_websocket.exceptions import BrokerError, MessagesMissed
+from django_websocket.protocol.frames import CloseCode, encode_message
+from django_websocket.waiting import Readable, before_waiting, wait
+
+from .broker import Broker, from_wire
+
+SLICE = 500  # members that get a message before other greenlets get their turn
+OVERHEAD = 100  # bytes that a waiting message costs beside its own
+
+logger = logging.getLogger("django_websocket")
+
+
+class Publication:
+    """Messages of one channel that arrived together; decoded once, and encoded once for all receivers."""
+
+    def __init__(self, channel: str, payloads: Sequence[bytes]) -> None:
+        self.messages: list[str | bytes] = []
+        for payload in payloads:
+            try:
+                self.messages.append(from_wire(payload))
+            except UnicodeDecodeError:
+                logger.warning(
+                    "Dropped a message on channel %r: it is neither UTF-8 nor marked as binary by a first byte FF",
+                    channel,
+                )
+
+    @cached_property
+    def frames(self) -> bytes:
+        """The messages as a client gets them."""
+        return b"".join(map(encode_message, self.messages))
+
+
+class Member(Protocol):
+    """Who has joined channels."""
+
+    def deliver(self, publication: Publication) -> None:
+        """Take messages; must neither wait nor raise."""
+
+    def missed(self) -> None:
+        """Take note that messages may have been lost; must neither wait nor raise."""
+
+
+class Channel:
+    """Who has joined a channel, in that order, and whether the broker knows."""
+
+    def __init__(self) -> None:
+        self.members: dict[Member, None] = {}
+        self.joined = AsyncResult()
+
+
+class Hub:
+    """The members of all channels, on one loop; asks the broker for a channel while it has members."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._channels: dict[str, Channel] = {}
+        self._subscriber = broker.subscriber(self)
+
+    def join(self, member: Member, names: Sequence[str]) -> None:
+        """Have `member` get what is published to the channels; returns when that is in force, or raises BrokerError."""
+        new = [name for name in dict.fromkeys(names) if name not in self._channels]
+        for name in new:
+            self._channels[name] = Channel()
+        channels = [self._channels[name] for name in names]
+        for channel in channels:
+            channel.members[member] = None
+        try:
+            if new:
+                self._ask_for(new)
+            for channel in channels:
+                channel.joined.get()
+        except BaseException:
+            self.leave(member, names)
+            raise
+
+    def _ask_for(self, names: Sequence[str]) -> None:
+        channels = [self._channels[name] for name in names]
+        try:
+            self._subscriber.subscribe(names)
+        except BaseException as error:
+            if not isinstance(error, BrokerError):  # somebody ended this greenlet: no reason for others to end
+                error = BrokerError("The subscription was interrupted: subscribe again")
+            # Whoever joined meanwhile gets the error too, and who comes later a new attempt.
+            for name, channel in zip(names, channels, strict=True):
+                channel.joined.set_exception(error)
+                if self._channels.get(name) is channel:
+                    del self._channels[name]
+            self._subscriber.unsubscribe(names)
+            raise
+        for channel in channels:
+            channel.joined.set(None)
+
+    def leave(self, member: Member, names: Sequence[str]) -> None:
+        """Have `member` get nothing more from the channels. Never waits."""
+        empty = []
+        for name in names:
+            channel = self._channels.get(name)
+            if channel is not None and member in channel.members:
+                del channel.members[member]
+                if not channel.members:
+                    del self._channels[name]
+                    empty.append(name)
+        if empty:
+            self._subscriber.unsubscribe(empty)
+
+    def deliver(self, batch: Sequence[tuple[str, bytes]]) -> None:
+        """Hand out messages as they arrived together. Order is kept for each channel."""
+        payloads: dict[str, list[bytes]] = {}
+        for name, payload in batch:
+            payloads.setdefault(name, []).append(payload)
+        for name, of_channel in payloads.items():
+            channel = self._channels.get(name)
+            if channel is None:
+                continue  # it was left while the message was on its way
+            publication = Publication(name, of_channel)
+            if not publication.messages:
+                continue
+            for number, member in enumerate(tuple(channel.members), 1):
+                member.deliver(publication)
+                if not number % SLICE:
+                    gevent.sleep(0)
+
+    def missed(self, names: Sequence[str]) -> None:
+        """Tell the members of the channels, each once, that messages may have been lost."""
+        channels = [self._channels[name] for name in names if name in self._channels]
+        for member in dict.fromkeys(member for channel in channels for member in channel.members):
+            member.missed()
+
+
+class Forwarding:
+    """What is published to `channels` goes to the client of `connection`, as it is, until `close()`.
+
+    Without a greenlet: the hub pushes. A client that missed messages is closed with 1012, so that it comes again.
+    """
+
+    def __init__(self, hub: Hub, connection: Connection, channels: Sequence[str]) -> None:
+        self._hub = hub
+        self._connection = connection
+        self.channels = channels
+        connection.on_end.append(self.close)
+        try:
+            hub.join(self, channels)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Forwarding:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End it; without effect if it has ended."""
+        self._hub.leave(self, self.channels)
+        if self.close in self._connection.on_end:
+            self._connection.on_end.remove(self.close)
+
+    def deliver(self, publication: Publication) -> None:
+        """Send the messages to the client."""
+        self._connection.push(publication.frames)
+
+    def missed(self) -> None:
+        """Send the client away, to come again and begin anew."""
+        self._connection.close(CloseCode.SERVICE_RESTART, "messages may have been missed")
+
+
+class Subscription(Readable):
+    """What is published to `channels`, for the view to take; a context manager, and an iterator over the messages.
+
+    For `select()`, it is ready exactly when `get()` would return at once.
+    """
+
+    __slots__ = ("__weakref__", "_closed", "_hub", "_limit", "_missed", "_queue", "_size", "channels")
+
+    def __init__(self, hub: Hub, channels: Sequence[str], limit: int) -> None:
+        super().__init__()
+        self._hub = hub
+        self.channels = channels
+        self._limit = limit  # bytes that may wait
+        self._queue: deque[str | bytes] = deque()
+        self._size = 0
+        self._missed = False
+        self._closed = False
+        hub.join(self, channels)
+
+    def __enter__(self) -> Subscription:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def __iter__(self) -> Iterator[str | bytes]:
+        return iter(self.get, None)
+
+    def get(self, timeout: float | None = None) -> str | bytes | None:
+        """Return the next message, `str` or `bytes`; None when the subscription was closed.
+
+        Waits for it, without holding a database connection meanwhile; for at most `timeout` seconds, after which it
+        raises TimeoutError. Raises `MessagesMissed` once after the broker was away, or when too many messages had
+        piled up here, and goes on with the next call; RuntimeError inside an `atomic()` block that the view entered.
+        """
+        while not self.ready():
+            before_waiting()
+            if not wait((self,), timeout):
+                raise TimeoutError(f"no message came within {timeout} seconds")
+        try:
+            if self._missed:
+                self._missed = False
+                raise MessagesMissed("Messages may have been missed: fetch the present state from where it is stored.")
+            if not self._queue:
+                return None
+            message = self._queue.popleft()
+            self._size -= len(message) + OVERHEAD
+            return message
+        finally:
+            if self._signal is not None:
+                self._signal.set(self.ready())
+
+    def ready(self) -> bool:
+        """Whether `get()` would return at once."""
+        return bool(self._queue) or self._missed or self._closed
+
+    def close(self) -> None:
+        """End the subscription; without effect if it has ended."""
+        if not self._closed:
+            self._closed = True
+            self._queue.clear()
+            self._hub.leave(self, self.channels)
+            self._changed()
+            self._close_fileno()
+
+    def deliver(self, publication: Publication) -> None:
+        """Keep the messages until the view takes them; if they become too many, it is told that it missed some."""
+        self._queue.extend(publication.messages)
+        self._size += sum(map(len, publication.messages)) + OVERHEAD * len(publication.messages)
+        if self._size > self._limit:
+            self._queue.clear()
+            self._size = 0
+            self._missed = True
+        self._changed()
+
+    def missed(self) -> None:
+        """Have the next `get()` raise `MessagesMissed`."""
+        self._missed = True
+        self._changed()

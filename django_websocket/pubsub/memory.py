@@ -1,0 +1,82 @@
+"""`memory://`: publish/subscribe within one process, for development, tests and small sites."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Sequence
+
+import gevent
+from gevent import getcurrent
+from gevent.hub import get_hub
+
+from .broker import Listener
+
+MAX_PENDING = 1024  # messages that a greenlet may publish before it lets the loop deliver them
+
+logger = logging.getLogger("django_websocket")
+
+
+class MemoryBroker:
+    """Hands what is published in a process to the subscribers of the same process."""
+
+    def __init__(self, url: str = "memory://") -> None:
+        self._subscriber: MemorySubscriber | None = None
+        self._warned = False
+
+    def publish(self, channel: str, payload: bytes) -> None:
+        """Deliver soon, in the thread of the loop that serves the subscribers."""
+        if self._subscriber is not None:
+            self._subscriber.take(channel, payload)
+        elif not self._warned:
+            self._warned = True
+            logger.warning(
+                "Something was published to memory://, which does not leave the process, in one where nobody has "
+                "subscribed. If your WebSockets are served by another process, set WEBSOCKET_BROKER to a Redis URL."
+            )
+
+    def subscriber(self, listener: Listener) -> MemorySubscriber:
+        """Return the process's subscriber."""
+        if self._subscriber is None:
+            self._subscriber = MemorySubscriber(listener)
+        return self._subscriber
+
+
+class MemorySubscriber:
+    """Brings the listener what was published, in the thread of the loop in which it was made."""
+
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
+        self._pending: deque[tuple[str, bytes]] = deque()
+        self._hub = get_hub()
+        self._thread = threading.get_native_id()
+        self._delivering = False
+
+    def subscribe(self, channels: Sequence[str]) -> None:
+        """Nothing to do: everything that is published comes here."""
+
+    def unsubscribe(self, channels: Sequence[str]) -> None:
+        """Nothing to do; the listener drops what nobody wants."""
+
+    def take(self, channel: str, payload: bytes) -> None:
+        """Take what was published, from any thread."""
+        self._pending.append((channel, payload))
+        if threading.get_native_id() != self._thread:
+            self._hub.loop.run_callback_threadsafe(self._wake)
+            return
+        self._wake()
+        if len(self._pending) > MAX_PENDING and getcurrent() is not self._hub:
+            gevent.sleep(0)
+
+    def _wake(self) -> None:
+        if not self._delivering:
+            self._delivering = True
+            gevent.spawn(self._deliver)
+
+    def _deliver(self) -> None:
+        try:
+            while self._pending:
+                self._listener.deliver([self._pending.popleft() for _ in range(len(self._pending))])
+        finally:
+            self._delivering = False

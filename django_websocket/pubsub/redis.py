@@ -1,0 +1,261 @@
+"""`redis://`, `rediss://` and `unix://`: publish/subscribe through Redis.
+
+Publishing goes through redis-py. The subscriber has a bare connection of its own, which hiredis reads where it is
+installed: redis-py's own way to read a subscription would cost as much as encoding and sending a message, and it
+reconnects silently, while here everybody who may have missed a message is told.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+import gevent
+import redis
+from gevent.event import AsyncResult
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from django_websocket.exceptions import BrokerError
+
+from .broker import Listener
+
+try:
+    from hiredis import Reader
+except ImportError:  # the extra "speed"
+    Reader = None
+
+TIMEOUT = 5.0  # seconds for one call of Redis: connecting, publishing, subscribing
+PING_INTERVAL = 3.0  # seconds of silence after which the subscriber asks whether Redis is there, and gives it as many
+PUBLISHERS = 16  # connections at most on which a process publishes
+FIRST_DELAY, LONGEST_DELAY = 0.05, 2.0  # seconds between two attempts to connect; jittered
+
+logger = logging.getLogger("django_websocket")
+
+
+class RedisBroker:
+    """Redis at `url`, in the form that redis-py takes; `?prefix=` is put before the names of channels."""
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        options = dict(parse_qsl(parts.query))
+        self.prefix = options.pop("prefix", "")
+        self.place = f"{parts.scheme}://{parts.hostname or 'localhost'}:{parts.port or 6379}"
+        if parts.scheme == "unix":
+            self.place = f"unix://{parts.path}"
+        self._pool = redis.BlockingConnectionPool.from_url(
+            urlunsplit(parts._replace(query=urlencode(options))),
+            max_connections=PUBLISHERS,
+            timeout=TIMEOUT,
+            socket_timeout=TIMEOUT,
+            socket_connect_timeout=TIMEOUT,
+            retry=Retry(NoBackoff(), 0),  # a publish whose reply was lost may have been delivered
+            protocol=2,
+        )
+        self._client = redis.Redis(connection_pool=self._pool)
+
+    def publish(self, channel: str, payload: bytes) -> None:
+        """Publish once, and wait for Redis to say so."""
+        try:
+            self._client.publish(self.prefix + channel, payload)
+        except (redis.RedisError, OSError) as error:
+            raise self.error(error) from error
+
+    def subscriber(self, listener: Listener) -> RedisSubscriber:
+        """Return a subscriber, which connects when it has something to subscribe to."""
+        return RedisSubscriber(self, listener)
+
+    def connect(self) -> redis.Connection:
+        """Return a connection of its own, outside the pool of those that publish."""
+        connection: redis.Connection = self._pool.connection_class(**self._pool.connection_kwargs)
+        connection.connect()
+        return connection
+
+    def error(self, cause: BaseException) -> BrokerError:
+        """Return the error that tells a developer what to do about `cause`."""
+        return BrokerError(
+            f"Redis at {self.place} cannot be used: {cause}. Start it, or have WEBSOCKET_BROKER name the right one."
+        )
+
+
+class RedisSubscriber:
+    """The one connection on which a process is subscribed; a greenlet reads it while there is a channel to receive."""
+
+    def __init__(self, broker: RedisBroker, listener: Listener) -> None:
+        self._broker = broker
+        self._listener = listener
+        self._channels: dict[str, None] = {}  # that are to be received
+        self._pending: dict[str, deque[AsyncResult]] = {}  # who waits for the replies to SUBSCRIBE, in their order
+        self._connection: redis.Connection | None = None
+        self._commands: deque[Any] = deque()  # that wait to be sent
+        self._running = False
+        self._writing = False
+        self._resubscribing: set[str] = set()  # after an outage: channels without a reply
+        self._missed: list[str] = []  # and those whose subscribers are to be told
+
+    def subscribe(self, channels: Sequence[str]) -> None:
+        """Subscribe, and wait for the replies."""
+        replies = []
+        for channel in channels:
+            self._channels[channel] = None
+            reply = AsyncResult()
+            self._pending.setdefault(channel, deque()).append(reply)
+            replies.append(reply)
+        if self._connection is not None:
+            self._send("SUBSCRIBE", channels)
+        elif not self._running:
+            self._running = True
+            gevent.spawn(self._run)
+        with gevent.Timeout(TIMEOUT, self._broker.error(TimeoutError(f"no reply within {TIMEOUT} seconds"))):
+            for reply in replies:
+                reply.get()
+
+    def unsubscribe(self, channels: Sequence[str]) -> None:
+        """Unsubscribe; the reply does not matter."""
+        for channel in channels:
+            self._channels.pop(channel, None)
+        if self._connection is not None:
+            self._send("UNSUBSCRIBE", channels)
+
+    # --- the connection ------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        """Keep a connection, from the first subscription on, until it fails while there is nothing to receive."""
+        delay = FIRST_DELAY
+        lost = False
+        while True:
+            try:
+                self._connection = self._broker.connect()
+                if lost:
+                    logger.warning("Redis at %s is back", self._broker.place)
+                delay = FIRST_DELAY
+                self._begin(lost)
+                self._read(self._connection)
+            except (redis.RedisError, OSError) as error:
+                if not lost:
+                    logger.error("%s", self._broker.error(error))
+                self._disconnect(error)
+            except Exception as error:
+                logger.exception("The subscriber of Redis at %s failed, and connects anew", self._broker.place)
+                self._disconnect(error)
+            lost = bool(self._channels)
+            if not lost:
+                self._running = False
+                return
+            gevent.sleep(delay * random.uniform(0.5, 1.5))
+            delay = min(delay * 2, LONGEST_DELAY)
+
+    def _begin(self, lost: bool) -> None:
+        """Subscribe to everything on a new connection."""
+        channels = list(self._channels)
+        if lost:
+            self._resubscribing = set(channels)
+            self._missed = channels
+        if channels:
+            self._send("SUBSCRIBE", channels)
+
+    def _disconnect(self, error: BaseException) -> None:
+        """Drop the connection, and tell those who wait for a reply; their channels are not received then."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.disconnect()
+        self._commands.clear()
+        pending, self._pending = self._pending, {}
+        for channel, replies in pending.items():
+            self._channels.pop(channel, None)
+            for reply in replies:
+                reply.set_exception(self._broker.error(error))
+
+    def _send(self, name: str, channels: Sequence[str]) -> None:
+        """Send a command without waiting, behind those that are being sent."""
+        self._commands.append((name, *(self._broker.prefix + channel for channel in channels)))
+        if not self._writing:
+            self._writing = True
+            gevent.spawn(self._write)
+
+    def _write(self) -> None:
+        try:
+            while self._commands and self._connection is not None:
+                command = self._commands.popleft()
+                self._connection.send_packed_command(self._connection.pack_command(*command), check_health=False)
+        except (redis.RedisError, OSError) as error:
+            logger.debug("Redis at %s took no command: %s", self._broker.place, error)  # reading fails too
+        finally:
+            self._writing = False
+
+    def _read(self, connection: redis.Connection) -> None:
+        """Receive until the connection fails."""
+        receive = _replies(connection)
+        asked = False
+        while True:
+            try:
+                replies = receive()
+            except TimeoutError:
+                if asked:
+                    raise ConnectionError(f"no answer to PING within {PING_INTERVAL} seconds") from None
+                asked = True
+                self._send("PING", ())
+                continue
+            asked = False
+            batch = [self._message(reply) for reply in replies if reply[0] == b"message"]
+            if len(batch) != len(replies):
+                for reply in replies:
+                    if reply[0] == b"subscribe":
+                        self._confirm(self._name(reply[1]))
+            if batch:
+                self._listener.deliver(batch)
+
+    def _message(self, reply: Sequence[bytes]) -> tuple[str, bytes]:
+        return self._name(reply[1]), reply[2]
+
+    def _name(self, channel: bytes) -> str:
+        return channel.decode(errors="replace")[len(self._broker.prefix) :]
+
+    def _confirm(self, channel: str) -> None:
+        """Note that a channel is received from here on."""
+        replies = self._pending.get(channel)
+        if replies is not None:
+            replies.popleft().set(None)
+            if not replies:
+                del self._pending[channel]
+        if self._missed:
+            self._resubscribing.discard(channel)
+            if not self._resubscribing:
+                missed, self._missed = self._missed, []
+                self._listener.missed(missed)
+
+
+def _replies(connection: redis.Connection) -> Any:
+    """Return a function that waits for replies and returns those that came together; TimeoutError after silence."""
+    if Reader is None:
+
+        def receive_one() -> list[Any]:
+            try:
+                return [connection.read_response(timeout=PING_INTERVAL, disconnect_on_error=False)]
+            except redis.TimeoutError as error:
+                raise TimeoutError from error
+
+        return receive_one
+
+    sock = connection._sock
+    assert sock is not None
+    sock.settimeout(PING_INTERVAL)
+    reader = Reader()
+
+    def receive() -> list[Any]:
+        while True:
+            data = sock.recv(65536)
+            if not data:
+                raise ConnectionError("Redis closed the connection")
+            reader.feed(data)
+            replies = []
+            while (reply := reader.gets()) is not False:
+                replies.append(reply)
+            if replies:
+                return replies
+
+    return receive

@@ -1,0 +1,155 @@
+"""`select()` over WebSockets, subscriptions, sockets and files, for greenlets; the worker puts it in select.select."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import gevent
+from gevent import monkey
+from gevent.hub import get_hub
+
+from .waiting import Readable, before_waiting, readable_with, wait
+
+# What gevent may have replaced; `select.poll` is missing on some systems, and then plain files cannot be waited for.
+(_poll,) = monkey.get_original("select", ["poll"])
+POLLIN, POLLPRI, POLLOUT, POLLNVAL = 1, 2, 4, 32
+READ, WRITE = 1, 2  # libev's
+TURNS = 16  # calls that find something ready before other greenlets get their turn
+
+_turn = 0
+
+
+def select(
+    rlist: Iterable[Any], wlist: Iterable[Any], xlist: Iterable[Any], timeout: float | None = None
+) -> tuple[list[Any], list[Any], list[Any]]:
+    """Wait until something in the lists is ready, as the standard library's `select.select` does.
+
+    Takes file descriptors and whatever has a `fileno()`: a WebSocket or a subscription is ready when `receive()` or
+    `get()` would return at once. `timeout` is in seconds, None waits for ever, 0 only looks. Returns the three lists of
+    what is ready. Only the calling greenlet waits, and descriptors may be larger than 1023. `xlist` is looked at once,
+    when nothing is ready yet, and not waited for.
+
+    Raises ValueError for a negative descriptor or timeout, TypeError for what has no descriptor, OSError (EBADF) for
+    one that is closed.
+    """
+    global _turn
+    if timeout is not None and timeout < 0:
+        raise ValueError("timeout must be non-negative")
+    before_waiting()
+    sources: list[tuple[Any, Readable]] = []
+    readers: list[tuple[Any, int]] = []
+    for item in rlist:
+        source = getattr(item, "readiness", None)
+        if source is None:
+            fd = _fileno(item)
+            source = readable_with(fd)
+        if source is None:
+            readers.append((item, fd))
+        else:
+            sources.append((item, source))
+    writers = [(item, _fileno(item)) for item in wlist]
+    others = [(item, _fileno(item)) for item in xlist]
+
+    ready = _look(sources, readers, writers, others)
+    if any(ready):
+        _turn += 1
+        if _turn >= TURNS:
+            _turn = 0
+            gevent.sleep(0)
+        return ready
+    if timeout == 0:
+        gevent.sleep(0)
+        return ready
+    if _wait(sources, readers, writers, timeout):
+        ready = _look(sources, readers, writers, [])
+    return ready
+
+
+def _fileno(item: Any) -> int:
+    fd = item if isinstance(item, int) else _call_fileno(item)
+    if fd < 0:
+        raise ValueError(f"file descriptor cannot be a negative integer ({fd})")
+    return fd
+
+
+def _call_fileno(item: Any) -> int:
+    try:
+        fd = item.fileno()
+    except AttributeError:
+        raise TypeError("argument must be an int, or have a fileno() method.") from None
+    if not isinstance(fd, int):
+        raise TypeError("fileno() returned a non-integer")
+    return fd
+
+
+def _look(
+    sources: list[tuple[Any, Readable]],
+    readers: list[tuple[Any, int]],
+    writers: list[tuple[Any, int]],
+    others: list[tuple[Any, int]],
+) -> tuple[list[Any], list[Any], list[Any]]:
+    """Return what is ready now."""
+    readable = [item for item, source in sources if source.ready()]
+    if not (readers or writers or others):
+        return readable, [], []
+    masks: dict[int, int] = {}
+    for pairs, mask in ((readers, POLLIN), (writers, POLLOUT), (others, POLLPRI)):
+        for _, fd in pairs:
+            masks[fd] = masks.get(fd, 0) | mask
+    poller = _poll()
+    for fd, mask in masks.items():
+        poller.register(fd, mask)
+    found: dict[int, int] = dict(poller.poll(0))
+    for fd, events in found.items():
+        if events & POLLNVAL:
+            raise OSError(9, f"Bad file descriptor: {fd}")
+    # An error or a hang-up makes reading and writing return at once.
+    readable += [item for item, fd in readers if found.get(fd, 0) & ~(POLLOUT | POLLPRI)]
+    writable = [item for item, fd in writers if found.get(fd, 0) & ~(POLLIN | POLLPRI)]
+    exceptional = [item for item, fd in others if found.get(fd, 0) & POLLPRI]
+    return readable, writable, exceptional
+
+
+class _Files(Readable):
+    """Becomes ready when one of some file descriptors does."""
+
+    __slots__ = ("_found",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._found = False
+
+    def ready(self) -> bool:
+        return self._found
+
+    def _on_event(self) -> None:
+        self._found = True
+        self._wake()
+
+
+def _wait(
+    sources: list[tuple[Any, Readable]],
+    readers: list[tuple[Any, int]],
+    writers: list[tuple[Any, int]],
+    timeout: float | None,
+) -> bool:
+    """Wait until something may be ready; return False after `timeout` seconds."""
+    waited_for = [source for _, source in sources]
+    if not readers and not writers:
+        return wait(waited_for, timeout)
+    files = _Files()
+    events: dict[int, int] = {}
+    for pairs, mask in ((readers, READ), (writers, WRITE)):
+        for _, fd in pairs:
+            events[fd] = events.get(fd, 0) | mask
+    loop = get_hub().loop
+    watchers = [loop.io(fd, mask) for fd, mask in events.items()]
+    try:
+        for watcher in watchers:
+            watcher.start(files._on_event)
+        return wait([*waited_for, files], timeout)
+    finally:
+        for watcher in watchers:
+            watcher.stop()
+            watcher.close()

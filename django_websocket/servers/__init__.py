@@ -1,0 +1,1 @@
+"""Ready-made WebSocket views, and examples of three ways to write one."""

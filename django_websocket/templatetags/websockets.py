@@ -1,0 +1,18 @@
+"""`{% load websockets %}`: the addresses of WebSockets in templates."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django import template
+from django.template.context import Context
+
+from django_websocket import addresses
+
+register = template.Library()
+
+
+@register.simple_tag(takes_context=True)
+def websocket_url(context: Context, viewname: str, *args: Any, **kwargs: Any) -> str:
+    """Give a WebSocket's address, as `{% url %}` gives a page's: `{% websocket_url 'chat' room='lobby' %}`."""
+    return addresses.websocket_url(viewname, args, kwargs, context.get("request"))

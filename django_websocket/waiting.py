@@ -1,0 +1,176 @@
+"""How a greenlet waits for what the hub brings it: by a call that blocks, or by select() over a file descriptor."""
+
+from __future__ import annotations
+
+import os
+import sys
+import weakref
+from collections.abc import Callable, Iterable
+from typing import ClassVar, Protocol
+
+import gevent
+from gevent import Greenlet, getcurrent
+from gevent.hub import get_hub
+
+__all__ = ["Readable", "ViewGreenlet", "before_waiting", "close_at_end", "readable_with", "wait"]
+
+
+class Closable(Protocol):
+    """What can be closed."""
+
+    def close(self) -> None: ...
+
+
+class ViewGreenlet(Greenlet):  # type: ignore[misc]
+    """The greenlet in which a view runs; what is below Django asks it for two favours.
+
+    `before_waiting` is called when the view is about to wait for a message: it may give things back meanwhile, or
+    raise. What was given to `close_at_end` is closed by `close_all`. `running` are those that have begun and not ended;
+    a subclass keeps it.
+    """
+
+    running: ClassVar[set[ViewGreenlet]] = set()
+
+    before_waiting: Callable[[], None] | None = None
+    _open: weakref.WeakSet[Closable] | None = None
+
+    def close_all(self) -> None:
+        """Close what the view opened and left open."""
+        for thing in tuple(self._open or ()):
+            thing.close()
+
+
+def before_waiting() -> None:
+    """Tell the running view, if there is one, that it is about to wait."""
+    hook = getattr(getcurrent(), "before_waiting", None)
+    if hook is not None:
+        hook()
+
+
+def close_at_end(thing: Closable) -> None:
+    """Have `thing` closed when the running view ends, if there is one. It is not kept alive for that."""
+    current = getcurrent()
+    if isinstance(current, ViewGreenlet):
+        if current._open is None:
+            current._open = weakref.WeakSet()
+        current._open.add(thing)
+
+
+class Signal:
+    """A file descriptor that is readable while it is set: an eventfd, or a pipe where the system has none."""
+
+    __slots__ = ("_read", "_set", "_write")
+
+    def __init__(self) -> None:
+        self._set = False
+        if sys.platform == "linux":
+            self._read = self._write = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        else:
+            self._read, self._write = os.pipe()
+
+    def fileno(self) -> int:
+        return self._read
+
+    def set(self, value: bool) -> None:
+        if value is self._set:
+            return
+        self._set = value
+        if value:
+            os.write(self._write, b"\0\0\0\0\0\0\0\1" if sys.byteorder == "big" else b"\1\0\0\0\0\0\0\0")
+        else:
+            os.read(self._read, 8)
+
+    def close(self) -> None:
+        os.close(self._read)
+        if self._write != self._read:
+            os.close(self._write)
+
+
+_with_signal: dict[int, Readable] = {}  # by file descriptor
+
+
+def readable_with(fd: int) -> Readable | None:
+    """Return what `fd` stands for, if it came from a `Readable`."""
+    return _with_signal.get(fd)
+
+
+class Readable:
+    """Something from which a greenlet takes what the hub puts there.
+
+    Readiness has one meaning: a call that takes would return at once. Whoever changes what `ready()` returns calls
+    `_changed()`.
+    """
+
+    __slots__ = ("_signal", "_waiter")
+
+    def __init__(self) -> None:
+        self._signal: Signal | None = None
+        self._waiter: Greenlet | None = None
+
+    @property
+    def readiness(self) -> Readable:
+        """What `select()` waits for when it is given this object."""
+        return self
+
+    def ready(self) -> bool:
+        """Whether there is something to take, or the end."""
+        raise NotImplementedError
+
+    def fileno(self) -> int:
+        """Return a file descriptor that is readable exactly while `ready()`. It is for waiting, not for reading."""
+        if self._signal is None:
+            self._signal = Signal()
+            self._signal.set(self.ready())
+            _with_signal[self._signal.fileno()] = self
+        return self._signal.fileno()
+
+    def _close_fileno(self) -> None:
+        if self._signal is not None:
+            del _with_signal[self._signal.fileno()]
+            self._signal.close()
+            self._signal = None
+
+    def _changed(self) -> None:
+        """Show a new readiness to whoever waits. For any greenlet, in the thread of the loop."""
+        if self._signal is not None:
+            self._signal.set(self.ready())
+        if self._waiter is not None:
+            get_hub().loop.run_callback(self._wake)
+
+    def _wake(self) -> None:
+        """Go on with the greenlet that waits, if there is cause. In the hub only: it switches."""
+        waiter = self._waiter
+        if waiter is not None and self.ready():
+            waiter.switch()
+
+
+def wait(sources: Iterable[Readable], timeout: float | None = None) -> bool:
+    """Let the running greenlet wait until one of `sources` may be ready.
+
+    `timeout` is in seconds. Returns False if it passed. A source has one waiter: a second one gets a RuntimeError.
+    """
+    current = getcurrent()
+    claimed: list[Readable] = []
+    timer = None
+    try:
+        for source in sources:
+            if source._waiter is not None and source._waiter is not current:
+                raise RuntimeError(
+                    "Another greenlet waits for this already. Let one greenlet receive and hand the messages on, "
+                    "for example through a gevent.queue.Queue."
+                )
+            source._waiter = current
+            claimed.append(source)
+        if timeout is not None:
+            timer = gevent.Timeout.start_new(timeout)
+        get_hub().switch()
+    except gevent.Timeout as expired:
+        if expired is not timer:
+            raise
+        return False
+    finally:  # also when somebody throws an exception into this greenlet: nothing may switch to it afterwards
+        for source in claimed:
+            source._waiter = None
+        if timer is not None:
+            timer.close()
+    return True

@@ -1,0 +1,197 @@
+"""What a view holds: the WebSocket, with the methods and attributes that gevent-websocket's has, and more."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from . import pubsub
+from .connection import Connection
+from .protocol.frames import CloseCode
+
+if TYPE_CHECKING:
+    from django.http import HttpResponse
+
+__all__ = ["WebSocket"]
+
+Message = str | bytes | bytearray | memoryview
+
+
+class Handler(NamedTuple):
+    """Stands where gevent-websocket has its request handler: `websocket.handler.socket.fileno()`."""
+
+    socket: WebSocket
+
+
+class WebSocket:
+    """A client's WebSocket, as a view sees it.
+
+    The handshake is not answered yet when the view begins. The first call that needs the client accepts it: receiving,
+    sending, iterating, subscribing, `fileno()`, or `accept()` itself. Until then the view may return an `HttpResponse`
+    or raise, and the client gets that instead.
+
+    `environ` is the WSGI environment of the request. `response` is the 101 that accepts, where headers and cookies can
+    be set until it is sent.
+    """
+
+    __slots__ = ("__weakref__", "_accept", "connection", "environ", "listening", "response")
+
+    def __init__(
+        self, environ: dict[str, Any], response: HttpResponse, accept: Callable[[str | None], Connection]
+    ) -> None:
+        self.environ = environ
+        self.response = response
+        self._accept = accept
+        self.connection: Connection | None = None  # once the handshake is done
+        self.listening = False  # whether the connection is to outlive the view
+
+    def __repr__(self) -> str:
+        state = "handshake" if self.connection is None else "closed" if self.closed else "open"
+        return f"<WebSocket {self.path} {state}>"
+
+    # --- the handshake -------------------------------------------------------------------------------------------
+
+    def accept(self, subprotocol: str | None = None) -> None:
+        """Answer the handshake with 101 and open the connection; without effect when that has happened.
+
+        `subprotocol` is one of those that the client offered (RFC 6455, section 1.9); without it, the first of the
+        view's `subprotocols` that was offered is taken. Raises `HandshakeFailed` if a middleware answered the request
+        otherwise or the client has left, ValueError for a subprotocol that was not offered, and RuntimeError inside
+        an `atomic()` block of the view, which would hold its transaction for as long as the client stays.
+        """
+        if self.connection is None:
+            self.connection = self._accept(subprotocol)
+
+    def _open(self) -> Connection:
+        self.accept()
+        assert self.connection is not None
+        return self.connection
+
+    # --- messages ------------------------------------------------------------------------------------------------
+
+    def receive(self, timeout: float | None = None) -> str | bytes | None:
+        """Return the client's next message: `str` for text, `bytes` for binary, None when there will be none.
+
+        Waits for it, without holding a database connection meanwhile; for at most `timeout` seconds, after which it
+        raises TimeoutError. Raises RuntimeError inside an `atomic()` block that the view entered.
+        """
+        return (self.connection or self._open()).receive(timeout)
+
+    def send(self, message: Message, binary: bool | None = None) -> None:
+        """Send one message: text for `str`, binary for bytes, or as `binary` says.
+
+        Waits if the client does not read and `WEBSOCKET_SEND_BUFFER_SIZE` is used up. Raises `ConnectionClosed`, a
+        `WebSocketError`, when the connection is closed; a view that lets it pass ends quietly.
+        """
+        if type(message) is not str or binary:
+            message = as_payload(message, binary)
+        (self.connection or self._open()).send(message)
+
+    def __iter__(self) -> Iterator[str | bytes]:
+        """Iterate over the client's messages, until there will be none."""
+        return iter((self.connection or self._open()).receive, None)
+
+    def receive_json(self, timeout: float | None = None) -> Any:
+        """Return the next message, decoded from JSON; None when there will be none (or the message was `null`).
+
+        Raises ValueError for what is no JSON, and else what `receive` raises.
+        """
+        message = self.receive(timeout)
+        return None if message is None else json.loads(message)
+
+    def send_json(self, value: Any) -> None:
+        """Send `value` as JSON in a text message. Raises TypeError for what JSON has no form for."""
+        self.send(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
+
+    # --- the end -------------------------------------------------------------------------------------------------
+
+    def close(self, code: int = CloseCode.NORMAL, reason: str = "") -> None:
+        """Close the connection with `code` (1000, or 3000 to 4999 for your own) and a `reason` of up to 123 bytes.
+
+        Does not wait. Returning from the view does the same with 1000.
+        """
+        (self.connection or self._open()).close(code, reason)
+
+    @property
+    def closed(self) -> bool:
+        """Whether the connection has ended and every message that came before was received."""
+        return self.connection is not None and self.connection.closed
+
+    @property
+    def close_code(self) -> int | None:
+        """Why the connection ended: a close code (RFC 6455, section 7.4), 1006 if the client vanished, else None."""
+        return None if self.connection is None else self.connection.close_code
+
+    @property
+    def close_reason(self) -> str:
+        """The reason that was given with the close code."""
+        return "" if self.connection is None else self.connection.close_reason
+
+    # --- several sources -----------------------------------------------------------------------------------------
+
+    @property
+    def readiness(self) -> Connection:
+        """What `select()` waits for when it is given this WebSocket."""
+        return self.connection or self._open()
+
+    def fileno(self) -> int:
+        """Return a descriptor for `select()` and the like: readable exactly when `receive()` would return at once."""
+        return (self.connection or self._open()).fileno()
+
+    def subscribe(self, *channels: str) -> pubsub.Forwarding:
+        """Have what is published to `channels` sent to this client, as it is, until the returned object is closed.
+
+        It is a context manager. When this returns, the subscription is in force: nothing published later is missed.
+        Raises `BrokerError` if the broker cannot be reached.
+        """
+        return pubsub.forward(self.connection or self._open(), channels)
+
+    def listen(self, *channels: str) -> HttpResponse:
+        """Subscribe this client to `channels` for good; return the result from the view, which is over then.
+
+        The connection stays, without a greenlet: what is published goes to the client, what it sends is dropped.
+        """
+        connection = self.connection or self._open()
+        pubsub.forward(connection, channels, for_good=True)
+        connection.drop_input()
+        self.listening = True
+        return self.response
+
+    # --- as gevent-websocket has them ----------------------------------------------------------------------------
+
+    @property
+    def handler(self) -> Handler:
+        """So that `websocket.handler.socket.fileno()` is this WebSocket's `fileno()`."""
+        return Handler(self)
+
+    @property
+    def origin(self) -> str | None:
+        """The `Origin` header: the site whose page opened the connection, None outside browsers."""
+        return self.environ.get("HTTP_ORIGIN")
+
+    @property
+    def path(self) -> str | None:
+        """The path of the request."""
+        return self.environ.get("PATH_INFO")
+
+    @property
+    def protocol(self) -> str | None:
+        """The `Sec-WebSocket-Protocol` header: the subprotocols that the client offered."""
+        return self.environ.get("HTTP_SEC_WEBSOCKET_PROTOCOL")
+
+    @property
+    def version(self) -> str | None:
+        """The `Sec-WebSocket-Version` header."""
+        return self.environ.get("HTTP_SEC_WEBSOCKET_VERSION")
+
+
+def as_payload(message: Message, binary: bool | None) -> str | bytes:
+    """Return `message` as what its frame is made of: `str` for text, `bytes` for binary."""
+    if isinstance(message, str):
+        return message.encode() if binary else message
+    if not isinstance(message, (bytes, bytearray, memoryview)):
+        raise TypeError(
+            f"A message is a str or bytes, not {type(message).__name__}; send_json() sends what JSON has a form for."
+        )
+    return bytes(message).decode() if binary is False else bytes(message)

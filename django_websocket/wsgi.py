@@ -1,0 +1,225 @@
+"""The WSGI application that serves a project's WebSockets, beside its pages or without them."""
+
+from __future__ import annotations
+
+import _socket
+import functools
+import logging
+import os
+import select
+import sys
+from collections.abc import Callable, Iterable
+from http import HTTPStatus
+from inspect import iscoroutinefunction
+from typing import Any
+
+import django
+from django.core.exceptions import ImproperlyConfigured
+from django.core.handlers.wsgi import WSGIHandler, WSGIRequest
+from django.http import HttpRequest, HttpResponse, HttpResponseBase, HttpResponseForbidden
+from django.urls import ResolverMatch, get_resolver
+from gevent import monkey
+from gevent.event import Event
+
+from . import conf
+from .connection import Connection
+from .conversation import Conversation
+from .options import Options
+from .origin import origin_is_allowed
+from .protocol.handshake import ClientHandshake, HandshakeError, check_request, is_upgrade, upgrade_required
+from .select import select as cooperative_select
+from .upgrade import KEY, Upgrade
+
+__all__ = ["get_wsgi_websocket_application"]
+
+WSGIApplication = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+HANDSHAKE_KEY = "django_websocket.handshake"  # in the WSGI environment
+NOT_ON_101 = ("Content-Type", "Content-Length")
+
+logger = logging.getLogger("django_websocket")
+
+
+def get_wsgi_websocket_application(http: WSGIApplication | None = None) -> WebSocketApplication:
+    """Return the WSGI application for the views of `WEBSOCKET_URLCONF`: `websocket` in the project's wsgi.py.
+
+    What is no WebSocket handshake goes to `http`, for example Django's own `get_wsgi_application()`, so that one
+    process serves both; without it, it is answered with 426. Raises ImproperlyConfigured if `WEBSOCKET_URLCONF` is
+    missing or cannot be imported.
+    """
+    django.setup(set_prefix=False)
+    return WebSocketApplication(http)
+
+
+class WebSocketApplication:
+    """Tells handshakes from other requests, and answers both."""
+
+    def __init__(self, http: WSGIApplication | None = None) -> None:
+        if "geventwebsocket.gunicorn.workers" in sys.modules and monkey.is_module_patched("select"):
+            select.select = cooperative_select  # type: ignore[assignment]  # our own worker does this itself
+        self._http = http
+        self._websocket = WebSocketHandler()
+        check_urlconf()
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        """Answer one request."""
+        if not is_upgrade(environ.get("HTTP_UPGRADE", "")):
+            if self._http is not None:
+                return self._http(environ, start_response)
+            return refuse(upgrade_required(), start_response)
+        try:
+            environ[HANDSHAKE_KEY] = client_handshake(environ)
+        except HandshakeError as error:
+            logger.info("%s: %s", environ.get("PATH_INFO", "").encode("unicode_escape").decode(), error)
+            if "wsgi.websocket" in environ:
+                return self._adopt(environ, functools.partial(refuse, error))
+            return refuse(error, start_response)
+        if KEY in environ:
+            return self._websocket(environ, start_response)
+        if "wsgi.websocket" in environ:
+            return self._adopt(environ, functools.partial(self._websocket, environ))
+        logger.error(
+            "A WebSocket handshake came to a server that cannot answer it. "
+            "Start gunicorn with -k django_websocket.worker.GeventWebSocketWorker"
+        )
+        return refuse(HandshakeError(501, "This server cannot switch protocols."), start_response)
+
+    def _adopt(self, environ: dict[str, Any], answer: Callable[[Callable[..., Any]], Iterable[bytes]]) -> list[bytes]:
+        """Answer a request whose 101 gevent-websocket's worker has sent already, and keep it until all is over.
+
+        A refusal becomes a close code, 4000 and the HTTP status, and headers of the response cannot travel.
+        """
+        stock = environ["wsgi.websocket"]
+        upgrade = environ[KEY] = Upgrade()
+        try:
+            result = answer(upgrade.watch(lambda status, headers, *exc_info: lambda data: None))
+            if hasattr(result, "close"):
+                result.close()  # gevent-websocket would not
+            ended = Event()
+            sock, early = take_from(stock)
+            if upgrade.accepted:
+                upgrade.open(sock, early)
+                connection = environ["wsgi.websocket"].connection  # not before the view has taken it
+            else:
+                upgrade.fail(f"The request was answered with {upgrade.status}: a middleware replaced the 101")
+                connection = Connection(sock, early, conf.current().limits, discard=True)
+                connection.close(4000 + int(upgrade.status[:3]), upgrade.status[4:])
+            if connection.open:
+                connection.on_end.append(ended.set)
+                ended.wait()
+        except BaseException:
+            upgrade.fail("The request ended with an error")
+            raise
+        return []
+
+
+class WebSocketRequest(WSGIRequest):
+    """The request of a handshake."""
+
+    def build_absolute_uri(self, location: str | None = None) -> str:
+        """Return the absolute address of `location`; the request's own is a ws:// one.
+
+        So the site-wide cache, which goes by it, never answers a handshake with a page of the same path.
+        """
+        if location is None:
+            return super().build_absolute_uri().replace("http", "ws", 1)
+        return super().build_absolute_uri(location)
+
+
+class WebSocketHandler(WSGIHandler):
+    """Django's handler, with the views of `WEBSOCKET_URLCONF`, each in a greenlet of its own."""
+
+    request_class = WebSocketRequest
+
+    def get_response(self, request: HttpRequest) -> HttpResponseBase:
+        """Run the request through the middleware."""
+        response = super().get_response(request)
+        if response.status_code == 101:
+            for name in NOT_ON_101:
+                response.headers.pop(name, None)
+        return response
+
+    def resolve_request(self, request: HttpRequest) -> ResolverMatch | tuple[Any, tuple[()], dict[str, Any]]:
+        """Find the view. A page of a foreign site gets another one, before any middleware or decorator sees it."""
+        match = get_resolver(conf.current().required_urlconf()).resolve(request.path_info)
+        request.resolver_match = match
+        request._cache_update_cache = False  # type: ignore[attr-defined]  # nor is a refusal kept in the cache
+        options: Options = getattr(match.func, "websocket_options", Options())
+        if not origin_is_allowed(request, options.origins):
+            return refuse_origin, (), {}
+        return match
+
+    def make_view_atomic(self, view: Callable[..., Any]) -> Callable[..., Any]:
+        """Return what Django calls in place of the view: its start, within the transaction of ATOMIC_REQUESTS."""
+        if view is refuse_origin:
+            return view
+        if iscoroutinefunction(view):
+            raise ImproperlyConfigured(
+                f"{view.__module__}.{view.__qualname__} is an async function: write it as plain `def`"
+            )
+
+        @functools.wraps(view)
+        def begin(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+            handshake: ClientHandshake = request.META[HANDSHAKE_KEY]
+            return Conversation(request, handshake, view, args, kwargs).begin()
+
+        atomic: Callable[..., Any] = super().make_view_atomic(begin)
+        return atomic
+
+
+def check_urlconf() -> None:
+    """Import `WEBSOCKET_URLCONF`; raise ImproperlyConfigured with what to do if that is not possible."""
+    urlconf = conf.current().required_urlconf()
+    try:
+        get_resolver(urlconf).url_patterns  # noqa: B018  # imports it
+    except ModuleNotFoundError as error:
+        if error.name is None or not (urlconf == error.name or urlconf.startswith(f"{error.name}.")):
+            raise  # the module is there, and imports something that is not
+        raise ImproperlyConfigured(
+            f"WEBSOCKET_URLCONF is {urlconf!r}, but there is no such module: create {urlconf.replace('.', os.sep)}.py "
+            f"with the urlpatterns of your WebSocket views, or correct the setting."
+        ) from error
+
+
+def refuse_origin(request: HttpRequest) -> HttpResponse:
+    """Answer the handshake of a page that may not connect."""
+    response = HttpResponseForbidden("This site may not open a WebSocket here.", content_type="text/plain")
+    response._has_been_logged = True  # type: ignore[attr-defined]  # in one line, by origin_is_allowed
+    return response
+
+
+def client_handshake(environ: dict[str, Any]) -> ClientHandshake:
+    """Return what the client's handshake asks for. Raises `HandshakeError`."""
+    headers = {
+        "upgrade": environ["HTTP_UPGRADE"],
+        "connection": environ.get("HTTP_CONNECTION", ""),
+        "content-length": environ.get("CONTENT_LENGTH") or "0",
+        "sec-websocket-version": environ.get("HTTP_SEC_WEBSOCKET_VERSION", ""),
+        "sec-websocket-key": environ.get("HTTP_SEC_WEBSOCKET_KEY", ""),
+        "sec-websocket-protocol": environ.get("HTTP_SEC_WEBSOCKET_PROTOCOL", ""),
+    }
+    if "HTTP_TRANSFER_ENCODING" in environ:
+        headers["transfer-encoding"] = environ["HTTP_TRANSFER_ENCODING"]
+    return check_request(environ["REQUEST_METHOD"], environ["SERVER_PROTOCOL"], headers)
+
+
+REASONS = {status.value: status.phrase for status in HTTPStatus}
+
+
+def refuse(error: HandshakeError, start_response: Callable[..., Any]) -> list[bytes]:
+    """Answer a request that never reaches Django."""
+    body = f"{error.reason}\n".encode()
+    headers = {**error.headers, "Content-Type": "text/plain; charset=utf-8", "Content-Length": str(len(body))}
+    start_response(f"{error.status} {REASONS[error.status]}", list(headers.items()))
+    return [body]
+
+
+def take_from(stock: Any) -> tuple[Any, bytes]:
+    """Take the client from a WebSocket of gevent-websocket: its socket, and what was read from it already."""
+    handler = stock.handler
+    handler.socket.settimeout(0)
+    early = handler.rfile.read1(65536) or b""
+    # So that gevent-websocket neither sends nor closes any more when the application returns.
+    stock.closed = True
+    stock.stream = stock.raw_read = stock.raw_write = None
+    sock = handler.socket
+    return _socket.socket(sock.family, sock.type, sock.proto, fileno=os.dup(sock.fileno())), early

@@ -1,0 +1,13 @@
+"""The WebSocket endpoints (WEBSOCKET_URLCONF)."""
+
+from django.urls import path
+
+from django_websocket.servers.chat import chat
+from django_websocket.servers.echo import echo
+from django_websocket.servers.ping import ping
+
+urlpatterns = [
+    path("chat/", chat, name="chat"),
+    path("echo/", echo, name="echo"),
+    path("ping/", ping, name="ping"),
+]
