@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
-from urllib.parse import urlsplit
 
 from django.core.exceptions import ImproperlyConfigured
 from django.http import HttpRequest
@@ -29,25 +28,27 @@ def websocket_url(
     request is missing and needed.
     """
     settings = conf.current()
-    path = reverse(viewname, urlconf=settings.required_urlconf(), args=args, kwargs=kwargs)
-    server = settings.server.rstrip("/")
-    if "://" in server:
-        if urlsplit(server).scheme not in ("ws", "wss"):
-            raise ImproperlyConfigured(f"WEBSOCKET_SERVER is {server!r}, but its scheme must be ws or wss")
-        return server + path
-    scheme = "wss" if request is not None and request.is_secure() else "ws"
-    if server and not server.startswith(":"):
-        return f"{scheme}://{server}{path}"
-    if request is None:
+    path = reverse(viewname, urlconf=settings.required_urlconf(), args=args, kwargs=dict(kwargs or {}))
+    server = settings.parsed_server
+    if server is None:
+        raise ImproperlyConfigured(
+            f'WEBSOCKET_SERVER is {settings.server!r}, of which no address can be made: it may be "", ":8001", '
+            f'"host:port" or "wss://host/prefix".'
+        )
+    scheme = server.scheme or ("wss" if request is not None and request.is_secure() else "ws")
+    host = server.host + server.port
+    if server.host:
+        pass
+    elif request is None:
         raise ImproperlyConfigured(
             f"The address of the WebSocket {viewname!r} depends on the page's own host, but there is no request: "
             f"render the template with one, or set WEBSOCKET_SERVER to a whole address such as "
             f'"wss://www.example.com".'
         )
-    host = request.get_host()
-    if server:
-        host = host_name(host) + server
-    return f"{scheme}://{host}{path}"
+    else:
+        own = request.get_host()  # validated against ALLOWED_HOSTS
+        host = host_name(own) + server.port if server.port else own
+    return f"{scheme}://{host}{server.prefix.rstrip('/')}{path}"
 
 
 def host_name(host: str) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.conf import settings as django_settings
 from django.core.exceptions import ImproperlyConfigured
@@ -15,6 +16,16 @@ from .connection import Limits
 __all__ = ["Settings", "current"]
 
 PREFIX = "WEBSOCKET_"
+SERVER = re.compile(r"(?:(wss?)://(?=[^:/]))?([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])?(:[0-9]+)?(/[^?#\s]*)?")
+
+
+class Server(NamedTuple):
+    """The parts of `WEBSOCKET_SERVER`, each empty where it is missing: "wss", "host", ":port", "/prefix"."""
+
+    scheme: str
+    host: str
+    port: str
+    prefix: str
 
 
 @dataclass(frozen=True)
@@ -57,7 +68,18 @@ class Settings:
     @property
     def debug(self) -> bool:
         """Django's `DEBUG`."""
-        return django_settings.DEBUG
+        return bool(django_settings.DEBUG)
+
+    @property
+    def middleware(self) -> list[str]:
+        """Django's `MIDDLEWARE`."""
+        return list(django_settings.MIDDLEWARE)
+
+    @cached_property
+    def parsed_server(self) -> Server | None:
+        """`server` in its parts, None if no address can be made of it."""
+        match = SERVER.fullmatch(self.server)
+        return None if match is None else Server(*(part or "" for part in match.groups()))
 
     def required_urlconf(self) -> str:
         """Return `urlconf`, or raise ImproperlyConfigured if it is not set."""

@@ -13,6 +13,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from gevent.event import Event as GreenletEvent
 from gevent.hub import get_hub
@@ -115,9 +116,9 @@ class Connection(Readable):
         self._deadline = 0  # ticks until the socket is closed without further ado; 0 is none
         sock.setblocking(False)
         loop = get_hub().loop
-        self._reader = loop.io(sock.fileno(), READ)
+        self._reader: Any = loop.io(sock.fileno(), READ)
         self._reader.start(self._on_readable)  # once, for good
-        self._writer = None
+        self._writer: Any = None
         open_connections().add(self)
         if early:
             self._take(early)

@@ -73,8 +73,8 @@ class Conversation(ViewGreenlet):
         self._options: Options = getattr(view, "websocket_options", Options())
         self.websocket = WebSocket(request.META, WebSocketResponse(), self._accept)
         request.META["wsgi.websocket"] = self.websocket
-        self._answer = AsyncResult()  # the response for the chain
-        self._opened = AsyncResult()  # the connection for the view
+        self._answer: AsyncResult[HttpResponseBase] = AsyncResult()  # the response for the chain
+        self._opened: AsyncResult[Connection] = AsyncResult()  # the connection for the view
         self._context: contextvars.Context | None = contextvars.copy_context()
         self._shared = connections.all(initialized_only=True)
         self._depths = {wrapper.alias: len(wrapper.atomic_blocks) for wrapper in self._shared}
@@ -88,19 +88,21 @@ class Conversation(ViewGreenlet):
         self.start()
         timeout = conf.current().handshake_timeout
         try:
-            response: HttpResponseBase = self._answer.get(timeout=timeout)
+            response = self._answer.get(timeout=timeout)
         except gevent.Timeout:
             self.kill(block=True, timeout=KILL_TIMEOUT)
             raise HandshakeTimeout(
                 f"The view neither accepted the WebSocket nor answered within {timeout} seconds; "
                 f"websocket.accept() before what takes long, or a higher WEBSOCKET_HANDSHAKE_TIMEOUT, helps."
             ) from None
+        assert response is not None  # a view that returns None accepts
         return response
 
-    def opened(self, sock: socket.socket, early: bytes) -> None:
+    def opened(self, sock: socket.socket, early: bytes) -> Connection:
         """Let the view have its connection."""
         connection = Connection(sock, early, self._options.limits(), discard=not self._options.receive)
         self._opened.set(connection)
+        return connection
 
     def failed(self, reason: str) -> None:
         """Let the view know that the handshake came to nothing."""
@@ -146,7 +148,8 @@ class Conversation(ViewGreenlet):
             response[name] = value
         self._request.META[KEY].taker = self
         self._answer.set(response)
-        connection: Connection = self._opened.get()
+        connection = self._opened.get()
+        assert connection is not None
         self._depths = {wrapper.alias: len(wrapper.atomic_blocks) for wrapper in self._shared}
         self._release_databases()
         return connection

@@ -12,7 +12,7 @@ from gevent.hub import get_hub
 from .waiting import Readable, before_waiting, readable_with, wait
 
 # What gevent may have replaced; `select.poll` is missing on some systems, and then plain files cannot be waited for.
-(_poll,) = monkey.get_original("select", ["poll"])
+_poll = monkey.get_original("select", "poll")
 POLLIN, POLLPRI, POLLOUT, POLLNVAL = 1, 2, 4, 32
 READ, WRITE = 1, 2  # libev's
 TURNS = 16  # calls that find something ready before other greenlets get their turn

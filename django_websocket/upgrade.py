@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from .connection import Connection
 
 KEY = "django_websocket.upgrade"  # in the WSGI environment
 
@@ -16,7 +19,7 @@ KEY = "django_websocket.upgrade"  # in the WSGI environment
 class Taker(Protocol):
     """Who accepted the handshake and waits for the outcome. Exactly one of the two is called, once."""
 
-    def opened(self, sock: socket.socket, early: bytes) -> None:
+    def opened(self, sock: socket.socket, early: bytes) -> Connection:
         """Take the socket: the 101 was sent. `early` is what the client sent behind its request."""
 
     def failed(self, reason: str) -> None:
@@ -56,8 +59,8 @@ class Upgrade:
         if taker is not None:
             taker.failed(reason)
 
-    def open(self, sock: socket.socket, early: bytes) -> None:
-        """Give the socket to the one who accepted."""
+    def open(self, sock: socket.socket, early: bytes) -> Connection:
+        """Give the socket to the one who accepted, and return the connection."""
         taker, self.taker = self.taker, None
         assert taker is not None
-        taker.opened(sock, early)
+        return taker.opened(sock, early)

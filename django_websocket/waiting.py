@@ -6,11 +6,12 @@ import os
 import sys
 import weakref
 from collections.abc import Callable, Iterable
-from typing import ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import gevent
 from gevent import Greenlet, getcurrent
 from gevent.hub import get_hub
+from greenlet import greenlet
 
 __all__ = ["Readable", "ViewGreenlet", "before_waiting", "close_at_end", "readable_with", "wait"]
 
@@ -21,7 +22,13 @@ class Closable(Protocol):
     def close(self) -> None: ...
 
 
-class ViewGreenlet(Greenlet):  # type: ignore[misc]
+if TYPE_CHECKING:
+    PlainGreenlet = Greenlet[[], None]
+else:
+    PlainGreenlet = Greenlet  # gevent knows no type arguments
+
+
+class ViewGreenlet(PlainGreenlet):
     """The greenlet in which a view runs; what is below Django asks it for two favours.
 
     `before_waiting` is called when the view is about to wait for a message: it may give things back meanwhile, or
@@ -105,7 +112,7 @@ class Readable:
 
     def __init__(self) -> None:
         self._signal: Signal | None = None
-        self._waiter: Greenlet | None = None
+        self._waiter: greenlet | None = None
 
     @property
     def readiness(self) -> Readable:

@@ -13,6 +13,8 @@ from .protocol.frames import CloseCode
 if TYPE_CHECKING:
     from django.http import HttpResponse
 
+    from .pubsub.hub import Forwarding
+
 __all__ = ["WebSocket"]
 
 Message = str | bytes | bytearray | memoryview
@@ -139,7 +141,7 @@ class WebSocket:
         """Return a descriptor for `select()` and the like: readable exactly when `receive()` would return at once."""
         return (self.connection or self._open()).fileno()
 
-    def subscribe(self, *channels: str) -> pubsub.Forwarding:
+    def subscribe(self, *channels: str) -> Forwarding:
         """Have what is published to `channels` sent to this client, as it is, until the returned object is closed.
 
         It is a context manager. When this returns, the subscription is in force: nothing published later is missed.

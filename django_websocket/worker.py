@@ -65,19 +65,20 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
     def patch(self) -> None:
         """Patch the standard library, with a select() that knows WebSockets and has no limit of 1023."""
         super().patch()
-        select.select = cooperative_select  # type: ignore[assignment]
+        select.select = cooperative_select
 
     def load_wsgi(self) -> None:
         """Load the application, and stand between it and gunicorn."""
         super().load_wsgi()
         self._application: WSGIApplication = self.wsgi
-        self.wsgi = self._call
+        self.wsgi: Any = self._call
 
     # --- a request -----------------------------------------------------------------------------------------------
 
     def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> Any:
         """Serve one request; the greenlet keeps it where `_call` finds it."""
-        getcurrent().request = req
+        current: Any = getcurrent()
+        current.request = req
         return super().handle_request(listener_name, req, sock, addr)
 
     def _call(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
@@ -87,7 +88,8 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
         started = datetime.now()
         upgrade = environ[KEY] = Upgrade()
         # The client may have sent frames behind its request. If it is refused, nobody may take them for a request.
-        getcurrent().request.force_close()
+        current: Any = getcurrent()
+        current.request.force_close()
         try:
             result = self._application(environ, upgrade.watch(start_response))
         except BaseException:
@@ -107,7 +109,8 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
 
     def _hand_over(self, handover: Handover) -> None:
         upgrade, result, environ, response, started = handover
-        request = getcurrent().request
+        current: Any = getcurrent()
+        request = current.request
         sock = environ["gunicorn.socket"]
         try:
             upgrade.write(b"")
@@ -126,7 +129,7 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
 
     # --- the end of the process ----------------------------------------------------------------------------------
 
-    _stopping: Greenlet | None = None
+    _stopping: Greenlet[..., None] | None = None
 
     def notify(self) -> None:
         """Show the arbiter that the worker lives; and see, as often, whether it is to stop."""
@@ -145,7 +148,7 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
         finally:
             self._stop(window).join()
 
-    def _stop(self, window: float | None = None) -> Greenlet:
+    def _stop(self, window: float | None = None) -> Greenlet[..., None]:
         if self._stopping is None:
             self._stopping = gevent.spawn(self._drain, window)
         return self._stopping

@@ -21,7 +21,7 @@ from django.urls import ResolverMatch, get_resolver
 from gevent import monkey
 from gevent.event import Event
 
-from . import conf
+from . import checks, conf
 from .connection import Connection
 from .conversation import Conversation
 from .options import Options
@@ -43,8 +43,8 @@ def get_wsgi_websocket_application(http: WSGIApplication | None = None) -> WebSo
     """Return the WSGI application for the views of `WEBSOCKET_URLCONF`: `websocket` in the project's wsgi.py.
 
     What is no WebSocket handshake goes to `http`, for example Django's own `get_wsgi_application()`, so that one
-    process serves both; without it, it is answered with 426. Raises ImproperlyConfigured if `WEBSOCKET_URLCONF` is
-    missing or cannot be imported.
+    process serves both; without it, it is answered with 426. Raises ImproperlyConfigured for a mistake in the settings,
+    such as a missing `WEBSOCKET_URLCONF`.
     """
     django.setup(set_prefix=False)
     return WebSocketApplication(http)
@@ -55,10 +55,10 @@ class WebSocketApplication:
 
     def __init__(self, http: WSGIApplication | None = None) -> None:
         if "geventwebsocket.gunicorn.workers" in sys.modules and monkey.is_module_patched("select"):
-            select.select = cooperative_select  # type: ignore[assignment]  # our own worker does this itself
+            select.select = cooperative_select  # our own worker does this itself
+        check_settings()
         self._http = http
         self._websocket = WebSocketHandler()
-        check_urlconf()
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         """Answer one request."""
@@ -97,8 +97,7 @@ class WebSocketApplication:
             ended = Event()
             sock, early = take_from(stock)
             if upgrade.accepted:
-                upgrade.open(sock, early)
-                connection = environ["wsgi.websocket"].connection  # not before the view has taken it
+                connection = upgrade.open(sock, early)
             else:
                 upgrade.fail(f"The request was answered with {upgrade.status}: a middleware replaced the 101")
                 connection = Connection(sock, early, conf.current().limits, discard=True)
@@ -138,14 +137,14 @@ class WebSocketHandler(WSGIHandler):
                 response.headers.pop(name, None)
         return response
 
-    def resolve_request(self, request: HttpRequest) -> ResolverMatch | tuple[Any, tuple[()], dict[str, Any]]:
+    def resolve_request(self, request: HttpRequest) -> ResolverMatch:
         """Find the view. A page of a foreign site gets another one, before any middleware or decorator sees it."""
         match = get_resolver(conf.current().required_urlconf()).resolve(request.path_info)
         request.resolver_match = match
         request._cache_update_cache = False  # type: ignore[attr-defined]  # nor is a refusal kept in the cache
         options: Options = getattr(match.func, "websocket_options", Options())
         if not origin_is_allowed(request, options.origins):
-            return refuse_origin, (), {}
+            return ResolverMatch(refuse_origin, (), {})
         return match
 
     def make_view_atomic(self, view: Callable[..., Any]) -> Callable[..., Any]:
@@ -166,18 +165,11 @@ class WebSocketHandler(WSGIHandler):
         return atomic
 
 
-def check_urlconf() -> None:
-    """Import `WEBSOCKET_URLCONF`; raise ImproperlyConfigured with what to do if that is not possible."""
-    urlconf = conf.current().required_urlconf()
-    try:
-        get_resolver(urlconf).url_patterns  # noqa: B018  # imports it
-    except ModuleNotFoundError as error:
-        if error.name is None or not (urlconf == error.name or urlconf.startswith(f"{error.name}.")):
-            raise  # the module is there, and imports something that is not
-        raise ImproperlyConfigured(
-            f"WEBSOCKET_URLCONF is {urlconf!r}, but there is no such module: create {urlconf.replace('.', os.sep)}.py "
-            f"with the urlpatterns of your WebSocket views, or correct the setting."
-        ) from error
+def check_settings() -> None:
+    """Raise ImproperlyConfigured with what the system checks find: a server does not run them by itself."""
+    errors = [message for message in checks.check() if message.is_serious()]
+    if errors:
+        raise ImproperlyConfigured("\n".join(f"{error.msg} {error.hint or ''}" for error in errors))
 
 
 def refuse_origin(request: HttpRequest) -> HttpResponse:

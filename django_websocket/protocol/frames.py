@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from enum import IntEnum
 
-from websockets.frames import apply_mask  # the C routine where it was built, else integer XOR
+try:
+    from websockets.speedups import apply_mask  # in C
+except ImportError:  # it could not be built for this interpreter
+    from websockets.utils import apply_mask
 
 __all__ = ["CloseCode", "Opcode", "apply_mask", "encode_close", "encode_frame", "encode_message", "is_close_code"]
 

@@ -59,7 +59,7 @@ class Channel:
 
     def __init__(self) -> None:
         self.members: dict[Member, None] = {}
-        self.joined = AsyncResult()
+        self.joined: AsyncResult[None] = AsyncResult()
 
 
 class Hub:

@@ -25,9 +25,9 @@ from django_websocket.exceptions import BrokerError
 from .broker import Listener
 
 try:
-    from hiredis import Reader
+    import hiredis
 except ImportError:  # the extra "speed"
-    Reader = None
+    hiredis = None  # type: ignore[assignment]
 
 TIMEOUT = 5.0  # seconds for one call of Redis: connecting, publishing, subscribing
 PING_INTERVAL = 3.0  # seconds of silence after which the subscriber asks whether Redis is there, and gives it as many
@@ -72,7 +72,7 @@ class RedisBroker:
     def connect(self) -> redis.Connection:
         """Return a connection of its own, outside the pool of those that publish."""
         connection: redis.Connection = self._pool.connection_class(**self._pool.connection_kwargs)
-        connection.connect()
+        connection.connect()  # type: ignore[no-untyped-call]
         return connection
 
     def error(self, cause: BaseException) -> BrokerError:
@@ -89,7 +89,9 @@ class RedisSubscriber:
         self._broker = broker
         self._listener = listener
         self._channels: dict[str, None] = {}  # that are to be received
-        self._pending: dict[str, deque[AsyncResult]] = {}  # who waits for the replies to SUBSCRIBE, in their order
+        self._pending: dict[
+            str, deque[AsyncResult[None]]
+        ] = {}  # who waits for replies, in their order
         self._connection: redis.Connection | None = None
         self._commands: deque[Any] = deque()  # that wait to be sent
         self._running = False
@@ -102,7 +104,7 @@ class RedisSubscriber:
         replies = []
         for channel in channels:
             self._channels[channel] = None
-            reply = AsyncResult()
+            reply: AsyncResult[None] = AsyncResult()
             self._pending.setdefault(channel, deque()).append(reply)
             replies.append(reply)
         if self._connection is not None:
@@ -162,7 +164,7 @@ class RedisSubscriber:
         """Drop the connection, and tell those who wait for a reply; their channels are not received then."""
         connection, self._connection = self._connection, None
         if connection is not None:
-            connection.disconnect()
+            connection.disconnect()  # type: ignore[no-untyped-call]
         self._commands.clear()
         pending, self._pending = self._pending, {}
         for channel, replies in pending.items():
@@ -181,7 +183,8 @@ class RedisSubscriber:
         try:
             while self._commands and self._connection is not None:
                 command = self._commands.popleft()
-                self._connection.send_packed_command(self._connection.pack_command(*command), check_health=False)
+                packed = self._connection.pack_command(*command)  # type: ignore[no-untyped-call]
+                self._connection.send_packed_command(packed, check_health=False)  # type: ignore[no-untyped-call]
         except (redis.RedisError, OSError) as error:
             logger.debug("Redis at %s took no command: %s", self._broker.place, error)  # reading fails too
         finally:
@@ -231,7 +234,7 @@ class RedisSubscriber:
 
 def _replies(connection: redis.Connection) -> Any:
     """Return a function that waits for replies and returns those that came together; TimeoutError after silence."""
-    if Reader is None:
+    if hiredis is None:
 
         def receive_one() -> list[Any]:
             try:
@@ -244,7 +247,7 @@ def _replies(connection: redis.Connection) -> Any:
     sock = connection._sock
     assert sock is not None
     sock.settimeout(PING_INTERVAL)
-    reader = Reader()
+    reader = hiredis.Reader()
 
     def receive() -> list[Any]:
         while True:

@@ -1,0 +1,14 @@
+"""The Django application: the template tag, and the system checks."""
+
+from django.apps import AppConfig
+
+
+class WebSocketConfig(AppConfig):
+    """`INSTALLED_APPS = [..., "django_websocket"]`."""
+
+    name = "django_websocket"
+    verbose_name = "WebSockets"
+
+    def ready(self) -> None:
+        """Register the system checks."""
+        from . import checks  # noqa: F401
