@@ -20,10 +20,10 @@ from gevent.hub import get_hub
 
 from .exceptions import ConnectionClosed
 from .protocol.engine import Close, Engine, Event, Failure, Ping, Role
-from .protocol.frames import CloseCode, Opcode
-from .waiting import Readable, before_waiting, wait
+from .protocol.frames import CloseCode, Opcode, encode_message
+from .waiting import Readable, wait
 
-READ_SIZE = 64 * 1024  # bytes; for one call of recv, so that one client keeps nobody waiting
+READ_SIZE = 256 * 1024  # bytes; for one call of recv, so that one client keeps nobody waiting
 WRITE_SIZE = 64 * 1024  # bytes; small frames are joined up to it
 TICK = 0.5  # seconds; the grain of all deadlines here
 READ, WRITE = 1, 2  # libev's
@@ -61,6 +61,7 @@ class Connection(Readable):
         "__weakref__",
         "_answer",
         "_blocked",
+        "_buffer",
         "_closing",
         "_deadline",
         "_drained",
@@ -119,7 +120,9 @@ class Connection(Readable):
         self._reader: Any = loop.io(sock.fileno(), READ)
         self._reader.start(self._on_readable)  # once, for good
         self._writer: Any = None
-        open_connections().add(self)
+        sweep = _sweep()
+        sweep.connections.add(self)
+        self._buffer = sweep.buffer
         if early:
             self._take(early)
         self._read_pending()
@@ -133,18 +136,20 @@ class Connection(Readable):
         sock = self._sock
         if sock is None:
             return
+        buffer = self._buffer
         try:
-            data = sock.recv(READ_SIZE)
+            size = sock.recv_into(buffer)
         except WOULD_BLOCK:
             return
         except OSError:
-            data = b""
-        if not data:
+            size = 0
+        if not size:
             self._terminate(CloseCode.ABNORMAL)
             return
         self._quiet = 0
-        self._take(data)
-        self._read_pending()
+        self._take(bytes(buffer[:size]))
+        if self._pending is not None:
+            self._read_pending()
 
     def _read_pending(self) -> None:
         """Go on reading where TLS holds bytes of which the kernel knows nothing any more."""
@@ -218,8 +223,9 @@ class Connection(Readable):
                 if not self._closing:
                     self._answer_end()
                 return None
-            before_waiting()
-            if not wait((self,), timeout):
+            if timeout is None:
+                self._wait()
+            elif not wait((self,), timeout):
                 raise TimeoutError(f"no message came within {timeout} seconds")
         message = inbox.popleft()
         if not inbox and (self._engine.paused or self._signal is not None):
@@ -241,7 +247,7 @@ class Connection(Readable):
         """
         if self._closing:
             raise ConnectionClosed(self.close_code or CloseCode.ABNORMAL, self.close_reason)
-        frame = self._engine.send(message)
+        frame = encode_message(message)
         if self.inbox:
             self._outbox.append(frame)
             self._outbox_size += len(frame)
@@ -250,6 +256,8 @@ class Connection(Readable):
                 get_hub().loop.run_callback(self._on_yield)
         else:
             self._write(frame)
+            if not self._outbox_size:
+                return
         if self._outbox_size > self.limits.send_buffer_size:
             self._wait_until_drained()
 
@@ -503,6 +511,7 @@ class _Sweep:
 
     def __init__(self) -> None:
         self.connections: set[Connection] = set()
+        self.buffer = memoryview(bytearray(READ_SIZE))  # for all of them, since each is read in turn
         loop = get_hub().loop
         self.timer = loop.timer(TICK, repeat=TICK, ref=False)
         self.timer.start(self._on_tick)
@@ -517,8 +526,12 @@ _sweeps: weakref.WeakKeyDictionary[object, _Sweep] = weakref.WeakKeyDictionary()
 
 def open_connections() -> set[Connection]:
     """Return the open connections of the running thread's loop."""
+    return _sweep().connections
+
+
+def _sweep() -> _Sweep:
     hub = get_hub()
     sweep = _sweeps.get(hub)
     if sweep is None:
         sweep = _sweeps[hub] = _Sweep()
-    return sweep.connections
+    return sweep

@@ -11,7 +11,6 @@ from django.http import HttpRequest, HttpResponseBase
 
 from .options import Options
 from .protocol.handshake import TOKEN
-from .waiting import before_waiting, wait
 from .websocket import WebSocket
 
 __all__ = ["websocket", "websocket_loop"]
@@ -80,7 +79,6 @@ def websocket_loop(view: F) -> F:
             if source.ready():
                 view(request, client, *args, **kwargs)
             else:
-                before_waiting()
-                wait((source,))
+                source._wait()
 
     return cast(F, websocket(loop))

@@ -9,7 +9,7 @@ import gevent
 from gevent import monkey
 from gevent.hub import get_hub
 
-from .waiting import Readable, before_waiting, readable_with, wait
+from .waiting import Readable, readable_with, wait
 
 # What gevent may have replaced; `select.poll` is missing on some systems, and then plain files cannot be waited for.
 _poll = monkey.get_original("select", "poll")
@@ -36,7 +36,6 @@ def select(
     global _turn
     if timeout is not None and timeout < 0:
         raise ValueError("timeout must be non-negative")
-    before_waiting()
     sources: list[tuple[Any, Readable]] = []
     readers: list[tuple[Any, int]] = []
     for item in rlist:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import gevent
@@ -13,7 +13,13 @@ from gevent import Greenlet, getcurrent
 from gevent.hub import get_hub
 from greenlet import greenlet
 
-__all__ = ["Readable", "ViewGreenlet", "before_waiting", "close_at_end", "readable_with", "wait"]
+__all__ = ["Readable", "ViewGreenlet", "close_at_end", "readable_with", "wait"]
+
+
+SECOND_WAITER = (
+    "Another greenlet waits for this already. Let one greenlet receive and hand the messages on, for example through "
+    "a gevent.queue.Queue."
+)
 
 
 class Closable(Protocol):
@@ -45,13 +51,6 @@ class ViewGreenlet(PlainGreenlet):
         """Close what the view opened and left open."""
         for thing in tuple(self._open or ()):
             thing.close()
-
-
-def before_waiting() -> None:
-    """Tell the running view, if there is one, that it is about to wait."""
-    hook = getattr(getcurrent(), "before_waiting", None)
-    if hook is not None:
-        hook()
 
 
 def close_at_end(thing: Closable) -> None:
@@ -137,6 +136,22 @@ class Readable:
             self._signal.close()
             self._signal = None
 
+    def _wait(self) -> None:
+        """Let the running greenlet wait until this may be ready: `wait()` in a form for the path of each message."""
+        current = getcurrent()
+        hook = getattr(current, "before_waiting", None)
+        if hook is not None:
+            hook()
+            if self.ready():  # the hook let others run
+                return
+        if self._waiter is not None:
+            raise RuntimeError(SECOND_WAITER)
+        self._waiter = current
+        try:
+            get_hub().switch()
+        finally:  # also when somebody throws an exception into this greenlet: nothing may switch to it afterwards
+            self._waiter = None
+
     def _changed(self) -> None:
         """Show a new readiness to whoever waits. For any greenlet, in the thread of the loop."""
         if self._signal is not None:
@@ -151,21 +166,23 @@ class Readable:
             waiter.switch()
 
 
-def wait(sources: Iterable[Readable], timeout: float | None = None) -> bool:
-    """Let the running greenlet wait until one of `sources` may be ready.
+def wait(sources: Collection[Readable], timeout: float | None = None) -> bool:
+    """Let the running greenlet wait until one of `sources` may be ready, and the view give back what it need not hold.
 
     `timeout` is in seconds. Returns False if it passed. A source has one waiter: a second one gets a RuntimeError.
     """
     current = getcurrent()
+    hook = getattr(current, "before_waiting", None)
+    if hook is not None:
+        hook()
+        if any(source.ready() for source in sources):  # the hook let others run
+            return True
     claimed: list[Readable] = []
     timer = None
     try:
         for source in sources:
             if source._waiter is not None and source._waiter is not current:
-                raise RuntimeError(
-                    "Another greenlet waits for this already. Let one greenlet receive and hand the messages on, "
-                    "for example through a gevent.queue.Queue."
-                )
+                raise RuntimeError(SECOND_WAITER)
             source._waiter = current
             claimed.append(source)
         if timeout is not None:
@@ -175,7 +192,7 @@ def wait(sources: Iterable[Readable], timeout: float | None = None) -> bool:
         if expired is not timer:
             raise
         return False
-    finally:  # also when somebody throws an exception into this greenlet: nothing may switch to it afterwards
+    finally:
         for source in claimed:
             source._waiter = None
         if timer is not None:

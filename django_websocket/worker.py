@@ -146,7 +146,10 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
             window = 0.0
             raise
         finally:
-            self._stop(window).join()
+            stopping = self._stop(window)
+            while not stopping.ready():
+                with contextlib.suppress(SystemExit):  # Ctrl-C comes twice: from the terminal and from the arbiter
+                    stopping.join()
 
     def _stop(self, window: float | None = None) -> Greenlet[..., None]:
         if self._stopping is None:
@@ -183,7 +186,7 @@ class TLSSocket:
     def __init__(self, sock: ssl.SSLSocket) -> None:
         self._hold = sock.makefile("rb", buffering=0)  # a socket closes when its files have
         self.fileno = sock.fileno
-        self.recv = sock.recv
+        self.recv_into = sock.recv_into
         self.send = sock.send
         self.pending = sock.pending
         self.setblocking = sock.setblocking

@@ -14,7 +14,7 @@ from gevent.event import AsyncResult
 from django_websocket.connection import Connection
 from django_websocket.exceptions import BrokerError, MessagesMissed
 from django_websocket.protocol.frames import CloseCode, encode_message
-from django_websocket.waiting import Readable, before_waiting, wait
+from django_websocket.waiting import Readable, wait
 
 from .broker import Broker, from_wire
 
@@ -214,7 +214,6 @@ class Subscription(Readable):
         piled up here, and goes on with the next call; RuntimeError inside an `atomic()` block that the view entered.
         """
         while not self.ready():
-            before_waiting()
             if not wait((self,), timeout):
                 raise TimeoutError(f"no message came within {timeout} seconds")
         try:

@@ -89,9 +89,7 @@ class RedisSubscriber:
         self._broker = broker
         self._listener = listener
         self._channels: dict[str, None] = {}  # that are to be received
-        self._pending: dict[
-            str, deque[AsyncResult[None]]
-        ] = {}  # who waits for replies, in their order
+        self._pending: dict[str, deque[AsyncResult[None]]] = {}  # who waits for replies, in their order
         self._connection: redis.Connection | None = None
         self._commands: deque[Any] = deque()  # that wait to be sent
         self._running = False
