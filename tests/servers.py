@@ -1,0 +1,259 @@
+"""Real servers for tests: gunicorn, Redis and nginx as child processes on free loopback ports.
+
+Each is a context manager: it has started when the block begins and has ended when the block is left.
+
+    with gunicorn(args=["--workers", "2"]) as server:
+        connect(f"ws://127.0.0.1:{server.port}/echo/")
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import NoReturn
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+TEST_PROJECT = ROOT / "test_project"
+WORKER = "django_websocket.worker.GeventWebSocketWorker"
+HTTP_PROBE = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
+
+# What a developer's shell may hold and a server under test must not see. PYTHONPATH: the installed wheel is tested.
+NOT_INHERITED = (
+    "ALLOWED_HOSTS",
+    "DATABASE_NAME",
+    "DEBUG",
+    "DJANGO_SETTINGS_MODULE",
+    "FORWARDED_ALLOW_IPS",
+    "GUNICORN_CMD_ARGS",
+    "PYTHONPATH",
+    "REDIS_URL",
+    "SECRET_KEY",
+    "STATIC_ROOT",
+    "WEBSOCKET_ALLOWED_ORIGINS",
+    "WEBSOCKET_SERVER",
+    "WEB_CONCURRENCY",
+)
+
+
+def free_port() -> int:
+    """A port on which nothing listens.
+
+    It lies below the range from which the kernel takes ports for outgoing connections, or one of a thousand test
+    clients might sit on it before the server does.
+    """
+    while True:
+        port = random.randrange(20000, 32768)
+        with socket.socket() as sock:
+            try:
+                sock.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+
+
+def unavailable(reason: str) -> NoReturn:
+    """Skip the test that cannot run on this machine; with CI in the environment that is a failure."""
+    if os.environ.get("CI"):
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+def executable(name: str) -> str:
+    """The path of a system's program, on which the test depends."""
+    found = shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}:/usr/local/sbin:/usr/sbin:/sbin")
+    if found is None:
+        unavailable(f"{name} is not installed; scripts/test installs it")
+    return found
+
+
+class Server:
+    """A child process that listens on a port of 127.0.0.1.
+
+    Args:
+        args: The command line.
+        port: Where it will listen.
+        probe: What is sent to see whether it serves; it does when an answer comes. Without a probe it is enough that
+            a connection is accepted, which gunicorn does before its workers have loaded the application.
+        cwd: The directory it runs in.
+        env: Environment variables on top of this process's own, without `NOT_INHERITED`.
+        start_timeout, stop_timeout: Deadlines in seconds.
+    """
+
+    def __init__(
+        self,
+        args: Sequence[str | Path],
+        *,
+        port: int,
+        probe: bytes = b"",
+        cwd: Path | None = None,
+        env: Mapping[str, str] | None = None,
+        start_timeout: float = 30,
+        stop_timeout: float = 15,
+    ) -> None:
+        self.args = [str(arg) for arg in args]
+        self.port = port
+        self.probe = probe
+        self.cwd = cwd
+        self.env = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED} | dict(env or {})
+        self.start_timeout = start_timeout
+        self.stop_timeout = stop_timeout
+        self._process: subprocess.Popen[bytes] | None = None
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 (one log for the server's life, restarts included)
+
+    @property
+    def address(self) -> str:
+        """Host and port, as in a Host header or a URL."""
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def pid(self) -> int:
+        """The process id, while it runs."""
+        assert self._process is not None, "the server does not run"
+        return self._process.pid
+
+    @property
+    def log(self) -> str:
+        """What it has written to standard output and error so far."""
+        # pread, because the child writes through the same file position
+        return os.pread(self._log.fileno(), os.fstat(self._log.fileno()).st_size, 0).decode(errors="replace")
+
+    def start(self) -> None:
+        """Start it and wait until it serves.
+
+        Raises:
+            RuntimeError: It ended, or did not serve in time; the message has the end of its log.
+        """
+        # A session of its own, so that a Ctrl-C meant for the tests does not reach it, and that what it has started
+        # can be killed with it.
+        self._process = subprocess.Popen(
+            self.args,
+            cwd=self.cwd,
+            env=self.env,
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=self._log,
+            start_new_session=True,
+        )
+        deadline = time.monotonic() + self.start_timeout
+        while not self._answers():
+            try:
+                status = self._process.wait(0.05)
+            except subprocess.TimeoutExpired:
+                if time.monotonic() < deadline:
+                    continue
+                self.stop()
+                problem = f"does not serve port {self.port} after {self.start_timeout} s"
+            else:
+                self._process = None
+                problem = f"ended with status {status}"
+            raise RuntimeError(f"{' '.join(self.args)} {problem}; its log ends:\n{self.log[-4000:]}")
+
+    def _answers(self) -> bool:
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), self.start_timeout) as sock:
+                if not self.probe:
+                    return True
+                sock.sendall(self.probe)
+                return sock.recv(1) != b""
+        except OSError:
+            return False
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send a signal to the process itself, not to its children."""
+        os.kill(self.pid, number)
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait until it has ended, for whatever reason, and return its status.
+
+        Raises:
+            subprocess.TimeoutExpired: It still runs after `timeout` seconds (default: `stop_timeout`).
+        """
+        assert self._process is not None, "the server does not run"
+        status = self._process.wait(self.stop_timeout if timeout is None else timeout)
+        self._process = None
+        return status
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int | None:
+        """Ask it to end, and kill it and its children when it does not in time.
+
+        Returns its status, or None when it did not run.
+        """
+        if self._process is None:
+            return None
+        self.send_signal(number)
+        try:
+            return self.wait()
+        except subprocess.TimeoutExpired:
+            os.killpg(self.pid, signal.SIGKILL)
+            return self.wait()
+
+    def __enter__(self) -> Server:
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            self._log.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+        if error is not None:
+            print(f"--- log of {' '.join(self.args)}\n{self.log[-8000:]}")  # pytest shows it with the failed test
+        self._log.close()
+
+
+def gunicorn(
+    app: str = "project.wsgi:websocket",
+    worker: str = WORKER,
+    *,
+    cwd: Path = TEST_PROJECT,
+    env: Mapping[str, str] | None = None,
+    args: Sequence[str | Path] = (),
+    port: int | None = None,
+    probe: bytes = HTTP_PROBE,
+) -> Server:
+    """The gunicorn of this environment; it serves when a worker has answered a request (with any status).
+
+    For TLS pass `probe=b""`: the request is not encrypted.
+    """
+    port = port or free_port()
+    binary = Path(sys.executable).parent / "gunicorn"
+    command = [str(binary), "--no-control-socket", "-b", f"127.0.0.1:{port}", "-k", worker]
+    return Server([*command, *args, app], port=port, probe=probe, cwd=cwd, env=env)
+
+
+@contextmanager
+def redis_server(port: int | None = None, args: Sequence[str] = ()) -> Iterator[Server]:
+    """A Redis of its own that keeps nothing on disk."""
+    port = port or free_port()
+    with tempfile.TemporaryDirectory() as directory:
+        command = [executable("redis-server"), "--bind", "127.0.0.1", "--port", str(port), "--dir", directory]
+        with Server([*command, "--save", "", *args], port=port, probe=b"PING\r\n") as server:
+            yield server
+
+
+@contextmanager
+def nginx(configuration: str, port: int) -> Iterator[Server]:
+    """An nginx with the text of a configuration file that listens on `port` and logs errors to stderr."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory, "nginx.conf")
+        path.write_text(configuration)
+        command = [executable("nginx"), "-p", directory, "-c", str(path), "-e", "stderr", "-g", "daemon off;"]
+        with Server(command, port=port) as server:
+            yield server

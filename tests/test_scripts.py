@@ -1,0 +1,152 @@
+"""scripts/demo as somebody who has just cloned the repository meets it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.parse import urljoin
+
+import pytest
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
+
+from .servers import HTTP_PROBE, ROOT, Server, free_port, unavailable
+
+PAGES = ("/", "/chat/", "/echo/", "/ping/")
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tree as `git clone` gives it, with what is not committed yet and without what is ignored."""
+    if not (ROOT / ".git").exists():
+        unavailable("a clone can only be made from a git repository")
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    files = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    directory = tmp_path_factory.mktemp("clone")
+    for name in filter(None, files.split("\0")):
+        if (ROOT / name).is_file():  # not deleted in the working tree
+            (directory / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, directory / name)
+    return directory
+
+
+def demo(clone: Path, port: int) -> Server:
+    """scripts/demo on a port; it serves when the first page is there."""
+    environment = {"PYTHON": sys.executable, "REDIS_URL": "redis://127.0.0.1:1/0", "DJANGO_SETTINGS_MODULE": "missing"}
+    command = [clone / "scripts" / "demo", str(port)]
+    return Server(command, port=port, probe=HTTP_PROBE, cwd=Path("/"), env=environment, start_timeout=240)
+
+
+@pytest.fixture(scope="module")
+def site(clone: Path) -> Iterator[Server]:
+    with demo(clone, free_port()) as server:
+        yield server
+
+
+def fetch(url: str) -> tuple[int, str]:
+    with urllib.request.urlopen(url, timeout=10) as response:
+        return response.status, response.read().decode()
+
+
+@pytest.mark.timeout(300)  # the first of these makes the virtual environment
+def test_demo_says_what_it_does_and_where_to_look(site: Server) -> None:
+    for page in PAGES:
+        assert f"http://{site.address}{page}" in site.log
+    assert "Ctrl-C" in site.log
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("page", PAGES)
+def test_demo_serves_the_page_and_its_static_files(site: Server, page: str) -> None:
+    status, body = fetch(f"http://{site.address}{page}")
+    assert status == 200
+    static = re.findall(r'(?:href|src)="(/static/[^"]+)"', body)
+    assert static, "the page has no stylesheet"
+    for path in static:
+        assert fetch(urljoin(f"http://{site.address}", path))[0] == 200
+
+
+@pytest.mark.timeout(300)
+def test_demo_serves_websockets_on_the_same_port(site: Server) -> None:
+    origin = f"http://{site.address}"
+    with connect(f"ws://{site.address}/echo/", origin=origin) as websocket:
+        websocket.send("hello")
+        assert websocket.recv(timeout=10) == "hello"
+    chat = f"ws://{site.address}/chat/"
+    with connect(chat, origin=origin) as ann, connect(chat, origin=origin) as bob:
+        ann.send("hello")
+        assert ann.recv(timeout=10) == bob.recv(timeout=10) == "hello"
+
+
+@pytest.mark.timeout(300)
+def test_demo_is_one_process_beside_the_one_that_watches_it(site: Server) -> None:
+    workers = Path(f"/proc/{site.pid}/task/{site.pid}/children")
+    if not workers.exists():
+        unavailable("this system does not list a process's children")
+    assert len(workers.read_text().split()) == 1
+    assert "gunicorn" in Path(f"/proc/{site.pid}/cmdline").read_text()  # not the shell: signals arrive
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("send", "number"),
+    [
+        pytest.param(os.killpg, signal.SIGINT, id="Ctrl-C"),  # goes to all processes of the terminal
+        pytest.param(os.kill, signal.SIGTERM, id="kill"),
+    ],
+)
+def test_demo_starts_again_without_installing_and_stops_without_noise(
+    site: Server, clone: Path, send: Callable[[int, int], None], number: signal.Signals
+) -> None:
+    with demo(clone, free_port()) as server:
+        assert "Installing" not in server.log
+        with connect(f"ws://{server.address}/chat/") as websocket:
+            send(server.pid, number)
+            assert server.wait() == 0
+            with pytest.raises(ConnectionClosed):
+                websocket.recv(timeout=10)
+            assert websocket.close_code == 1012
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", server.port))
+        assert "Traceback" not in server.log
+
+
+def run_demo(clone: Path, *args: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHON": sys.executable}
+    command = [clone / "scripts" / "demo", *args]
+    return subprocess.run(command, cwd="/", env=environment, capture_output=True, text=True, timeout=30, check=False)
+
+
+@pytest.fixture
+def untouched_clone(clone: Path, tmp_path: Path) -> Path:
+    """One in which nothing was installed yet."""
+    shutil.copytree(clone / "scripts", tmp_path / "scripts")
+    return tmp_path
+
+
+def test_demo_names_the_remedy_for_a_port_in_use_before_it_installs_anything(untouched_clone: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as occupied:
+        port = occupied.getsockname()[1]
+        result = run_demo(untouched_clone, str(port))
+    assert result.returncode == 1
+    assert result.stdout == ""
+    assert result.stderr == (
+        f"Port {port} is in use: stop what holds it, or choose another port, as in: scripts/demo 8080\n"
+    )
+    assert not (untouched_clone / ".venv-demo").exists()
+
+
+@pytest.mark.parametrize("args", [["http"], ["0"], ["65536"], ["-1"], ["8000", "8001"]])
+def test_demo_says_how_it_is_called(untouched_clone: Path, args: list[str]) -> None:
+    result = run_demo(untouched_clone, *args)
+    assert result.returncode == 1
+    assert result.stderr.startswith("Usage: scripts/demo [PORT]")
+    assert not (untouched_clone / ".venv-demo").exists()
