@@ -1,0 +1,48 @@
+"""Channels as its documentation shows it: async consumers behind the origin check, sessions and authentication."""
+
+import os
+
+from django.core.asgi import get_asgi_application
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "djangosite.settings")
+http = get_asgi_application()  # sets Django up, before Channels is imported
+
+from channels.auth import AuthMiddlewareStack  # noqa: E402
+from channels.generic.websocket import AsyncWebsocketConsumer  # noqa: E402
+from channels.routing import ProtocolTypeRouter, URLRouter  # noqa: E402
+from channels.security.websocket import AllowedHostsOriginValidator  # noqa: E402
+from django.urls import path  # noqa: E402
+
+
+class Echo(AsyncWebsocketConsumer):
+    async def connect(self):
+        _ = self.scope["user"].is_authenticated
+        await self.accept()
+
+    async def receive(self, text_data=None, bytes_data=None):
+        await self.send(text_data=text_data, bytes_data=bytes_data)
+
+
+class Chat(AsyncWebsocketConsumer):
+    async def connect(self):
+        _ = self.scope["user"].is_authenticated
+        await self.channel_layer.group_add("chat", self.channel_name)
+        await self.accept()
+
+    async def disconnect(self, code):
+        await self.channel_layer.group_discard("chat", self.channel_name)
+
+    async def receive(self, text_data=None, bytes_data=None):
+        await self.channel_layer.group_send("chat", {"type": "chat.message", "text": text_data})
+
+    async def chat_message(self, event):
+        await self.send(text_data=event["text"])
+
+
+routes = [
+    path("echo/", Echo.as_asgi()),
+    path("chat/", Chat.as_asgi()),
+]
+application = ProtocolTypeRouter(
+    {"http": http, "websocket": AllowedHostsOriginValidator(AuthMiddlewareStack(URLRouter(routes)))}
+)

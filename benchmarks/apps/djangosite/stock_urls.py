@@ -1,0 +1,8 @@
+from django.urls import path
+
+from . import stock_views
+
+urlpatterns = [
+    path("echo/", stock_views.echo),
+    path("chat/", stock_views.chat),
+]

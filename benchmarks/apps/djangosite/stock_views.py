@@ -1,0 +1,56 @@
+"""Views for gevent-websocket's own worker, as people write them without us: a loop over the socket, `select`, and a
+Redis connection for each client."""
+
+import functools
+from select import select
+
+import redis
+from django.conf import settings
+from django.http import HttpResponse, HttpResponseBadRequest
+
+
+def websocket(view):
+    @functools.wraps(view)
+    def answer(request):
+        websocket = request.META.get("wsgi.websocket")
+        if websocket is None:
+            return HttpResponseBadRequest("This page is a WebSocket.")
+        _ = request.user.is_authenticated
+        view(request, websocket)
+        return HttpResponse()
+
+    return answer
+
+
+@websocket
+def echo(request, websocket):
+    while not websocket.closed:
+        message = websocket.receive()
+        if message is not None:
+            websocket.send(message)
+
+
+@websocket
+def chat(request, websocket):
+    client = redis.Redis.from_url(settings.REDIS_URL)
+    messages = client.pubsub()
+    messages.subscribe("CHAT")
+
+    def incoming():
+        text = websocket.receive()
+        if text:
+            client.publish("CHAT", text)
+
+    def outgoing():
+        response = messages.parse_response()
+        if response and response[0] == b"message":
+            websocket.send(response[2].decode())
+
+    handlers = {websocket.handler.socket.fileno(): incoming, messages.connection._sock.fileno(): outgoing}
+    try:
+        while not websocket.closed:
+            ready, _, _ = select(list(handlers), [], [])
+            handlers[ready[0]]()
+    finally:
+        messages.close()
+        client.close()

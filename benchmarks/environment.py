@@ -1,0 +1,81 @@
+"""What a run needs on the machine: the compiled programs, the peers, Redis."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+APPS = HERE / "apps"
+PEERS = HERE / "peers"
+REQUIREMENTS = HERE / "requirements.txt"
+
+
+def compile_programs():
+    """`make`, which does nothing where nothing has changed."""
+    if not shutil.which("make"):
+        raise SystemExit("benchmarks need make and a C compiler (Debian: apt-get install build-essential)")
+    made = subprocess.run(["make", "-C", HERE], capture_output=True, text=True)
+    if made.returncode:
+        raise SystemExit(f"{made.stdout}{made.stderr}benchmarks need a C compiler (Debian: build-essential)")
+
+
+def peers_bin():
+    """The bin directory of benchmarks/peers, which is created, and brought up to date with requirements.txt."""
+    installed = PEERS / "requirements.txt"
+    wanted = REQUIREMENTS.read_text()
+    if not installed.exists() or installed.read_text() != wanted:
+        print(f"installing the peers into {PEERS}", flush=True)
+        try:
+            subprocess.run([sys.executable, "-m", "venv", PEERS], check=True)
+            pip = [PEERS / "bin" / "python", "-m", "pip", "--disable-pip-version-check"]
+            subprocess.run([*pip, "install", "--quiet", "-r", REQUIREMENTS], check=True)
+        except subprocess.CalledProcessError as error:
+            raise SystemExit(
+                "the peers could not be installed (Debian: apt-get install python3-venv); --bin takes the bin "
+                "directory of an environment that holds what requirements.txt lists"
+            ) from error
+        installed.write_text(wanted)
+    return PEERS / "bin"
+
+
+def given_bin(directory):
+    """The bin directory that --bin names."""
+    directory = directory.absolute()
+    if not (directory / "python").exists():
+        raise SystemExit(f"--bin {directory}: there is no python; give the bin directory of a virtual environment")
+    return directory
+
+
+def redis_server():
+    program = shutil.which("redis-server")
+    if program is None:
+        raise SystemExit("benchmarks need redis-server (Debian: apt-get install redis-server)")
+    return program
+
+
+def imported_from(bin_directory, environ):
+    """The directory that `import django_websocket` finds the package in."""
+    code = "import os, django_websocket; print(os.path.dirname(os.path.dirname(django_websocket.__file__)))"
+    found = subprocess.run(
+        [bin_directory / "python", "-c", code], capture_output=True, text=True, env={**os.environ, **environ}, cwd=APPS
+    )
+    if found.returncode:
+        raise SystemExit(f"{found.stderr}django_websocket cannot be imported with {bin_directory / 'python'}")
+    return Path(found.stdout.strip()).resolve()
+
+
+def versions(bin_directory):
+    """Names and versions of what requirements.txt lists, as installed."""
+    names = [re.split(r"[\[>]", line)[0] for line in REQUIREMENTS.read_text().splitlines() if line and line[0] != "#"]
+    code = (
+        "import platform, sys\nfrom importlib.metadata import PackageNotFoundError, version\n"
+        "print('python', platform.python_version())\n"
+        "for name in sys.argv[1:]:\n"
+        "    try: print(name, version(name))\n"
+        "    except PackageNotFoundError: pass\n"
+    )
+    found = subprocess.run([bin_directory / "python", "-c", code, *names], capture_output=True, text=True)
+    return ", ".join(found.stdout.splitlines())

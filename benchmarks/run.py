@@ -1,0 +1,268 @@
+"""Measures WebSocket servers side by side: README.md says how to read what comes out."""
+
+import argparse
+import fcntl
+import json
+import os
+import platform
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import report
+import selftest
+from bench import Bench
+from environment import HERE, compile_programs, given_bin, imported_from, peers_bin, versions
+from loads import LOADS, SMOKE_LOADS, faults, generator_bound
+from processes import pick_cores
+from servers import INSTALLED, PEERS, ours, parse_ours
+
+MAX_OPEN_FILES = 65536
+
+
+def rounds(servers, count):
+    """The servers' order in each round. Each second round reverses the one before, each pair begins elsewhere."""
+    step = max(1, len(servers) // max(1, (count + 1) // 2))
+    for number in range(count):
+        first = number // 2 * step % len(servers)
+        order = servers[first:] + servers[:first]
+        yield number, order[::-1] if number % 2 else order
+
+
+def skip_reason(server, load):
+    """Why the server is not put under the load; "" where it does not serve such a thing at all, None if it is."""
+    if load.path not in server.paths:
+        return ""
+    return server.skips.get(load.name)
+
+
+def compare(bench, servers, loads, options, keep):
+    """Measures all of them; `keep` is called with each record."""
+    end = time.monotonic() + options.max_minutes * 60
+    for number, order in rounds(servers, options.rounds):
+        for server in order:
+            for load in loads:
+                reason = skip_reason(server, load)
+                if reason is not None:
+                    keep({"round": number, "server": server.name, "load": load.name, "skip": reason})
+            if time.monotonic() > end:
+                print(f"stopped after {options.max_minutes:g} minutes (--max-minutes)", flush=True)
+                return
+            wanted = [load for load in loads if skip_reason(server, load) is None]
+            for load, result in bench.measure_all(server, wanted):
+                keep({"round": number, "server": server.name, "load": load.name, "result": result})
+                print(progress(number, server, load, result), flush=True)
+
+
+def progress(number, server, load, result):
+    value = load.value(result)
+    figure = "" if value is None else f"{value:,.1f} {load.unit}"
+    mark = ", the generator was busy" if generator_bound(result) else ""
+    wrong = faults(result)
+    return f"[{number + 1}] {server.name:24} {load.name:12} {figure}{mark}{'  FAULTS: ' + wrong if wrong else ''}"
+
+
+def smoke(bin_directory, servers):
+    """One short round on our servers alone. Exits with 1 if any message was lost, doubled, damaged or late."""
+    failed = False
+    with tempfile.TemporaryDirectory() as logs:
+        bench = Bench(bin_directory, logs, seconds=0.2, smoke=True)
+        with bench.running_redis():
+            for server in servers:
+                for load, result in bench.measure_all(server, SMOKE_LOADS):
+                    wrong = faults(result)
+                    print(f"{server.name:24} {load.name:12} {wrong or 'ok'}", flush=True)
+                    failed = failed or bool(wrong)
+                log = bench.log(server)
+                if failed and log.exists():
+                    print(f"what {server.name} said:\n{log.read_text(errors='replace')[-10000:]}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def describe_run(bin_directory, checkouts, cores):
+    """What somebody who reads the figures later will want to know."""
+    cpu_lines = Path("/proc/cpuinfo").read_text().splitlines()
+    cpu = [line.split(":")[1].strip() for line in cpu_lines if line.startswith("model name")]
+    about = {
+        "date": time.strftime("%Y-%m-%d %H:%M"),
+        "cpu": f"{cpu[0] if cpu else platform.machine()}, {os.cpu_count()} cores",
+        "cores": f"server {cores[0]}, load {cores[1]}, Redis {cores[2]}",
+        "load average before": f"{os.getloadavg()[0]:.2f}",
+        "system": f"{platform.system()} {platform.release()}",
+        "versions": versions(bin_directory),
+    }
+    about["ours"] = {name: revision(directory) for name, directory in checkouts.items()}
+    return about
+
+
+def revision(directory):
+    if directory == INSTALLED:
+        return INSTALLED
+    command = ["git", "-C", directory, "describe", "--always", "--dirty", "--tags"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True)
+    except FileNotFoundError:
+        return "?"
+    return found.stdout.strip() or "not in git"
+
+
+@contextmanager
+def only_run():
+    """Two runs at a time would spoil both: the second waits."""
+    with open(HERE / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("another run is measuring; waiting for its end", flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def measure_and_report(bin_directory, servers, loads, checkouts, options):
+    cores = options.cores or pick_cores()
+    if cores[0] == cores[1]:
+        print("there is one core only: server and load share it, and the figures say little", flush=True)
+    baselines = options.baseline or default_baselines(checkouts)
+    results = HERE / "results"
+    logs = results / options.name
+    if logs.exists():
+        raise SystemExit(f"--name {options.name}: there is a run of that name in {results}")
+    logs.mkdir(parents=True)
+    records = [{"about": describe_run(bin_directory, checkouts, cores)}]
+    tables = results / f"{options.name}.md"
+    with ExitStack() as stack:
+        lines = stack.enter_context((results / f"{options.name}.jsonl").open("w"))
+        lines.write(json.dumps(records[0]) + "\n")
+
+        def keep(record):
+            records.append(record)
+            lines.write(json.dumps(record) + "\n")
+            lines.flush()
+
+        stack.enter_context(only_run())
+        bench = Bench(bin_directory, logs, cores=cores, seconds=options.time, idle_seconds=options.idle)
+        stack.enter_context(bench.running_redis())
+        try:
+            compare(bench, servers, loads, options, keep)
+        finally:
+            tables.write_text(report.tables(records, baselines))
+    print(f"\n{tables.read_text()}\nin {tables}, every single result in {lines.name}, what the servers said in {logs}")
+
+
+def default_baselines(checkouts):
+    """Two checkouts are compared with each other, one with the bare server; where that has no figure, the stock one."""
+    first = next(iter(checkouts), None)
+    return [first] if len(checkouts) > 1 else ["asgi-uvicorn", "gevent-websocket"]
+
+
+def choose(things, names, what):
+    """For each of the comma-separated `names` the one called so, or those that contain it; without names, all."""
+    if not names:
+        return things
+    known = [thing.name for thing in things]
+    chosen = set()
+    for name in names.split(","):
+        found = [name] if name in known else [other for other in known if name in other]
+        if not found:
+            raise SystemExit(f"{what} {name}: there are {', '.join(known)}")
+        chosen.update(found)
+    return [thing for thing in things if thing.name in chosen]
+
+
+def raise_open_files():
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def core_list(text):
+    numbers = [int(number) for number in text.split(",")]
+    if not 2 <= len(numbers) <= 3:
+        raise argparse.ArgumentTypeError("two or three cores, as in 0,1")
+    return numbers if len(numbers) == 3 else [*numbers, numbers[1]]
+
+
+def parse_options():
+    parser = argparse.ArgumentParser(prog="benchmarks/run", description=__doc__)
+    add = parser.add_argument
+    add("--ours", action="append", metavar="DIR[=NAME]",
+        help="a checkout of our package to measure; may be repeated, to compare them. 'installed' is the one in the "
+        "environment. Without it: the checkout that these benchmarks are in")  # fmt: skip
+    add("--no-peers", action="store_true", help="only ours")
+    add("--servers", metavar="A,B", help="only these, by name or part of it")
+    add("--loads", metavar="A,B", help="only these, by name or part of it")
+    add("--rounds", type=int, default=3, help="default: 3")
+    add("--time", type=float, default=3, metavar="S", help="seconds for each load, default: 3")
+    add("--idle", type=float, default=2.5, metavar="S", help="seconds that idle clients stay, default: 2.5")
+    add("--max-minutes", type=float, default=30, metavar="N", help="starts nothing after that, default: 30")
+    add("--baseline", type=lambda text: text.split(","), metavar="A,B",
+        help="what ratios refer to: for each load the first of these that has a figure")  # fmt: skip
+    add("--cores", type=core_list, metavar="A,B[,C]", help="for the server, the load and Redis")
+    add("--bin", type=Path, metavar="DIR", help="bin directory of an environment to use instead of benchmarks/peers")
+    add("--name", default=time.strftime("%Y%m%d-%H%M%S"), help="of the files in results/, default: date and time")
+    add("--report", type=Path, metavar="JSONL", help="print the tables of an earlier run, nothing else")
+    add("--smoke", action="store_true", help="measure nothing: does every message arrive, once, whole, in order?")
+    add("--selftest", action="store_true", help="measure nothing: does the load generator notice a server's faults?")
+    return parser.parse_args()
+
+
+def print_report(path, baselines):
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    print(report.tables(records, baselines or default_baselines(records[0]["about"]["ours"])))
+
+
+def find_checkouts(texts):
+    """{name: directory or INSTALLED} of --ours."""
+    checkouts = {}
+    for directory, name in map(parse_ours, texts or [f"{HERE.parent}=django_websocket"]):
+        if name in checkouts:
+            raise SystemExit(f"--ours: two are called {name}; DIR=NAME gives one another name")
+        checkouts[name] = directory
+    return checkouts
+
+
+def check_import(bin_directory, server, directory):
+    """Nothing is more misleading than figures of another checkout than the one that was named."""
+    found = imported_from(bin_directory, server.environ)
+    if directory not in (INSTALLED, found):
+        raise SystemExit(f"{server.name}: django_websocket is imported from {found}, not from {directory}")
+
+
+def main():
+    options = parse_options()
+    if options.report:
+        print_report(options.report, options.baseline)
+        return 0
+    if not sys.platform.startswith("linux"):
+        raise SystemExit("benchmarks need Linux: epoll and /proc")
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: sys.exit(1))  # an exception: what was started is ended
+    raise_open_files()
+    compile_programs()
+    bin_directory = given_bin(options.bin) if options.bin else peers_bin()
+    if options.selftest:
+        return selftest.run(bin_directory)
+
+    checkouts = find_checkouts(options.ours)
+    servers = [ours(directory, name) for name, directory in checkouts.items()]
+    for server in servers:
+        check_import(bin_directory, server, checkouts[server.name])
+    if options.smoke:
+        return smoke(bin_directory, servers)
+    servers = choose(servers + ([] if options.no_peers else PEERS), options.servers, "--servers")
+    loads = choose(LOADS, options.loads, "--loads")
+    measure_and_report(bin_directory, servers, loads, checkouts, options)
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)
