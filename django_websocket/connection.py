@@ -11,7 +11,7 @@ import socket
 import ssl
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -147,7 +147,11 @@ class Connection(Readable):
             self._terminate(CloseCode.ABNORMAL)
             return
         self._quiet = 0
-        self._take(bytes(buffer[:size]))
+        events = self._engine.receive(bytes(buffer[:size]))
+        if events or self.discard or self._signal is not None:
+            self._handle(events)
+        if self._waiter is not None and (self.inbox or self.ended):
+            self._waiter.switch()  # straight into the view, without a round of the loop
         if self._pending is not None:
             self._read_pending()
 
@@ -158,7 +162,12 @@ class Connection(Readable):
 
     def _take(self, data: bytes) -> None:
         """Parse `data`, or what was left of earlier data, and let the one who waits have the messages."""
-        events = self._engine.receive(data)
+        self._handle(self._engine.receive(data))
+        if self._waiter is not None and (self.inbox or self.ended):
+            self._waiter.switch()
+
+    def _handle(self, events: Sequence[Event]) -> None:
+        """Do what asks for more than putting messages into the inbox."""
         for event in events:
             self._on_event(event)
         if self.inbox and self.discard:
@@ -167,11 +176,8 @@ class Connection(Readable):
                 for event in self._engine.receive(b""):
                     self._on_event(event)
                 self.inbox.clear()
-        if self.inbox or self.ended:
-            if self._signal is not None:
-                self._signal.set(self.ready())
-            if self._waiter is not None:
-                self._waiter.switch()  # straight into the view, without a round of the loop
+        if self._signal is not None:
+            self._signal.set(self.ready())
 
     def _on_event(self, event: Event) -> None:
         if isinstance(event, Ping):
@@ -231,6 +237,20 @@ class Connection(Readable):
         if not inbox and (self._engine.paused or self._signal is not None):
             self._emptied()
         return message
+
+    def __iter__(self) -> Iterator[str | bytes]:
+        """Iterate over the messages; the loop of `receive()` without a call for each message that waits already."""
+        inbox = self.inbox
+        while True:
+            if inbox:
+                message: str | bytes | None = inbox.popleft()
+                if not inbox and (self._engine.paused or self._signal is not None):
+                    self._emptied()
+            else:
+                message = self.receive()
+                if message is None:
+                    return
+            yield message  # type: ignore[misc]
 
     def _emptied(self) -> None:
         if self._engine.paused and not self._resume_scheduled:

@@ -101,8 +101,14 @@ class Conversation(ViewGreenlet):
     def opened(self, sock: socket.socket, early: bytes) -> Connection:
         """Let the view have its connection."""
         connection = Connection(sock, early, self._options.limits(), discard=not self._options.receive)
+        connection.on_end.append(self._on_end)
         self._opened.set(connection)
         return connection
+
+    def _on_end(self) -> None:
+        connection = self.websocket.connection
+        if connection is not None:
+            self.client_left(connection.close_code or CloseCode.ABNORMAL, connection.close_reason)
 
     def failed(self, reason: str) -> None:
         """Let the view know that the handshake came to nothing."""
@@ -124,6 +130,9 @@ class Conversation(ViewGreenlet):
             else:
                 self._end(answer)
         finally:
+            connection = self.websocket.connection
+            if connection is not None and self._on_end in connection.on_end:
+                connection.on_end.remove(self._on_end)  # it may outlive the view
             self.close_all()
             self._close_databases()
             ViewGreenlet.running.discard(self)
@@ -196,13 +205,14 @@ class Conversation(ViewGreenlet):
 
     # --- databases -----------------------------------------------------------------------------------------------
 
-    databases_used = False  # since the view last waited
+    def note_database(self) -> None:
+        """Take note that the view uses a database."""
+        self.before_waiting = self._give_back
 
-    def before_waiting(self) -> None:
-        """Give the databases back: what waits for hours may not hold a connection. Not from inside a transaction."""
-        if self.databases_used:
-            self._check_no_atomic("A view cannot wait for a message")
-            self._release_databases()
+    def _give_back(self) -> None:
+        """Release the databases: what waits for hours may not hold a connection. Not from inside a transaction."""
+        self._check_no_atomic("A view cannot wait for a message")
+        self._release_databases()
 
     def _check_no_atomic(self, what: str) -> None:
         for wrapper in connections.all(initialized_only=True):
@@ -216,7 +226,7 @@ class Conversation(ViewGreenlet):
         for wrapper in connections.all(initialized_only=True):
             if not wrapper.in_atomic_block:
                 wrapper.close()
-        self.databases_used = False
+        self.before_waiting = None
 
     def _close_databases(self) -> None:
         """Give back what the view has used, unless the chain is not done with it."""
@@ -233,7 +243,7 @@ class Conversation(ViewGreenlet):
 def _note_database(**kwargs: Any) -> None:
     current = getcurrent()
     if isinstance(current, Conversation):
-        current.databases_used = True
+        current.note_database()
 
 
 connection_created.connect(_note_database)

@@ -22,10 +22,14 @@ SECOND_WAITER = (
 )
 
 
-class Closable(Protocol):
-    """What can be closed."""
+class Dependent(Protocol):
+    """What a view opens for its client, and may leave open."""
 
-    def close(self) -> None: ...
+    def client_left(self, code: int, reason: str) -> None:
+        """Learn that the client has left, with the close code and reason."""
+
+    def close(self) -> None:
+        """End it."""
 
 
 if TYPE_CHECKING:
@@ -45,21 +49,26 @@ class ViewGreenlet(PlainGreenlet):
     running: ClassVar[set[ViewGreenlet]] = set()
 
     before_waiting: Callable[[], None] | None = None
-    _open: weakref.WeakSet[Closable] | None = None
+    _dependents: weakref.WeakSet[Dependent] | None = None
 
     def close_all(self) -> None:
         """Close what the view opened and left open."""
-        for thing in tuple(self._open or ()):
-            thing.close()
+        for dependent in tuple(self._dependents or ()):
+            dependent.close()
+
+    def client_left(self, code: int, reason: str) -> None:
+        """Tell what the view opened that its client has left."""
+        for dependent in tuple(self._dependents or ()):
+            dependent.client_left(code, reason)
 
 
-def close_at_end(thing: Closable) -> None:
-    """Have `thing` closed when the running view ends, if there is one. It is not kept alive for that."""
+def close_at_end(dependent: Dependent) -> None:
+    """Have `dependent` closed when the running view ends, if there is one. It is not kept alive for that."""
     current = getcurrent()
     if isinstance(current, ViewGreenlet):
-        if current._open is None:
-            current._open = weakref.WeakSet()
-        current._open.add(thing)
+        if current._dependents is None:
+            current._dependents = weakref.WeakSet()
+        current._dependents.add(dependent)
 
 
 class Signal:

@@ -92,7 +92,7 @@ class WebSocket:
 
     def __iter__(self) -> Iterator[str | bytes]:
         """Iterate over the client's messages, until there will be none."""
-        return iter((self.connection or self._open()).receive, None)
+        return iter(self.connection or self._open())
 
     def receive_json(self, timeout: float | None = None) -> Any:
         """Return the next message, decoded from JSON; None when there will be none (or the message was `null`).

@@ -184,6 +184,7 @@ def client_handshake(environ: dict[str, Any]) -> ClientHandshake:
     headers = {
         "upgrade": environ["HTTP_UPGRADE"],
         "connection": environ.get("HTTP_CONNECTION", ""),
+        "host": environ.get("HTTP_HOST", ""),
         "content-length": environ.get("CONTENT_LENGTH") or "0",
         "sec-websocket-version": environ.get("HTTP_SEC_WEBSOCKET_VERSION", ""),
         "sec-websocket-key": environ.get("HTTP_SEC_WEBSOCKET_KEY", ""),

@@ -106,6 +106,7 @@ class Engine:
         "_missing",
         "_opcode",
         "_queued",
+        "_short",
         "_utf8",
         "max_message_size",
         "max_queued_bytes",
@@ -123,6 +124,7 @@ class Engine:
         max_queued_bytes: int = MAX_QUEUED_BYTES,
     ) -> None:
         self.max_message_size = max_message_size
+        self._short = min(125, max_message_size)
         self.max_queued_messages = max_queued_messages
         self.max_queued_bytes = max_queued_bytes
         self.messages: deque[str | bytes] = deque()
@@ -130,7 +132,7 @@ class Engine:
         self._masks = role is Role.CLIENT  # whether what this end sends is masked
         self._mask_bit = 0x80 if role is Role.SERVER else 0  # what the second byte of the peer's frames must have
         self._data = b""  # received and not parsed: an incomplete header or control frame; more while paused
-        self._queued = 0  # bytes put into `messages` since it was last empty
+        self._queued = 0  # bytes of messages over 125 bytes put into `messages` since it was last empty
         self._opcode: int | None = None  # of the message that arrives in pieces
         self._message: bytearray | None = None  # what has arrived of it
         self._utf8: codecs.IncrementalDecoder | None = None  # validates it, if it is text
@@ -160,6 +162,7 @@ class Engine:
         events: list[Event] = []
         mask_bit = self._mask_bit
         head = 6 if mask_bit else 2  # bytes of the header of a short frame
+        short = self._short
         room = self.max_queued_messages - len(messages)
         at = 0
         end = len(data)
@@ -172,23 +175,25 @@ class Engine:
                 if room <= 0 or (self._queued >= self.max_queued_bytes and messages):
                     self.paused = True
                     break
-                if end - at < 2:
-                    break
-                # The common case, a short and whole message, decided by a few comparisons and without a call.
-                first = data[at]
-                size = data[at + 1] ^ mask_bit  # 128 or more if the mask bit is wrong
-                if size < 126 and (first == 0x81 or first == 0x82) and self._opcode is None:
-                    body = at + head
-                    after = body + size
-                    if after <= end:
+                if self._opcode is None:
+                    # The common case, short and whole messages: a few comparisons for each, and no call.
+                    while end - at >= head and room > 0:
+                        first = data[at]
+                        size = data[at + 1] ^ mask_bit  # 128 or more if the mask bit is wrong
+                        body = at + head
+                        after = body + size
+                        if size > short or (first != 0x81 and first != 0x82) or after > end:
+                            break
                         payload = data[body:after]
                         if mask_bit:
                             payload = apply_mask(payload, data[at + 2 : body])
                         messages.append(payload.decode() if first == 0x81 else payload)
-                        self._queued += size
                         room -= 1
                         at = after
+                    if room <= 0 or at == end:
                         continue
+                if end - at < 2:
+                    break
                 went = self._begin(data, at, end, events)
                 if went < 0:
                     break

@@ -66,12 +66,14 @@ def check_request(method: str, http_version: str, headers: Mapping[str, str]) ->
         raise HandshakeError(405, "A WebSocket handshake is a GET request.", {"Allow": "GET"})
     if "upgrade" not in (token.lower() for token in tokens(headers.get("connection", ""))):
         raise HandshakeError(400, 'The header "Connection: Upgrade" is missing; a proxy may have taken it away.')
-    if headers.get("content-length", "0").strip() != "0" or "transfer-encoding" in headers:
+    if not is_host(headers.get("host", "")):
+        raise HandshakeError(400, "The Host header is missing, or there are two.")  # RFC 9112, section 3.2
+    if headers.get("content-length", "0").strip(" \t") != "0" or "transfer-encoding" in headers:
         raise HandshakeError(400, "A WebSocket handshake has no body.")
-    version = headers.get("sec-websocket-version", "").strip()
+    version = headers.get("sec-websocket-version", "").strip(" \t")
     if version != VERSION:
         raise HandshakeError(426, f"Only WebSocket version {VERSION} is spoken here.", upgrade_required().headers)
-    key = headers.get("sec-websocket-key", "").strip()
+    key = headers.get("sec-websocket-key", "").strip(" \t")
     if not is_key(key):
         raise HandshakeError(400, "Sec-WebSocket-Key must be 16 bytes in base64.")
     subprotocols = tokens(headers.get("sec-websocket-protocol", ""))
@@ -83,6 +85,11 @@ def check_request(method: str, http_version: str, headers: Mapping[str, str]) ->
 def tokens(value: str) -> list[str]:
     """Return the members of a comma-separated header value, without the empty ones (RFC 9110, section 5.6.1)."""
     return [token for token in (part.strip(" \t") for part in value.split(",")) if token]
+
+
+def is_host(host: str) -> bool:
+    """Whether this is the value of one Host header; where there were two, a comma stands between them."""
+    return bool(host.strip(" \t")) and "," not in host
 
 
 def is_key(key: str) -> bool:
@@ -115,7 +122,8 @@ class ClientRequest:
 
     def __init__(self, host: str, path: str = "/", headers: Mapping[str, str] | None = None) -> None:
         self.key = base64.b64encode(os.urandom(16)).decode()
-        self.subprotocols = tokens((headers or {}).get("Sec-WebSocket-Protocol", ""))
+        offered = {name.lower(): value for name, value in (headers or {}).items()}
+        self.subprotocols = tokens(offered.get("sec-websocket-protocol", ""))
         lines = [
             f"GET {path} HTTP/1.1",
             f"Host: {host}",
@@ -134,9 +142,10 @@ class ClientRequest:
         """
         if status != 101:
             raise HandshakeError(status, "The server did not switch protocols.")
-        if not is_upgrade(headers.get("upgrade", "")) or headers.get("connection", "").lower() != "upgrade":
+        connection = [token.lower() for token in tokens(headers.get("connection", ""))]
+        if headers.get("upgrade", "").strip(" \t").lower() != "websocket" or "upgrade" not in connection:
             raise HandshakeError(status, "The server switched to something else.")
-        if headers.get("sec-websocket-accept") != accept_value(self.key):
+        if headers.get("sec-websocket-accept", "").strip(" \t") != accept_value(self.key):
             raise HandshakeError(status, "Sec-WebSocket-Accept does not answer the key.")
         if "sec-websocket-extensions" in headers:
             raise HandshakeError(status, "The server uses an extension that was not offered.")

@@ -10,9 +10,10 @@ from typing import Protocol
 
 import gevent
 from gevent.event import AsyncResult
+from gevent.hub import get_hub
 
 from django_websocket.connection import Connection
-from django_websocket.exceptions import BrokerError, MessagesMissed
+from django_websocket.exceptions import BrokerError, ConnectionClosed, MessagesMissed
 from django_websocket.protocol.frames import CloseCode, encode_message
 from django_websocket.waiting import Readable, wait
 
@@ -169,6 +170,9 @@ class Forwarding:
         if self.close in self._connection.on_end:
             self._connection.on_end.remove(self.close)
 
+    def client_left(self, code: int, reason: str) -> None:
+        """Nothing to do: the connection ends this itself."""
+
     def deliver(self, publication: Publication) -> None:
         """Send the messages to the client."""
         self._connection.push(publication.frames)
@@ -184,7 +188,18 @@ class Subscription(Readable):
     For `select()`, it is ready exactly when `get()` would return at once.
     """
 
-    __slots__ = ("__weakref__", "_closed", "_hub", "_limit", "_missed", "_queue", "_size", "channels")
+    __slots__ = (
+        "__weakref__",
+        "_client_left",
+        "_closed",
+        "_getting",
+        "_hub",
+        "_limit",
+        "_missed",
+        "_queue",
+        "_size",
+        "channels",
+    )
 
     def __init__(self, hub: Hub, channels: Sequence[str], limit: int) -> None:
         super().__init__()
@@ -195,6 +210,8 @@ class Subscription(Readable):
         self._size = 0
         self._missed = False
         self._closed = False
+        self._getting = False
+        self._client_left: ConnectionClosed | None = None
         hub.join(self, channels)
 
     def __enter__(self) -> Subscription:
@@ -211,11 +228,18 @@ class Subscription(Readable):
 
         Waits for it, without holding a database connection meanwhile; for at most `timeout` seconds, after which it
         raises TimeoutError. Raises `MessagesMissed` once after the broker was away, or when too many messages had
-        piled up here, and goes on with the next call; RuntimeError inside an `atomic()` block that the view entered.
+        piled up here, and goes on with the next call; ConnectionClosed when the client of the view has left, for whom
+        it would wait in vain; RuntimeError inside an `atomic()` block that the view entered.
         """
         while not self.ready():
-            if not wait((self,), timeout):
-                raise TimeoutError(f"no message came within {timeout} seconds")
+            if self._client_left is not None:
+                raise self._client_left
+            self._getting = True
+            try:
+                if not wait((self,), timeout):
+                    raise TimeoutError(f"no message came within {timeout} seconds")
+            finally:
+                self._getting = False
         try:
             if self._missed:
                 self._missed = False
@@ -241,6 +265,15 @@ class Subscription(Readable):
             self._hub.leave(self, self.channels)
             self._changed()
             self._close_fileno()
+
+    def client_left(self, code: int, reason: str) -> None:
+        """Let a view that waits here, and not for its client, know that the client has left."""
+        self._client_left = ConnectionClosed(code, reason)
+        get_hub().loop.run_callback(self._wake_getter)
+
+    def _wake_getter(self) -> None:
+        if self._getting and self._waiter is not None:
+            self._waiter.switch()
 
     def deliver(self, publication: Publication) -> None:
         """Keep the messages until the view takes them; if they become too many, it is told that it missed some."""
