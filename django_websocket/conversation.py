@@ -10,12 +10,14 @@ import contextvars
 import logging
 import socket
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from io import BytesIO
 from typing import Any
 
 import gevent
 from asgiref.sync import _restore_context  # carries over what a plain copy of the context does not
 from django.core import signals
+from django.core.handlers.wsgi import LimitedStream
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
@@ -33,6 +35,7 @@ from .upgrade import KEY
 from .waiting import ViewGreenlet
 from .websocket import WebSocket
 
+NO_BODY = LimitedStream(BytesIO(), 0)
 KILL_TIMEOUT = 1.0  # seconds that a view gets for its `finally` blocks when its time for the handshake is over
 
 logger = logging.getLogger("django_websocket")
@@ -78,6 +81,7 @@ class Conversation(ViewGreenlet):
         self._context: contextvars.Context | None = contextvars.copy_context()
         self._shared = connections.all(initialized_only=True)
         self._depths = {wrapper.alias: len(wrapper.atomic_blocks) for wrapper in self._shared}
+        self._uses_databases = bool(self._shared)
 
     # --- in the greenlet of the chain ----------------------------------------------------------------------------
 
@@ -156,6 +160,7 @@ class Conversation(ViewGreenlet):
         for name, value in accept_headers(self._handshake.key, subprotocol).items():
             response[name] = value
         self._request.META[KEY].taker = self
+        self._request._stream = NO_BODY  # type: ignore[assignment]  # gunicorn's would keep all it knows of the request
         self._answer.set(response)
         connection = self._opened.get()
         assert connection is not None
@@ -207,6 +212,7 @@ class Conversation(ViewGreenlet):
 
     def note_database(self) -> None:
         """Take note that the view uses a database."""
+        self._uses_databases = True
         self.before_waiting = self._give_back
 
     def _give_back(self) -> None:
@@ -214,8 +220,11 @@ class Conversation(ViewGreenlet):
         self._check_no_atomic("A view cannot wait for a message")
         self._release_databases()
 
+    def _databases(self) -> Sequence[BaseDatabaseWrapper]:
+        return connections.all(initialized_only=True) if self._uses_databases else ()
+
     def _check_no_atomic(self, what: str) -> None:
-        for wrapper in connections.all(initialized_only=True):
+        for wrapper in self._databases():
             if len(wrapper.atomic_blocks) > self._depths.get(wrapper.alias, 0):
                 raise RuntimeError(
                     f"{what} inside a transaction, which would stay open for as long as the client does: "
@@ -223,21 +232,17 @@ class Conversation(ViewGreenlet):
                 )
 
     def _release_databases(self) -> None:
-        for wrapper in connections.all(initialized_only=True):
+        for wrapper in self._databases():
             if not wrapper.in_atomic_block:
                 wrapper.close()
         self.before_waiting = None
 
     def _close_databases(self) -> None:
         """Give back what the view has used, unless the chain is not done with it."""
-        for wrapper in self._own_databases():
-            wrapper.close()
-
-    def _own_databases(self) -> Iterator[BaseDatabaseWrapper]:
         accepted = self.websocket.connection is not None
-        for wrapper in connections.all(initialized_only=True):
+        for wrapper in self._databases():
             if (accepted or wrapper not in self._shared) and not wrapper.in_atomic_block:
-                yield wrapper
+                wrapper.close()
 
 
 def _note_database(**kwargs: Any) -> None:

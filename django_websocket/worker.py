@@ -34,7 +34,7 @@ DRAIN_STEP = 20  # groups in which clients are told of a restart
 APP_LOAD_ERROR = 4  # the exit status by which gunicorn's arbiter knows that another worker would fail alike
 
 # What a conversation has no use for, and would keep alive for as long as it lasts.
-REQUEST_ONLY = ("wsgi.input", "wsgi.errors", "wsgi.file_wrapper", "wsgi.early_hints", "gunicorn.socket")
+REQUEST_ONLY = (KEY, "wsgi.input", "wsgi.errors", "wsgi.file_wrapper", "wsgi.early_hints", "gunicorn.socket")
 
 
 class Handover(NamedTuple):
