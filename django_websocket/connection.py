@@ -70,11 +70,12 @@ class Connection(Readable):
         "_outbox",
         "_outbox_size",
         "_pending",
-        "_pong",
+        "_pong_last",
         "_quiet",
         "_reader",
         "_resume_scheduled",
         "_sock",
+        "_waiting",
         "_writer",
         "close_code",
         "close_reason",
@@ -106,7 +107,7 @@ class Connection(Readable):
         self._pending: Callable[[], int] | None = getattr(sock, "pending", None)  # TLS has it
         self._outbox: deque[bytes | memoryview] = deque()
         self._outbox_size = 0  # bytes
-        self._pong: bytes | None = None  # the newest that waits
+        self._pong_last = False  # whether the last frame in the outbox is a pong
         self._blocked = False  # the kernel takes no more; the write watcher runs
         self._flush_scheduled = False
         self._resume_scheduled = False
@@ -114,6 +115,7 @@ class Connection(Readable):
         self._closing = False  # our close frame is in the outbox, or on its way
         self._answer: Close | Failure | None = None  # what the client's end is answered with, once the inbox is empty
         self._quiet = 0  # ticks since the last byte came
+        self._waiting = 0  # messages that were in the inbox when it was looked at last, while reading pauses
         self._deadline = 0  # ticks until the socket is closed without further ado; 0 is none
         sock.setblocking(False)
         loop = get_hub().loop
@@ -142,9 +144,13 @@ class Connection(Readable):
         except WOULD_BLOCK:
             return
         except OSError:
-            size = 0
-        if not size:
             self._terminate(CloseCode.ABNORMAL)
+            return
+        if not size:
+            if self._answer is not None and (self._outbox or not self._closing):
+                self._reader.stop()  # the client half-closed behind its close frame, and waits for ours
+            else:
+                self._terminate(CloseCode.ABNORMAL)
             return
         self._quiet = 0
         events = self._engine.receive(bytes(buffer[:size]))
@@ -285,6 +291,8 @@ class Connection(Readable):
         """Read and drop what the client sends from now on."""
         self.discard = True
         self.inbox.clear()
+        if self._answer is not None and not self._closing:
+            self._answer_end()
         self._emptied()
 
     def push(self, frame: bytes) -> None:
@@ -300,6 +308,8 @@ class Connection(Readable):
 
         Raises ValueError for a code that may not be sent.
         """
+        self.discard = True
+        self.inbox.clear()
         if self._closing:
             return
         if self._answer is not None:
@@ -313,7 +323,8 @@ class Connection(Readable):
 
     def _write(self, frame: bytes) -> None:
         """Send `frame` behind what waits."""
-        if self._outbox or self._pong is not None:
+        if self._outbox:
+            self._pong_last = False
             self._outbox.append(frame)
             self._outbox_size += len(frame)
             if not self._blocked:
@@ -346,12 +357,10 @@ class Connection(Readable):
     def _send_pong(self, frame: bytes) -> None:
         if self._closing:
             return
-        if self._outbox or self._pong is not None:
-            self._pong = frame  # the newest is enough (section 5.5.3)
-            if not self._blocked:
-                self._flush()
-        else:
-            self._write(frame)
+        if self._pong_last:  # and waits; the newest is enough (section 5.5.3)
+            self._outbox_size -= len(self._outbox.pop())
+        self._write(frame)
+        self._pong_last = bool(self._outbox)
 
     def _on_yield(self) -> None:
         self._flush_scheduled = False
@@ -367,7 +376,7 @@ class Connection(Readable):
     def _flush(self) -> None:
         """Give the kernel what it takes of the outbox."""
         sock = self._sock
-        while sock is not None and (self._outbox or self._pong is not None):
+        while sock is not None and self._outbox:
             data = self._next_data()
             try:
                 sent = sock.send(data)
@@ -385,23 +394,20 @@ class Connection(Readable):
             self._finish()
 
     def _next_data(self) -> bytes | memoryview:
-        """Take frames from the outbox, several small ones as one, with the pong that waits between two frames."""
+        """Take frames from the outbox, several small ones as one."""
         outbox = self._outbox
-        data: bytes | memoryview = b""
-        if outbox:
-            data = outbox.popleft()
-            size = len(data)
-            if outbox and size < WRITE_SIZE:
-                parts = [data]
-                while outbox and size < WRITE_SIZE:
-                    part = outbox.popleft()
-                    parts.append(part)
-                    size += len(part)
-                data = b"".join(parts)
-            self._outbox_size -= size
-        if self._pong is not None:
-            data = b"".join((data, self._pong))
-            self._pong = None
+        data = outbox.popleft()
+        size = len(data)
+        if outbox and size < WRITE_SIZE:
+            parts = [data]
+            while outbox and size < WRITE_SIZE:
+                part = outbox.popleft()
+                parts.append(part)
+                size += len(part)
+            data = b"".join(parts)
+        self._outbox_size -= size
+        if not outbox:
+            self._pong_last = False
         return data
 
     def _wait_until_drained(self) -> None:
@@ -441,8 +447,6 @@ class Connection(Readable):
         """Send the last frame, and let the view see the end."""
         self._closing = True
         self.ended = True
-        self.discard = True
-        self.inbox.clear()
         self._deadline = self._ticks(self.limits.close_timeout)
         if self._sock is not None:
             self._write(close_frame)
@@ -458,7 +462,7 @@ class Connection(Readable):
         """Close the socket if both close frames were sent, or see to it that the client reads ours."""
         if self._sock is None or self._outbox or self._answer is None:
             return
-        if isinstance(self._answer, Close):
+        if isinstance(self._answer, Close) or not self._reader.active:
             self._terminate(CloseCode.ABNORMAL)
             return
         # The client may still be sending: a socket closed over unread bytes is reset, and takes our frame with it.
@@ -485,7 +489,6 @@ class Connection(Readable):
         self._closing = True
         self._outbox.clear()
         self._outbox_size = 0
-        self._pong = None
         if self._drained is not None:
             self._drained.set()
         callbacks, self.on_end = self.on_end, []
@@ -511,7 +514,10 @@ class Connection(Readable):
         if quiet < interval:
             return
         if self._engine.paused:  # we do not read, so silence says nothing of the client; but it cannot last
-            if quiet >= interval + self._ticks(self.limits.ping_timeout):
+            if len(self.inbox) != self._waiting:
+                self._waiting = len(self.inbox)
+                self._quiet = 0  # the view takes messages, however slowly
+            elif quiet >= interval + self._ticks(self.limits.ping_timeout):
                 self._give_up(CloseCode.POLICY_VIOLATION, "its messages are not received")
         elif quiet == interval:
             self._write(self._engine.frame(Opcode.PING))

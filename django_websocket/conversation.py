@@ -185,7 +185,9 @@ class Conversation(ViewGreenlet):
             elif isinstance(error, Exception):
                 self._answer.set_exception(error, sys.exc_info())
             else:
-                self._answer.set_exception(RuntimeError(f"The view ended with {error!r}"), sys.exc_info())
+                failure = RuntimeError(f"The view ended with {error!r}")
+                failure.__cause__ = error
+                self._answer.set_exception(failure)
         elif isinstance(error, WebSocketError):
             connection.close()
         elif isinstance(error, BrokerError):
