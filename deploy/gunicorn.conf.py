@@ -2,8 +2,7 @@
 
     gunicorn -c gunicorn.conf.py project.wsgi:websocket
 
-One worker of these settings holds thousands of clients: a WebSocket costs a file descriptor and a few KiB. How many,
-`WEBSOCKET_MAX_CONNECTIONS` says in Django's settings: by default what `ulimit -Hn` allows (systemd: `LimitNOFILE=`).
+One worker of these settings holds thousands of clients: a WebSocket costs a file descriptor and a few KiB.
 """
 
 worker_class = "django_websocket.worker.GeventWebSocketWorker"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,7 +17,7 @@ from .connection import Limits
 __all__ = ["Settings", "current"]
 
 PREFIX = "WEBSOCKET_"
-SERVER = re.compile(r"(?:(wss?)://(?=[^:/]))?([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])?(:[0-9]+)?(/[^?#\s]*)?")
+SERVER = re.compile(r"(?:(wss?)://(?=[^:/]))?([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])?(:[0-9]+)?(/(?!/)[^?#\s]*)?")
 
 
 class Server(NamedTuple):
@@ -123,7 +124,7 @@ def _checked(setting: str, value: Any, default: Any) -> Any:
         raise ImproperlyConfigured(f"{setting} is {value!r}, but must be a string")
     if isinstance(value, bool) or not isinstance(value, (int, float) if isinstance(default, float) else int):
         raise ImproperlyConfigured(f"{setting} is {value!r}, but must be a number such as {default!r}")
-    if value <= 0:
+    if value <= 0 or not math.isfinite(value):
         raise ImproperlyConfigured(f"{setting} is {value!r}, but must be above 0: nothing here is without a limit")
     return value
 

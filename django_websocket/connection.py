@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import gevent
 from gevent.event import Event as GreenletEvent
 from gevent.hub import get_hub
 
@@ -215,7 +216,7 @@ class Connection(Readable):
 
     def ready(self) -> bool:
         """Whether `receive()` would return at once."""
-        return bool(self.inbox) or self.closed
+        return bool(self.inbox) or self.ended or self._engine.paused
 
     @property
     def open(self) -> bool:
@@ -235,7 +236,9 @@ class Connection(Readable):
                 if not self._closing:
                     self._answer_end()
                 return None
-            if timeout is None:
+            if self._engine.paused:
+                gevent.sleep(0)  # others get their turn, and what was received long ago is parsed
+            elif timeout is None:
                 self._wait()
             elif not wait((self,), timeout):
                 raise TimeoutError(f"no message came within {timeout} seconds")

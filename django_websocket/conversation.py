@@ -52,6 +52,13 @@ class WebSocketResponse(HttpResponse):
         del self["Content-Type"]
 
 
+def try_again_later() -> HttpResponse:
+    """Return the answer to a handshake that cannot be served now."""
+    response = HttpResponse("Try again later.\n", status=503, content_type="text/plain", headers={"Retry-After": "5"})
+    response._has_been_logged = True  # type: ignore[attr-defined]
+    return response
+
+
 class HandshakeTimeout(Exception):
     """A view neither accepted nor answered within `WEBSOCKET_HANDSHAKE_TIMEOUT`."""
 
@@ -82,6 +89,7 @@ class Conversation(ViewGreenlet):
         self._shared = connections.all(initialized_only=True)
         self._depths = {wrapper.alias: len(wrapper.atomic_blocks) for wrapper in self._shared}
         self._uses_databases = bool(self._shared)
+        self._connection: Connection | None = None
 
     # --- in the greenlet of the chain ----------------------------------------------------------------------------
 
@@ -105,14 +113,20 @@ class Conversation(ViewGreenlet):
     def opened(self, sock: socket.socket, early: bytes) -> Connection:
         """Let the view have its connection."""
         connection = Connection(sock, early, self._options.limits(), discard=not self._options.receive)
-        connection.on_end.append(self._on_end)
+        self._connection = connection
+        if self.ready():  # the view has ended while the 101 was on its way
+            connection.close(CloseCode.INTERNAL_ERROR, "internal error")
+        elif connection.open:
+            connection.on_end.append(self._on_end)
+        else:
+            self._on_end()
         self._opened.set(connection)
         return connection
 
     def _on_end(self) -> None:
-        connection = self.websocket.connection
-        if connection is not None:
-            self.client_left(connection.close_code or CloseCode.ABNORMAL, connection.close_reason)
+        connection = self._connection
+        assert connection is not None
+        self.client_left(connection.close_code or CloseCode.ABNORMAL, connection.close_reason)
 
     def failed(self, reason: str) -> None:
         """Let the view know that the handshake came to nothing."""
@@ -134,9 +148,7 @@ class Conversation(ViewGreenlet):
             else:
                 self._end(answer)
         finally:
-            connection = self.websocket.connection
-            if connection is not None and self._on_end in connection.on_end:
-                connection.on_end.remove(self._on_end)  # it may outlive the view
+            self._let_go()
             self.close_all()
             self._close_databases()
             ViewGreenlet.running.discard(self)
@@ -182,6 +194,9 @@ class Conversation(ViewGreenlet):
         if connection is None:
             if self._answer.ready():  # the chain went on, but the client did not get the 101
                 logger.info("%s: %s", self._path, error)
+            elif isinstance(error, BrokerError):
+                logger.error("%s: %s", self._path, error)
+                self._answer.set(try_again_later())
             elif isinstance(error, Exception):
                 self._answer.set_exception(error, sys.exc_info())
             else:
@@ -204,6 +219,15 @@ class Conversation(ViewGreenlet):
                 extra={"status_code": 500, "request": self._request},
             )
             connection.close(CloseCode.INTERNAL_ERROR, "internal error")
+
+    def _let_go(self) -> None:
+        """Leave the connection, which may outlive the view."""
+        connection = self._connection
+        if connection is not None:
+            if self._on_end in connection.on_end:
+                connection.on_end.remove(self._on_end)
+            if self.websocket.connection is None:  # the view did not wait for it to the end
+                connection.close(CloseCode.INTERNAL_ERROR, "internal error")
 
     @property
     def _path(self) -> str:

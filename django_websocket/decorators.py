@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from inspect import iscoroutinefunction
 from typing import Any, TypeVar, cast, overload
 
 from django.core.exceptions import ImproperlyConfigured
@@ -48,9 +49,13 @@ def websocket(
     for name in subprotocols:
         if not TOKEN.fullmatch(name):
             raise ValueError(f"{name!r} cannot be the name of a subprotocol: it may have no spaces, commas or quotes")
+    if max_message_size is not None and (not isinstance(max_message_size, int) or max_message_size <= 0):
+        raise ValueError(f"max_message_size is {max_message_size!r}, but must be a number of bytes above 0")
     options = Options(tuple(origins), tuple(subprotocols), max_message_size, receive)
 
     def decorate(function: View) -> View:
+        refuse_async(function)
+
         @functools.wraps(function)
         def wrapper(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase | None:
             client = request.META.get("wsgi.websocket")
@@ -67,6 +72,12 @@ def websocket(
         return wrapper
 
     return decorate if view is None else decorate(view)
+
+
+def refuse_async(view: Callable[..., Any]) -> None:
+    """Raise ImproperlyConfigured for a view that would need an asyncio loop."""
+    if iscoroutinefunction(view):
+        raise ImproperlyConfigured(f"{view.__module__}.{view.__qualname__} is async: write it as a plain `def`")
 
 
 def websocket_loop(view: F) -> F:

@@ -29,6 +29,7 @@ def origin_is_allowed(request: HttpRequest, more: Sequence[str] = ()) -> bool:
         return True
     own = f"{request.scheme}://{host}".lower()
     settings = conf.current()
+    more = [allowed.lower() for allowed in more]
     if origin == own or origin in settings.origins or origin in more:
         return True
     parts = split(origin.lower())

@@ -90,6 +90,8 @@ def _look(
 ) -> tuple[list[Any], list[Any], list[Any]]:
     """Return what is ready now."""
     readable = [item for item, source in sources if source.ready()]
+    if not readable:  # so that a view sees that its client has left before its other sources say so
+        readable = [item for item, source in sources if source.abandoned]
     if not (readers or writers or others):
         return readable, [], []
     masks: dict[int, int] = {}

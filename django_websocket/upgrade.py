@@ -7,7 +7,8 @@ the socket. What the application returns says nothing: others may have wrapped i
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -61,6 +62,29 @@ class Upgrade:
 
     def open(self, sock: socket.socket, early: bytes) -> Connection:
         """Give the socket to the one who accepted, and return the connection."""
-        taker, self.taker = self.taker, None
-        assert taker is not None
-        return taker.opened(sock, early)
+        assert self.taker is not None
+        connection = self.taker.opened(sock, early)
+        self.taker = None
+        return connection
+
+    def begun(self, result: Iterable[bytes]) -> Iterable[bytes]:
+        """Return a response of which the status is known, even if the application is one that begins when asked."""
+        return result if self.status else Begun(result)
+
+
+class Begun:
+    """A response whose first part was asked for already (PEP 3333 lets an application wait for that to begin)."""
+
+    def __init__(self, result: Iterable[bytes]) -> None:
+        self._result = result
+        parts = iter(result)
+        self._parts = chain((next(parts, b""),), parts)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self._parts
+
+    def close(self) -> None:
+        """Close the response."""
+        close = getattr(self._result, "close", None)
+        if close is not None:
+            close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import weakref
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import gevent
@@ -49,15 +49,20 @@ class ViewGreenlet(PlainGreenlet):
     running: ClassVar[set[ViewGreenlet]] = set()
 
     before_waiting: Callable[[], None] | None = None
+    _left: tuple[int, str] | None = None
+    _with_fileno: Sequence[Readable] = ()
     _dependents: weakref.WeakSet[Dependent] | None = None
 
     def close_all(self) -> None:
-        """Close what the view opened and left open."""
+        """Close what the view opened and left open, and the descriptors that it asked for."""
+        for readable in self._with_fileno:
+            readable.close_fileno()
         for dependent in tuple(self._dependents or ()):
             dependent.close()
 
     def client_left(self, code: int, reason: str) -> None:
-        """Tell what the view opened that its client has left."""
+        """Tell what the view has opened, and what it will open, that its client has left."""
+        self._left = code, reason
         for dependent in tuple(self._dependents or ()):
             dependent.client_left(code, reason)
 
@@ -69,6 +74,8 @@ def close_at_end(dependent: Dependent) -> None:
         if current._dependents is None:
             current._dependents = weakref.WeakSet()
         current._dependents.add(dependent)
+        if current._left is not None:
+            dependent.client_left(*current._left)
 
 
 class Signal:
@@ -131,15 +138,24 @@ class Readable:
         """Whether there is something to take, or the end."""
         raise NotImplementedError
 
+    @property
+    def abandoned(self) -> bool:
+        """Whether nothing more is worth waiting for: a call would raise at once."""
+        return False
+
     def fileno(self) -> int:
-        """Return a file descriptor that is readable exactly while `ready()`. It is for waiting, not for reading."""
+        """Return a file descriptor that is readable exactly while a call would return. For waiting, not for reading."""
         if self._signal is None:
             self._signal = Signal()
-            self._signal.set(self.ready())
+            self._signal.set(self.ready() or self.abandoned)
             _with_signal[self._signal.fileno()] = self
+            current = getcurrent()
+            if isinstance(current, ViewGreenlet):
+                current._with_fileno = [*current._with_fileno, self]
         return self._signal.fileno()
 
-    def _close_fileno(self) -> None:
+    def close_fileno(self) -> None:
+        """Close the descriptor, if there is one: whoever was told its number must not use it any more."""
         if self._signal is not None:
             del _with_signal[self._signal.fileno()]
             self._signal.close()
@@ -151,7 +167,7 @@ class Readable:
         hook = getattr(current, "before_waiting", None)
         if hook is not None:
             hook()
-            if self.ready():  # the hook let others run
+            if self.ready() or self.abandoned:  # the hook let others run
                 return
         if self._waiter is not None:
             raise RuntimeError(SECOND_WAITER)
@@ -164,14 +180,14 @@ class Readable:
     def _changed(self) -> None:
         """Show a new readiness to whoever waits. For any greenlet, in the thread of the loop."""
         if self._signal is not None:
-            self._signal.set(self.ready())
+            self._signal.set(self.ready() or self.abandoned)
         if self._waiter is not None:
             get_hub().loop.run_callback(self._wake)
 
     def _wake(self) -> None:
         """Go on with the greenlet that waits, if there is cause. In the hub only: it switches."""
         waiter = self._waiter
-        if waiter is not None and self.ready():
+        if waiter is not None and (self.ready() or self.abandoned):
             waiter.switch()
 
 
@@ -184,7 +200,7 @@ def wait(sources: Collection[Readable], timeout: float | None = None) -> bool:
     hook = getattr(current, "before_waiting", None)
     if hook is not None:
         hook()
-        if any(source.ready() for source in sources):  # the hook let others run
+        if any(source.ready() or source.abandoned for source in sources):  # the hook let others run
             return True
     claimed: list[Readable] = []
     timer = None

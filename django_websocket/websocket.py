@@ -76,7 +76,7 @@ class WebSocket:
         """Return the client's next message: `str` for text, `bytes` for binary, None when there will be none.
 
         Waits for it, without holding a database connection meanwhile; for at most `timeout` seconds, after which it
-        raises TimeoutError. Raises RuntimeError inside an `atomic()` block that the view entered.
+        raises TimeoutError. Raises RuntimeError if it would wait inside an `atomic()` block that the view entered.
         """
         return (self.connection or self._open()).receive(timeout)
 
@@ -103,8 +103,8 @@ class WebSocket:
         return None if message is None else json.loads(message)
 
     def send_json(self, value: Any) -> None:
-        """Send `value` as JSON in a text message. Raises TypeError for what JSON has no form for."""
-        self.send(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
+        """Send `value` as JSON in a text message. Raises TypeError or ValueError for what JSON has no form for."""
+        self.send(json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")))
 
     # --- the end -------------------------------------------------------------------------------------------------
 
@@ -144,21 +144,29 @@ class WebSocket:
     def subscribe(self, *channels: str) -> Forwarding:
         """Have what is published to `channels` sent to this client, as it is, until the returned object is closed.
 
-        It is a context manager. When this returns, the subscription is in force: nothing published later is missed.
-        Raises `BrokerError` if the broker cannot be reached.
+        It is a context manager. When the client learns that it is connected, the subscription is in force: nothing
+        published later is missed. Raises `BrokerError` if the broker cannot be reached.
         """
-        return pubsub.forward(self.connection or self._open(), channels)
+        return self._forward(channels)
 
     def listen(self, *channels: str) -> HttpResponse:
         """Subscribe this client to `channels` for good; return the result from the view, which is over then.
 
         The connection stays, without a greenlet: what is published goes to the client, what it sends is dropped.
         """
-        connection = self.connection or self._open()
-        pubsub.forward(connection, channels, for_good=True)
-        connection.drop_input()
+        self._forward(channels, for_good=True)
+        self._open().drop_input()
         self.listening = True
         return self.response
+
+    def _forward(self, channels: tuple[str, ...], *, for_good: bool = False) -> Forwarding:
+        forwarding = pubsub.forward(channels, for_good=for_good)
+        try:
+            forwarding.attach(self.connection or self._open())
+        except BaseException:
+            forwarding.close()
+            raise
+        return forwarding
 
     # --- as gevent-websocket has them ----------------------------------------------------------------------------
 

@@ -91,7 +91,7 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
         current: Any = getcurrent()
         current.request.force_close()
         try:
-            result = self._application(environ, upgrade.watch(start_response))
+            result = upgrade.begun(self._application(environ, upgrade.watch(start_response)))
         except BaseException:
             upgrade.fail("The request ended with an error")
             raise
@@ -113,19 +113,22 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
         request = current.request
         sock = environ["gunicorn.socket"]
         try:
-            upgrade.write(b"")
-        except OSError as error:
-            upgrade.fail(f"The client left during the handshake: {error}")
-        finally:
-            self.log.access(response, request, environ, datetime.now() - started)
-            if hasattr(result, "close"):
-                result.close()  # the end of the request, for Django
-        if upgrade.taker is None:
-            return
-        early = request.unreader.take_buffered()
-        for name in REQUEST_ONLY:
-            environ.pop(name, None)
-        upgrade.open(give_away(sock), early)
+            try:
+                upgrade.write(b"")
+            except OSError as error:
+                upgrade.fail(f"The client left during the handshake: {error}")
+            finally:
+                self.log.access(response, request, environ, datetime.now() - started)
+                if hasattr(result, "close"):
+                    result.close()  # the end of the request, for Django
+            if upgrade.taker is not None:
+                early = request.unreader.take_buffered()
+                for name in REQUEST_ONLY:
+                    environ.pop(name, None)
+                upgrade.open(give_away(sock), early)
+        except BaseException as error:
+            upgrade.fail(f"The handshake ended with {error!r}")
+            raise
 
     # --- the end of the process ----------------------------------------------------------------------------------
 

@@ -10,7 +10,6 @@ import select
 import sys
 from collections.abc import Callable, Iterable
 from http import HTTPStatus
-from inspect import iscoroutinefunction
 from typing import Any
 
 import django
@@ -24,6 +23,7 @@ from gevent.event import Event
 from . import checks, conf
 from .connection import Connection
 from .conversation import Conversation
+from .decorators import refuse_async
 from .options import Options
 from .origin import origin_is_allowed
 from .protocol.handshake import ClientHandshake, HandshakeError, check_request, is_upgrade, upgrade_required
@@ -91,7 +91,7 @@ class WebSocketApplication:
         stock = environ["wsgi.websocket"]
         upgrade = environ[KEY] = Upgrade()
         try:
-            result = answer(upgrade.watch(lambda status, headers, *exc_info: lambda data: None))
+            result = upgrade.begun(answer(upgrade.watch(lambda status, headers, *exc_info: lambda data: None)))
             if hasattr(result, "close"):
                 result.close()  # gevent-websocket would not
             ended = Event()
@@ -151,10 +151,7 @@ class WebSocketHandler(WSGIHandler):
         """Return what Django calls in place of the view: its start, within the transaction of ATOMIC_REQUESTS."""
         if view is refuse_origin:
             return view
-        if iscoroutinefunction(view):
-            raise ImproperlyConfigured(
-                f"{view.__module__}.{view.__qualname__} is an async function: write it as plain `def`"
-            )
+        refuse_async(view)
 
         @functools.wraps(view)
         def begin(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:

@@ -18,7 +18,6 @@ from .broker import Broker, broker_from, to_wire
 
 if TYPE_CHECKING:
     from django_websocket.conf import Settings
-    from django_websocket.connection import Connection
 
     from .hub import Forwarding, Hub, Subscription
 
@@ -62,12 +61,15 @@ def subscribe(*channels: str) -> Subscription:
     return subscription
 
 
-def forward(connection: Connection, channels: Sequence[str], *, for_good: bool = False) -> Forwarding:
-    """Have the hub send what is published to `channels` to a client; see `WebSocket.subscribe` and `listen`."""
+def forward(channels: Sequence[str], *, for_good: bool = False) -> Forwarding:
+    """Have the hub keep what is published to `channels` for a client, to which it is attached then.
+
+    See `WebSocket.subscribe` and, with `for_good`, `WebSocket.listen`.
+    """
     from .hub import Forwarding
 
     _check_channels(channels)
-    forwarding = Forwarding(_hub(), connection, channels)
+    forwarding = Forwarding(_hub(), channels)
     if not for_good:
         close_at_end(forwarding)
     return forwarding

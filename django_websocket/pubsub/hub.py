@@ -10,7 +10,6 @@ from typing import Protocol
 
 import gevent
 from gevent.event import AsyncResult
-from gevent.hub import get_hub
 
 from django_websocket.connection import Connection
 from django_websocket.exceptions import BrokerError, ConnectionClosed, MessagesMissed
@@ -142,21 +141,19 @@ class Hub:
 
 
 class Forwarding:
-    """What is published to `channels` goes to the client of `connection`, as it is, until `close()`.
+    """What is published to `channels` goes to a client, as it is, until `close()`.
 
-    Without a greenlet: the hub pushes. A client that missed messages is closed with 1012, so that it comes again.
+    Without a greenlet: the hub pushes. What comes before `attach()` names the connection waits for it. A client that
+    missed messages is closed with 1012, so that it comes again.
     """
 
-    def __init__(self, hub: Hub, connection: Connection, channels: Sequence[str]) -> None:
+    def __init__(self, hub: Hub, channels: Sequence[str]) -> None:
         self._hub = hub
-        self._connection = connection
+        self._connection: Connection | None = None
+        self._waiting: list[Publication] = []
+        self._missed = False
         self.channels = channels
-        connection.on_end.append(self.close)
-        try:
-            hub.join(self, channels)
-        except BaseException:
-            self.close()
-            raise
+        hub.join(self, channels)
 
     def __enter__(self) -> Forwarding:
         return self
@@ -164,10 +161,23 @@ class Forwarding:
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
+    def attach(self, connection: Connection) -> None:
+        """Begin to forward to `connection`, and end with it. Raises `ConnectionClosed` if it has ended already."""
+        if not connection.open:
+            self.close()
+            raise ConnectionClosed(connection.close_code or CloseCode.ABNORMAL, connection.close_reason)
+        connection.on_end.append(self.close)
+        self._connection = connection
+        waiting, self._waiting = self._waiting, []
+        for publication in waiting:
+            self.deliver(publication)
+        if self._missed:
+            self.missed()
+
     def close(self) -> None:
         """End it; without effect if it has ended."""
         self._hub.leave(self, self.channels)
-        if self.close in self._connection.on_end:
+        if self._connection is not None and self.close in self._connection.on_end:
             self._connection.on_end.remove(self.close)
 
     def client_left(self, code: int, reason: str) -> None:
@@ -175,11 +185,17 @@ class Forwarding:
 
     def deliver(self, publication: Publication) -> None:
         """Send the messages to the client."""
-        self._connection.push(publication.frames)
+        if self._connection is None:
+            self._waiting.append(publication)
+        else:
+            self._connection.push(publication.frames)
 
     def missed(self) -> None:
         """Send the client away, to come again and begin anew."""
-        self._connection.close(CloseCode.SERVICE_RESTART, "messages may have been missed")
+        if self._connection is None:
+            self._missed = True
+        else:
+            self._connection.close(CloseCode.SERVICE_RESTART, "messages may have been missed")
 
 
 class Subscription(Readable):
@@ -192,7 +208,6 @@ class Subscription(Readable):
         "__weakref__",
         "_client_left",
         "_closed",
-        "_getting",
         "_hub",
         "_limit",
         "_missed",
@@ -210,7 +225,6 @@ class Subscription(Readable):
         self._size = 0
         self._missed = False
         self._closed = False
-        self._getting = False
         self._client_left: ConnectionClosed | None = None
         hub.join(self, channels)
 
@@ -234,12 +248,8 @@ class Subscription(Readable):
         while not self.ready():
             if self._client_left is not None:
                 raise self._client_left
-            self._getting = True
-            try:
-                if not wait((self,), timeout):
-                    raise TimeoutError(f"no message came within {timeout} seconds")
-            finally:
-                self._getting = False
+            if not wait((self,), timeout):
+                raise TimeoutError(f"no message came within {timeout} seconds")
         try:
             if self._missed:
                 self._missed = False
@@ -251,7 +261,7 @@ class Subscription(Readable):
             return message
         finally:
             if self._signal is not None:
-                self._signal.set(self.ready())
+                self._signal.set(self.ready() or self.abandoned)
 
     def ready(self) -> bool:
         """Whether `get()` would return at once."""
@@ -264,16 +274,17 @@ class Subscription(Readable):
             self._queue.clear()
             self._hub.leave(self, self.channels)
             self._changed()
-            self._close_fileno()
+            self.close_fileno()
 
     def client_left(self, code: int, reason: str) -> None:
         """Let a view that waits here, and not for its client, know that the client has left."""
         self._client_left = ConnectionClosed(code, reason)
-        get_hub().loop.run_callback(self._wake_getter)
+        self._changed()
 
-    def _wake_getter(self) -> None:
-        if self._getting and self._waiter is not None:
-            self._waiter.switch()
+    @property
+    def abandoned(self) -> bool:
+        """Whether the client has left for whose view this is."""
+        return self._client_left is not None
 
     def deliver(self, publication: Publication) -> None:
         """Keep the messages until the view takes them; if they become too many, it is told that it missed some."""

@@ -77,8 +77,9 @@ class RedisBroker:
 
     def error(self, cause: BaseException) -> BrokerError:
         """Return the error that tells a developer what to do about `cause`."""
+        why = str(cause).rstrip(".")
         return BrokerError(
-            f"Redis at {self.place} cannot be used: {cause}. Start it, or have WEBSOCKET_BROKER name the right one."
+            f"Redis at {self.place} cannot be used: {why}. Start it, or have WEBSOCKET_BROKER name the right one."
         )
 
 

@@ -15,4 +15,5 @@ register = template.Library()
 @register.simple_tag(takes_context=True)
 def websocket_url(context: Context, viewname: str, *args: Any, **kwargs: Any) -> str:
     """Give a WebSocket's address, as `{% url %}` gives a page's: `{% websocket_url 'chat' room='lobby' %}`."""
-    return addresses.websocket_url(viewname, args, kwargs, context.get("request"))
+    request = context.get("request") or getattr(context, "request", None)  # with the context processor or without
+    return addresses.websocket_url(viewname, args, kwargs, request)
