@@ -27,6 +27,7 @@ from .waiting import Readable, wait
 READ_SIZE = 256 * 1024  # bytes; for one call of recv, so that one client keeps nobody waiting
 WRITE_SIZE = 64 * 1024  # bytes; small frames are joined up to it
 TICK = 0.5  # seconds; the grain of all deadlines here
+REFILLS = 16  # of the inbox from what was received already, before others get their turn
 READ, WRITE = 1, 2  # libev's
 
 # BlockingIOError and, under TLS, its two siblings, which are no relatives of it.
@@ -74,7 +75,7 @@ class Connection(Readable):
         "_pong_last",
         "_quiet",
         "_reader",
-        "_resume_scheduled",
+        "_refills",
         "_sock",
         "_waiting",
         "_writer",
@@ -111,7 +112,7 @@ class Connection(Readable):
         self._pong_last = False  # whether the last frame in the outbox is a pong
         self._blocked = False  # the kernel takes no more; the write watcher runs
         self._flush_scheduled = False
-        self._resume_scheduled = False
+        self._refills = 0
         self._drained: GreenletEvent | None = None  # set when the outbox is small enough for the view to go on
         self._closing = False  # our close frame is in the outbox, or on its way
         self._answer: Close | Failure | None = None  # what the client's end is answered with, once the inbox is empty
@@ -175,40 +176,43 @@ class Connection(Readable):
 
     def _handle(self, events: Sequence[Event]) -> None:
         """Do what asks for more than putting messages into the inbox."""
-        for event in events:
-            self._on_event(event)
+        self._on_events(events)
         if self.inbox and self.discard:
             self.inbox.clear()
             while self._engine.paused:
-                for event in self._engine.receive(b""):
-                    self._on_event(event)
+                self._on_events(self._engine.receive(b""))
                 self.inbox.clear()
         if self._signal is not None:
             self._signal.set(self.ready())
 
-    def _on_event(self, event: Event) -> None:
-        if isinstance(event, Ping):
-            self._send_pong(self._engine.frame(Opcode.PONG, event.payload))
-        elif isinstance(event, (Close, Failure)):
-            self._answer = event
-            self.ended = True
-            if self.close_code is None:
-                self.close_code, self.close_reason = event
-            if self._closing:
-                self._finish()
-            elif not self.inbox or self.discard:
-                self._answer_end()
-            else:  # the view may still answer the messages that came before
-                self._deadline = self._ticks(self.limits.close_timeout)
+    def _on_events(self, events: Sequence[Event]) -> None:
+        pings = [event.payload for event in events if isinstance(event, Ping)]
+        if pings:
+            self._send_pongs(pings)
+        if events and isinstance(events[-1], (Close, Failure)):  # nothing follows it
+            self._on_end_of_client(events[-1])
 
-    def _resume(self) -> None:
-        """Go on with what was received while the inbox was full."""
-        self._resume_scheduled = False
-        if self._sock is None:
-            return
-        self._quiet = 0
-        self._take(b"")
+    def _on_end_of_client(self, event: Close | Failure) -> None:
+        self._answer = event
+        self.ended = True
+        if self.close_code is None:
+            self.close_code, self.close_reason = event
+        if self._closing:
+            self._finish()
+        elif not self.inbox or self.discard:
+            self._answer_end()
+        else:  # the view may still answer the messages that came before
+            self._deadline = self._ticks(self.limits.close_timeout)
+
+    def _drop_paused(self) -> None:
+        """Go on with what was received while the inbox was full, now that messages are dropped."""
+        if self._engine.paused and self._sock is not None:
+            self._take(b"")
+            self._read_on()
+
+    def _read_on(self) -> None:
         if self._sock is not None and not self._engine.paused:
+            self._quiet = 0
             self._reader.start(self._on_readable)
             self._read_pending()
 
@@ -216,7 +220,7 @@ class Connection(Readable):
 
     def ready(self) -> bool:
         """Whether `receive()` would return at once."""
-        return bool(self.inbox) or self.ended or self._engine.paused
+        return bool(self.inbox) or self.ended
 
     @property
     def open(self) -> bool:
@@ -236,9 +240,7 @@ class Connection(Readable):
                 if not self._closing:
                     self._answer_end()
                 return None
-            if self._engine.paused:
-                gevent.sleep(0)  # others get their turn, and what was received long ago is parsed
-            elif timeout is None:
+            if timeout is None:
                 self._wait()
             elif not wait((self,), timeout):
                 raise TimeoutError(f"no message came within {timeout} seconds")
@@ -262,10 +264,14 @@ class Connection(Readable):
             yield message  # type: ignore[misc]
 
     def _emptied(self) -> None:
-        if self._engine.paused and not self._resume_scheduled:
-            self._resume_scheduled = True
-            get_hub().loop.run_callback(self._resume)
-        if self._signal is not None:
+        """Go on with what was received while the inbox was full: readiness may not wait for a turn of the loop."""
+        if self._engine.paused and self._sock is not None:
+            self._handle(self._engine.receive(b""))
+            self._read_on()
+            self._refills += 1
+            if not self._refills % REFILLS:
+                gevent.sleep(0)
+        elif self._signal is not None:
             self._signal.set(self.ready())
 
     def send(self, message: str | bytes) -> None:
@@ -296,7 +302,8 @@ class Connection(Readable):
         self.inbox.clear()
         if self._answer is not None and not self._closing:
             self._answer_end()
-        self._emptied()
+        get_hub().loop.run_callback(self._drop_paused)
+        self._changed()
 
     def push(self, frame: bytes) -> None:
         """Send a frame that was encoded for many; never waits. A client too slow for it is closed with 1013."""
@@ -357,13 +364,17 @@ class Connection(Readable):
                 self._writer = get_hub().loop.io(self._sock.fileno(), WRITE)
             self._writer.start(self._on_writable)
 
-    def _send_pong(self, frame: bytes) -> None:
+    def _send_pongs(self, payloads: Sequence[bytes]) -> None:
+        """Answer pings that came together; where the kernel takes no more, the newest is enough (section 5.5.3)."""
         if self._closing:
             return
-        if self._pong_last:  # and waits; the newest is enough (section 5.5.3)
+        if self._pong_last:
             self._outbox_size -= len(self._outbox.pop())
-        self._write(frame)
-        self._pong_last = bool(self._outbox)
+        behind = bool(self._outbox)
+        if behind:
+            payloads = payloads[-1:]
+        self._write(b"".join([self._engine.frame(Opcode.PONG, payload) for payload in payloads]))
+        self._pong_last = behind and bool(self._outbox)  # what the kernel took in part must stay
 
     def _on_yield(self) -> None:
         self._flush_scheduled = False
@@ -456,7 +467,7 @@ class Connection(Readable):
         if not self._outbox:
             self._finish()
         if self._engine.paused:  # go on reading, for the client's close frame
-            get_hub().loop.run_callback(self._resume)
+            get_hub().loop.run_callback(self._drop_paused)
         if self._drained is not None:
             self._drained.set()
         self._changed()
@@ -551,6 +562,11 @@ class _Sweep:
 
 
 _sweeps: weakref.WeakKeyDictionary[object, _Sweep] = weakref.WeakKeyDictionary()
+
+
+def serves_clients() -> bool:
+    """Whether this process has, or is made for, clients."""
+    return bool(_sweeps)
 
 
 def open_connections() -> set[Connection]:

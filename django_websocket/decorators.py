@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from inspect import iscoroutinefunction
 from typing import Any, TypeVar, cast, overload
 
+import gevent
 from django.core.exceptions import ImproperlyConfigured
 from django.http import HttpRequest, HttpResponseBase
 
@@ -88,7 +89,10 @@ def websocket_loop(view: F) -> F:
         source = client.readiness
         while not source.closed:
             if source.ready():
+                waiting = len(source.inbox)
                 view(request, client, *args, **kwargs)
+                if len(source.inbox) >= waiting:
+                    gevent.sleep(0)  # the view took nothing: others are not to suffer from it
             else:
                 source._wait()
 

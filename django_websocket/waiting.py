@@ -57,6 +57,7 @@ class ViewGreenlet(PlainGreenlet):
         """Close what the view opened and left open, and the descriptors that it asked for."""
         for readable in self._with_fileno:
             readable.close_fileno()
+        self._with_fileno = ()
         for dependent in tuple(self._dependents or ()):
             dependent.close()
 

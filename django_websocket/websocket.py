@@ -162,11 +162,10 @@ class WebSocket:
     def _forward(self, channels: tuple[str, ...], *, for_good: bool = False) -> Forwarding:
         forwarding = pubsub.forward(channels, for_good=for_good)
         try:
-            forwarding.attach(self.connection or self._open())
+            return forwarding.attach(self.connection or self._open())
         except BaseException:
             forwarding.close()
             raise
-        return forwarding
 
     # --- as gevent-websocket has them ----------------------------------------------------------------------------
 

@@ -5,12 +5,10 @@ gunicorn -k django_websocket.worker.GeventWebSocketWorker project.wsgi:websocket
 
 from __future__ import annotations
 
-import _socket
 import contextlib
 import random
 import resource
 import select
-import ssl
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -25,6 +23,7 @@ from .connection import open_connections
 from .protocol.frames import CloseCode
 from .protocol.handshake import is_upgrade
 from .select import select as cooperative_select
+from .sockets import give_away
 from .upgrade import KEY, Upgrade
 from .waiting import ViewGreenlet
 
@@ -69,6 +68,7 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
 
     def load_wsgi(self) -> None:
         """Load the application, and stand between it and gunicorn."""
+        open_connections()  # from here on this process is one that serves clients
         super().load_wsgi()
         self._application: WSGIApplication = self.wsgi
         self.wsgi: Any = self._call
@@ -181,32 +181,6 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
                 connection.close(CloseCode.SERVICE_RESTART, "restart")
             self.tmp.notify()
             gevent.sleep(0.05)
-
-
-class TLSSocket:
-    """A TLS socket that stays open when gunicorn closes it: the state of its encryption cannot be detached."""
-
-    def __init__(self, sock: ssl.SSLSocket) -> None:
-        self._hold = sock.makefile("rb", buffering=0)  # a socket closes when its files have
-        self.fileno = sock.fileno
-        self.recv_into = sock.recv_into
-        self.send = sock.send
-        self.pending = sock.pending
-        self.setblocking = sock.setblocking
-        self.shutdown = sock.shutdown
-        self._sock = sock
-
-    def close(self) -> None:
-        """Close the socket."""
-        self._sock.close()
-        self._hold.close()
-
-
-def give_away(sock: Any) -> Any:
-    """Return a socket that no longer depends on `sock`, which gunicorn and gevent close when their request is over."""
-    if isinstance(sock, ssl.SSLSocket):
-        return TLSSocket(sock)
-    return _socket.socket(sock.family, sock.type, sock.proto, fileno=sock.detach())
 
 
 def raise_descriptor_limit() -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import _socket
+import contextlib
 import functools
 import logging
-import os
 import select
 import sys
 from collections.abc import Callable, Iterable
@@ -21,13 +20,14 @@ from gevent import monkey
 from gevent.event import Event
 
 from . import checks, conf
-from .connection import Connection
+from .connection import WOULD_BLOCK, Connection
 from .conversation import Conversation
 from .decorators import refuse_async
 from .options import Options
 from .origin import origin_is_allowed
 from .protocol.handshake import ClientHandshake, HandshakeError, check_request, is_upgrade, upgrade_required
 from .select import select as cooperative_select
+from .sockets import share
 from .upgrade import KEY, Upgrade
 
 __all__ = ["get_wsgi_websocket_application"]
@@ -207,9 +207,10 @@ def take_from(stock: Any) -> tuple[Any, bytes]:
     """Take the client from a WebSocket of gevent-websocket: its socket, and what was read from it already."""
     handler = stock.handler
     handler.socket.settimeout(0)
-    early = handler.rfile.read1(65536) or b""
+    early = b""
+    with contextlib.suppress(*WOULD_BLOCK):
+        early = handler.rfile.read1(65536) or b""
     # So that gevent-websocket neither sends nor closes any more when the application returns.
     stock.closed = True
     stock.stream = stock.raw_read = stock.raw_write = None
-    sock = handler.socket
-    return _socket.socket(sock.family, sock.type, sock.proto, fileno=os.dup(sock.fileno())), early
+    return share(handler.socket), early

@@ -85,6 +85,7 @@ def _check_channels(channels: Sequence[str]) -> None:
 def _check_channel(channel: str) -> None:
     if not isinstance(channel, str) or not channel:
         raise TypeError(f"A channel's name is a str that is not empty, not {channel!r}")
+    channel.encode()  # raises UnicodeEncodeError, a ValueError, for what no broker could carry
 
 
 def _settings() -> Settings:

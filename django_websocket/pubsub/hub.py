@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Protocol
 
@@ -78,30 +78,27 @@ class Hub:
         for channel in channels:
             channel.members[member] = None
         try:
-            if new:
-                self._ask_for(new)
+            if new:  # in a greenlet of its own, since whoever joins meanwhile relies on it too
+                gevent.spawn(self._ask_for, {name: self._channels[name] for name in new})
             for channel in channels:
                 channel.joined.get()
         except BaseException:
             self.leave(member, names)
             raise
 
-    def _ask_for(self, names: Sequence[str]) -> None:
-        channels = [self._channels[name] for name in names]
+    def _ask_for(self, channels: Mapping[str, Channel]) -> None:
         try:
-            self._subscriber.subscribe(names)
-        except BaseException as error:
-            if not isinstance(error, BrokerError):  # somebody ended this greenlet: no reason for others to end
-                error = BrokerError("The subscription was interrupted: subscribe again")
-            # Whoever joined meanwhile gets the error too, and who comes later a new attempt.
-            for name, channel in zip(names, channels, strict=True):
+            self._subscriber.subscribe(list(channels))
+        except BrokerError as error:
+            failed = [name for name, channel in channels.items() if self._channels.get(name) is channel]
+            for name in failed:  # who comes later makes a new attempt
+                del self._channels[name]
+            self._subscriber.unsubscribe(failed)
+            for channel in channels.values():
                 channel.joined.set_exception(error)
-                if self._channels.get(name) is channel:
-                    del self._channels[name]
-            self._subscriber.unsubscribe(names)
-            raise
-        for channel in channels:
-            channel.joined.set(None)
+        else:
+            for channel in channels.values():
+                channel.joined.set(None)
 
     def leave(self, member: Member, names: Sequence[str]) -> None:
         """Have `member` get nothing more from the channels. Never waits."""
@@ -152,6 +149,7 @@ class Forwarding:
         self._connection: Connection | None = None
         self._waiting: list[Publication] = []
         self._missed = False
+        self._closed = False
         self.channels = channels
         hub.join(self, channels)
 
@@ -161,8 +159,8 @@ class Forwarding:
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    def attach(self, connection: Connection) -> None:
-        """Begin to forward to `connection`, and end with it. Raises `ConnectionClosed` if it has ended already."""
+    def attach(self, connection: Connection) -> Forwarding:
+        """Begin to forward to `connection`, and end with it; return self. Raises `ConnectionClosed` if it has ended."""
         if not connection.open:
             self.close()
             raise ConnectionClosed(connection.close_code or CloseCode.ABNORMAL, connection.close_reason)
@@ -173,9 +171,11 @@ class Forwarding:
             self.deliver(publication)
         if self._missed:
             self.missed()
+        return self
 
     def close(self) -> None:
         """End it; without effect if it has ended."""
+        self._closed = True
         self._hub.leave(self, self.channels)
         if self._connection is not None and self.close in self._connection.on_end:
             self._connection.on_end.remove(self.close)
@@ -185,6 +185,8 @@ class Forwarding:
 
     def deliver(self, publication: Publication) -> None:
         """Send the messages to the client."""
+        if self._closed:
+            return  # a large fan-out was on its way
         if self._connection is None:
             self._waiting.append(publication)
         else:
@@ -288,6 +290,8 @@ class Subscription(Readable):
 
     def deliver(self, publication: Publication) -> None:
         """Keep the messages until the view takes them; if they become too many, it is told that it missed some."""
+        if self._closed:
+            return
         self._queue.extend(publication.messages)
         self._size += sum(map(len, publication.messages)) + OVERHEAD * len(publication.messages)
         if self._size > self._limit:

@@ -11,9 +11,13 @@ import gevent
 from gevent import getcurrent
 from gevent.hub import get_hub
 
+from django_websocket.connection import serves_clients
+
 from .broker import Listener
 
-MAX_PENDING = 1024  # messages that a greenlet may publish before it lets the loop deliver them
+MAX_PENDING = 256 * 1024  # bytes that a greenlet may publish before it lets the loop deliver them
+BATCH_SIZE = 64 * 1024  # bytes that are delivered together, so that clients can read in between
+OVERHEAD = 100  # bytes that a message costs beside its own
 
 logger = logging.getLogger("django_websocket")
 
@@ -29,11 +33,11 @@ class MemoryBroker:
         """Deliver soon, in the thread of the loop that serves the subscribers."""
         if self._subscriber is not None:
             self._subscriber.take(channel, payload)
-        elif not self._warned:
+        elif not self._warned and not serves_clients():
             self._warned = True
             logger.warning(
-                "Something was published to memory://, which does not leave the process, in one where nobody has "
-                "subscribed. If your WebSockets are served by another process, set WEBSOCKET_BROKER to a Redis URL."
+                "Something was published to memory://, which does not leave the process, in one that serves no "
+                "clients. If your WebSockets are served by another process, set WEBSOCKET_BROKER to a Redis URL."
             )
 
     def subscriber(self, listener: Listener) -> MemorySubscriber:
@@ -49,6 +53,7 @@ class MemorySubscriber:
     def __init__(self, listener: Listener) -> None:
         self._listener = listener
         self._pending: deque[tuple[str, bytes]] = deque()
+        self._size = 0  # bytes, about: other threads add to it
         self._hub = get_hub()
         self._thread = threading.get_native_id()
         self._delivering = False
@@ -62,11 +67,12 @@ class MemorySubscriber:
     def take(self, channel: str, payload: bytes) -> None:
         """Take what was published, from any thread."""
         self._pending.append((channel, payload))
+        self._size += len(payload) + OVERHEAD
         if threading.get_native_id() != self._thread:
             self._hub.loop.run_callback_threadsafe(self._wake)
             return
         self._wake()
-        if len(self._pending) > MAX_PENDING and getcurrent() is not self._hub:
+        while self._size > MAX_PENDING and getcurrent() is not self._hub:
             gevent.sleep(0)
 
     def _wake(self) -> None:
@@ -77,6 +83,13 @@ class MemorySubscriber:
     def _deliver(self) -> None:
         try:
             while self._pending:
-                self._listener.deliver([self._pending.popleft() for _ in range(len(self._pending))])
+                batch = []
+                size = 0
+                while self._pending and size < BATCH_SIZE:
+                    batch.append(self._pending.popleft())
+                    size += len(batch[-1][1]) + OVERHEAD
+                self._size = max(0, self._size - size) if self._pending else 0
+                self._listener.deliver(batch)
+                gevent.sleep(0)
         finally:
             self._delivering = False

@@ -12,7 +12,7 @@ import random
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import gevent
 import redis
@@ -48,7 +48,7 @@ class RedisBroker:
         if parts.scheme == "unix":
             self.place = f"unix://{parts.path}"
         self._pool = redis.BlockingConnectionPool.from_url(
-            urlunsplit(parts._replace(query=urlencode(options))),
+            f"{url.partition('?')[0]}?{urlencode(options)}",
             max_connections=PUBLISHERS,
             timeout=TIMEOUT,
             socket_timeout=TIMEOUT,
@@ -92,7 +92,8 @@ class RedisSubscriber:
         self._channels: dict[str, None] = {}  # that are to be received
         self._pending: dict[str, deque[AsyncResult[None]]] = {}  # who waits for replies, in their order
         self._connection: redis.Connection | None = None
-        self._commands: deque[Any] = deque()  # that wait to be sent
+        self._commands: deque[Sequence[str]] = deque()  # that wait to be sent
+        self._in_flight: deque[str] = deque()  # channels of the SUBSCRIBE commands without a reply
         self._running = False
         self._writing = False
         self._resubscribing: set[str] = set()  # after an outage: channels without a reply
@@ -107,7 +108,7 @@ class RedisSubscriber:
             self._pending.setdefault(channel, deque()).append(reply)
             replies.append(reply)
         if self._connection is not None:
-            self._send("SUBSCRIBE", channels)
+            self._send_subscribe(channels)
         elif not self._running:
             self._running = True
             gevent.spawn(self._run)
@@ -119,8 +120,11 @@ class RedisSubscriber:
         """Unsubscribe; the reply does not matter."""
         for channel in channels:
             self._channels.pop(channel, None)
+            if self._connection is None:  # nothing was sent for those who wait, so no reply is owed to them
+                for reply in self._pending.pop(channel, ()):
+                    reply.set_exception(self._broker.error(ConnectionError("not connected")))
         if self._connection is not None:
-            self._send("UNSUBSCRIBE", channels)
+            self._send("UNSUBSCRIBE", *(self._broker.prefix + channel for channel in channels))
 
     # --- the connection ------------------------------------------------------------------------------------------
 
@@ -155,9 +159,8 @@ class RedisSubscriber:
         channels = list(self._channels)
         if lost:
             self._resubscribing = set(channels)
-            self._missed = channels
-        if channels:
-            self._send("SUBSCRIBE", channels)
+            self._missed = [channel for channel in channels if channel not in self._pending]
+        self._send_subscribe(channels)
 
     def _disconnect(self, error: BaseException) -> None:
         """Drop the connection, and tell those who wait for a reply; their channels are not received then."""
@@ -165,15 +168,22 @@ class RedisSubscriber:
         if connection is not None:
             connection.disconnect()  # type: ignore[no-untyped-call]
         self._commands.clear()
+        self._in_flight.clear()
         pending, self._pending = self._pending, {}
         for channel, replies in pending.items():
             self._channels.pop(channel, None)
             for reply in replies:
                 reply.set_exception(self._broker.error(error))
 
-    def _send(self, name: str, channels: Sequence[str]) -> None:
+    def _send_subscribe(self, channels: Sequence[str]) -> None:
+        """Subscribe to each channel by a command of its own, so that a refusal concerns no other."""
+        for channel in channels:
+            self._in_flight.append(channel)
+            self._send("SUBSCRIBE", self._broker.prefix + channel)
+
+    def _send(self, *command: str) -> None:
         """Send a command without waiting, behind those that are being sent."""
-        self._commands.append((name, *(self._broker.prefix + channel for channel in channels)))
+        self._commands.append(command)
         if not self._writing:
             self._writing = True
             gevent.spawn(self._write)
@@ -181,8 +191,8 @@ class RedisSubscriber:
     def _write(self) -> None:
         try:
             while self._commands and self._connection is not None:
-                command = self._commands.popleft()
-                packed = self._connection.pack_command(*command)  # type: ignore[no-untyped-call]
+                commands = [self._commands.popleft() for _ in range(len(self._commands))]
+                packed = self._connection.pack_commands(commands)  # type: ignore[no-untyped-call]
                 self._connection.send_packed_command(packed, check_health=False)  # type: ignore[no-untyped-call]
         except (redis.RedisError, OSError) as error:
             logger.debug("Redis at %s took no command: %s", self._broker.place, error)  # reading fails too
@@ -200,28 +210,35 @@ class RedisSubscriber:
                 if asked:
                     raise ConnectionError(f"no answer to PING within {PING_INTERVAL} seconds") from None
                 asked = True
-                self._send("PING", ())
+                self._send("PING")
                 continue
             asked = False
-            batch = [self._message(reply) for reply in replies if reply[0] == b"message"]
-            if len(batch) != len(replies):
-                for reply in replies:
-                    if reply[0] == b"subscribe":
-                        self._confirm(self._name(reply[1]))
+            batch = []
+            for reply in replies:
+                if isinstance(reply, Exception):
+                    self._confirm(self._broker.error(reply))
+                elif reply[0] == b"message":
+                    batch.append((self._name(reply[1]), reply[2]))
+                elif reply[0] == b"subscribe":
+                    self._confirm()
             if batch:
                 self._listener.deliver(batch)
-
-    def _message(self, reply: Sequence[bytes]) -> tuple[str, bytes]:
-        return self._name(reply[1]), reply[2]
 
     def _name(self, channel: bytes) -> str:
         return channel.decode(errors="replace")[len(self._broker.prefix) :]
 
-    def _confirm(self, channel: str) -> None:
-        """Note that a channel is received from here on."""
+    def _confirm(self, error: BrokerError | None = None) -> None:
+        """Note that the oldest SUBSCRIBE was answered: its channel is received from here on, or was refused."""
+        channel = self._in_flight.popleft()
+        if error is not None:
+            logger.error("Channel %r: %s", channel, error)
         replies = self._pending.get(channel)
         if replies is not None:
-            replies.popleft().set(None)
+            reply = replies.popleft()
+            if error is None:
+                reply.set(None)
+            else:
+                reply.set_exception(error)
             if not replies:
                 del self._pending[channel]
         if self._missed:
@@ -238,6 +255,8 @@ def _replies(connection: redis.Connection) -> Any:
         def receive_one() -> list[Any]:
             try:
                 return [connection.read_response(timeout=PING_INTERVAL, disconnect_on_error=False)]
+            except redis.ResponseError as error:
+                return [error]
             except redis.TimeoutError as error:
                 raise TimeoutError from error
 
