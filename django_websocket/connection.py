@@ -21,7 +21,7 @@ from gevent.hub import get_hub
 
 from .exceptions import ConnectionClosed
 from .protocol.engine import Close, Engine, Event, Failure, Ping, Role
-from .protocol.frames import CloseCode, Opcode, encode_message
+from .protocol.frames import CloseCode, Opcode, check_close, encode_message
 from .waiting import Readable, wait
 
 READ_SIZE = 256 * 1024  # bytes; for one call of recv, so that one client keeps nobody waiting
@@ -69,6 +69,7 @@ class Connection(Readable):
         "_drained",
         "_engine",
         "_flush_scheduled",
+        "_left",
         "_outbox",
         "_outbox_size",
         "_pending",
@@ -109,6 +110,7 @@ class Connection(Readable):
         self._pending: Callable[[], int] | None = getattr(sock, "pending", None)  # TLS has it
         self._outbox: deque[bytes | memoryview] = deque()
         self._outbox_size = 0  # bytes
+        self._left = 0  # bytes that the kernel has taken from the outbox
         self._pong_last = False  # whether the last frame in the outbox is a pong
         self._blocked = False  # the kernel takes no more; the write watcher runs
         self._flush_scheduled = False
@@ -318,6 +320,7 @@ class Connection(Readable):
 
         Raises ValueError for a code that may not be sent.
         """
+        check_close(code)
         self.discard = True
         self.inbox.clear()
         if self._closing:
@@ -325,9 +328,8 @@ class Connection(Readable):
         if self._answer is not None:
             self._answer_end()
             return
-        frame = self._engine.close(code, reason)
         self.close_code, self.close_reason = code, reason
-        self._end(frame)
+        self._end(self._engine.close(code, reason))
 
     # --- what goes out -------------------------------------------------------------------------------------------
 
@@ -383,6 +385,7 @@ class Connection(Readable):
 
     def _on_writable(self) -> None:
         self._blocked = False
+        self._quiet = 0  # a client that reads is there, even if its pong waits behind much else
         self._flush()
         if not self._blocked and self._writer is not None:
             self._writer.stop()
@@ -399,6 +402,7 @@ class Connection(Readable):
             except OSError:
                 self._terminate(CloseCode.ABNORMAL)
                 return
+            self._left += sent
             if sent < len(data):
                 self._block(data, sent)
                 break
@@ -433,7 +437,8 @@ class Connection(Readable):
             if self._drained is None:
                 self._drained = GreenletEvent()
             self._drained.clear()
-            if not self._drained.wait(limits.send_timeout):
+            before = self._left
+            if not self._drained.wait(limits.send_timeout) and self._left - before < limits.send_buffer_size:
                 self._give_up(CloseCode.POLICY_VIOLATION, "does not read")
             if self._closing:
                 raise ConnectionClosed(self.close_code or CloseCode.ABNORMAL, self.close_reason)

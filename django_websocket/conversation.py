@@ -29,6 +29,7 @@ from . import conf
 from .connection import Connection
 from .exceptions import BrokerError, HandshakeFailed, WebSocketError
 from .options import Options
+from .origin import printable
 from .protocol.frames import CloseCode
 from .protocol.handshake import ClientHandshake, accept_headers, choose_subprotocol
 from .upgrade import KEY
@@ -50,13 +51,6 @@ class WebSocketResponse(HttpResponse):
     def __init__(self) -> None:
         super().__init__()
         del self["Content-Type"]
-
-
-def try_again_later() -> HttpResponse:
-    """Return the answer to a handshake that cannot be served now."""
-    response = HttpResponse("Try again later.\n", status=503, content_type="text/plain", headers={"Retry-After": "5"})
-    response._has_been_logged = True  # type: ignore[attr-defined]
-    return response
 
 
 class HandshakeTimeout(Exception):
@@ -90,6 +84,7 @@ class Conversation(ViewGreenlet):
         self._depths = {wrapper.alias: len(wrapper.atomic_blocks) for wrapper in self._shared}
         self._uses_databases = bool(self._shared)
         self._connection: Connection | None = None
+        self._over = False  # whether the chain has gone on without an answer of the view
 
     # --- in the greenlet of the chain ----------------------------------------------------------------------------
 
@@ -99,14 +94,18 @@ class Conversation(ViewGreenlet):
             wrapper.inc_thread_sharing()
         self.start()
         timeout = conf.current().handshake_timeout
+        late = HandshakeTimeout(
+            f"The view neither accepted the WebSocket nor answered within {timeout} seconds; "
+            f"websocket.accept() before what takes long, or a higher WEBSOCKET_HANDSHAKE_TIMEOUT, helps."
+        )
         try:
-            response = self._answer.get(timeout=timeout)
-        except gevent.Timeout:
-            self.kill(block=True, timeout=KILL_TIMEOUT)
-            raise HandshakeTimeout(
-                f"The view neither accepted the WebSocket nor answered within {timeout} seconds; "
-                f"websocket.accept() before what takes long, or a higher WEBSOCKET_HANDSHAKE_TIMEOUT, helps."
-            ) from None
+            with gevent.Timeout(timeout, late):
+                response = self._answer.get()
+        except BaseException as error:
+            if not self._answer.ready():  # it is not the view's own: nobody waits for its answer any more
+                self._over = True
+                self.kill(block=error is late, timeout=KILL_TIMEOUT)
+            raise
         assert response is not None  # a view that returns None accepts
         return response
 
@@ -162,6 +161,8 @@ class Conversation(ViewGreenlet):
 
     def _accept(self, subprotocol: str | None) -> Connection:
         """Have the chain answer with the 101, and wait for the connection; see `WebSocket.accept`."""
+        if self._over:
+            raise HandshakeFailed("The request is over, so the WebSocket cannot be accepted any more")
         self._check_no_atomic("The WebSocket cannot be accepted")
         offered = self._handshake.subprotocols
         if subprotocol is None:
@@ -194,9 +195,6 @@ class Conversation(ViewGreenlet):
         if connection is None:
             if self._answer.ready():  # the chain went on, but the client did not get the 101
                 logger.info("%s: %s", self._path, error)
-            elif isinstance(error, BrokerError):
-                logger.error("%s: %s", self._path, error)
-                self._answer.set(try_again_later())
             elif isinstance(error, Exception):
                 self._answer.set_exception(error, sys.exc_info())
             else:
@@ -232,7 +230,7 @@ class Conversation(ViewGreenlet):
     @property
     def _path(self) -> str:
         """The path for the log, where it may not begin a line of its own."""
-        return self._request.path.encode("unicode_escape").decode("ascii")
+        return printable(self._request.path)
 
     # --- databases -----------------------------------------------------------------------------------------------
 

@@ -40,11 +40,16 @@ def origin_is_allowed(request: HttpRequest, more: Sequence[str] = ()) -> bool:
             return True
     logger.warning(
         "%s: refused a page of %s; if it is yours, add it to WEBSOCKET_ALLOWED_ORIGINS (the request's own is %s)",
-        request.path.encode("unicode_escape").decode("ascii"),
+        printable(request.path),
         ascii(origin),
         own,
     )
     return False
+
+
+def printable(text: str) -> str:
+    """Return `text` for the log, in which it may not begin a line of its own."""
+    return text.encode("unicode_escape").decode("ascii")
 
 
 def split(origin: str) -> tuple[str, str, str] | None:

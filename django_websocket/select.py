@@ -13,7 +13,7 @@ from .waiting import Readable, readable_with, wait
 
 # What gevent may have replaced; `select.poll` is missing on some systems, and then plain files cannot be waited for.
 _poll = monkey.get_original("select", "poll")
-POLLIN, POLLPRI, POLLOUT, POLLNVAL = 1, 2, 4, 32
+POLLIN, POLLPRI, POLLOUT, POLLHUP, POLLNVAL = 1, 2, 4, 16, 32
 READ, WRITE = 1, 2  # libev's
 TURNS = 16  # calls that find something ready before other greenlets get their turn
 
@@ -105,9 +105,9 @@ def _look(
     for fd, events in found.items():
         if events & POLLNVAL:
             raise OSError(9, f"Bad file descriptor: {fd}")
-    # An error or a hang-up makes reading and writing return at once.
+    # An error makes reading and writing return at once, a hang-up reading only.
     readable += [item for item, fd in readers if found.get(fd, 0) & ~(POLLOUT | POLLPRI)]
-    writable = [item for item, fd in writers if found.get(fd, 0) & ~(POLLIN | POLLPRI)]
+    writable = [item for item, fd in writers if found.get(fd, 0) & ~(POLLIN | POLLPRI | POLLHUP)]
     exceptional = [item for item, fd in others if found.get(fd, 0) & POLLPRI]
     return readable, writable, exceptional
 

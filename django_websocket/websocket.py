@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import pubsub
 from .connection import Connection
-from .protocol.frames import CloseCode
+from .protocol.frames import CloseCode, check_close
 
 if TYPE_CHECKING:
     from django.http import HttpResponse
@@ -111,9 +111,13 @@ class WebSocket:
     def close(self, code: int = CloseCode.NORMAL, reason: str = "") -> None:
         """Close the connection with `code` (1000, or 3000 to 4999 for your own) and a `reason` of up to 123 bytes.
 
-        Does not wait. Returning from the view does the same with 1000.
+        Does not wait. Returning from the view does the same with 1000. Before acceptance there is nothing to close: a
+        plain `close()` leaves the answer to the view, one with a code or reason accepts first, to be able to say it.
+        Raises ValueError for a code that may not be sent.
         """
-        (self.connection or self._open()).close(code, reason)
+        if self.connection is not None or code != CloseCode.NORMAL or reason:
+            check_close(code)
+            (self.connection or self._open()).close(code, reason)
 
     @property
     def closed(self) -> bool:

@@ -23,8 +23,9 @@ from . import checks, conf
 from .connection import WOULD_BLOCK, Connection
 from .conversation import Conversation
 from .decorators import refuse_async
+from .exceptions import BrokerError
 from .options import Options
-from .origin import origin_is_allowed
+from .origin import origin_is_allowed, printable
 from .protocol.handshake import ClientHandshake, HandshakeError, check_request, is_upgrade, upgrade_required
 from .select import select as cooperative_select
 from .sockets import share
@@ -69,7 +70,7 @@ class WebSocketApplication:
         try:
             environ[HANDSHAKE_KEY] = client_handshake(environ)
         except HandshakeError as error:
-            logger.info("%s: %s", environ.get("PATH_INFO", "").encode("unicode_escape").decode(), error)
+            logger.info("%s: %s", printable(environ.get("PATH_INFO", "")), error)
             if "wsgi.websocket" in environ:
                 return self._adopt(environ, functools.partial(refuse, error))
             return refuse(error, start_response)
@@ -158,8 +159,17 @@ class WebSocketHandler(WSGIHandler):
             handshake: ClientHandshake = request.META[HANDSHAKE_KEY]
             return Conversation(request, handshake, view, args, kwargs).begin()
 
-        atomic: Callable[..., Any] = super().make_view_atomic(begin)
-        return atomic
+        atomic: Callable[..., HttpResponseBase] = super().make_view_atomic(begin)
+
+        @functools.wraps(view)
+        def begin_or_refuse(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+            try:
+                return atomic(request, *args, **kwargs)
+            except BrokerError as error:
+                logger.error("%s: %s", printable(request.path), error)
+                return try_again_later()
+
+        return begin_or_refuse
 
 
 def check_settings() -> None:
@@ -167,6 +177,13 @@ def check_settings() -> None:
     errors = [message for message in checks.check() if message.is_serious()]
     if errors:
         raise ImproperlyConfigured("\n".join(f"{error.msg} {error.hint or ''}" for error in errors))
+
+
+def try_again_later() -> HttpResponse:
+    """Answer a handshake that cannot be served now."""
+    response = HttpResponse("Try again later.\n", status=503, content_type="text/plain", headers={"Retry-After": "5"})
+    response._has_been_logged = True  # type: ignore[attr-defined]  # in one line, with the cause
+    return response
 
 
 def refuse_origin(request: HttpRequest) -> HttpResponse:

@@ -9,7 +9,16 @@ try:
 except ImportError:  # it could not be built for this interpreter
     from websockets.utils import apply_mask
 
-__all__ = ["CloseCode", "Opcode", "apply_mask", "encode_close", "encode_frame", "encode_message", "is_close_code"]
+__all__ = [
+    "CloseCode",
+    "Opcode",
+    "apply_mask",
+    "check_close",
+    "encode_close",
+    "encode_frame",
+    "encode_message",
+    "is_close_code",
+]
 
 MAX_CONTROL_PAYLOAD = 125  # bytes; section 5.5
 
@@ -82,16 +91,21 @@ def encode_frame(opcode: int, payload: bytes, *, fin: bool = True, mask: bytes |
     return head + mask + apply_mask(payload, mask)
 
 
+def check_close(code: int) -> None:
+    """Raise ValueError for a code that may not be sent; 1005 may, it stands for a close frame without one."""
+    if code != CloseCode.NO_STATUS and not is_close_code(code):
+        raise ValueError(
+            f"{code} is no close code that can be sent: use 1000, another registered one, or one of 3000 to 4999"
+        )
+
+
 def encode_close(code: int, reason: str = "") -> bytes:
     """Return the payload of a close frame (section 5.5.1); 1005 stands for one without a code.
 
     A reason that is too long is cut to the 123 bytes that fit. Raises ValueError for a code that may not be sent.
     """
+    check_close(code)
     if code == CloseCode.NO_STATUS:
         return b""
-    if not is_close_code(code):
-        raise ValueError(
-            f"{code} is no close code that can be sent: use 1000, another registered one, or one of 3000 to 4999"
-        )
     text = reason.encode()[: MAX_CONTROL_PAYLOAD - 2].decode(errors="ignore").encode()
     return code.to_bytes(2, "big") + text
