@@ -1,0 +1,378 @@
+"""The test site and the documentation's pages in headless Chromium."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from selenium.webdriver import Chrome, ChromeOptions, ChromeService
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support.wait import WebDriverWait
+
+from .documentation import ENVIRONMENT, command, readme_project
+from .servers import HTTP_PROBE, TEST_PROJECT, Server, executable, free_port, gunicorn
+
+DEADLINE = 30  # seconds
+PAGES = ("/", "/chat/", "/echo/", "/ping/")
+
+OPTIONS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    # Two windows of one browser: the one behind is to be as quick as the one in front.
+    "--disable-background-timer-throttling",
+    "--disable-backgrounding-occluded-windows",
+    "--disable-renderer-backgrounding",
+    "--window-size=1000,800",
+)
+
+
+class Window:
+    """One window of the browser. What is done to it brings it to the front."""
+
+    def __init__(self, driver: Chrome, handle: str, url: str) -> None:
+        self._driver = driver
+        self._handle = handle
+        self.driver.get(url)
+
+    @property
+    def driver(self) -> Chrome:
+        """The browser, with this window in front."""
+        self._driver.switch_to.window(self._handle)
+        return self._driver
+
+    def __getitem__(self, selector: str) -> WebElement:
+        return self.driver.find_element(By.CSS_SELECTOR, selector)
+
+    def texts(self, selector: str) -> list[str]:
+        """The texts of all elements that match, as they stand in the page."""
+        script = "return Array.from(document.querySelectorAll(arguments[0]), (element) => element.textContent)"
+        return self.driver.execute_script(script, selector)
+
+    def wait(self, condition: Callable[[], object], message: str = "") -> None:
+        """Wait until a condition holds."""
+        WebDriverWait(self.driver, DEADLINE, 0.05).until(lambda driver: condition(), message)
+
+    def wait_for_state(self, state: str) -> None:
+        """Wait for the state of the connection that the page shows."""
+        self.wait(lambda: self["#state"].get_attribute("data-state") == state, f"the state is not {state}")
+
+    def wait_for_texts(self, selector: str, expected: list[str]) -> None:
+        """Wait until the elements that match have these texts."""
+        self.wait(lambda: self.texts(selector) == expected, f"{selector} is not {expected}")
+
+    def fill(self, selector: str, text: str) -> None:
+        """Type into a field, in place of what is there."""
+        field = self[selector]
+        field.send_keys(Keys.CONTROL, "a")
+        field.send_keys(Keys.DELETE, text)
+
+    def say(self, text: str) -> None:
+        """Send a message as a user does, with the Enter key."""
+        self.fill("#text", text + Keys.ENTER)
+
+
+class Browser:
+    """Chromium, with windows that are closed by `close_windows`."""
+
+    def __init__(self, driver: Chrome) -> None:
+        self.driver = driver
+        self._first = driver.current_window_handle
+
+    def open(self, url: str) -> Window:
+        """Open a window."""
+        self.driver.switch_to.new_window("window")
+        return Window(self.driver, self.driver.current_window_handle, url)
+
+    def errors(self) -> list[str]:
+        """What stands in the consoles, errors and warnings, since this was last asked."""
+        return [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]
+
+    def close_windows(self) -> None:
+        """Close all windows but the first, which is empty."""
+        for handle in self.driver.window_handles:
+            if handle != self._first:
+                self.driver.switch_to.window(handle)
+                self.driver.close()
+        self.driver.switch_to.window(self._first)
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    options = ChromeOptions()
+    options.binary_location = executable("chromium")
+    for option in (*OPTIONS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
+        options.add_argument(option)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = Chrome(options, ChromeService(executable("chromedriver")))
+    try:
+        yield Browser(driver)
+    finally:
+        driver.quit()
+
+
+@pytest.fixture
+def browser(chromium: Browser) -> Iterator[Browser]:
+    chromium.errors()
+    yield chromium
+    chromium.close_windows()
+
+
+class Site:
+    """The test site: where its pages are, and the server of its WebSockets."""
+
+    def __init__(self, pages: Server, websockets: Server) -> None:
+        self.pages = pages
+        self.websockets = websockets
+
+    def url(self, path: str) -> str:
+        """The address of a page."""
+        return f"http://{self.pages.address}{path}"
+
+    def kill_websockets(self) -> None:
+        """Kill the server of the WebSockets, which says goodbye to nobody."""
+        os.killpg(self.websockets.pid, signal.SIGKILL)
+        self.websockets.wait()
+
+    def stop_websockets(self) -> None:
+        """Stop it as an administrator does."""
+        self.websockets.stop()
+
+
+@contextmanager
+def one_port(directory: Path) -> Iterator[Site]:
+    """Pages and WebSockets in one gunicorn, as scripts/demo has them."""
+    environment = ENVIRONMENT | {"DEBUG": "1", "DATABASE_NAME": str(directory / "db.sqlite3")}
+    with gunicorn("project.wsgi:application", env=environment) as server:
+        yield Site(server, server)
+
+
+@contextmanager
+def two_shells(directory: Path) -> Iterator[Site]:
+    """runserver for the pages, gunicorn for the WebSockets."""
+    port, websocket_port = free_port(), free_port()
+    environment = ENVIRONMENT | {
+        "DATABASE_NAME": str(directory / "db.sqlite3"),
+        "WEBSOCKET_SERVER": f":{websocket_port}",
+        "WEBSOCKET_ALLOWED_ORIGINS": f"http://127.0.0.1:{port}",
+    }
+    line = [sys.executable, "manage.py", "runserver", f"127.0.0.1:{port}", "--noreload"]
+    with (
+        Server(line, port=port, probe=HTTP_PROBE, cwd=TEST_PROJECT, env=environment) as pages,
+        gunicorn(port=websocket_port, env=environment) as websockets,
+    ):
+        yield Site(pages, websockets)
+
+
+@pytest.fixture(scope="module", params=[one_port, two_shells], ids=["one port", "two shells"])
+def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    with request.param(tmp_path_factory.mktemp("site")) as site:
+        yield site
+
+
+def test_index_leads_to_the_pages(browser: Browser, site: Site) -> None:
+    window = browser.open(site.url("/"))
+    links = {link.get_attribute("href") for link in window.driver.find_elements(By.CSS_SELECTOR, "main a")}
+    assert links == {site.url(path) for path in PAGES[1:]}
+    for path in PAGES[1:]:
+        window.driver.get(site.url("/"))
+        window[f'main a[href="{path}"]'].click()
+        window.wait_for_state("open")
+        assert urlsplit(window.driver.current_url).path == path
+        assert window["#state"].text == "Connected"
+        address = window["#address"].get_attribute("data-url")
+        assert address == f"ws://{site.websockets.address}{path}"
+        assert window["nav [aria-current=page]"].get_attribute("href") == site.url(path)
+    window[".brand"].click()
+    assert window.driver.current_url == site.url("/")
+    assert browser.errors() == []
+
+
+def test_two_windows_chat(browser: Browser, site: Site) -> None:
+    ann, bob = (browser.open(site.url("/chat/")) for _ in range(2))
+    for window, name in ((ann, "Ann"), (bob, "Bob")):
+        window.wait_for_state("open")
+        window.fill("#user", name)
+    said = ["Hello, Bob", "Hello, Ann", "Grüße 🙂"]
+    for window, text in zip((ann, bob, ann), said, strict=True):
+        before = len(window.texts(".message"))
+        window.say(text)
+        for reader in (ann, bob):
+            reader.wait_for_texts(".message .body", said[: before + 1])
+    for window in (ann, bob):
+        assert window.texts(".message .user") == ["Ann", "Bob", "Ann"]
+        assert all(window.texts(".message .time"))
+        assert window["#text"].get_attribute("value") == ""
+    assert browser.errors() == []
+
+
+def test_name_and_colour_can_be_changed_and_are_kept_for_the_window(browser: Browser, site: Site) -> None:
+    ann, bob = (browser.open(site.url("/chat/")) for _ in range(2))
+    for window in (ann, bob):
+        window.wait_for_state("open")
+    ann.fill("#user", "Ann")
+    for name, color, shown in (("Ann", "#123456", "rgb(18, 52, 86)"), ("Anna", "#00ff00", "rgb(0, 255, 0)")):
+        ann.fill("#user", name)
+        ann.driver.execute_script(
+            "const [input, value] = arguments; input.value = value; input.dispatchEvent(new Event('input'))",
+            ann["#color"],
+            color,
+        )
+        ann.say(f"I am {name}")
+        bob.wait(lambda name=name: bob.texts(".message .user")[-1:] == [name])
+        style = "return getComputedStyle(document.querySelector('.message:last-child .user')).color"
+        assert bob.driver.execute_script(style) == shown
+    ann.driver.refresh()
+    ann.wait_for_state("open")
+    assert ann["#user"].get_attribute("value") == "Anna"
+    assert ann["#color"].get_attribute("value") == "#00ff00"
+    assert bob["#user"].get_attribute("value") != "Anna"
+    assert browser.errors() == []
+
+
+def test_markup_is_shown_as_text(browser: Browser, site: Site) -> None:
+    ann, bob = (browser.open(site.url("/chat/")) for _ in range(2))
+    for window in (ann, bob):
+        window.wait_for_state("open")
+    title = bob.driver.title
+    markup = "<img src=x onerror=\"document.title = 'markup'\"><b>&lt;bold&gt;</b>"
+    ann.fill("#user", "<i>Ann</i>")
+    ann.say(markup)
+    for window in (ann, bob):
+        window.wait_for_texts(".message .body", [markup])
+        assert window.texts(".message .user") == ["<i>Ann</i>"]
+        assert window.texts("#log img, #log b, #log i") == []
+    assert bob.driver.title == title
+    assert browser.errors() == []
+
+
+def test_echo_of_text_and_binary(browser: Browser, site: Site) -> None:
+    window = browser.open(site.url("/echo/"))
+    window.wait_for_state("open")
+    window.say("text")
+    window.wait_for_texts(".message .body", ["text"])
+    window["#binary"].click()
+    window.say("Grüße")
+    window.wait_for_texts(".message .body", ["text", "Grüße"])
+    window["#binary"].click()
+    window.say("")  # an empty message is one
+    window.wait_for_texts(".message .body", ["text", "Grüße", ""])
+    notes = window.texts(".message .note")
+    assert notes[0].endswith(" ms") and "binary" not in notes[0]
+    assert notes[1].startswith("binary, 7 bytes, ")
+    assert browser.errors() == []
+
+
+def test_ping(browser: Browser, site: Site) -> None:
+    window = browser.open(site.url("/ping/"))
+    window.wait_for_state("open")
+    window["#ping"].click()
+    window.wait_for_texts(".message .body", ["pong"])
+    window["#pong"].click()
+    window.wait_for_texts(".message .body", ["pong", "ping"])
+    window.say("something else")
+    assert "something else" in window["#sent"].text
+    window["#ping"].click()
+    window.wait_for_texts(".message .body", ["pong", "ping", "pong"])  # and no answer to the other
+    assert browser.errors() == []
+
+
+@pytest.mark.parametrize("end", [Site.kill_websockets, Site.stop_websockets], ids=["killed", "stopped"])
+@pytest.mark.parametrize("path", ["/chat/", "/echo/"])
+def test_page_connects_again_when_the_server_is_back(
+    browser: Browser, site: Site, path: str, end: Callable[[Site], None]
+) -> None:
+    window = browser.open(site.url(path))
+    window.wait_for_state("open")
+    window.say("before")
+    window.wait_for_texts(".message .body", ["before"])
+    end(site)
+    window.wait_for_state("waiting")
+    assert window["#state"].text.startswith("Reconnecting")
+    assert not window["form button"].is_enabled()
+    site.websockets.start()
+    window.wait_for_state("open")
+    window.say("after")
+    window.wait_for_texts(".message .body", ["before", "after"])
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [320, 360, 1280])
+def test_pages_fit_into_the_window(browser: Browser, site: Site, width: int, scheme: str) -> None:
+    window = browser.open(site.url("/"))
+    metrics = {"width": width, "height": 740, "deviceScaleFactor": 1, "mobile": width < 500}
+    feature = {"name": "prefers-color-scheme", "value": scheme}
+    for path in PAGES:
+        window.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        window.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+        window.driver.get(site.url(path))
+        if path != "/":
+            window.wait_for_state("open")
+        widths = window.driver.execute_script(
+            "return [document.documentElement.scrollWidth, document.documentElement.clientWidth]"
+        )
+        assert widths == [width, width], path
+        background = window.driver.execute_script("return getComputedStyle(document.body).backgroundColor")
+        assert (sum(map(int, background[4:-1].split(", "))) < 3 * 128) == (scheme == "dark")
+    assert browser.errors() == []
+
+
+# The examples of the documentation
+
+
+def test_readme_page_in_two_windows(browser: Browser, tmp_path: Path) -> None:
+    port, websocket_port = free_port(), free_port()
+    project = readme_project(tmp_path, websocket_port)
+    with (
+        project.runserver(command("README.md", "runserver"), port),
+        project.gunicorn(command("README.md", "gunicorn -k"), websocket_port),
+    ):
+        ann, bob = (browser.open(f"http://127.0.0.1:{port}/chat/lobby/") for _ in range(2))
+        connected = "return socket.readyState === WebSocket.OPEN"
+        for window in (ann, bob):
+            window.wait(lambda window=window: window.driver.execute_script(connected))
+        ann.say("<b>Hello</b>")
+        for window in (ann, bob):
+            window.wait_for_texts("#log li", ["<b>Hello</b>"])
+        assert ann["#text"].get_attribute("value") == ""
+    assert [error for error in browser.errors() if "favicon" not in error] == []
+
+
+def test_examples_of_the_page_about_pages(browser: Browser, tmp_path: Path) -> None:
+    project = readme_project(tmp_path, free_port())
+    project.put("docs/pages.md")
+    echo = 'from django_websocket.servers.echo import echo\nurlpatterns += [path("echo/", echo, name="echo")]'
+    project.write("mysite/websocket_urls.py", echo, add=True)
+    names = ["echo", "reconnect"]
+    pages = "".join(f'path("{name}/", TemplateView.as_view(template_name="chat/{name}.html")),' for name in names)
+    project.write("mysite/urls.py", f"urlpatterns += [{pages}]", add=True)
+    project.write("mysite/settings.py", 'WEBSOCKET_SERVER = ""', add=True)
+    project.put("docs/deployment.md", {"redis://localhost:6379/0": "memory://"})
+    (project.directory / "gunicorn.conf.py").unlink()
+    with ExitStack() as stack:
+        server = stack.enter_context(project.gunicorn(command("docs/deployment.md", "mysite.wsgi:application")))
+        window = browser.open(f"http://{server.address}/echo/")
+        window.wait(lambda: "hello" in window["body"].text)
+        window.driver.get(f"http://{server.address}/reconnect/")
+        window.wait_for_texts("#state", ["connected"])
+        window.wait(lambda: window["body"].text.endswith("hello"))
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+        window.wait_for_texts("#state", ["waiting"])
+        server.start()
+        window.wait_for_texts("#state", ["connected"])
+        window.wait(lambda: window["body"].text.endswith("hellohello"))

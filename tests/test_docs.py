@@ -1,0 +1,668 @@
+"""What a reader of README.md and docs/ copies: each example and each command, executed.
+
+`documentation.py` says how an example names its file.
+"""
+
+from __future__ import annotations
+
+import ast
+import http.client
+import json
+import os
+import re
+import subprocess
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import ClientConnection, connect
+
+from django_websocket.conf import PREFIX, Settings
+from django_websocket.protocol.frames import CloseCode
+
+from .documentation import PAGES, Project, arguments, blocks, command, commands, readme_project
+from .servers import ROOT, Server, executable, free_port, redis_server, unavailable
+
+DEADLINE = 20  # seconds
+DEFAULT_REDIS = "redis://localhost:6379/0"
+
+
+# To servers on this machine, whatever the environment says of proxies.
+open_websocket = partial(connect, open_timeout=DEADLINE, proxy=None)
+open_url = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
+
+
+@contextmanager
+def client(server: Server, path: str, cookie: str = "", origin: str | None = None, **options: object) -> Iterator:
+    """A WebSocket to a path, as a page of the server itself opens it."""
+    headers = {"Cookie": cookie} if cookie else {}
+    origin = origin or f"http://{server.address}"
+    url = f"ws://{server.address}{path}"
+    with open_websocket(url, origin=origin, additional_headers=headers, **options) as websocket:
+        yield websocket
+
+
+def receive(websocket: ClientConnection) -> str | bytes:
+    return websocket.recv(timeout=DEADLINE)
+
+
+def refusal(server: Server, path: str, cookie: str = "", origin: str = "") -> tuple[int, str]:
+    """The status and the Location with which a handshake is refused."""
+    headers = {
+        "Connection": "Upgrade",
+        "Upgrade": "websocket",
+        "Sec-WebSocket-Version": "13",
+        "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+        "Cookie": cookie,
+        "Origin": origin or f"http://{server.address}",
+    }
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=DEADLINE)
+    try:
+        connection.request("GET", path, headers=headers)
+        response = connection.getresponse()
+        return response.status, response.headers.get("Location", "")
+    finally:
+        connection.close()
+
+
+def fetch(url: str) -> str:
+    with open_url(url, timeout=DEADLINE) as response:
+        return response.read().decode()
+
+
+def close_code(websocket: ClientConnection) -> int:
+    """How the server ends a conversation."""
+    with pytest.raises(ConnectionClosed):
+        receive(websocket)
+    assert websocket.close_code is not None
+    return websocket.close_code
+
+
+# The README, step by step
+
+
+@pytest.fixture(scope="module")
+def websocket_port() -> int:
+    return free_port()
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory, websocket_port: int) -> Project:
+    """The project of the README."""
+    return readme_project(tmp_path_factory.mktemp("readme"), websocket_port)
+
+
+def test_readme_followed_step_by_step_gives_a_chat(original: Project, websocket_port: int) -> None:
+    port = free_port()
+    with (
+        original.runserver(command("README.md", "runserver"), port) as pages,
+        original.gunicorn(command("README.md", "gunicorn -k"), websocket_port) as server,
+    ):
+
+        def open_page(room: str) -> str:
+            found = re.search(r'new WebSocket\("([^"]+)"\)', fetch(f"http://{pages.address}/chat/{room}/"))
+            assert found
+            return found[1]
+
+        url = open_page("lobby")
+        assert url == f"ws://{server.address}/chat/lobby/"
+        origin = f"http://{pages.address}"  # another port: DEBUG is on
+        with (
+            open_websocket(url, origin=origin) as ann,
+            open_websocket(url, origin=origin) as bob,
+            open_websocket(open_page("other"), origin=origin) as eve,
+        ):
+            for number, sender in enumerate([ann, bob, bob, ann]):
+                sender.send(f"<b>{number}</b> Grüße")
+                assert receive(ann) == receive(bob) == f"<b>{number}</b> Grüße"
+            eve.send("alone")
+            assert receive(eve) == "alone"
+        with pytest.raises(InvalidStatus) as foreign, open_websocket(url, origin="https://evil.example"):
+            pass
+        assert foreign.value.response.status_code == 403
+
+
+def test_readme_links_and_those_of_the_docs_lead_somewhere() -> None:
+    for page in PAGES:
+        text = (ROOT / page).read_text()
+        for target in re.findall(r"\]\(([^)]+)\)", text):
+            path, _, anchor = target.partition("#")
+            file = (ROOT / page).parent / path if path else ROOT / page
+            assert file.exists(), f"{page}: {target}"
+            if anchor:
+                headings = re.findall(r"^#+ (.+)$", file.read_text(), re.MULTILINE)
+                anchors = [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings]
+                assert unquote(anchor) in anchors, f"{page}: {target}"
+
+
+def test_readme_and_pages_name_only_files_that_exist() -> None:
+    for page in PAGES:
+        for path in re.findall(r"`((?:deploy|scripts|docs|test_project)/[\w./-]*)`", (ROOT / page).read_text()):
+            assert (ROOT / path).exists(), f"{page}: {path}"
+
+
+# Every command
+
+
+def without_effect_on_this_machine(project: Project, line: str) -> bool:
+    """Check what is installed or started elsewhere; return whether the command is of that kind."""
+    words = arguments(line)
+    if words[:2] == ["pip", "install"]:
+        name, extra = re.fullmatch(r"([\w-]+)(?:\[(\w+)\])?", words[2]).groups()  # type: ignore[union-attr]
+        pyproject = (ROOT / "pyproject.toml").read_text()
+        assert f'\nname = "{name}"\n' in pyproject
+        assert extra is None or f"\n{extra} = [" in pyproject.partition("[project.optional-dependencies]")[2]
+    elif words[0] == "scripts/demo":  # test_scripts.py runs it
+        assert os.access(ROOT / "scripts" / "demo", os.X_OK)
+    elif words[0] == "nginx":  # test_nginx.py runs it
+        assert (ROOT / "deploy" / "nginx.conf").exists()
+    else:
+        return False
+    return True
+
+
+TESTED_BELOW = {
+    "django-admin startproject mysite": "test_readme_followed_step_by_step_gives_a_chat",
+    "cd mysite": "test_readme_followed_step_by_step_gives_a_chat",
+    "python manage.py startapp chat": "test_readme_followed_step_by_step_gives_a_chat",
+    "redis-cli PUBLISH news hello": "test_publishing_from_pages_shell_and_redis_cli",
+    "kill -HUP $(cat gunicorn.pid)": "test_hup_tells_the_clients_and_starts_a_new_worker",
+}
+
+
+@pytest.fixture(scope="module")
+def project(original: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The README's project with what the deployment page adds, apart from another broker and gunicorn.conf.py."""
+    copy = original.copy(tmp_path_factory.mktemp("deployment") / "mysite")
+    copy.put("docs/deployment.md", {DEFAULT_REDIS: "memory://"})
+    (copy.directory / "gunicorn.conf.py").rename(copy.directory / "preload.conf.py")
+    (copy.directory / "deploy").symlink_to(ROOT / "deploy")
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("page", "line"),
+    [pytest.param(page, line, id=f"{page}: {line}") for page in PAGES for line in dict.fromkeys(commands(page))],
+)
+def test_command(project: Project, page: str, line: str) -> None:
+    if without_effect_on_this_machine(project, line):
+        return
+    if line in TESTED_BELOW:
+        assert TESTED_BELOW[line] in globals()
+    elif line.startswith("gunicorn"):
+        with project.gunicorn(line) as server:
+            assert_serves_websockets(server)
+            if "mysite.wsgi:application" in line:
+                assert "new WebSocket" in fetch(f"http://{server.address}/chat/lobby/")
+            else:
+                with pytest.raises(urllib.error.HTTPError, match="426"):
+                    fetch(f"http://{server.address}/chat/lobby/")
+    elif line.startswith("python manage.py runserver"):
+        with project.runserver(line, free_port()) as server:
+            assert "new WebSocket" in fetch(f"http://{server.address}/chat/lobby/")
+    elif line.startswith("python"):
+        project.run(line)
+    else:
+        pytest.fail(f"{page}: no test runs {line!r}")
+
+
+def assert_serves_websockets(server: Server) -> None:
+    with client(server, "/chat/lobby/") as websocket:
+        websocket.send("hello")
+        assert receive(websocket) == "hello"
+
+
+# Every example
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_examples_of_a_page_are_right_as_they_stand(original: Project, page: str, tmp_path: Path) -> None:
+    copy = original.copy(tmp_path / "mysite")
+    if page != "README.md":  # which is there already
+        copy.put(page)
+    (copy.directory / "gunicorn.conf.py").unlink(missing_ok=True)
+    copy.run("python manage.py check")
+    for block in blocks(page):
+        if block.language == "html":
+            name = block.file.partition("/templates/")[2]
+            copy.shell(f"from django.template.loader import get_template; get_template({name!r})")
+        elif block.language == "python":
+            if block.file != "gunicorn.conf.py":  # gunicorn reads it, below
+                copy.shell(f"import {block.file.removesuffix('.py').replace('/', '.')}")
+        else:
+            assert block.language == "sh", f"{page}: unknown language {block.language!r}"
+
+
+# docs/views.md
+
+VIEWS = """
+from chat import views as examples
+from django.urls import path
+from django_websocket.decorators import websocket
+from django_websocket.pubsub import publish
+
+@websocket
+def publisher(request, websocket, channel):
+    for message in websocket:
+        publish(channel, message)
+        websocket.send("published")
+
+urlpatterns += [
+    path("staff/", examples.staff),
+    path("partner/", examples.partner),
+    path("ping/", examples.ping),
+    path("undecorated/", examples.undecorated),
+    path("room/<slug:room>/", examples.room),
+    path("notifications/", examples.notifications),
+    path("shout/", examples.shout),
+    path("publish/<channel>/", publisher),
+]
+"""
+
+
+@pytest.fixture(scope="module")
+def views_project(original: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    copy = original.copy(tmp_path_factory.mktemp("views") / "mysite")
+    copy.put("docs/views.md", {"[], [], 60)": "[], [], 2)"})
+    copy.write("mysite/websocket_urls.py", VIEWS, add=True)
+    # The page with the chat's address is not of this example.
+    copy.run("python manage.py migrate --verbosity 0")
+    return copy
+
+
+@pytest.fixture(scope="module")
+def views(views_project: Project) -> Iterator[Server]:
+    with views_project.gunicorn(command("README.md", "gunicorn")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def cookies(views_project: Project) -> dict[str, str]:
+    """The session cookies of a member and of one of the staff, whose ids are 1 and 2."""
+    output = views_project.shell(
+        """
+        import json
+        from django.contrib.auth.models import User
+        from django.test import Client
+        cookies = {}
+        for name, is_staff in (("member", False), ("staff", True)):
+            client = Client()
+            client.force_login(User.objects.create(username=name, is_staff=is_staff))
+            cookies[name] = "sessionid=" + client.cookies["sessionid"].value
+        print(json.dumps(cookies))
+        """
+    )
+    return json.loads(output)
+
+
+def test_echo(views: Server) -> None:
+    with client(views, "/echo/") as websocket:
+        for message in ("text", "", b"\0\xff", b""):
+            websocket.send(message)
+            assert receive(websocket) == message
+    assert refusal(views, "/missing/") == (404, "")
+
+
+def test_refusals_are_real_answers_and_the_session_is_saved(
+    views: Server, views_project: Project, cookies: dict[str, str]
+) -> None:
+    assert refusal(views, "/staff/") == (302, "/accounts/login/?next=/staff/")
+    assert refusal(views, "/staff/", cookies["member"]) == (403, "")
+    for _ in range(2):
+        with client(views, "/staff/", cookies["staff"]) as websocket:
+            assert receive(websocket) == "Welcome, staff"
+            assert close_code(websocket) == CloseCode.NORMAL
+    key = cookies["staff"].removeprefix("sessionid=")
+    visits = views_project.shell(
+        f"from django.contrib.sessions.backends.db import SessionStore; print(SessionStore({key!r})['visits'])"
+    )
+    assert visits.strip() == "2"
+
+
+def test_options(views: Server) -> None:
+    partner = "https://partner.example"
+    assert refusal(views, "/echo/", origin=partner)[0] == 403
+    with client(views, "/partner/", origin=partner, subprotocols=["chat.v1", "chat.v2"]) as websocket:
+        assert websocket.subprotocol == "chat.v2"
+        websocket.send("hello")
+        assert receive(websocket) == "HELLO"
+        websocket.send("x" * 4096)
+        assert receive(websocket) == "X" * 4096
+        websocket.send("x" * 4097)
+        assert close_code(websocket) == CloseCode.MESSAGE_TOO_BIG
+
+
+def test_websocket_loop(views: Server) -> None:
+    with client(views, "/ping/") as websocket:
+        for message in ("ping", "something else", "ping"):
+            websocket.send(message)
+        assert receive(websocket) == receive(websocket) == "pong"
+
+
+def test_view_without_a_decorator(views: Server) -> None:
+    with client(views, "/undecorated/") as websocket:
+        websocket.send("hello")
+        assert receive(websocket) == "hello"
+        assert close_code(websocket) == CloseCode.NORMAL
+
+
+def test_rooms_are_apart(views: Server) -> None:
+    with client(views, "/room/a/") as ann, client(views, "/room/a/") as bob, client(views, "/room/b/") as eve:
+        eve.send("b")
+        assert receive(eve) == "b"
+        ann.send("a")
+        assert receive(ann) == receive(bob) == "a"
+
+
+def test_a_view_that_only_forwards(views: Server, cookies: dict[str, str]) -> None:
+    assert refusal(views, "/notifications/")[0] == 302
+    with (
+        client(views, "/notifications/", cookies["member"]) as websocket,
+        client(views, "/publish/user:1/") as publisher,
+    ):
+        for message in ("text", b"\xff\0"):
+            websocket.send("is dropped")
+            publisher.send(message)
+            assert receive(websocket) == message
+
+
+def test_select_with_two_sources_and_a_timeout(views: Server) -> None:
+    with client(views, "/shout/") as ann, client(views, "/shout/") as bob:
+        for text in ("one", "two"):
+            ann.send(text)
+        assert [receive(bob), receive(bob)] == [receive(ann), receive(ann)] == ["ONE", "TWO"]
+        assert receive(ann) == "Is anybody there?"
+
+
+# docs/publish.md
+
+
+@pytest.fixture(scope="module")
+def redis() -> Iterator[Server]:
+    with redis_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def publish_project(original: Project, redis: Server, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    copy = original.copy(tmp_path_factory.mktemp("publish") / "mysite")
+    copy.put("docs/publish.md", {"localhost:6379": redis.address})
+    urls = "from chat import prices, views\nfrom django.urls import path\n"
+    copy.write(
+        "mysite/websocket_urls.py",
+        f'{urls}urlpatterns = [path("news/", views.news), path("prices/", prices.prices)]',
+    )
+    copy.write("mysite/urls.py", f'{urls}urlpatterns += [path("announce/", views.announce)]', add=True)
+    copy.run("python manage.py migrate --verbosity 0")
+    return copy
+
+
+@pytest.fixture(scope="module")
+def publishing(publish_project: Project) -> Iterator[Server]:
+    with publish_project.gunicorn(command("README.md", "gunicorn"), args=["-w", "2"]) as server:
+        yield server
+
+
+def redis_cli(redis: Server, line: str) -> str:
+    program, *words = arguments(line)
+    result = subprocess.run(
+        [executable(program), "-p", str(redis.port), *words],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=DEADLINE,
+    )
+    return result.stdout
+
+
+def test_publishing_from_pages_shell_and_redis_cli(publish_project: Project, publishing: Server, redis: Server) -> None:
+    with client(publishing, "/news/") as ann, client(publishing, "/news/") as bob:
+        with publish_project.runserver(command("README.md", "runserver"), free_port()) as pages:
+            assert fetch(f"http://{pages.address}/announce/") == "announced"
+        assert receive(ann) == receive(bob) == "hello"
+        publish_project.shell("from django_websocket.pubsub import publish; publish('news', b'binary')")
+        assert receive(ann) == receive(bob) == b"binary"
+        redis_cli(redis, command("docs/publish.md", "redis-cli"))
+        assert receive(ann) == receive(bob) == "hello"
+
+
+def test_notification_leaves_when_the_transaction_is_committed(publish_project: Project, redis: Server) -> None:
+    watcher = subprocess.Popen(
+        [executable("redis-cli"), "-p", str(redis.port), "SUBSCRIBE", "user:7"], stdout=subprocess.PIPE, text=True
+    )
+    assert watcher.stdout is not None
+    try:
+        lines = iter(watcher.stdout.readline, "")
+        assert [next(lines).strip() for _ in range(3)] == ["subscribe", "user:7", "1"]
+        publish_project.shell(
+            """
+            from chat.notify import notify
+            from django.contrib.auth.models import User
+            from django.db import transaction
+            from django_websocket.pubsub import publish
+            with transaction.atomic():
+                notify(User(pk=7), "hello")
+                publish("user:7", "first")
+            try:
+                with transaction.atomic():
+                    notify(User(pk=7), "never")
+                    raise KeyError
+            except KeyError:
+                publish("user:7", "last")
+            """
+        )
+        messages = [[next(lines).strip() for _ in range(3)][2] for _ in range(3)]
+        assert messages == ["first", '{"text": "hello"}', "last"]
+    finally:
+        watcher.terminate()
+        watcher.wait(DEADLINE)
+        watcher.stdout.close()
+
+
+def test_missed_messages_are_told(publishing: Server, redis: Server) -> None:
+    with client(publishing, "/prices/") as prices, client(publishing, "/news/") as news:
+        assert receive(prices) == "42.00"
+        redis_cli(redis, "redis-cli PUBLISH prices 43.00")
+        assert receive(prices) == "43.00"
+        redis_cli(redis, "redis-cli CLIENT KILL TYPE pubsub")
+        assert receive(prices) == "42.00"
+        assert close_code(news) == CloseCode.SERVICE_RESTART
+        redis_cli(redis, "redis-cli PUBLISH prices 44.00")
+        assert receive(prices) == "44.00"
+
+
+# docs/settings.md
+
+
+def tables(page: str) -> list[list[str]]:
+    """The rows of a page's tables, in their cells."""
+    rows = re.findall(r"^\| (.+) \|$", (ROOT / page).read_text(), re.MULTILINE)
+    return [[cell.strip() for cell in row.split(" | ")] for row in rows]
+
+
+def test_settings_page_has_every_setting_with_its_default() -> None:
+    documented = {
+        row[0].strip("`"): ast.literal_eval(row[1].strip("`"))
+        for row in tables("docs/settings.md")
+        if row[0].startswith(f"`{PREFIX}")
+    }
+    settings = {
+        PREFIX + field.name.upper(): list(field.default) if isinstance(field.default, tuple) else field.default
+        for field in fields(Settings)
+        if field.init
+    }
+    assert documented == settings
+    assert [type(value) for value in documented.values()] == [type(settings[name]) for name in documented]
+
+
+def test_pages_name_only_settings_that_exist() -> None:
+    settings = {PREFIX + field.name.upper() for field in fields(Settings) if field.init}
+    for page in (*PAGES, "CHANGELOG.md"):
+        named = set(re.findall(r"\bWEBSOCKET_[A-Z_]+[A-Z]", (ROOT / page).read_text()))
+        assert named <= settings, page
+
+
+def test_settings_page_has_every_close_code() -> None:
+    documented = {int(row[0]) for row in tables("docs/settings.md") if row[0].isdecimal()}
+    source = "".join(path.read_text() for path in (ROOT / "django_websocket").rglob("*.py"))
+    used = {code.value for code in CloseCode if re.search(rf"CloseCode\.{code.name}\b", source)}
+    assert documented == used - {CloseCode.GOING_AWAY, CloseCode.NO_STATUS, CloseCode.UNSUPPORTED_DATA}
+
+
+def test_check_names_a_mistake_in_the_settings(original: Project, tmp_path: Path) -> None:
+    copy = original.copy(tmp_path / "mysite")
+    copy.write("mysite/settings.py", 'WEBSOCKET_URLCONF = "mysite.misspelled"', add=True)
+    with pytest.raises(AssertionError, match=r"websocket\.E003"):
+        copy.run(command("docs/settings.md", "check"))
+
+
+# docs/pages.md
+
+
+def test_template_tag_gives_the_addresses_of_the_table(original: Project, tmp_path: Path) -> None:
+    copy = original.copy(tmp_path / "mysite")
+    copy.put("docs/pages.md")
+    echo = 'from django_websocket.servers.echo import echo\nurlpatterns += [path("echo/", echo, name="echo")]'
+    copy.write("mysite/websocket_urls.py", echo, add=True)
+    servers = {row[0]: row[1] for row in tables("docs/pages.md") if row[1].startswith(("`ws:", "`wss:"))}
+    assert len(servers) == 4
+    output = copy.shell(
+        f"""
+        import json
+        from django.shortcuts import render
+        from django.test import RequestFactory, override_settings
+        pages = []
+        for server in {[ast.literal_eval(re.findall("`([^`]*)`", cell)[0]) for cell in servers]}:
+            with override_settings(WEBSOCKET_SERVER=server, ALLOWED_HOSTS=["example.com"]):
+                request = RequestFactory().get("/", HTTP_HOST="example.com:8000")
+                pages.append([render(request, f"chat/{{name}}.html").content.decode() for name in ("tags", "echo")])
+        print(json.dumps(pages))
+        """
+    )
+    for address, (tags, echo_page) in zip(servers.values(), json.loads(output), strict=True):
+        url = address.strip("`")
+        assert re.findall(r"wss?://\S+/", tags) == [url] * 3
+        assert f'new WebSocket("{url.replace("/chat/lobby/", "/echo/")}")' in echo_page
+
+
+def test_template_tag_in_python(original: Project) -> None:
+    call = re.search(r"`django_websocket\.addresses\.(websocket_url\(.+\))`", (ROOT / "docs/pages.md").read_text())
+    assert call
+    output = original.shell(
+        f"""
+        from django.test import RequestFactory, override_settings
+        from django_websocket.addresses import websocket_url
+        request = RequestFactory().get("/", HTTP_HOST="localhost", secure=True)
+        with override_settings(WEBSOCKET_SERVER=""):
+            print({call[1]})
+        """
+    )
+    assert output.strip() == "wss://localhost/chat/lobby/"
+
+
+# docs/deployment.md
+
+
+def test_worker_has_the_entry_point_that_the_page_names(project: Project) -> None:
+    text = (ROOT / "docs/deployment.md").read_text()
+    uri = re.search(r"`(egg:(\S+)#(\S+))`", text)
+    assert uri
+    try:
+        metadata.distribution(uri[2])
+    except metadata.PackageNotFoundError:
+        unavailable(f"{uri[2]} is not installed")
+    line = command("docs/deployment.md", "gunicorn", "--no-control-socket").replace(
+        "django_websocket.worker.GeventWebSocketWorker", uri[1]
+    )
+    assert uri[1] in line
+    with project.gunicorn(line) as server:
+        assert_serves_websockets(server)
+
+
+def test_reload_starts_the_worker_again_when_the_code_changes(original: Project, tmp_path: Path) -> None:
+    copy = original.copy(tmp_path / "mysite")
+    views = copy.directory / "chat" / "views.py"
+    with copy.gunicorn(command("docs/deployment.md", "--reload")) as server:
+        with client(server, "/chat/lobby/") as websocket:
+            views.write_text(views.read_text().replace('", text)', '", text.upper())'))
+            assert close_code(websocket) == CloseCode.SERVICE_RESTART
+        assert http_status(server) == 426  # the new worker answers
+        with client(server, "/chat/lobby/") as websocket:
+            websocket.send("changed")
+            assert receive(websocket) == "CHANGED"
+
+
+def http_status(server: Server) -> int:
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=DEADLINE)
+    try:
+        connection.request("GET", "/")
+        return connection.getresponse().status
+    finally:
+        connection.close()
+
+
+def test_hup_tells_the_clients_and_starts_a_new_worker(project: Project) -> None:
+    hangup = command("docs/deployment.md", "kill -HUP")
+    with project.gunicorn(command("docs/deployment.md", "--pid")) as server:
+        with client(server, "/chat/lobby/") as websocket:
+            subprocess.run(["bash", "-c", hangup], cwd=project.directory, check=True, timeout=DEADLINE)
+            assert close_code(websocket) == CloseCode.SERVICE_RESTART
+        assert_serves_websockets(server)
+
+
+def test_preload_app_needs_the_lines_that_the_page_gives(project: Project) -> None:
+    line = command("docs/deployment.md", "gunicorn", "--no-control-socket")
+    with project.gunicorn(f"{line} -c preload.conf.py") as server:
+        assert_serves_websockets(server)
+    with pytest.raises(RuntimeError, match="patch"), project.gunicorn(f"{line} --preload"):
+        pass
+
+
+def test_stock_worker_closes_with_4000_and_the_status(project: Project) -> None:
+    with project.gunicorn(command("docs/deployment.md", "geventwebsocket")) as server:
+        with client(server, "/missing/") as websocket:
+            assert close_code(websocket) == 4404
+        with client(server, "/chat/lobby/", origin="https://evil.example") as websocket:
+            assert close_code(websocket) == 4403
+
+
+# docs/upgrading.md
+
+
+@pytest.mark.parametrize(
+    "line",
+    [command("docs/deployment.md", "geventwebsocket.gunicorn"), command("README.md", "gunicorn")],
+    ids=["stock worker", "our worker"],
+)
+def test_a_view_in_the_style_of_version_0_2(original: Project, redis: Server, tmp_path: Path, line: str) -> None:
+    copy = original.copy(tmp_path / "mysite")
+    copy.put("docs/upgrading.md", {"StrictRedis(": f'StrictRedis("127.0.0.1", {redis.port}, '})
+    with copy.gunicorn(line) as server, client(server, "/chat/a/") as ann:
+        assert_heard(ann, [ann])
+        with client(server, "/chat/b/") as bob:  # one channel for all
+            assert_heard(bob, [ann, bob])
+            assert_heard(ann, [ann, bob])
+        assert_heard(ann, [ann])
+
+
+def assert_heard(sender: ClientConnection, members: list[ClientConnection]) -> None:
+    """Say something that all members hear, again if need be: redis-py keeps the second of two replies for later."""
+    for number in range(DEADLINE):
+        said = f"{sender.id} {number}"
+        sender.send(said)
+        try:
+            for member in members:
+                while member.recv(timeout=1) != said:
+                    pass
+            return
+        except TimeoutError:
+            continue
+    pytest.fail("not all have heard it")
