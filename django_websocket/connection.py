@@ -27,6 +27,7 @@ from .waiting import Readable, wait
 READ_SIZE = 256 * 1024  # bytes; for one call of recv, so that one client keeps nobody waiting
 WRITE_SIZE = 64 * 1024  # bytes; small frames are joined up to it
 TICK = 0.5  # seconds; the grain of all deadlines here
+MAX_PONGS = 64  # for pings that came with one read; the newest of more (section 5.5.3)
 REFILLS = 16  # of the inbox from what was received already, before others get their turn
 READ, WRITE = 1, 2  # libev's
 
@@ -60,7 +61,6 @@ class Connection(Readable):
     """
 
     __slots__ = (
-        "__weakref__",
         "_answer",
         "_blocked",
         "_buffer",
@@ -248,7 +248,7 @@ class Connection(Readable):
                 raise TimeoutError(f"no message came within {timeout} seconds")
         message = inbox.popleft()
         if not inbox and (self._engine.paused or self._signal is not None):
-            self._emptied()
+            self._emptied(message)
         return message
 
     def __iter__(self) -> Iterator[str | bytes]:
@@ -256,23 +256,30 @@ class Connection(Readable):
         inbox = self.inbox
         while True:
             if inbox:
-                message: str | bytes | None = inbox.popleft()
+                message = inbox.popleft()
                 if not inbox and (self._engine.paused or self._signal is not None):
-                    self._emptied()
+                    self._emptied(message)
+                yield message
+            elif (received := self.receive()) is not None:
+                yield received
             else:
-                message = self.receive()
-                if message is None:
-                    return
-            yield message  # type: ignore[misc]
+                return
 
-    def _emptied(self) -> None:
-        """Go on with what was received while the inbox was full: readiness may not wait for a turn of the loop."""
+    def _emptied(self, last: str | bytes) -> None:
+        """Go on with what was received while the inbox was full: readiness may not wait for a turn of the loop.
+
+        `last` is the message that was taken, and has not reached the view yet.
+        """
         if self._engine.paused and self._sock is not None:
             self._handle(self._engine.receive(b""))
             self._read_on()
             self._refills += 1
             if not self._refills % REFILLS:
-                gevent.sleep(0)
+                try:
+                    gevent.sleep(0)
+                except BaseException:  # somebody interrupts the view
+                    self.inbox.appendleft(last)
+                    raise
         elif self._signal is not None:
             self._signal.set(self.ready())
 
@@ -373,8 +380,7 @@ class Connection(Readable):
         if self._pong_last:
             self._outbox_size -= len(self._outbox.pop())
         behind = bool(self._outbox)
-        if behind:
-            payloads = payloads[-1:]
+        payloads = payloads[-1 if behind else -MAX_PONGS :]
         self._write(b"".join([self._engine.frame(Opcode.PONG, payload) for payload in payloads]))
         self._pong_last = behind and bool(self._outbox)  # what the kernel took in part must stay
 

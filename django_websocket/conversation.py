@@ -48,10 +48,6 @@ class WebSocketResponse(HttpResponse):
 
     status_code = 101
 
-    def __init__(self) -> None:
-        super().__init__()
-        del self["Content-Type"]
-
 
 class HandshakeTimeout(Exception):
     """A view neither accepted nor answered within `WEBSOCKET_HANDSHAKE_TIMEOUT`."""
@@ -147,10 +143,12 @@ class Conversation(ViewGreenlet):
             else:
                 self._end(answer)
         finally:
-            self._let_go()
-            self.close_all()
-            self._close_databases()
             ViewGreenlet.running.discard(self)
+            try:
+                self._let_go()
+                self.close_all()
+            finally:
+                self._close_databases()
 
     def _adopt_context(self) -> None:
         assert self._context is not None
@@ -224,6 +222,7 @@ class Conversation(ViewGreenlet):
         if connection is not None:
             if self._on_end in connection.on_end:
                 connection.on_end.remove(self._on_end)
+            connection.close_fileno()
             if self.websocket.connection is None:  # the view did not wait for it to the end
                 connection.close(CloseCode.INTERNAL_ERROR, "internal error")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import weakref
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import gevent
@@ -50,14 +50,13 @@ class ViewGreenlet(PlainGreenlet):
 
     before_waiting: Callable[[], None] | None = None
     _left: tuple[int, str] | None = None
-    _with_fileno: Sequence[Readable] = ()
+    _with_fileno: weakref.WeakSet[Readable] | None = None
     _dependents: weakref.WeakSet[Dependent] | None = None
 
     def close_all(self) -> None:
         """Close what the view opened and left open, and the descriptors that it asked for."""
-        for readable in self._with_fileno:
+        for readable in tuple(self._with_fileno or ()):
             readable.close_fileno()
-        self._with_fileno = ()
         for dependent in tuple(self._dependents or ()):
             dependent.close()
 
@@ -124,7 +123,7 @@ class Readable:
     `_changed()`.
     """
 
-    __slots__ = ("_signal", "_waiter")
+    __slots__ = ("__weakref__", "_signal", "_waiter")
 
     def __init__(self) -> None:
         self._signal: Signal | None = None
@@ -152,7 +151,9 @@ class Readable:
             _with_signal[self._signal.fileno()] = self
             current = getcurrent()
             if isinstance(current, ViewGreenlet):
-                current._with_fileno = [*current._with_fileno, self]
+                if current._with_fileno is None:
+                    current._with_fileno = weakref.WeakSet()
+                current._with_fileno.add(self)
         return self._signal.fileno()
 
     def close_fileno(self) -> None:

@@ -30,7 +30,7 @@ TEST_PROJECT = ROOT / "test_project"
 WORKER = "django_websocket.worker.GeventWebSocketWorker"
 HTTP_PROBE = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
 
-# What a developer's shell may hold and a server under test must not see. PYTHONPATH: the installed wheel is tested.
+# What a developer's shell may hold and a server under test must not see.
 NOT_INHERITED = (
     "ALLOWED_HOSTS",
     "DATABASE_NAME",
@@ -38,7 +38,6 @@ NOT_INHERITED = (
     "DJANGO_SETTINGS_MODULE",
     "FORWARDED_ALLOW_IPS",
     "GUNICORN_CMD_ARGS",
-    "PYTHONPATH",
     "REDIS_URL",
     "SECRET_KEY",
     "STATIC_ROOT",

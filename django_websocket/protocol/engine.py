@@ -303,11 +303,7 @@ class Engine:
         """Hand out the message whose last fragment is there."""
         message = self._message
         assert message is not None
-        if self._utf8 is not None:
-            self._utf8.decode(b"", True)
-            self.messages.append(message.decode())
-        else:
-            self.messages.append(bytes(message))
+        self.messages.append(bytes(message) if self._utf8 is None else message.decode())
         self._queued += len(message)
         self._forget()
 

@@ -23,8 +23,11 @@ class Listener(Protocol):
     def deliver(self, batch: Sequence[tuple[str, bytes]]) -> None:
         """Hand out what arrived together, as (channel, payload). Called in a greenlet, one call after the other."""
 
+    def lost(self, channels: Sequence[str]) -> None:
+        """Take note that nothing more comes from `channels` for now. Never waits."""
+
     def missed(self, channels: Sequence[str]) -> None:
-        """Tell the subscribers of `channels` that messages may have been lost. Called in a greenlet."""
+        """Take note that `channels` are received again, and that messages may have been lost. Called in a greenlet."""
 
 
 class Subscriber(Protocol):

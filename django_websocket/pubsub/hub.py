@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Protocol
 
@@ -19,6 +19,7 @@ from django_websocket.waiting import Readable, wait
 from .broker import Broker, from_wire
 
 SLICE = 500  # members that get a message before other greenlets get their turn
+JOIN_TIMEOUT = 6.0  # seconds; longer than a subscriber takes to say that it does not come about
 OVERHEAD = 100  # bytes that a waiting message costs beside its own
 
 logger = logging.getLogger("django_websocket")
@@ -60,6 +61,7 @@ class Channel:
     def __init__(self) -> None:
         self.members: dict[Member, None] = {}
         self.joined: AsyncResult[None] = AsyncResult()
+        self.stale: Collection[Member] = ()  # who was a member when the broker went away
 
 
 class Hub:
@@ -80,8 +82,9 @@ class Hub:
         try:
             if new:  # in a greenlet of its own, since whoever joins meanwhile relies on it too
                 gevent.spawn(self._ask_for, {name: self._channels[name] for name in new})
-            for channel in channels:
-                channel.joined.get()
+            with gevent.Timeout(JOIN_TIMEOUT, BrokerError(f"The broker has been away for {JOIN_TIMEOUT} seconds")):
+                for channel in channels:
+                    channel.joined.get()
         except BaseException:
             self.leave(member, names)
             raise
@@ -93,7 +96,8 @@ class Hub:
             failed = [name for name, channel in channels.items() if self._channels.get(name) is channel]
             for name in failed:  # who comes later makes a new attempt
                 del self._channels[name]
-            self._subscriber.unsubscribe(failed)
+            if failed:
+                self._subscriber.unsubscribe(failed)
             for channel in channels.values():
                 channel.joined.set_exception(error)
         else:
@@ -131,10 +135,22 @@ class Hub:
                     gevent.sleep(0)
 
     def missed(self, names: Sequence[str]) -> None:
-        """Tell the members of the channels, each once, that messages may have been lost."""
+        """Tell who was a member when the broker went away, each once, that messages may have been lost."""
         channels = [self._channels[name] for name in names if name in self._channels]
-        for member in dict.fromkeys(member for channel in channels for member in channel.members):
+        for member in dict.fromkeys(
+            member for channel in channels for member in channel.stale if member in channel.members
+        ):
             member.missed()
+        for channel in channels:
+            channel.stale = ()
+            channel.joined.set(None)
+
+    def lost(self, names: Sequence[str]) -> None:
+        """Let whoever joins one of the channels from now on wait until the broker is back."""
+        for channel in [self._channels[name] for name in names if name in self._channels]:
+            if channel.joined.ready():
+                channel.joined = AsyncResult()
+                channel.stale = tuple(channel.members)
 
 
 class Forwarding:
@@ -207,7 +223,6 @@ class Subscription(Readable):
     """
 
     __slots__ = (
-        "__weakref__",
         "_client_left",
         "_closed",
         "_hub",

@@ -73,6 +73,7 @@ class MemorySubscriber:
             return
         self._wake()
         while self._size > MAX_PENDING and getcurrent() is not self._hub:
+            self._wake()
             gevent.sleep(0)
 
     def _wake(self) -> None:

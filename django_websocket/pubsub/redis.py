@@ -93,7 +93,7 @@ class RedisSubscriber:
         self._pending: dict[str, deque[AsyncResult[None]]] = {}  # who waits for replies, in their order
         self._connection: redis.Connection | None = None
         self._commands: deque[Sequence[str]] = deque()  # that wait to be sent
-        self._in_flight: deque[str] = deque()  # channels of the SUBSCRIBE commands without a reply
+        self._in_flight: deque[tuple[str, str]] = deque()  # commands without a reply, and their channels
         self._running = False
         self._writing = False
         self._resubscribing: set[str] = set()  # after an outage: channels without a reply
@@ -108,7 +108,8 @@ class RedisSubscriber:
             self._pending.setdefault(channel, deque()).append(reply)
             replies.append(reply)
         if self._connection is not None:
-            self._send_subscribe(channels)
+            for channel in channels:
+                self._send("SUBSCRIBE", channel)
         elif not self._running:
             self._running = True
             gevent.spawn(self._run)
@@ -123,8 +124,8 @@ class RedisSubscriber:
             if self._connection is None:  # nothing was sent for those who wait, so no reply is owed to them
                 for reply in self._pending.pop(channel, ()):
                     reply.set_exception(self._broker.error(ConnectionError("not connected")))
-        if self._connection is not None:
-            self._send("UNSUBSCRIBE", *(self._broker.prefix + channel for channel in channels))
+            else:
+                self._send("UNSUBSCRIBE", channel)
 
     # --- the connection ------------------------------------------------------------------------------------------
 
@@ -141,9 +142,9 @@ class RedisSubscriber:
                 self._begin(lost)
                 self._read(self._connection)
             except (redis.RedisError, OSError) as error:
-                if not lost:
-                    logger.error("%s", self._broker.error(error))
                 self._disconnect(error)
+                if self._channels and not lost:
+                    logger.error("%s", self._broker.error(error))
             except Exception as error:
                 logger.exception("The subscriber of Redis at %s failed, and connects anew", self._broker.place)
                 self._disconnect(error)
@@ -160,7 +161,8 @@ class RedisSubscriber:
         if lost:
             self._resubscribing = set(channels)
             self._missed = [channel for channel in channels if channel not in self._pending]
-        self._send_subscribe(channels)
+        for channel in channels:
+            self._send("SUBSCRIBE", channel)
 
     def _disconnect(self, error: BaseException) -> None:
         """Drop the connection, and tell those who wait for a reply; their channels are not received then."""
@@ -174,16 +176,15 @@ class RedisSubscriber:
             self._channels.pop(channel, None)
             for reply in replies:
                 reply.set_exception(self._broker.error(error))
+        self._listener.lost(list(self._channels))
 
-    def _send_subscribe(self, channels: Sequence[str]) -> None:
-        """Subscribe to each channel by a command of its own, so that a refusal concerns no other."""
-        for channel in channels:
-            self._in_flight.append(channel)
-            self._send("SUBSCRIBE", self._broker.prefix + channel)
+    def _send(self, name: str, channel: str = "") -> None:
+        """Send a command without waiting, behind those that are being sent.
 
-    def _send(self, *command: str) -> None:
-        """Send a command without waiting, behind those that are being sent."""
-        self._commands.append(command)
+        Each concerns one channel, so that each has one reply, and a refusal concerns no other.
+        """
+        self._in_flight.append((name, channel))
+        self._commands.append((name, self._broker.prefix + channel) if channel else (name,))
         if not self._writing:
             self._writing = True
             gevent.spawn(self._write)
@@ -215,23 +216,20 @@ class RedisSubscriber:
             asked = False
             batch = []
             for reply in replies:
-                if isinstance(reply, Exception):
-                    self._confirm(self._broker.error(reply))
-                elif reply[0] == b"message":
+                if isinstance(reply, list) and reply[0] == b"message":
                     batch.append((self._name(reply[1]), reply[2]))
-                elif reply[0] == b"subscribe":
-                    self._confirm()
+                    continue
+                command, channel = self._in_flight.popleft()
+                if command == "SUBSCRIBE":
+                    self._confirm(channel, self._broker.error(reply) if isinstance(reply, Exception) else None)
             if batch:
                 self._listener.deliver(batch)
 
     def _name(self, channel: bytes) -> str:
         return channel.decode(errors="replace")[len(self._broker.prefix) :]
 
-    def _confirm(self, error: BrokerError | None = None) -> None:
-        """Note that the oldest SUBSCRIBE was answered: its channel is received from here on, or was refused."""
-        channel = self._in_flight.popleft()
-        if error is not None:
-            logger.error("Channel %r: %s", channel, error)
+    def _confirm(self, channel: str, error: BrokerError | None) -> None:
+        """Note that a channel is received from here on, or was refused."""
         replies = self._pending.get(channel)
         if replies is not None:
             reply = replies.popleft()
@@ -241,6 +239,10 @@ class RedisSubscriber:
                 reply.set_exception(error)
             if not replies:
                 del self._pending[channel]
+        elif error is not None:  # after an outage: its members are not to wait in silence
+            logger.error("Channel %r: %s", channel, error)
+            self._listener.lost([channel])
+            self._listener.missed([channel])
         if self._missed:
             self._resubscribing.discard(channel)
             if not self._resubscribing:

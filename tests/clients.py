@@ -1,0 +1,278 @@
+"""Clients that the tests talk to servers with: raw bytes over a socket, HTTP, and the `websockets` library's."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import socket
+import ssl
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, NamedTuple
+
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import ClientConnection
+
+DEADLINE = 10.0  # seconds within which whatever is waited for must happen
+
+# RFC 6455, section 1.3
+KEY = "dGhlIHNhbXBsZSBub25jZQ=="
+ACCEPT = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
+
+CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
+
+
+class Frame(NamedTuple):
+    """A frame as the server sent it (RFC 6455, section 5.2)."""
+
+    opcode: int
+    payload: bytes
+
+    @property
+    def text(self) -> str:
+        assert self.opcode == TEXT, self
+        return self.payload.decode()
+
+    @property
+    def close(self) -> tuple[int, str]:
+        """Code and reason of a close frame."""
+        assert self.opcode == CLOSE, self
+        return int.from_bytes(self.payload[:2], "big"), self.payload[2:].decode()
+
+
+class Response(NamedTuple):
+    """The head of an HTTP response, and the body where there is one. The names of headers are in lower case."""
+
+    status: int
+    headers: dict[str, str]  # repeated ones joined with commas
+    body: bytes
+    cookies: dict[str, str]
+
+
+def frame(payload: str | bytes, opcode: int | None = None, *, fin: bool = True) -> bytes:
+    """Return the bytes of a frame as a client sends it."""
+    if opcode is None:
+        opcode = TEXT if isinstance(payload, str) else BINARY
+    data = payload.encode() if isinstance(payload, str) else payload
+    if len(data) < 126:
+        length = bytes([0x80 | len(data)])
+    elif len(data) < 1 << 16:
+        length = bytes([0x80 | 126]) + len(data).to_bytes(2, "big")
+    else:
+        length = bytes([0x80 | 127]) + len(data).to_bytes(8, "big")
+    mask = os.urandom(4)
+    masked = int.from_bytes(data, "big") ^ int.from_bytes((mask * (len(data) // 4 + 1))[: len(data)], "big")
+    return bytes([(0x80 if fin else 0) | opcode]) + length + mask + masked.to_bytes(len(data), "big")
+
+
+def close_frame(code: int, reason: str = "") -> bytes:
+    return frame(code.to_bytes(2, "big") + reason.encode(), CLOSE)
+
+
+def request(
+    path: str = "/",
+    headers: Mapping[str, str | None] | None = None,
+    *,
+    method: str = "GET",
+    version: str = "HTTP/1.1",
+    more: str = "",
+) -> bytes:
+    """Return a handshake: `headers` replace its own, None takes one away, `more` are lines that stand behind them."""
+    all_headers: dict[str, str | None] = {
+        "Host": "localhost",
+        "Upgrade": "websocket",
+        "Connection": "Upgrade",
+        "Sec-WebSocket-Key": KEY,
+        "Sec-WebSocket-Version": "13",
+        **(headers or {}),
+    }
+    lines = [f"{name}: {value}\r\n" for name, value in all_headers.items() if value is not None]
+    return f"{method} {path} {version}\r\n{''.join(lines)}{more}\r\n".encode("latin-1")
+
+
+class RawClient:
+    """A TCP connection to a server, for the bytes that no library sends. Every wait has a deadline."""
+
+    def __init__(self, address: int | str, *, receive_buffer: int | None = None, tls: bool = False) -> None:
+        """`address` is a port of 127.0.0.1 or the path of a Unix socket, `receive_buffer` a size in bytes."""
+        self.sock: socket.socket = socket.socket(socket.AF_INET if isinstance(address, int) else socket.AF_UNIX)
+        if receive_buffer is not None:
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        self.sock.settimeout(DEADLINE)
+        try:
+            self.sock.connect(("127.0.0.1", address) if isinstance(address, int) else address)
+            if isinstance(address, int):
+                self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if tls:
+                self.sock = unverified().wrap_socket(self.sock)
+        except BaseException:
+            self.sock.close()
+            raise
+        self._received = bytearray()
+
+    def __enter__(self) -> RawClient:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.sock.close()
+
+    def send(self, *data: bytes) -> None:
+        """Send everything at once: what fits into one segment travels in one."""
+        self.sock.sendall(b"".join(data))
+
+    def reset(self) -> None:
+        """Vanish as a crashed machine does: with RST, without a close frame."""
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        self.sock.close()
+
+    def open(self, path: str, headers: Mapping[str, str | None] | None = None, behind: bytes = b"") -> Response:
+        """Do the handshake, with `behind` in the same segment, and return the 101."""
+        self.send(request(path, headers), behind)
+        response = self.response()
+        assert response.status == 101, response
+        return response
+
+    def response(self) -> Response:
+        """Receive an HTTP response."""
+        head = self._until(b"\r\n\r\n").decode("latin-1").split("\r\n")
+        status = int(head[0].split(" ")[1])
+        headers: dict[str, str] = {}
+        cookies: dict[str, str] = {}
+        for line in filter(None, head[1:]):
+            name, _, value = line.partition(":")
+            name, value = name.lower(), value.strip()
+            if name == "set-cookie":
+                cookie, _, content = value.partition(";")[0].partition("=")
+                cookies[cookie] = content
+            headers[name] = f"{headers[name]}, {value}" if name in headers else value
+        body = b""
+        if status != 101:
+            body = self._take(int(headers["content-length"])) if "content-length" in headers else self.rest()
+        return Response(status, headers, body, cookies)
+
+    def frame(self) -> Frame:
+        """Receive a frame."""
+        first, second = self._take(2)
+        assert first & 0x80 and not first & 0x70, f"a frame that begins with {first:#x}"
+        assert not second & 0x80, "a server masks nothing"
+        length = second
+        if second == 126:
+            length = int.from_bytes(self._take(2), "big")
+        elif second == 127:
+            length = int.from_bytes(self._take(8), "big")
+        return Frame(first & 0x0F, self._take(length))
+
+    def closing(self) -> tuple[int, str]:
+        """Receive frames until the server closes; return its code and reason."""
+        while (received := self.frame()).opcode != CLOSE:
+            pass
+        return received.close
+
+    def rest(self) -> bytes:
+        """Receive until the server closes the connection."""
+        try:
+            while data := self.sock.recv(65536):
+                self._received += data
+        except (ConnectionResetError, BrokenPipeError):
+            pass
+        data, self._received = bytes(self._received), bytearray()
+        return data
+
+    def _until(self, mark: bytes) -> bytes:
+        while mark not in self._received:
+            self._receive()
+        return self._take(self._received.index(mark) + len(mark))
+
+    def _take(self, size: int) -> bytes:
+        while len(self._received) < size:
+            self._receive()
+        data = bytes(self._received[:size])
+        del self._received[:size]
+        return data
+
+    def _receive(self) -> None:
+        data = self.sock.recv(65536)
+        if not data:
+            raise EOFError(f"the server closed the connection after {bytes(self._received)!r}")
+        self._received += data
+
+
+def unverified() -> ssl.SSLContext:
+    """For servers whose certificate nobody has signed."""
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def fetch(port: int, path: str, headers: Mapping[str, str] | None = None) -> Response:
+    """GET a page."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2 * DEADLINE)
+    try:
+        connection.request("GET", path, headers={"Host": "localhost", **(headers or {})})
+        response = connection.getresponse()
+        cookies = dict(
+            cookie.partition(";")[0].partition("=")[::2] for cookie in response.headers.get_all("Set-Cookie", [])
+        )
+        return Response(
+            response.status, {name.lower(): value for name, value in response.getheaders()}, response.read(), cookies
+        )
+    finally:
+        connection.close()
+
+
+def fetch_json(port: int, path: str) -> Any:
+    """GET a page that answers with JSON."""
+    response = fetch(port, path)
+    assert response.status == 200, response
+    return json.loads(response.body)
+
+
+def notes(port: int, key: str, count: int = 1) -> list[str]:
+    """What the views of the test site have noted under `key`, once that are `count` notes."""
+    found: list[str] = fetch_json(port, f"/notes/{key}/{count}/")
+    return found
+
+
+class Client(ClientConnection):
+    """The `websockets` library's client, with a deadline for what it receives."""
+
+    def recv(self, timeout: float | None = DEADLINE, decode: bool | None = None) -> Any:
+        return super().recv(timeout, decode)
+
+    def closing(self) -> tuple[int, str]:
+        """Receive until the connection is closed; return the server's code and reason, 1006 if it gave none."""
+        try:
+            while True:
+                self.recv()
+        except ConnectionClosed as closed:
+            return (closed.rcvd.code, closed.rcvd.reason) if closed.rcvd else (1006, "")
+
+    def ask(self, message: str | bytes) -> Any:
+        """Send a message and return the next one that comes."""
+        self.send(message)
+        return self.recv()
+
+
+def eventually(condition: Callable[[], bool], within: float = DEADLINE) -> bool:
+    """Whether a condition of which nobody brings notice becomes true in time."""
+    deadline = time.monotonic() + within
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+@contextmanager
+def at_once() -> Iterator[None]:
+    """What happens in the block is done without waiting for anything else to happen."""
+    begin = time.monotonic()
+    yield
+    took = time.monotonic() - begin
+    assert took < 2, f"it took {took:.1f} s"

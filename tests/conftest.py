@@ -1,0 +1,234 @@
+"""What all tests share: servers that are started once, clients, and that nothing is left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Protocol
+
+import django
+import pytest
+import websockets.sync.client
+
+TESTS = Path(__file__).resolve().parent
+SITE = TESTS / "site"
+
+# For this process, where tests use the package without a server, and read settings.
+sys.path += [str(SITE), str(TESTS)]
+os.environ["DJANGO_SETTINGS_MODULE"] = "testsite.settings"
+django.setup()
+
+from .clients import DEADLINE, Client, RawClient, eventually  # noqa: E402
+from .servers import WORKER as OUR_WORKER  # noqa: E402
+from .servers import Server, gunicorn, redis_server  # noqa: E402
+
+STOCK_WORKER = "geventwebsocket.gunicorn.workers.GeventWebSocketWorker"
+
+# Set for this process, and so inherited by all that it starts, by which they are found at the end.
+MARK = f"DJANGO_WEBSOCKET_TESTS={uuid.uuid4().hex}"
+
+
+class StartSite(Protocol):
+    """Makes a server of the test site; it starts with the `with` block."""
+
+    def __call__(
+        self,
+        settings: Mapping[str, Any] | None = None,
+        *,
+        app: str = "testsite.wsgi:application",
+        worker: str = OUR_WORKER,
+        args: Sequence[str | Path] = (),
+        env: Mapping[str, str] | None = None,
+        **options: Any,
+    ) -> Server: ...
+
+
+class Connect(Protocol):
+    """Opens a WebSocket with the `websockets` library."""
+
+    def __call__(self, server: Server | int, path: str, **options: Any) -> Client: ...
+
+
+# --- nothing is skipped where everything is there, and nothing is left ------------------------------------------------
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    """Count a skipped test as failed where CI is set, and show the logs of the servers that a failed test had."""
+    report: pytest.TestReport = yield  # type: ignore[assignment, misc]
+    if report.skipped and os.environ.get("CI") and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped, where everything must run: {report.longrepr}"
+    if report.failed and call.when == "call":
+        for name, value in getattr(item, "funcargs", {}).items():
+            if isinstance(value, Server):
+                report.sections.append((f"log of {name}", value.log[-4000:]))
+    return report  # type: ignore[return-value]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_is_left() -> Iterator[None]:
+    """After all tests, no process that they started runs."""
+    name, value = MARK.split("=")
+    os.environ[name] = value
+    yield
+    assert eventually(lambda: not marked_processes()), f"still running: {marked_processes()}"
+
+
+def marked_processes() -> list[str]:
+    """The command lines of this process's children, and of theirs, whoever may be their parent now."""
+    found = []
+    for directory in Path("/proc").glob("[0-9]*"):
+        try:
+            marked = MARK.encode() in (directory / "environ").read_bytes().split(b"\0")
+            if marked and int(directory.name) != os.getpid():
+                found.append(f"{directory.name} {(directory / 'cmdline').read_bytes().replace(bytes(1), b' ')!r}")
+        except OSError:  # it has ended meanwhile, or is somebody else's
+            continue
+    return found
+
+
+# --- servers ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database of the test site, with its tables."""
+    path = tmp_path_factory.mktemp("database") / "empty.sqlite3"
+    environment = {
+        **os.environ,
+        "DATABASE_NAME": str(path),
+        "PYTHONPATH": f"{SITE}{os.pathsep}{os.environ.get('PYTHONPATH', '')}".rstrip(os.pathsep),
+    }
+    command = [sys.executable, "-m", "django", "migrate", "--run-syncdb", "--verbosity", "0"]
+    subprocess.run(command, env=environment, cwd=SITE, check=True, timeout=60)
+    return path
+
+
+@pytest.fixture(scope="session")
+def start_site(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> StartSite:
+    """Makes servers of the test site, each with a database of its own."""
+
+    def start(
+        settings: Mapping[str, Any] | None = None,
+        *,
+        app: str = "testsite.wsgi:application",
+        worker: str = OUR_WORKER,
+        args: Sequence[str | Path] = (),
+        env: Mapping[str, str] | None = None,
+        **options: Any,
+    ) -> Server:
+        database = tmp_path_factory.mktemp("site") / "site.sqlite3"
+        shutil.copy(empty_database, database)
+        return gunicorn(
+            app,
+            worker,
+            cwd=SITE,
+            env={"DATABASE_NAME": str(database), "TESTSITE_SETTINGS": json.dumps(dict(settings or {})), **(env or {})},
+            args=args,
+            **options,
+        )
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def site(start_site: StartSite) -> Iterator[Server]:
+    """The test site under our worker: one process, pages and WebSockets, memory://."""
+    with start_site() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def stock_site(start_site: StartSite) -> Iterator[Server]:
+    """The same under gevent-websocket's worker."""
+    with start_site(worker=STOCK_WORKER) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def project() -> Iterator[Server]:
+    """The project that people try, under our worker."""
+    with gunicorn("project.wsgi:websocket", OUR_WORKER) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def stock_project() -> Iterator[Server]:
+    """The same under gevent-websocket's worker."""
+    with gunicorn("project.wsgi:websocket", STOCK_WORKER) as server:
+        yield server
+
+
+@pytest.fixture(params=["ours", "stock"])
+def any_project(request: pytest.FixtureRequest) -> Server:
+    """The project that people try, under either worker."""
+    server: Server = request.getfixturevalue("project" if request.param == "ours" else "stock_project")
+    return server
+
+
+@pytest.fixture(scope="session")
+def redis() -> Iterator[Server]:
+    """A Redis for all tests: take channels of your own."""
+    with redis_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def redis_url(redis: Server) -> str:
+    """Its address, as `WEBSOCKET_BROKER` takes it."""
+    return f"redis://{redis.address}/0"
+
+
+# --- clients ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def key() -> str:
+    """A name that nobody else uses, for notes and channels."""
+    return uuid.uuid4().hex
+
+
+@pytest.fixture
+def connect() -> Iterator[Connect]:
+    """Opens WebSockets, which are closed after the test."""
+    with ExitStack() as stack:
+
+        def open_websocket(server: Server | int, path: str, **options: Any) -> Client:
+            port = server if isinstance(server, int) else server.port
+            scheme = "wss" if options.get("ssl") else "ws"
+            client = websockets.sync.client.connect(
+                f"{scheme}://127.0.0.1:{port}{path}",
+                **{
+                    "compression": None,
+                    "proxy": None,
+                    "open_timeout": DEADLINE,
+                    "close_timeout": DEADLINE,
+                    "ping_interval": None,
+                    "max_size": 16 * 1024 * 1024,
+                    "create_connection": Client,
+                    **options,
+                },
+            )
+            return stack.enter_context(client)
+
+        yield open_websocket
+
+
+@pytest.fixture
+def raw() -> Iterator[Callable[..., RawClient]]:
+    """Opens TCP connections, which are closed after the test."""
+    with ExitStack() as stack:
+
+        def open_connection(server: Server | int | str, **options: Any) -> RawClient:
+            address = server.port if isinstance(server, Server) else server
+            return stack.enter_context(RawClient(address, **options))
+
+        yield open_connection

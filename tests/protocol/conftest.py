@@ -1,0 +1,133 @@
+"""The other end of the engine under test: frames made by hand, and the ways in which bytes arrive.
+
+Sections, here and in the tests, are those of RFC 6455 where nothing else is said.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from itertools import cycle
+from operator import xor
+from typing import Any
+
+import pytest
+
+from django_websocket.protocol.engine import Close, Engine, Event, Failure, Ping, Role
+
+MASK = bytes.fromhex("37fa213d")  # that of the examples in section 5.7
+PING = 9
+
+
+@pytest.fixture(params=Role, ids=lambda role: role.value)
+def role(request: pytest.FixtureRequest) -> Role:
+    """Which end the engine under test is: each rule of section 5 binds both."""
+    role: Role = request.param
+    return role
+
+
+@pytest.fixture
+def make_engine(role: Role) -> Callable[..., Engine]:
+    """Makes engines with limits of the test's own."""
+    return functools.partial(Engine, role)
+
+
+@pytest.fixture
+def engine(role: Role) -> Engine:
+    """An engine with the limits that it has by default."""
+    return Engine(role)
+
+
+@pytest.fixture
+def frame(role: Role) -> Callable[..., bytes]:
+    """Makes frames of the engine's peer, right and wrong ones, without the code under test (section 5.2).
+
+    `size` is the length that is declared, if it is not that of `payload`; `width` the bytes that it is written in
+    behind the seven bits (0, 2 or 8), if not as few as possible; `rsv` the three reserved bits as a number; `masked`
+    is as section 5.1 wants it.
+    """
+
+    def make(
+        opcode: int,
+        payload: bytes = b"",
+        *,
+        fin: bool = True,
+        rsv: int = 0,
+        masked: bool = role is Role.SERVER,
+        wrongly_masked: bool = False,
+        mask: bytes = MASK,
+        size: int | None = None,
+        width: int | None = None,
+    ) -> bytes:
+        masked ^= wrongly_masked
+        if size is None:
+            size = len(payload)
+        if width is None:
+            width = 0 if size < 126 else 2 if size < 65536 else 8
+        seven_bits = {0: size, 2: 126, 8: 127}[width]
+        head = bytes((fin << 7 | rsv << 4 | opcode, masked << 7 | seven_bits)) + size.to_bytes(8, "big")[8 - width :]
+        return head + mask + bytes(map(xor, payload, cycle(mask))) if masked else head + payload
+
+    return make
+
+
+@pytest.fixture
+def tagged() -> Callable[[Sequence[Event]], list[tuple[Any, ...]]]:
+    """Puts each event's type in front of what it carries: a ping and a pong of the same payload are equal as tuples."""
+
+    def tag(events: Sequence[Event]) -> list[tuple[Any, ...]]:
+        return [(type(event), *event) for event in events]
+
+    return tag
+
+
+@pytest.fixture
+def feed(
+    make_engine: Callable[..., Engine],
+    frame: Callable[..., bytes],
+    tagged: Callable[[Sequence[Event]], list[tuple[Any, ...]]],
+) -> Callable[..., tuple[list[str | bytes], list[tuple[Any, ...]]]]:
+    """Gives engines what a peer sent, one in each way, and returns the messages and tagged events that all had.
+
+    What is sent must end with a frame: a ping follows, to see that the engine has found the frame's end; or, where
+    the connection has ended, that it takes nothing any more. `prepare` is called with each engine before; the limits
+    are those of the engine.
+    """
+    behind = frame(PING, b"behind")
+
+    def run(engine: Engine, pieces: Sequence[bytes]) -> tuple[list[str | bytes], list[tuple[Any, ...]]]:
+        messages: list[str | bytes] = []
+        events: list[Event] = []
+        for piece in pieces:
+            events.extend(engine.receive(piece))
+            while engine.paused:
+                assert engine.messages, "paused, and nothing to take"
+                messages.extend(engine.messages)
+                engine.messages.clear()
+                events.extend(engine.receive(b""))
+            messages.extend(engine.messages)
+            engine.messages.clear()
+        if any(isinstance(event, (Close, Failure)) for event in events):
+            assert isinstance(events[-1], (Close, Failure)), "the engine went on after the end"
+            assert not engine.receive(behind)
+        else:
+            assert tagged(events[-1:]) == [(Ping, b"behind")]
+            events.pop()
+        return messages, tagged(events)
+
+    def feed(
+        data: bytes, *, prepare: Callable[[Engine], object] = lambda engine: None, **limits: int
+    ) -> tuple[list[str | bytes], list[tuple[Any, ...]]]:
+        results = {}
+        for how, pieces in {
+            "whole": [data, behind],
+            "byte by byte": [*(data[at : at + 1] for at in range(len(data))), behind],
+            "with bytes behind": [data + behind],
+        }.items():
+            engine = make_engine(**limits)
+            prepare(engine)
+            results[how] = run(engine, pieces)
+            assert results[how] == results["whole"], f"{how}, it was not the same"
+        return results["whole"]
+
+    return feed

@@ -1,0 +1,49 @@
+"""Middleware of the kinds that people write."""
+
+from collections.abc import Callable
+from contextvars import ContextVar
+
+from django.http import HttpRequest, HttpResponse
+
+GetResponse = Callable[[HttpRequest], HttpResponse]
+
+current_tenant: ContextVar[str] = ContextVar("current_tenant", default="nobody")
+
+
+def mark(get_response: GetResponse) -> GetResponse:
+    """Set a header of every response."""
+
+    def middleware(request: HttpRequest) -> HttpResponse:
+        response = get_response(request)
+        response["X-Marked"] = str(response.status_code)
+        return response
+
+    return middleware
+
+
+def tenant(get_response: GetResponse) -> GetResponse:
+    """Keep something of the request in a context variable."""
+
+    def middleware(request: HttpRequest) -> HttpResponse:
+        token = current_tenant.set(request.GET.get("tenant", "nobody"))
+        try:
+            return get_response(request)
+        finally:
+            current_tenant.reset(token)
+
+    return middleware
+
+
+def interfere(get_response: GetResponse) -> GetResponse:
+    """Where the query says so, give another answer than the view's 101."""
+
+    def middleware(request: HttpRequest) -> HttpResponse:
+        response = get_response(request)
+        if response.status_code == 101:
+            if request.GET.get("interfere") == "replace":
+                return HttpResponse("something else", status=409)
+            if request.GET.get("interfere") == "raise":
+                raise LookupError("raised by a middleware")
+        return response
+
+    return middleware

@@ -1,0 +1,75 @@
+"""What a test wants to know of what went on in the server: views leave notes, and pages (urls.py) show them."""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+import threading
+from collections import Counter, defaultdict
+from typing import Any
+
+from django.core.signals import got_request_exception, request_finished, request_started
+from django.http import HttpRequest
+from greenlet import greenlet
+
+WAIT = 10.0  # seconds that a page waits for a note, and a view for its gate
+
+_notes: defaultdict[str, list[str]] = defaultdict(list)
+_changed = threading.Condition()
+_gates: defaultdict[str, threading.Event] = defaultdict(threading.Event)
+databases: dict[str, Any] = {}  # a view's database connection
+signals: Counter[str] = Counter()
+
+
+def note(request: HttpRequest, text: str) -> None:
+    """Write a note under the request's `key`, a parameter of the query; without one it is of no interest."""
+    key = request.GET.get("key")
+    if key:
+        with _changed:
+            _notes[key].append(text)
+            _changed.notify_all()
+        print(f"note {key}: {text}", file=sys.stderr, flush=True)  # when the process has ended, its log tells
+
+
+def notes(key: str, count: int) -> list[str]:
+    """Return the notes under `key` as soon as there are `count`, or those that are there after a while."""
+    with _changed:
+        _changed.wait_for(lambda: len(_notes[key]) >= count, WAIT)
+        return list(_notes[key])
+
+
+def wait_at_gate(request: HttpRequest) -> None:
+    """Wait, with nothing of the WebSocket involved, until a test opens the gate of the request's `key`."""
+    _gates[request.GET["key"]].wait(WAIT)
+
+
+def open_gate(key: str) -> None:
+    """Let the view go on."""
+    _gates[key].set()
+
+
+def state() -> dict[str, Any]:
+    """What the process holds."""
+    gc.collect()
+    return {
+        "pid": os.getpid(),
+        "greenlets": sum(isinstance(thing, greenlet) and not thing.dead for thing in gc.get_objects()),
+        "descriptors": len(os.listdir("/proc/self/fd")),
+        "signals": signals,
+    }
+
+
+def _count(name: str) -> Any:
+    def count(**kwargs: Any) -> None:
+        signals[name] += 1
+
+    return count
+
+
+for _name, _signal in (
+    ("started", request_started),
+    ("finished", request_finished),
+    ("exception", got_request_exception),
+):
+    _signal.connect(_count(_name), weak=False)

@@ -1,0 +1,58 @@
+"""Settings of the site that the tests run. TESTSITE_SETTINGS in the environment, a JSON object, replaces some."""
+
+import json
+import os
+
+CHANGES = json.loads(os.environ.get("TESTSITE_SETTINGS", "{}"))
+
+SECRET_KEY = "for-tests-only"
+DEBUG = False
+ALLOWED_HOSTS = ["localhost", "127.0.0.1", "testserver"]
+
+WEBSOCKET_URLCONF = "testsite.websocket_urls"
+WEBSOCKET_ALLOWED_ORIGINS = ["https://friend.example"]
+WEBSOCKET_DRAIN_WINDOW = 0.2
+WEBSOCKET_CLOSE_TIMEOUT = 1.0  # for raw clients that answer nothing
+
+ROOT_URLCONF = "testsite.urls"
+LOGIN_URL = "login"  # a name: it resolves among the pages, not among the WebSockets
+INSTALLED_APPS = [
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "django_websocket",
+    "testsite",
+]
+MIDDLEWARE = [
+    "testsite.middleware.mark",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.locale.LocaleMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "testsite.middleware.tenant",
+    "testsite.middleware.interfere",
+]
+TEMPLATES = [{"BACKEND": "django.template.backends.django.DjangoTemplates", "APP_DIRS": True}]
+DATABASES = {
+    "default": {
+        "ENGINE": "django.db.backends.sqlite3",
+        "NAME": os.environ.get("DATABASE_NAME") or ":memory:",
+        "ATOMIC_REQUESTS": CHANGES.pop("ATOMIC_REQUESTS", False),
+        "OPTIONS": {"timeout": 10},
+    }
+}
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+LANGUAGES = [("en", "English"), ("de", "German")]
+TIME_ZONE = "UTC"
+
+# Warnings and errors go to standard error, as Python has it without any configuration; Django would mail them.
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "loggers": {"django": {"handlers": []}},
+}
+
+globals().update(CHANGES)

@@ -1,0 +1,70 @@
+"""The pages: some that a WebSocket has the path of as well, and some by which a test looks into the process."""
+
+from django.contrib.auth import get_user_model, login
+from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.urls import path
+
+from django_websocket.pubsub import publish
+
+from . import probe
+from .models import Note
+
+
+def page(request: HttpRequest) -> HttpResponse:
+    return HttpResponse(f"page {request.path}", content_type="text/plain")
+
+
+def enter(request: HttpRequest) -> HttpResponse:
+    """Log in."""
+    user, _ = get_user_model().objects.get_or_create(username="ann")
+    login(request, user, backend="django.contrib.auth.backends.ModelBackend")
+    return HttpResponse("welcome")
+
+
+def session(request: HttpRequest) -> JsonResponse:
+    """Put the query into the session, and show it."""
+    for name, value in request.GET.items():
+        request.session[name] = value
+    return JsonResponse(dict(request.session))
+
+
+def publish_page(request: HttpRequest, channel: str) -> HttpResponse:
+    """Publish as an ordinary view does."""
+    publish(channel, request.GET["text"] * int(request.GET.get("times", "1")))
+    return HttpResponse("published")
+
+
+def notes(request: HttpRequest, key: str, count: int) -> JsonResponse:
+    return JsonResponse(probe.notes(key, count), safe=False)
+
+
+def gate(request: HttpRequest, key: str) -> HttpResponse:
+    probe.open_gate(key)
+    return HttpResponse("open")
+
+
+def state(request: HttpRequest) -> JsonResponse:
+    return JsonResponse(probe.state())
+
+
+def database(request: HttpRequest, key: str) -> JsonResponse:
+    """Whether a view's greenlet holds a connection of the database, and how many notes others see."""
+    wrapper = probe.databases.get(key)
+    held = wrapper is not None and wrapper.connection is not None
+    return JsonResponse({"held": held, "notes": Note.objects.filter(text=key).count()})
+
+
+urlpatterns = [
+    path("", page, name="home"),
+    path("page/", page, name="page"),
+    path("echo/", page),
+    path("refuse/403/", page),
+    path("login/", page, name="login"),
+    path("enter/", enter),
+    path("session/", session),
+    path("publish/<str:channel>/", publish_page),
+    path("notes/<str:key>/<int:count>/", notes),
+    path("gate/<str:key>/", gate),
+    path("state/", state),
+    path("database/<str:key>/", database),
+]

@@ -1,0 +1,426 @@
+"""WebSocket views of every kind."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import ExitStack
+from typing import Any
+
+import gevent
+from django.conf import settings
+from django.contrib.auth.decorators import login_required
+from django.db import connection, connections, transaction
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase, HttpResponseForbidden
+from django.shortcuts import redirect
+from django.urls import reverse
+from django.utils.decorators import method_decorator
+from django.utils.translation import get_language
+from django.views import View
+
+from django_websocket.decorators import websocket, websocket_loop
+from django_websocket.exceptions import MessagesMissed, WebSocketError
+from django_websocket.pubsub import publish, subscribe
+from django_websocket.select import select
+from django_websocket.websocket import WebSocket
+
+from . import probe
+from .middleware import current_tenant
+from .models import Note
+
+# --- conversations ---------------------------------------------------------------------------------------------------
+
+
+@websocket
+def echo(request: HttpRequest, websocket: WebSocket) -> None:
+    """Answer each message with itself, and note how it ended."""
+    try:
+        for message in websocket:
+            websocket.send(message)
+    finally:
+        probe.note(request, f"{websocket.close_code} {websocket.close_reason}".strip())
+
+
+def undecorated(request: HttpRequest) -> None:
+    """The same, without a decorator."""
+    websocket = request.META["wsgi.websocket"]
+    while not websocket.closed:
+        message = websocket.receive()
+        if message is not None:
+            websocket.send(message)
+
+
+class Echo(View):
+    """The same, as a class."""
+
+    answer = "echo: {}"
+
+    @method_decorator(websocket)
+    def get(self, request: HttpRequest, websocket: WebSocket, name: str) -> None:
+        for message in websocket:
+            websocket.send(f"{name}: {message!s}")
+
+
+@websocket_loop
+def loop(request: HttpRequest, websocket: WebSocket, name: str) -> None:
+    """Called for each message."""
+    websocket.send(f"{name}: {websocket.receive()!s}")
+
+
+@websocket
+def returns_nothing(request: HttpRequest, websocket: WebSocket) -> None:
+    """Accepts by returning."""
+    probe.note(request, "returned")
+
+
+@websocket
+def about(request: HttpRequest, websocket: WebSocket, number: int) -> None:
+    """Tell what the conversation knows of its request, again for each message."""
+    for _ in websocket:
+        match = request.resolver_match
+        assert match is not None
+        websocket.send_json(
+            {
+                "user": request.user.get_username(),
+                "session": request.session.get("colour"),
+                "language": get_language(),
+                "tenant": current_tenant.get(),
+                "view": match.view_name,
+                "kwargs": match.kwargs,
+                "page": reverse("page"),
+                "path": request.path,
+                "is_atomic": connection.in_atomic_block,
+                "websocket": [websocket.path, websocket.origin, websocket.protocol, websocket.version],
+            }
+        )
+
+
+@websocket
+def end(request: HttpRequest, websocket: WebSocket, how: str) -> HttpResponseBase | None:
+    """Wait for a message, then end."""
+    try:
+        websocket.receive()
+        if how == "raise":
+            raise ValueError("raised by a view")
+        if how == "exit":
+            sys.exit("a view calls sys.exit()")
+        if how == "kill":
+            raise gevent.GreenletExit
+        if how == "404":
+            raise Http404("too late for that")
+        if how == "close":
+            websocket.close(4321, "bye")
+        if how == "close-and-wait":
+            websocket.close(4321, "bye")
+            probe.note(request, f"receive() gives {websocket.receive()!r}")
+        if how == "response":
+            return HttpResponse("too late for that")
+        return None
+    finally:
+        probe.note(request, "finally")
+
+
+@websocket
+def receive_within(request: HttpRequest, websocket: WebSocket) -> None:
+    """Wait for a while only."""
+    try:
+        websocket.receive(timeout=0.05)
+    except TimeoutError:
+        websocket.send("TimeoutError")
+    websocket.send(websocket.receive(timeout=30) or "")
+
+
+@websocket
+def send_after_the_end(request: HttpRequest, websocket: WebSocket) -> None:
+    """Wait until the client has left, and send."""
+    while websocket.receive() is not None:
+        pass
+    try:
+        websocket.send("too late")
+    except WebSocketError as error:
+        probe.note(request, "WebSocketError")
+        raise error
+    finally:
+        probe.note(request, "finally")
+
+
+@websocket
+def busy(request: HttpRequest, websocket: WebSocket) -> None:
+    """Wait for something that has nothing to do with the client."""
+    websocket.accept()
+    try:
+        probe.note(request, "busy")
+        probe.wait_at_gate(request)
+        websocket.send(f"closed: {websocket.closed}")
+        websocket.send(websocket.receive() or "")
+    finally:
+        probe.note(request, "finally")
+
+
+@websocket
+def deaf(request: HttpRequest, websocket: WebSocket) -> None:
+    """Does not care that the service ends."""
+    websocket.accept()
+    probe.note(request, "busy")
+    while True:
+        gevent.sleep(1)
+
+
+@websocket
+def flood(request: HttpRequest, websocket: WebSocket) -> None:
+    """Send without end."""
+    try:
+        while True:
+            websocket.send("x" * 65536)
+    except WebSocketError as error:
+        probe.note(request, f"{type(error).__name__} {websocket.close_code}")
+        raise
+
+
+# --- options ---------------------------------------------------------------------------------------------------------
+
+
+@websocket(subprotocols=["v2.example", "v1.example"])
+def subprotocols(request: HttpRequest, websocket: WebSocket) -> None:
+    """Speaks two subprotocols."""
+    websocket.send(str(websocket.protocol))
+
+
+@websocket
+def chooses(request: HttpRequest, websocket: WebSocket) -> None:
+    """Chooses a subprotocol itself."""
+    websocket.accept(subprotocol=request.GET["choice"])
+
+
+@websocket(origins=["https://partner.example"])
+def partners(request: HttpRequest, websocket: WebSocket) -> None:
+    """Open to the pages of one more site."""
+    probe.note(request, "the view runs")
+    websocket.send(str(websocket.origin))
+
+
+@websocket(max_message_size=100)
+def small(request: HttpRequest, websocket: WebSocket) -> None:
+    """Takes small messages only."""
+    for message in websocket:
+        websocket.send(str(len(message)))
+
+
+@websocket(receive=False)
+def sends_only(request: HttpRequest, websocket: WebSocket) -> None:
+    """Is not interested in what the client sends."""
+    websocket.send("ready")
+    probe.wait_at_gate(request)
+    websocket.send("done")
+
+
+# --- the handshake ---------------------------------------------------------------------------------------------------
+
+
+@websocket
+def refuse(request: HttpRequest, websocket: WebSocket, how: str) -> HttpResponseBase:
+    """Answer before any acceptance."""
+    probe.note(request, "the view runs")
+    if how == "403":
+        return HttpResponseForbidden("no entry")
+    if how == "302":
+        return redirect("/elsewhere/")
+    if how == "404":
+        raise Http404("nobody here")
+    if how == "exit":
+        sys.exit("before acceptance")
+    raise ValueError("raised before acceptance")
+
+
+@login_required
+@websocket
+def members(request: HttpRequest, websocket: WebSocket) -> None:
+    """Greets whoever has logged in."""
+    websocket.send(f"hello {request.user.get_username()}")
+    for message in websocket:
+        websocket.send(message)
+
+
+@websocket
+def sets_cookies(request: HttpRequest, websocket: WebSocket) -> None:
+    """Starts a session, and sets a cookie and a header of its own."""
+    request.session["colour"] = "blue"
+    websocket.response.set_cookie("flavour", "oat")
+    websocket.response["X-Greeting"] = "hello"
+    for message in websocket:
+        websocket.send(message)
+
+
+@websocket
+def accepts(request: HttpRequest, websocket: WebSocket) -> None:
+    """Accept explicitly, and note what comes of it."""
+    try:
+        websocket.accept()
+    except Exception as error:
+        probe.note(request, "WebSocketError" if isinstance(error, WebSocketError) else repr(error))
+        raise
+    else:
+        probe.note(request, "accepted")
+    finally:
+        probe.note(request, "finally")
+
+
+@websocket
+def hesitates(request: HttpRequest, websocket: WebSocket) -> None:
+    """Neither accept nor answer."""
+    try:
+        probe.wait_at_gate(request)
+    finally:
+        probe.note(request, "finally")
+
+
+# --- publish/subscribe -----------------------------------------------------------------------------------------------
+
+
+@websocket
+def listen(request: HttpRequest, websocket: WebSocket, channel: str) -> HttpResponseBase:
+    """Over at once; the client stays."""
+    try:
+        return websocket.listen(channel)
+    finally:
+        probe.note(request, "over")
+
+
+@websocket
+def forward(request: HttpRequest, websocket: WebSocket, channel: str) -> None:
+    """What is published goes to the client, what it sends is published."""
+    with websocket.subscribe(channel):
+        probe.note(request, "subscribed")
+        for message in websocket:
+            publish(channel, message)
+    probe.note(request, f"{websocket.close_code}")
+
+
+@websocket
+def selects(request: HttpRequest, websocket: WebSocket, channel: str) -> None:
+    """The same with select(); begins with the worker's process id, and tells when messages were missed."""
+    websocket.send(str(probe.state()["pid"]))
+    with subscribe(channel) as messages:
+        websocket.send("subscribed")
+        while not websocket.closed:
+            ready, _, _ = select([websocket, messages], [], [])
+            if websocket in ready:
+                text = websocket.receive()
+                if text is not None:
+                    publish(channel, text)
+            if messages in ready:
+                try:
+                    message = messages.get()
+                    if message is not None:
+                        websocket.send(message)
+                except MessagesMissed:
+                    websocket.send("MessagesMissed")
+
+
+@websocket
+def as_in_2017(request: HttpRequest, websocket: WebSocket, *args: Any, **kwargs: Any) -> None:
+    """The chat of the original's page: the standard select() over descriptors, and redis-py's own subscription."""
+    from select import select
+
+    import redis
+
+    conn = redis.StrictRedis.from_url(settings.WEBSOCKET_BROKER)
+    subs = conn.pubsub()
+    subs.subscribe("OLD")
+
+    def incoming() -> None:
+        data = websocket.receive()
+        if data:
+            conn.publish("OLD", data)
+
+    def outgoing() -> None:
+        msg_type, channel, message = subs.parse_response()
+        if msg_type == b"message":
+            websocket.send(message.decode())
+
+    sockets = {websocket.handler.socket.fileno(): incoming, subs.connection._sock.fileno(): outgoing}
+    while not websocket.closed:
+        fd = select(sockets.keys(), [], [])[0][0]
+        sockets[fd]()
+
+
+# --- the database ----------------------------------------------------------------------------------------------------
+
+
+@websocket
+def waits(request: HttpRequest, websocket: WebSocket, how: str) -> None:
+    """Use the database before and after acceptance, then wait for a message in one way or another."""
+    probe.databases[request.GET["key"]] = connections["default"]
+    Note.objects.count()
+    websocket.accept()
+    with ExitStack() as stack:
+        if how in ("get", "select"):
+            messages = stack.enter_context(subscribe(request.GET["key"]))
+        while not websocket.closed:
+            Note.objects.count()
+            websocket.send("open" if connection.connection is not None else "closed")
+            if how == "receive":
+                websocket.receive()
+            elif how == "iteration":
+                next(iter(websocket), None)
+            elif how == "get":
+                messages.get()
+            elif how == "select":
+                select([websocket, messages], [], [])
+                while websocket in select([websocket], [], [], 0)[0] and websocket.receive() is not None:
+                    pass
+
+
+@websocket_loop
+def waits_in_a_loop(request: HttpRequest, websocket: WebSocket) -> None:
+    """The same, called for each message."""
+    probe.databases[request.GET["key"]] = connections["default"]
+    websocket.receive()
+    Note.objects.count()
+    websocket.send("open" if connection.connection is not None else "closed")
+
+
+@websocket
+def writes(request: HttpRequest, websocket: WebSocket, how: str) -> HttpResponseBase | None:
+    """Write a note, and then accept or not."""
+    Note.objects.create(text=request.GET["key"])
+    if how == "raise":
+        raise ValueError("after writing")
+    if how == "404":
+        raise Http404("after writing")
+    if how == "response":
+        return HttpResponseForbidden("after writing")
+    for _ in websocket:
+        Note.objects.create(text=request.GET["key"])
+        websocket.send("written")
+    return None
+
+
+@websocket
+def inside_atomic(request: HttpRequest, websocket: WebSocket, what: str) -> None:
+    """Wait for the client inside a transaction."""
+    if what != "accept":
+        websocket.accept()
+    try:
+        with transaction.atomic():
+            Note.objects.count()
+            if what == "accept":
+                websocket.accept()
+            elif what == "receive":
+                websocket.receive()
+            elif what == "select":
+                select([websocket], [], [])
+            elif what == "send":
+                websocket.send("sent")
+                publish("nobody", "published")
+    except RuntimeError as error:
+        probe.note(request, f"RuntimeError: {error}")
+    else:
+        probe.note(request, "fine")
+
+
+@websocket
+def keeps_the_session(request: HttpRequest, websocket: WebSocket) -> None:
+    """Change the session before acceptance, and stay."""
+    request.session["colour"] = "blue"
+    for message in websocket:
+        websocket.send(message)

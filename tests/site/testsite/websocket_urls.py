@@ -1,0 +1,39 @@
+"""The WebSocket endpoints."""
+
+from django.urls import path
+
+from . import views
+
+urlpatterns = [
+    path("echo/", views.echo, name="echo"),
+    path("undecorated/", views.undecorated),
+    path("class/<str:name>/", views.Echo.as_view()),
+    path("loop/<str:name>/", views.loop),
+    path("returns-nothing/", views.returns_nothing),
+    path("about/<int:number>/", views.about, name="about"),
+    path("end/<str:how>/", views.end),
+    path("receive-within/", views.receive_within),
+    path("send-after-the-end/", views.send_after_the_end),
+    path("busy/", views.busy),
+    path("deaf/", views.deaf),
+    path("flood/", views.flood),
+    path("subprotocols/", views.subprotocols),
+    path("chooses/", views.chooses),
+    path("partners/", views.partners),
+    path("small/", views.small),
+    path("sends-only/", views.sends_only),
+    path("refuse/<str:how>/", views.refuse),
+    path("members/", views.members),
+    path("sets-cookies/", views.sets_cookies),
+    path("accepts/", views.accepts),
+    path("hesitates/", views.hesitates),
+    path("listen/<str:channel>/", views.listen),
+    path("forward/<str:channel>/", views.forward),
+    path("selects/<str:channel>/", views.selects),
+    path("as-in-2017/", views.as_in_2017),
+    path("waits/loop/", views.waits_in_a_loop),
+    path("waits/<str:how>/", views.waits),
+    path("writes/<str:how>/", views.writes),
+    path("inside-atomic/<str:what>/", views.inside_atomic),
+    path("keeps-the-session/", views.keeps_the_session),
+]

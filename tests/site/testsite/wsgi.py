@@ -1,0 +1,39 @@
+"""What gunicorn serves."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "testsite.settings")
+
+from django.core.wsgi import get_wsgi_application
+
+from django_websocket.wsgi import get_wsgi_websocket_application
+
+websocket = get_wsgi_websocket_application()
+application = get_wsgi_websocket_application(http=get_wsgi_application())
+
+
+class Monitored:
+    """A response as monitoring wraps it: with an object of its own."""
+
+    def __init__(self, response: Iterable[bytes]) -> None:
+        self.response = response
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self.response)
+
+    def close(self) -> None:
+        if hasattr(self.response, "close"):
+            self.response.close()
+
+
+def monitored(environ: dict[str, Any], start_response: Callable[..., Any]) -> Monitored:
+    """The application within somebody else's."""
+
+    def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
+        return start_response(status, [*headers, ("X-Monitored", "yes")], exc_info)
+
+    return Monitored(application(environ, start))

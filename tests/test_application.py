@@ -1,0 +1,463 @@
+"""What views may do with their WebSocket, and the WSGI application around them, under our worker."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from .clients import CLOSE, PING, PONG, RawClient, at_once, close_frame, eventually, fetch, fetch_json, frame, notes
+from .clients import request as handshake
+from .conftest import SITE, STOCK_WORKER, Connect, StartSite
+from .servers import WORKER, Server, gunicorn
+
+Raw = Callable[..., RawClient]
+
+
+# --- the ways to write a view ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "answer"),
+    [
+        ("/echo/", "hello"),
+        ("/undecorated/", "hello"),
+        ("/class/ann/", "ann: hello"),
+        ("/loop/ann/", "ann: hello"),
+    ],
+)
+def test_view_of_each_kind_answers(site: Server, connect: Connect, raw: Raw, path: str, answer: str) -> None:
+    client = connect(site, path)
+    assert client.ask("hello") == answer
+    assert client.ask("hello") == answer
+    segment = raw(site)
+    segment.open(path, behind=frame("hello") * 3)
+    assert [segment.frame().text for _ in range(3)] == [answer] * 3
+    segment.send(close_frame(1000))
+    assert segment.closing() == (1000, "")
+
+
+def test_view_that_returns_nothing_accepts_and_closes(site: Server, raw: Raw, key: str) -> None:
+    client = raw(site)
+    client.open(f"/returns-nothing/?key={key}")
+    assert client.closing() == (1000, "")
+    client.send(close_frame(1000))
+    assert client.rest() == b""
+    assert notes(site.port, key) == ["returned"]
+    assert "returns-nothing" not in site.log  # nobody complains of a view that returned None
+
+
+def test_conversation_knows_its_request(site: Server, connect: Connect) -> None:
+    cookie = f"sessionid={fetch(site.port, '/enter/').cookies['sessionid']}"
+    fetch(site.port, "/session/?colour=blue", {"Cookie": cookie})
+    headers = {"Cookie": cookie, "Accept-Language": "de"}
+    client = connect(site, "/about/7/?tenant=acme", additional_headers=headers, origin=f"http://127.0.0.1:{site.port}")
+    other = connect(site, "/about/8/")
+    expected = {
+        "user": "ann",
+        "session": "blue",
+        "language": "de",
+        "tenant": "acme",
+        "view": "about",
+        "kwargs": {"number": 7},
+        "page": "/page/",
+        "path": "/about/7/",
+        "is_atomic": False,
+        "websocket": ["/about/7/", f"http://127.0.0.1:{site.port}", None, "13"],
+    }
+    for _ in range(2):  # the same after waiting, whatever other conversations are about
+        assert json.loads(client.ask("?")) == expected
+        of_other = json.loads(other.ask("?"))
+        assert (of_other["user"], of_other["session"], of_other["tenant"]) == ("", None, "nobody")
+        assert (of_other["language"], of_other["kwargs"]) == ("en", {"number": 8})
+
+
+# --- options ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("offered", "chosen"),
+    [
+        ("v1.example", "v1.example"),
+        ("v1.example, v2.example", "v2.example"),  # what the view prefers
+        ("v3.example", None),
+        (None, None),
+    ],
+)
+def test_subprotocol_of_the_view_is_chosen(site: Server, raw: Raw, offered: str | None, chosen: str | None) -> None:
+    client = raw(site)
+    response = client.open("/subprotocols/", {"Sec-WebSocket-Protocol": offered})
+    assert response.headers.get("sec-websocket-protocol") == chosen
+    assert client.frame().text == str(offered)
+
+
+def test_view_chooses_a_subprotocol_itself(site: Server, raw: Raw) -> None:
+    response = raw(site).open("/chooses/?choice=b", {"Sec-WebSocket-Protocol": "a, b"})
+    assert response.headers["sec-websocket-protocol"] == "b"
+
+
+def test_subprotocol_that_was_not_offered_cannot_be_chosen(site: Server, raw: Raw) -> None:
+    client = raw(site)
+    client.send(handshake("/chooses/?choice=c", {"Sec-WebSocket-Protocol": "a, b"}))
+    assert client.response().status == 500
+
+
+def test_message_larger_than_the_view_allows_is_refused_with_1009(site: Server, raw: Raw) -> None:
+    client = raw(site)
+    client.open("/small/")
+    client.send(frame("x" * 100))
+    assert client.frame().text == "100"
+    client.send(frame("x" * 60, fin=False), frame("x" * 41, 0))
+    assert client.closing()[0] == 1009
+    client = raw(site)
+    client.open("/small/")
+    client.send(frame("x" * 1000)[:8])  # what it declares is enough
+    assert client.closing()[0] == 1009
+
+
+def test_message_larger_than_the_setting_is_refused_with_1009(site: Server, raw: Raw) -> None:
+    client = raw(site)
+    client.open("/echo/")
+    client.send(bytes([0x82, 0xFF]) + (1 << 40).to_bytes(8, "big") + b"mask")
+    with at_once():
+        assert client.closing()[0] == 1009
+
+
+def test_input_of_a_view_that_only_sends_is_dropped(site: Server, raw: Raw, key: str) -> None:
+    client = raw(site)
+    client.open(f"/sends-only/?key={key}", behind=frame("x" * 1000) * 50)
+    assert client.frame().text == "ready"
+    for _ in range(200):  # far more than an inbox takes
+        client.send(frame("x" * 50000))
+    client.send(frame(b"alive?", PING))
+    assert client.frame() == (PONG, b"alive?")
+    fetch(site.port, f"/gate/{key}/")
+    assert client.frame().text == "done"
+    client.send(close_frame(1000))
+    assert client.closing()[0] == 1000
+
+
+# --- the end ---------------------------------------------------------------------------------------------------------
+
+
+def test_error_in_a_view_closes_with_1011_and_is_reported_once(
+    start_site: StartSite, raw: Raw, connect: Connect, key: str
+) -> None:
+    with start_site() as server:
+        other = connect(server, "/echo/")
+        client = raw(server)
+        client.open(f"/end/raise/?key={key}", behind=frame("go"))
+        code, reason = client.closing()
+        assert code == 1011
+        assert "raised by a view" not in reason
+        assert notes(server.port, key) == ["finally"]
+        assert server.log.count("ValueError: raised by a view") == 1
+        assert server.log.count("Traceback") == 1
+        assert fetch_json(server.port, "/state/")["signals"]["exception"] == 1
+        assert other.ask("still here") == "still here"
+
+
+@pytest.mark.parametrize("how", ["exit", "kill", "404"])
+def test_whatever_a_view_raises_ends_that_view_only(
+    site: Server, raw: Raw, connect: Connect, key: str, how: str
+) -> None:
+    before = fetch_json(site.port, "/state/")["pid"]
+    other = connect(site, "/echo/")
+    client = raw(site)
+    client.open(f"/end/{how}/?key={key}", behind=frame("go"))
+    assert client.closing()[0] in (1011, 1012)
+    assert notes(site.port, key) == ["finally"]
+    assert other.ask("still here") == "still here"
+    assert fetch_json(site.port, "/state/")["pid"] == before
+
+
+def test_sys_exit_is_an_error_of_the_view(site: Server, raw: Raw, key: str) -> None:
+    client = raw(site)
+    client.open("/end/exit/", behind=frame("go"))
+    assert client.closing()[0] == 1011
+
+
+@pytest.mark.parametrize(
+    ("how", "expected"), [("return", (1000, "")), ("close", (4321, "bye")), ("response", (1000, ""))]
+)
+def test_view_ends_the_conversation(site: Server, connect: Connect, how: str, expected: tuple[int, str]) -> None:
+    client = connect(site, f"/end/{how}/")
+    client.send("go")
+    assert client.closing() == expected
+
+
+def test_nothing_is_received_after_the_view_has_closed(site: Server, raw: Raw, key: str) -> None:
+    client = raw(site)
+    client.open(f"/end/close-and-wait/?key={key}", behind=frame("go") + frame("more"))
+    assert client.closing() == (4321, "bye")
+    assert notes(site.port, key, 2) == ["receive() gives None", "finally"]
+    client.send(frame("ignored"), close_frame(4321))
+    assert client.rest() == b""
+
+
+@pytest.mark.parametrize(
+    ("sent", "noted"),
+    [
+        (close_frame(1000), "1000"),
+        (close_frame(1001, "going away"), "1001 going away"),
+        (close_frame(4999, "mine"), "4999 mine"),
+        (frame(b"", CLOSE), "1005"),
+        (frame(b"\xff", 1), "1007"),  # no UTF-8; the reason is ours
+        (b"\x81\x01x", "1002"),  # not masked
+    ],
+)
+def test_close_code_and_reason_reach_the_view(site: Server, raw: Raw, key: str, sent: bytes, noted: str) -> None:
+    client = raw(site)
+    client.open(f"/echo/?key={key}")
+    client.send(sent)
+    (found,) = notes(site.port, key)
+    assert found.startswith(noted) if noted in ("1007", "1002") else found == noted
+    answer = client.frame()
+    assert answer.opcode == CLOSE
+    if noted != "1005":
+        assert str(answer.close[0]) == noted[:4]
+    assert client.rest() == b""
+
+
+@pytest.mark.parametrize("vanish", ["reset", "fin"])
+def test_finally_of_the_view_runs_when_the_client_vanishes(site: Server, raw: Raw, key: str, vanish: str) -> None:
+    client = raw(site)
+    client.open(f"/echo/?key={key}", behind=frame("hello"))
+    client.frame()
+    if vanish == "reset":
+        client.reset()
+    else:
+        client.sock.close()
+    assert notes(site.port, key) == ["1006"]
+
+
+def test_sending_to_a_closed_websocket_ends_the_view_quietly(site: Server, connect: Connect, key: str) -> None:
+    client = connect(site, f"/send-after-the-end/?key={key}")
+    client.close()
+    assert notes(site.port, key, 2) == ["WebSocketError", "finally"]
+    assert "send-after-the-end" not in site.log
+
+
+# --- waiting ---------------------------------------------------------------------------------------------------------
+
+
+def test_receive_with_a_timeout_raises_timeout_error_and_the_next_one_works(site: Server, connect: Connect) -> None:
+    client = connect(site, "/receive-within/")
+    assert client.recv() == "TimeoutError"
+    assert client.ask("hello") == "hello"
+
+
+def test_ping_is_answered_while_the_view_is_busy(site: Server, raw: Raw, key: str) -> None:
+    client = raw(site)
+    client.open(f"/busy/?key={key}")
+    assert notes(site.port, key) == ["busy"]
+    with at_once():
+        client.send(frame(b"alive?", PING))
+        assert client.frame() == (PONG, b"alive?")
+    fetch(site.port, f"/gate/{key}/")
+    assert client.frame().text == "closed: False"
+
+
+def test_end_is_noticed_while_the_view_is_busy(site: Server, raw: Raw, key: str) -> None:
+    client = raw(site)
+    client.open(f"/busy/?key={key}")
+    assert notes(site.port, key) == ["busy"]
+    client.send(close_frame(1000))
+    with at_once():
+        assert client.closing()[0] == 1000
+        assert client.rest() == b""
+    fetch(site.port, f"/gate/{key}/")
+    assert notes(site.port, key, 2) == ["busy", "finally"]
+
+
+def test_more_messages_than_an_inbox_takes_are_all_answered_in_order(site: Server, raw: Raw) -> None:
+    client = raw(site)
+    client.open("/echo/", behind=b"".join(frame(str(number)) for number in range(1000)))
+    client.send(*(frame(str(number)) for number in range(1000, 3000)))
+    assert [client.frame().text for _ in range(3000)] == [str(number) for number in range(3000)]
+
+
+def test_messages_for_a_busy_view_wait_for_it(site: Server, raw: Raw, key: str) -> None:
+    client = raw(site)
+    client.open(f"/busy/?key={key}", behind=b"".join(frame(str(number)) for number in range(100)))
+    assert notes(site.port, key) == ["busy"]
+    client.send(*(frame("x" * 50000) for _ in range(20)))
+    fetch(site.port, f"/gate/{key}/")
+    assert client.frame().text == "closed: False"
+    assert client.frame().text == "0"
+
+
+# --- listening clients -----------------------------------------------------------------------------------------------
+
+
+def test_listening_client_gets_what_is_published_when_its_view_is_over(site: Server, raw: Raw, key: str) -> None:
+    client = raw(site)
+    client.open(f"/listen/{key}/?key={key}", behind=frame("dropped"))
+    assert notes(site.port, key) == ["over"]
+    fetch(site.port, f"/publish/{key}/?text=news")
+    assert client.frame().text == "news"
+    client.send(frame("dropped") * 100, frame(b"alive?", PING))
+    assert client.frame() == (PONG, b"alive?")
+    fetch(site.port, f"/publish/{key}/?text=more")
+    assert client.frame().text == "more"
+    client.send(close_frame(1000, "enough"))
+    assert client.closing() == (1000, "enough")
+    assert client.rest() == b""
+
+
+def test_listening_client_has_no_greenlet(site: Server, raw: Raw, key: str) -> None:
+    assert fetch(site.port, f"/publish/{key}/?text=first").status == 200  # whatever runs from then on
+    before = fetch_json(site.port, "/state/")["greenlets"]
+    clients = [raw(site) for _ in range(20)]
+    for client in clients:
+        client.open(f"/listen/{key}/")
+    assert eventually(lambda: fetch_json(site.port, "/state/")["greenlets"] < before + 5)
+    fetch(site.port, f"/publish/{key}/?text=news")
+    assert [client.frame().text for client in clients] == ["news"] * 20
+
+
+def test_forwarded_messages_reach_all_members_in_order(site: Server, connect: Connect, key: str) -> None:
+    clients = [connect(site, f"/forward/{key}/?key={key}") for _ in range(3)]
+    assert len(notes(site.port, key, 3)) == 3
+    for number in range(10):
+        clients[number % 3].send(f"message {number}")
+        clients[0].recv()  # which brings the next one behind it
+        for client in clients[1:]:
+            assert client.recv() == f"message {number}"
+
+
+# --- middleware, and what else stands around a view ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("how", "status", "body"), [("replace", 409, b"something else"), ("raise", 500, None)])
+def test_answer_that_a_middleware_gives_instead_of_the_101_reaches_the_client(
+    site: Server, raw: Raw, key: str, how: str, status: int, body: bytes | None
+) -> None:
+    client = raw(site)
+    client.send(handshake(f"/accepts/?key={key}&interfere={how}"), frame("hello"))
+    response = client.response()
+    assert response.status == status
+    assert body is None or response.body == body
+    assert "sec-websocket-accept" not in response.headers
+    assert client.rest() == b""
+    assert notes(site.port, key, 2) == ["WebSocketError", "finally"]
+
+
+def test_nothing_is_left_of_a_handshake_that_a_middleware_stopped(site: Server, raw: Raw) -> None:
+    def stop(how: str) -> None:
+        client = raw(site)
+        client.send(handshake(f"/accepts/?interfere={how}"))
+        client.response()
+
+    stop("replace")
+    before = fetch_json(site.port, "/state/")
+    for how in ["replace", "raise"] * 10:
+        stop(how)
+    assert eventually(
+        lambda: all(fetch_json(site.port, "/state/")[what] < before[what] + 5 for what in ("greenlets", "descriptors"))
+    )
+
+
+def test_application_works_within_another_one(start_site: StartSite, raw: Raw, key: str) -> None:
+    with start_site(app="testsite.wsgi:monitored") as server:
+        client = raw(server)
+        response = client.open("/echo/", behind=frame("hello"))
+        assert response.headers["x-monitored"] == "yes"
+        assert client.frame().text == "hello"
+        refused = raw(server)
+        refused.send(handshake("/refuse/403/"))
+        assert refused.response().status == 403
+        assert fetch(server.port, "/page/").body == b"page /page/"
+        client.send(close_frame(1000))
+        assert client.rest()
+
+
+def test_request_is_over_for_django_when_the_conversation_begins(start_site: StartSite, connect: Connect) -> None:
+    with start_site() as server:
+        before = fetch_json(server.port, "/state/")["signals"]
+        clients = [connect(server, "/echo/") for _ in range(3)]
+        assert [client.ask("hello") for client in clients] == ["hello"] * 3
+        after = fetch_json(server.port, "/state/")["signals"]
+        assert after["started"] == before["started"] + 4
+        assert after["finished"] == before.get("finished", 0) + 4
+
+
+# --- what is no handshake --------------------------------------------------------------------------------------------
+
+
+def test_plain_request_is_told_to_upgrade(any_project: Server) -> None:
+    for path in ("/", "/echo/", "/nowhere/"):
+        response = fetch(any_project.port, path)
+        assert response.status == 426
+        assert response.headers["upgrade"].lower() == "websocket"
+        assert "upgrade" in response.headers["connection"].lower()
+        assert response.headers["sec-websocket-version"] == "13"
+        assert response.body
+
+
+def test_pages_and_websockets_share_a_port_and_paths(site: Server, connect: Connect) -> None:
+    assert fetch(site.port, "/echo/").body == b"page /echo/"
+    assert connect(site, "/echo/").ask("hello") == "hello"
+    assert fetch(site.port, "/about/7/").status == 404  # a WebSocket's path is no page's
+
+
+# --- wrong set-ups ---------------------------------------------------------------------------------------------------
+
+
+def output_of_failing(server: Server) -> str:
+    """What a server writes that cannot start."""
+    with pytest.raises(RuntimeError) as failure, server:
+        pass
+    return str(failure.value)
+
+
+@pytest.mark.parametrize("worker", [WORKER, STOCK_WORKER])
+def test_missing_urlconf_is_named_with_its_remedy(start_site: StartSite, worker: str) -> None:
+    output = output_of_failing(start_site({"WEBSOCKET_URLCONF": ""}, worker=worker))
+    sentences = [line for line in output.splitlines() if "WEBSOCKET_URLCONF" in line]
+    assert any("WEBSOCKET_URLCONF =" in sentence for sentence in sentences), output
+
+
+@pytest.mark.parametrize("worker", [WORKER, STOCK_WORKER])
+def test_wrong_urlconf_is_named_with_its_remedy(start_site: StartSite, worker: str) -> None:
+    output = output_of_failing(start_site({"WEBSOCKET_URLCONF": "testsite.nowhere"}, worker=worker))
+    sentences = [line for line in output.splitlines() if "WEBSOCKET_URLCONF" in line]
+    assert any("testsite.nowhere" in sentence for sentence in sentences), output
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("WEBSOCKET_PING_INTERVAL", "soon"),
+        ("WEBSOCKET_ALLOWED_ORIGINS", "https://x.example"),
+        ("WEBSOCKET_BROKER", "x:"),
+    ],
+)
+def test_wrong_setting_is_named_at_the_start(start_site: StartSite, name: str, value: str) -> None:
+    assert name in output_of_failing(start_site({name: value}))
+
+
+def test_preloaded_application_is_refused_with_a_clear_sentence() -> None:
+    output = output_of_failing(gunicorn(args=["--preload"]))
+    (sentence,) = {line.partition("] [ERROR] ")[2] for line in output.splitlines() if "preload_app" in line}
+    assert "gevent" in sentence
+    assert "Remove preload_app" in sentence
+
+
+def test_name_that_does_not_resolve_is_named(tmp_path: Path) -> None:
+    code = (
+        "import django; django.setup()\n"
+        "from django.template import Context, engines\n"
+        "from django.test import RequestFactory\n"
+        "template = engines['django'].from_string(\"{% load websockets %}{% websocket_url 'nowhere' %}\")\n"
+        "template.render({}, RequestFactory().get('/'))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=SITE, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode
+    assert "nowhere" in done.stderr.splitlines()[-1]

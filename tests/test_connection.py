@@ -1,0 +1,1140 @@
+"""One connection over a real socket: what comes in, what goes out, in which order, and how it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import socket
+import ssl
+import threading
+from collections.abc import Iterator
+
+import gevent
+import pytest
+
+from django_websocket.connection import Connection, Limits, open_connections
+from django_websocket.exceptions import ConnectionClosed, WebSocketError
+from django_websocket.protocol.engine import Engine, Role
+from django_websocket.protocol.frames import CloseCode, Opcode, encode_message
+
+from .wire import Frame, Pairs, Peer, close, packet_pair, tcp_pair, text, until
+
+PING, PONG, CLOSE = Opcode.PING, Opcode.PONG, Opcode.CLOSE
+ROOMY = Limits(send_buffer_size=1 << 30, outbox_size=1 << 30)
+
+
+@pytest.fixture
+def pairs() -> Iterator[Pairs]:
+    with Pairs() as pairs:
+        yield pairs
+
+
+def echo(connection: Connection) -> None:
+    """A view that answers each message with itself."""
+    while (message := connection.receive()) is not None:
+        connection.send(message)
+
+
+def own_clock(connection: Connection) -> None:
+    """Have nobody but the test call `tick()`."""
+    open_connections().discard(connection)
+
+
+def received(connection: Connection) -> list[str | bytes]:
+    """Everything up to the end."""
+    return list(iter(connection.receive, None))
+
+
+def fill(connection: Connection, size: int = 400_000) -> list[Frame]:
+    """Push frames that the client does not read, until the kernel takes no more; return them."""
+    frames = []
+    while not connection._outbox_size:
+        frames.append(text(f"{len(frames)}" + "." * size))
+        connection.push(encode_message(frames[-1].payload.decode()))
+    return frames
+
+
+# --- messages ---------------------------------------------------------------------------------------------------
+
+
+def test_messages_of_one_segment_are_all_received_with_their_types(pairs):
+    connection, peer = pairs()
+    peer.text("a", b"b", "", b"", "\u00e9\U0001f600", "x" * 70_000)
+    assert [connection.receive() for _ in range(6)] == ["a", b"b", "", b"", "\u00e9\U0001f600", "x" * 70_000]
+
+
+def test_a_message_may_come_byte_by_byte(pairs):
+    connection, peer = pairs()
+    view = gevent.spawn(connection.receive)
+    for byte in peer.engine.send("hello"):
+        peer.write(bytes((byte,)))
+        gevent.sleep(0)
+    assert view.get(timeout=5) == "hello"
+
+
+def test_bytes_behind_the_handshake_belong_to_the_connection(pairs):
+    client = Engine(Role.CLIENT)
+    early = client.send("first") + client.send("second") + client.send("third")[:-2]
+    connection, peer = pairs(early=early)
+    assert [connection.receive(), connection.receive()] == ["first", "second"]
+
+
+def test_a_frame_may_begin_behind_the_handshake_and_end_later(pairs):
+    frame = Engine(Role.CLIENT).send("split")
+    connection, peer = pairs(early=frame[:4])
+    peer.write(frame[4:])
+    assert connection.receive() == "split"
+
+
+def test_a_whole_conversation_may_come_with_the_handshake(pairs):
+    client = Engine(Role.CLIENT)
+    connection, peer = pairs(early=client.send("only") + client.close(1001))
+    assert not connection.closed
+    assert connection.receive() == "only"
+    connection.send("answer")
+    assert connection.receive() is None
+    assert peer.until_end() == [text("answer"), close(1001)]
+
+
+@pytest.mark.parametrize("limits", [Limits(inbox_messages=2), Limits(inbox_size=3000)], ids=["by messages", "by bytes"])
+def test_a_full_inbox_holds_the_client_back_and_goes_on_when_it_drains(pairs, limits):
+    connection, peer = pairs(limits=limits)
+    messages = [f"{number:04}" + "." * 1000 for number in range(2000)]
+    writer = gevent.spawn(lambda: [peer.text(message) for message in messages])
+    sent = -1
+
+    def stuck() -> bool:  # nothing more goes in although the loop runs
+        nonlocal sent
+        before, sent = sent, connection._engine.paused and bool(connection.inbox)
+        return before is True and sent is True and not connection._reader.active
+
+    until(stuck)
+    assert not writer.ready()
+    assert len(connection.inbox) <= 3
+    assert [connection.receive() for _ in messages] == messages
+    writer.get(timeout=5)
+
+
+def test_messages_beyond_the_inbox_are_received_in_their_order_when_they_came_in_one_segment(pairs):
+    connection, peer = pairs(limits=Limits(inbox_messages=4))
+    messages = [str(number) for number in range(1000)]
+    peer.text(*messages)
+    assert [connection.receive() for _ in messages] == messages
+
+
+def test_a_paused_connection_reads_on_for_the_close_frame(pairs):
+    connection, peer = pairs(limits=Limits(inbox_messages=4))
+    messages = [str(number) for number in range(10)]
+    peer.write(b"".join(map(peer.engine.send, messages)) + peer.engine.close(1001, "bye"))
+    assert received(connection) == messages
+    assert (connection.close_code, connection.close_reason) == (1001, "bye")
+    assert peer.until_end() == [close(1001, "bye")]
+
+
+def test_one_chatty_client_does_not_starve_another(pairs):
+    chatty, chatty_peer = pairs()
+    quiet, quiet_peer = pairs()
+    seen = []
+
+    def count(connection: Connection, name: str) -> None:
+        while connection.receive() is not None:
+            seen.append(name)
+
+    for connection, name in ((chatty, "chatty"), (quiet, "quiet")):
+        gevent.spawn(count, connection, name)
+    chatty_peer.write(chatty_peer.engine.send("x") * 20_000)
+    quiet_peer.text("x")
+    until(lambda: len(seen) == 20_001)
+    assert seen.index("quiet") < 10_000
+
+
+def test_an_echo_of_much_in_little_pieces_loses_nothing(pairs):
+    connection, peer = pairs(narrow=True)
+    view = gevent.spawn(echo, connection)
+    messages = [random.randbytes(random.choice((0, 1, 100, 5000, 70_000))) for _ in range(60)]
+    writer = gevent.spawn(lambda: [peer.text(message) for message in messages])
+    assert peer.until_frames(60) == [Frame(Opcode.BINARY, message) for message in messages]
+    writer.get(timeout=5)
+    peer.close_frame()
+    view.get(timeout=5)
+
+
+# --- control frames ---------------------------------------------------------------------------------------------
+
+
+def test_a_ping_is_answered_while_nobody_receives(pairs):
+    connection, peer = pairs()
+    peer.text("waits")
+    peer.ping(b"are you there?")
+    peer.ping()
+    assert peer.until_frames(2) == [Frame(PONG, b"are you there?"), Frame(PONG, b"")]
+    assert connection.receive() == "waits"
+
+
+def test_a_ping_between_the_fragments_of_a_message_is_answered(pairs):
+    connection, peer = pairs()
+    peer.write(peer.engine.frame(Opcode.TEXT, b"a", fin=False))
+    peer.ping(b"!")
+    assert peer.until_frames(1) == [Frame(PONG, b"!")]
+    peer.write(peer.engine.frame(Opcode.CONTINUATION, b"b"))
+    assert connection.receive() == "ab"
+
+
+def test_a_ping_does_not_wake_the_receiver(pairs):
+    connection, peer = pairs()
+    view = gevent.spawn(connection.receive)
+    for _ in range(3):
+        peer.ping()
+    peer.until_frames(3)
+    assert not view.ready()
+    peer.text("now")
+    assert view.get(timeout=5) == "now"
+
+
+def test_of_pongs_that_the_kernel_does_not_take_only_the_newest_waits(pairs):
+    connection, peer = pairs(narrow=True)
+    filling = fill(connection)
+    for number in range(500):
+        peer.ping(b"%d" % number)
+    peer.text("behind the pings")
+    assert connection.receive() == "behind the pings"
+    expected = [*filling, Frame(PONG, b"499")]
+    assert peer.until_frames(len(expected)) == expected
+    peer.text("and")
+    assert connection.receive() == "and"
+    connection.send("nothing more")
+    expected.append(text("nothing more"))
+    assert peer.until_frames(len(expected)) == expected
+
+
+def tiny_tcp_pair() -> tuple[socket.socket, socket.socket]:
+    """Two ends of a TCP connection whose window is smaller than a segment, so that the kernel takes parts of frames."""
+    with socket.socket() as listener, socket.socket() as client:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(1)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        client.connect(listener.getsockname())
+        server, _ = listener.accept()
+        return server, socket.socket(fileno=client.detach())
+
+
+def test_a_client_that_pings_and_does_not_read_gets_whole_pongs_later(pairs):
+    """Of the pong that the kernel took in part, the rest belongs to the stream."""
+    for _ in range(10):
+        connection, peer = pairs(sockets=tiny_tcp_pair)
+        for first in range(0, 800, 20):
+            pings = (b"%03d" % number + b"." * random.randrange(50, 120) for number in range(first, first + 20))
+            peer.write(b"".join(peer.engine.frame(PING, payload) for payload in pings))
+            gevent.sleep(0.001)
+        until(lambda peer=peer: peer.pump() and peer.frames and peer.frames[-1].payload[:3] == b"799")
+        assert {frame.opcode for frame in peer.frames} == {PONG}
+        numbers = [int(frame.payload[:3]) for frame in peer.frames]
+        assert numbers == sorted(set(numbers))
+        assert all(not frame.payload[3:].strip(b".") for frame in peer.frames)
+
+
+# --- the outbox -------------------------------------------------------------------------------------------------
+
+
+def test_answers_to_messages_of_one_segment_leave_in_one_segment(pairs):
+    connection, peer = pairs(sockets=packet_pair)
+    gevent.spawn(echo, connection)
+    gevent.sleep(0)
+    peer.text("a", "b", "c")
+    assert peer.until_frames(3) == [text("a"), text("b"), text("c")]
+    assert len(peer.segments) == 1
+
+
+def test_a_queued_answer_leaves_as_soon_as_the_view_lets_the_loop_run(pairs):
+    connection, peer = pairs()
+    go_on = gevent.event.Event()
+
+    def view() -> None:
+        connection.receive()
+        connection.send("first answer")
+        go_on.wait()  # the second message is in the inbox
+        connection.receive()
+        connection.send("second answer")
+
+    view = gevent.spawn(view)
+    gevent.sleep(0)
+    peer.text("a", "b")
+    assert peer.until_frames(1) == [text("first answer")]
+    go_on.set()
+    assert peer.until_frames(2) == [text("first answer"), text("second answer")]
+    view.get(timeout=5)
+
+
+@pytest.mark.parametrize("waits", ["a push", "a close", "a push and a close"])
+def test_nothing_overtakes_a_queued_answer(pairs, waits):
+    connection, peer = pairs()
+
+    def view() -> None:
+        connection.receive()
+        connection.send("answer")
+        assert connection.inbox, "the answer is not queued"
+        if "push" in waits:
+            connection.push(encode_message("push"))
+        if "close" in waits:
+            connection.close(1000)
+
+    gevent.spawn(view)
+    gevent.sleep(0)
+    peer.text("a", "b")
+    expected = [text("answer")]
+    if "push" in waits:
+        expected.append(text("push"))
+    if "close" in waits:
+        expected.append(close(1000))
+    assert peer.until_frames(len(expected)) == expected
+
+
+def test_sends_and_pushes_keep_their_order_when_the_kernel_takes_nothing(pairs):
+    connection, peer = pairs(narrow=True, limits=ROOMY)
+    expected = fill(connection)
+    for number in range(100):
+        expected.append(text(f"{number}" + "." * random.choice((0, 5, 200, 3000))))
+        message = expected[-1].payload.decode()
+        if number % 3:
+            connection.send(message)
+        else:
+            connection.push(encode_message(message))
+    connection.close(4000, "done")
+    expected.append(close(4000, "done"))
+    assert peer.until_frames(len(expected)) == expected
+
+
+@pytest.mark.parametrize("size", [500, 400_000])
+def test_a_waiting_pong_keeps_its_place_before_what_is_sent_after_it(pairs, size):
+    connection, peer = pairs(narrow=True, limits=ROOMY)
+    filling = fill(connection, size)
+    peer.ping(b"1")
+    peer.text("behind the ping")
+    connection.receive()
+    connection.send("after the ping")
+    expected = [*filling, Frame(PONG, b"1"), text("after the ping")]
+    assert peer.until_frames(len(expected)) == expected
+
+
+@pytest.mark.parametrize("size", [500, 400_000])
+def test_nothing_follows_the_close_frame(pairs, size):
+    connection, peer = pairs(narrow=True)
+    filling = fill(connection, size)
+    peer.ping(b"1")
+    peer.text("behind the ping")
+    connection.receive()
+    connection.close(1000)
+    peer.ping(b"2")
+    peer.close_frame(1000)
+    assert peer.until_end() == [*filling, Frame(PONG, b"1"), close(1000)]
+
+
+def test_a_queued_answer_leaves_before_a_pong_that_was_asked_for_later(pairs):
+    connection, peer = pairs()
+    asked = gevent.event.Event()
+
+    def view() -> None:
+        connection.receive()
+        connection.send("answer")
+        asked.set()
+        gevent.sleep(0)
+
+    gevent.spawn(view)
+    gevent.sleep(0)
+    peer.text("a", "b")
+    until(asked.is_set)
+    peer.ping(b"1")
+    assert peer.until_frames(2) == [text("answer"), Frame(PONG, b"1")]
+
+
+@pytest.mark.parametrize("sockets", [None, tcp_pair], ids=["unix", "tcp"])
+def test_frames_of_many_senders_never_mix(pairs, sockets):
+    options = {} if sockets is None else {"sockets": sockets}
+    connection, peer = pairs(narrow=True, limits=Limits(outbox_size=1 << 30), **options)
+    rng = random.Random(7)
+
+    def sender(name: str) -> None:
+        for number in range(40):
+            message = f"{name}{number:03}" + name * rng.choice((0, 3, 130, 5000, 70_000))
+            if name in "pq":
+                connection.push(encode_message(message))
+            else:
+                connection.send(message)
+            gevent.sleep(0)
+
+    senders = [gevent.spawn(sender, name) for name in "abcpq"]
+    pinger = gevent.spawn(lambda: [(peer.ping(b"%d" % n), gevent.sleep(0.001)) for n in range(50)])
+    texts: list[str] = []
+
+    def read() -> bool:
+        peer.pump(3001)
+        texts[:] = [frame.payload.decode() for frame in peer.frames if frame.opcode == Opcode.TEXT]
+        return len(texts) == 200
+
+    until(read, 30)
+    for name in "abcpq":
+        own = [message for message in texts if message[0] == name]
+        assert [int(message[1:4]) for message in own] == list(range(40))
+        assert all(message[4:].strip(name) == "" for message in own)
+    pongs = [int(frame.payload) for frame in peer.frames if frame.opcode == PONG]
+    assert pongs == sorted(set(pongs))
+    gevent.joinall([*senders, pinger], timeout=5, raise_error=True)
+
+
+def test_send_waits_for_a_client_that_does_not_read_and_goes_on_when_it_does(pairs):
+    connection, peer = pairs(narrow=True, limits=Limits(send_buffer_size=10_000))
+    sent = []
+
+    def view() -> None:
+        for number in range(200):
+            connection.send(f"{number:03}" + "." * 1000)
+            sent.append(number)
+
+    view = gevent.spawn(view)
+    until(lambda: connection._drained is not None and not connection._drained.is_set())
+    assert 0 < len(sent) < 100
+    assert connection._outbox_size < 10_000 + 2000
+    frames = peer.until_frames(200)
+    assert [int(frame.payload[:3]) for frame in frames] == list(range(200))
+    view.get(timeout=5)
+
+
+def test_send_to_a_client_that_never_reads_closes_with_1008(pairs):
+    connection, peer = pairs(narrow=True, limits=Limits(send_buffer_size=10_000, send_timeout=0.1))
+    view = gevent.spawn(connection.send, "x" * 100_000)
+    with pytest.raises(ConnectionClosed) as closed:
+        view.get(timeout=5)
+    assert closed.value.code == connection.close_code == 1008
+    assert connection.closed
+    frames = peer.until_frames(2)
+    assert frames[0] == text("x" * 100_000)  # it had begun, and ends before the close frame
+    assert frames[1].payload[:2] == (1008).to_bytes(2, "big")
+
+
+def test_every_waiting_sender_learns_that_the_connection_has_ended(pairs):
+    connection, peer = pairs(narrow=True, limits=Limits(send_buffer_size=1000))
+    views = [gevent.spawn(connection.send, "x" * 100_000) for _ in range(3)]
+    until(lambda: connection._drained is not None)
+    peer.sock.close()
+    for view in views:
+        with pytest.raises(ConnectionClosed) as closed:
+            view.get(timeout=5)
+        assert closed.value.code == 1006
+
+
+def test_a_push_over_the_limit_closes_with_1013_without_waiting(pairs):
+    connection, peer = pairs(narrow=True, limits=Limits(outbox_size=100_000))
+    other, other_peer = pairs()
+    ended = []
+    connection.on_end.append(lambda: ended.append(1))
+    frame = encode_message("x" * 30_000)
+    pushed = 0
+    while connection.close_code is None:
+        connection.push(frame)
+        other.push(encode_message("y"))
+        pushed += 1
+        assert pushed < 100
+    connection.push(frame)  # without effect
+    assert connection.close_code == 1013
+    assert connection.receive() is None
+    frames = peer.until_frames(1)
+    peer.close_frame(1013)
+    frames = peer.until_end()
+    assert frames[-1].opcode == CLOSE and frames[-1].payload[:2] == (1013).to_bytes(2, "big")
+    assert set(frames[:-1]) == {text("x" * 30_000)}
+    assert len(frames) < pushed
+    assert other_peer.until_frames(pushed) == [text("y")] * pushed
+    assert ended == [1]
+
+
+def test_the_outbox_of_a_client_that_was_given_up_is_not_kept(pairs):
+    connection, peer = pairs(narrow=True, limits=Limits(outbox_size=500_000))
+    for _ in range(10):
+        connection.push(encode_message("x" * 100_000))
+    assert connection.close_code == 1013
+    assert connection._outbox_size < 200_000
+
+
+# --- the end ----------------------------------------------------------------------------------------------------
+
+
+def test_the_server_closes(pairs):
+    connection, peer = pairs()
+    view = gevent.spawn(connection.receive)
+    gevent.sleep(0)
+    connection.close(4001, "go")
+    assert view.get(timeout=5) is None
+    assert connection.closed
+    assert (connection.close_code, connection.close_reason) == (4001, "go")
+    assert peer.until_frames(1) == [close(4001, "go")]
+    assert connection.open and not peer.pump()  # until the client has answered
+    peer.close_frame(4001)
+    assert peer.until_end() == [close(4001, "go")]
+    until(lambda: not connection.open)
+    assert connection.close_code == 4001
+
+
+def test_the_client_closes(pairs):
+    connection, peer = pairs()
+    view = gevent.spawn(connection.receive)
+    peer.close_frame(3333, "bye")
+    assert view.get(timeout=5) is None
+    assert (connection.close_code, connection.close_reason) == (3333, "bye")
+    assert peer.until_end() == [close(3333, "bye")]
+    assert not connection.open and not peer.reset
+    assert connection.receive() is None
+
+
+def test_the_client_closes_while_nobody_receives(pairs):
+    connection, peer = pairs()
+    peer.close_frame(1000)
+    assert peer.until_end() == [close(1000)]
+    assert connection.closed
+
+
+def test_a_close_frame_without_a_code_is_answered_by_one(pairs):
+    connection, peer = pairs()
+    peer.write(peer.engine.frame(CLOSE))
+    assert peer.until_end() == [Frame(CLOSE, b"")]
+    assert connection.close_code == 1005
+
+
+def test_both_close_at_the_same_time(pairs):
+    connection, peer = pairs()
+    peer.close_frame(1001)
+    connection.close(1000)
+    assert peer.until_end() == [close(1000)]
+    assert connection.close_code == 1000
+    assert not connection.open
+
+
+def test_a_close_that_is_never_answered_ends_the_connection(pairs):
+    connection, peer = pairs(limits=Limits(close_timeout=1))
+    own_clock(connection)
+    connection.close(1000)
+    connection.tick()
+    gevent.sleep(0)
+    assert connection.open
+    connection.tick()
+    assert peer.until_end() == [close(1000)]
+    assert not connection.open
+
+
+def test_a_close_that_the_kernel_never_takes_ends_the_connection(pairs):
+    connection, peer = pairs(narrow=True, limits=Limits(close_timeout=0.5))
+    own_clock(connection)
+    fill(connection)
+    connection.close(1000)
+    connection.tick()
+    assert not connection.open
+
+
+def test_a_client_that_answers_a_close_with_chatter_is_let_go(pairs):
+    connection, peer = pairs(limits=Limits(close_timeout=0.5))
+    own_clock(connection)
+    connection.close(1000)
+    peer.text(*["never read"] * 1000)
+    peer.until_frames(1)
+    connection.tick()
+    peer.until_end()
+    assert not connection.open
+
+
+def test_close_is_answered_behind_messages_that_are_dropped(pairs):
+    connection, peer = pairs(limits=Limits(inbox_messages=2))
+    peer.write(b"".join(map(peer.engine.send, map(str, range(50)))))
+    until(lambda: connection.inbox)
+    connection.close(1000)
+    assert connection.receive() is None
+    peer.close_frame(1000)
+    assert peer.until_end() == [close(1000)]
+
+
+@pytest.mark.parametrize("sockets", [None, tcp_pair], ids=["unix", "tcp"])
+@pytest.mark.parametrize("size", [10, 3_000_000])
+def test_data_after_the_clients_close_frame_is_ignored(pairs, sockets, size):
+    options = {} if sockets is None else {"sockets": sockets}
+    connection, peer = pairs(**options)
+    data = peer.engine.close(1000) + peer.engine.send("late") * (size // 10) + peer.engine.frame(PING)
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        while data:  # as much as it is possible to send
+            data = data[peer.offer(data) :]
+            if connection.ended:
+                break
+            gevent.sleep(0)
+    assert peer.until_end() == [close(1000)]
+    assert connection.receive() is None
+
+
+def test_a_message_and_a_close_in_one_segment(pairs):
+    connection, peer = pairs()
+    view = gevent.spawn(connection.receive)
+    gevent.sleep(0)
+    peer.write(peer.engine.send("last") + peer.engine.send("words") + peer.engine.close(1001, "bye"))
+    assert view.get(timeout=5) == "last"
+    assert not connection.closed
+    connection.send("LAST")
+    assert connection.receive() == "words"
+    assert connection.closed
+    connection.send("WORDS")
+    assert not peer.until_frames(2)[2:]
+    assert connection.receive() is None
+    assert peer.until_end() == [text("LAST"), text("WORDS"), close(1001, "bye")]
+    with pytest.raises(WebSocketError):
+        connection.send("too late")
+
+
+def test_a_message_and_a_close_that_are_answered_by_a_close(pairs):
+    connection, peer = pairs()
+    peer.write(peer.engine.send("last") + peer.engine.close(1001))
+    assert connection.receive() == "last"
+    connection.close()
+    assert peer.until_end() == [close(1001)]
+
+
+def test_the_close_of_a_client_is_answered_when_the_view_does_not_come_for_the_last_message(pairs):
+    connection, peer = pairs(limits=Limits(close_timeout=0.5))
+    own_clock(connection)
+    peer.write(peer.engine.send("last") + peer.engine.close(1000))
+    until(lambda: connection.ended)
+    assert not peer.pump()
+    connection.tick()
+    assert peer.until_end() == [close(1000)]
+
+
+def test_a_message_before_the_close_is_not_lost_for_a_view_that_comes_late(pairs):
+    connection, peer = pairs(limits=Limits(close_timeout=0.5))
+    own_clock(connection)
+    peer.write(peer.engine.send("last") + peer.engine.close(1000))
+    until(lambda: connection.ended)
+    connection.tick()
+    peer.until_end()
+    assert connection.receive() == "last"
+    assert connection.receive() is None
+
+
+@pytest.mark.parametrize("sockets", [None, tcp_pair], ids=["unix", "tcp"])
+@pytest.mark.parametrize(
+    "bad, code",
+    [
+        (b"\x83\x80\0\0\0\0", 1002),  # a reserved opcode
+        (b"\x81\x01a", 1002),  # not masked
+        (b"\xf1\x80\0\0\0\0", 1002),  # reserved bits
+        (b"\x81\x82\0\0\0\0\xc3\x28", 1007),  # not UTF-8
+        (b"\x82\xff\0\0\0\0\x7f\xff\xff\xff\0\0\0\0", 1009),  # 2 GiB
+        (b"\x88\x82\0\0\0\0\x03\xed", 1002),  # the close code 1005
+    ],
+)
+def test_bad_data_after_a_good_message(pairs, bad, code, sockets):
+    options = {} if sockets is None else {"sockets": sockets}
+    connection, peer = pairs(**options)
+    view = gevent.spawn(echo, connection)
+    peer.write(peer.engine.send("good") + bad)
+    frames = peer.until_frames(2)
+    assert frames[0] == text("good")
+    assert frames[1].opcode == CLOSE and frames[1].payload[:2] == code.to_bytes(2, "big")
+    view.get(timeout=5)
+    assert connection.close_code == code
+    peer.half_close()
+    assert peer.until_end() == frames and not peer.reset
+
+
+def test_bad_data_is_refused_while_nobody_receives(pairs):
+    connection, peer = pairs()
+    peer.write(b"\x81\x01a")
+    assert peer.until_frames(1)[0].payload[:2] == (1002).to_bytes(2, "big")
+    assert connection.closed
+
+
+def test_a_client_that_sends_on_after_its_failure_still_reads_why(pairs):
+    connection, peer = pairs(sockets=tcp_pair, limits=Limits(close_timeout=0.5))
+    own_clock(connection)
+    frame = peer.engine.send("x" * 60_000)
+    peer.write(b"\x81\x01a" + frame * 20)
+    for _ in range(20):
+        peer.write(frame)
+    assert peer.until_end()[0].payload[:2] == (1002).to_bytes(2, "big")
+    assert not peer.reset
+    assert connection.open  # until the client has closed too
+    connection.tick()
+    assert not connection.open
+
+
+def test_a_message_over_the_limit_is_refused_from_its_header(pairs):
+    connection, peer = pairs(limits=Limits(max_message_size=1000))
+    peer.write(peer.engine.send("x" * 1000))
+    assert connection.receive() == "x" * 1000
+    peer.write(peer.engine.send("x" * 1001)[:8])
+    assert peer.until_frames(1)[0].payload[:2] == (1009).to_bytes(2, "big")
+
+
+def test_a_half_closed_connection_has_ended(pairs):
+    connection, peer = pairs()
+    peer.text("before")
+    peer.half_close()
+    assert peer.until_end() == []
+    assert received(connection) == ["before"]
+    assert connection.close_code == 1006
+
+
+def test_a_client_may_half_close_behind_its_close_frame(pairs):
+    connection, peer = pairs()
+    peer.close_frame(1000)
+    peer.half_close()
+    assert peer.until_end() == [close(1000)]
+    assert connection.close_code == 1000
+
+
+def test_a_last_message_is_answered_to_a_client_that_half_closes_behind_its_close_frame(pairs):
+    connection, peer = pairs(sockets=tcp_pair)
+    peer.write(peer.engine.send("last") + peer.engine.close(1000))
+    peer.half_close()
+    until(lambda: connection.ended)
+    gevent.sleep(0)
+    assert connection.receive() == "last"
+    connection.send("answer")
+    assert connection.receive() is None
+    assert peer.until_end() == [text("answer"), close(1000)]
+
+
+@pytest.mark.parametrize("state", ["idle", "in a frame", "received", "sending", "closing", "corked", "paused"])
+def test_a_reset_ends_the_connection(pairs, state):
+    limits = Limits(send_buffer_size=1000, inbox_messages=1)
+    connection, peer = pairs(sockets=tcp_pair, narrow=state == "sending", limits=limits)
+    own_clock(connection)
+    view = None
+    if state == "in a frame":
+        peer.write(peer.engine.frame(PING) + peer.engine.send("half a frame")[:7])
+        peer.until_frames(1)
+    elif state == "received":
+        view = gevent.spawn(received, connection)
+        gevent.sleep(0)
+    elif state == "sending":
+        view = gevent.spawn(lambda: pytest.raises(ConnectionClosed, connection.send, "x" * 10_000_000))
+        until(lambda: connection._drained is not None)
+    elif state == "closing":
+        connection.close(1000)
+    elif state == "corked":
+        peer.text("a")
+        until(lambda: connection.inbox)
+        connection.send("answer")
+    elif state == "paused":
+        peer.text("a", "b", "c")
+        until(lambda: connection._engine.paused)
+    peer.abort()
+    if state == "paused":
+        assert received(connection) == ["a", "b", "c"]
+    until(lambda: not connection.open)
+    if view is not None:
+        view.get(timeout=5)
+    assert connection.close_code == (1000 if state == "closing" else 1006)
+    with pytest.raises(ConnectionClosed):
+        connection.send("nobody")
+    connection.push(encode_message("nobody"))
+    connection.close()
+    connection.tick()
+
+
+def test_messages_that_came_before_the_client_vanished_are_received(pairs):
+    connection, peer = pairs()
+    peer.text("a", "b")
+    peer.sock.close()
+    until(lambda: not connection.open)
+    assert not connection.closed
+    assert received(connection) == ["a", "b"]
+    assert connection.closed
+
+
+def test_sending_to_a_client_that_has_vanished_raises_before_long(pairs):
+    connection, peer = pairs()
+    peer.sock.close()
+    with pytest.raises(ConnectionClosed) as closed:
+        for _ in range(3):
+            connection.send("x")
+    assert closed.value.code == 1006
+    assert "1006" in str(closed.value)
+
+
+def test_what_cannot_be_a_close_code_is_the_callers_error(pairs):
+    connection, peer = pairs()
+    for code in (0, 999, 1005, 1006, 1015, 2000, 5000):
+        with contextlib.suppress(ValueError):
+            connection.close(code)
+            assert code == 1005  # stands for a frame without a code
+            break
+        assert not connection.closed and connection.close_code is None
+
+
+def test_closing_again_has_no_effect(pairs):
+    connection, peer = pairs()
+    connection.close(4000)
+    connection.close(4001)
+    peer.close_frame()
+    assert peer.until_end() == [close(4000)]
+    connection.close(4002)
+    assert connection.close_code == 4000
+
+
+def test_a_long_reason_is_cut_to_what_fits(pairs):
+    connection, peer = pairs()
+    connection.close(1000, "\u20ac" * 100)
+    assert peer.until_frames(1) == [close(1000, "\u20ac" * 41)]
+
+
+def test_what_is_sent_before_the_close_arrives_before_it(pairs):
+    connection, peer = pairs(narrow=True, limits=Limits(send_buffer_size=1 << 20))
+    connection.send("x" * 500_000)
+    connection.close(1000)
+    assert peer.until_frames(2) == [text("x" * 500_000), close(1000)]
+
+
+def test_callbacks_at_the_end_are_called_once_and_not_before(pairs):
+    connection, peer = pairs()
+    ended = []
+    connection.on_end.append(lambda: ended.append(connection.open))
+    connection.close()
+    peer.until_frames(1)
+    assert ended == []
+    peer.close_frame()
+    peer.until_end()
+    assert ended == [False]
+
+
+def test_open_connections_are_those_with_a_socket(pairs):
+    one, one_peer = pairs()
+    two, _ = pairs()
+    assert {one, two} <= open_connections()
+    one_peer.close_frame()
+    one_peer.until_end()
+    assert one not in open_connections() and two in open_connections()
+
+
+def test_the_number_of_a_closed_descriptor_may_belong_to_somebody_else_at_once(pairs):
+    connection, peer = pairs(narrow=True)
+    fill(connection)  # both watchers run
+    number = connection._sock.fileno()
+    peer.sock.close()
+    until(lambda: not connection.open)
+    left, right = socket.socketpair()
+    with left, right:
+        assert number in (left.fileno(), right.fileno())
+        left.send(b"x")
+        right.send(b"y")
+        gevent.sleep(0.01)
+        assert (left.recv(5), right.recv(5)) == (b"y", b"x")
+
+
+# --- receiving and dropping -------------------------------------------------------------------------------------
+
+
+def test_discarded_input_is_read_and_dropped_while_control_frames_work(pairs):
+    connection, peer = pairs(discard=True, limits=Limits(inbox_messages=2, inbox_size=1000))
+    for _ in range(200):
+        peer.text(*["x" * 1000] * 20)
+    peer.ping(b"1")
+    assert peer.until_frames(1) == [Frame(PONG, b"1")]
+    assert not connection.inbox
+    connection.send("still here")
+    assert peer.until_frames(2)[1:] == [text("still here")]
+    peer.text("x")
+    peer.close_frame(1001)
+    assert peer.until_end()[2:] == [close(1001)]
+
+
+def test_a_ping_among_discarded_messages_beyond_the_inbox_is_answered(pairs):
+    connection, peer = pairs(discard=True, limits=Limits(inbox_messages=2))
+    peer.write(peer.engine.send("x") * 9 + peer.engine.frame(PING, b"1") + peer.engine.send("x") * 9)
+    peer.write(peer.engine.close(1000))
+    assert peer.until_end() == [Frame(PONG, b"1"), close(1000)]
+    assert connection.receive() is None
+
+
+def test_bad_data_is_refused_although_input_is_discarded(pairs):
+    connection, peer = pairs(discard=True)
+    peer.write(peer.engine.send("x") + b"\x81\x01a")
+    assert peer.until_frames(1)[0].payload[:2] == (1002).to_bytes(2, "big")
+
+
+def test_input_can_be_dropped_from_some_time_on(pairs):
+    connection, peer = pairs(limits=Limits(inbox_messages=2))
+    peer.text(*map(str, range(50)))
+    until(lambda: connection.inbox)
+    connection.drop_input()
+    peer.ping(b"1")
+    assert peer.until_frames(1) == [Frame(PONG, b"1")]
+    assert not connection.inbox
+
+
+def test_the_close_behind_dropped_input_is_answered_at_once(pairs):
+    connection, peer = pairs()
+    peer.write(peer.engine.send("x") + peer.engine.close(1000))
+    until(lambda: connection.ended)
+    connection.drop_input()
+    until(lambda: peer.pump() or peer.ended, 2)  # not at the end of close_timeout
+    assert peer.until_end() == [close(1000)]
+    assert connection.close_code == 1000
+
+
+# --- waiting ----------------------------------------------------------------------------------------------------
+
+
+def test_a_second_receiver_gets_an_error_and_the_first_its_message(pairs):
+    connection, peer = pairs()
+    first = gevent.spawn(connection.receive)
+    gevent.sleep(0)
+    for timeout in (None, 5):
+        second = gevent.spawn(connection.receive, timeout)
+        with pytest.raises(RuntimeError, match="(?i)another greenlet"):
+            second.get(timeout=5)
+    assert not first.ready()
+    peer.text("for the first")
+    assert first.get(timeout=5) == "for the first"
+    third = gevent.spawn(connection.receive)
+    gevent.sleep(0)
+    peer.text("for the third")
+    assert third.get(timeout=5) == "for the third"
+
+
+def test_receive_gives_up_after_its_timeout_and_loses_nothing(pairs):
+    connection, peer = pairs()
+    for timeout in (0, 0.01):
+        with pytest.raises(TimeoutError):
+            connection.receive(timeout=timeout)
+    peer.text("a", "b")
+    assert connection.receive(timeout=5) == "a"
+    assert connection.receive(timeout=0) == "b"
+    peer.close_frame()
+    assert connection.receive(timeout=5) is None
+    assert connection.receive(timeout=0) is None
+
+
+def test_half_a_message_does_not_end_the_wait(pairs):
+    connection, peer = pairs()
+    frame = peer.engine.send("whole")
+    peer.write(frame[:5])
+    with pytest.raises(TimeoutError):
+        connection.receive(timeout=0.05)
+    peer.write(frame[5:])
+    assert connection.receive(timeout=5) == "whole"
+
+
+def test_a_timeout_of_the_user_ends_the_wait_and_loses_nothing(pairs):
+    connection, peer = pairs()
+    for timeout in (None, 5):
+        with pytest.raises(gevent.Timeout), gevent.Timeout(0.01):
+            connection.receive(timeout)
+        with gevent.Timeout(0.01, False):
+            connection.receive(timeout)
+    view = gevent.spawn(connection.receive)
+    gevent.sleep(0)
+    view.kill()
+    peer.text("not lost")
+    assert connection.receive() == "not lost"
+
+
+def test_an_exception_thrown_when_the_message_has_come_switches_nothing_wrongly(pairs):
+    connection, peer = pairs()
+    got: list[str | bytes | None] = []
+
+    def view() -> None:
+        while not got or got[-1] != "end":
+            try:
+                with gevent.Timeout(random.choice((0.0001, 0.001, 0.002))):
+                    got.append(connection.receive(random.choice((None, 0.0005, 0.002))))
+            except (gevent.Timeout, TimeoutError):
+                gevent.sleep(0)
+
+    view = gevent.spawn(view)
+    for number in range(300):
+        peer.text(str(number))
+        gevent.sleep(random.choice((0, 0.0005, 0.001)))
+    peer.text("end")
+    view.get(timeout=10)
+    assert got == [*map(str, range(300)), "end"]
+    assert pairs.errors == []
+
+
+def test_the_end_wakes_the_receiver_whatever_brings_it(pairs):
+    for end in (
+        lambda connection, peer: connection.close(),
+        lambda connection, peer: peer.close_frame(),
+        lambda connection, peer: peer.sock.close(),
+        lambda connection, peer: peer.write(b"\x81\x01a"),
+    ):
+        connection, peer = pairs()
+        view = gevent.spawn(connection.receive)
+        gevent.sleep(0)
+        end(connection, peer)
+        assert view.get(timeout=5) is None
+
+
+# --- time -------------------------------------------------------------------------------------------------------
+
+QUICK = Limits(ping_interval=1, ping_timeout=1, close_timeout=0.5, inbox_messages=4)  # two ticks each
+
+
+def test_a_silent_client_is_sent_a_ping_and_closed_with_1011_if_it_does_not_answer(pairs):
+    connection, peer = pairs(limits=QUICK)
+    own_clock(connection)
+    view = gevent.spawn(connection.receive)
+    gevent.sleep(0)
+    connection.tick()
+    assert not peer.pump()
+    connection.tick()
+    assert peer.until_frames(1)[0].opcode == PING
+    connection.tick()
+    assert connection.close_code is None
+    connection.tick()
+    assert view.get(timeout=5) is None
+    assert connection.close_code == 1011
+    assert not connection.open  # a dead client does not answer a close frame
+
+
+@pytest.mark.parametrize("what", ["pong", "message", "ping", "half a frame"])
+def test_any_byte_is_a_sign_of_life(pairs, what):
+    connection, peer = pairs(limits=QUICK)
+    own_clock(connection)
+    frame = peer.engine.send("." * 100)
+    for number in range(10):
+        connection.tick()
+        connection.tick()
+        if what == "pong":
+            peer.write(peer.engine.frame(PONG, b"") + peer.engine.send("x"))
+        elif what == "message":
+            peer.text("x")
+        elif what == "ping":
+            peer.ping()
+            peer.text("x")
+        else:
+            peer.write(frame[number : number + 1])
+            until(lambda: connection._quiet == 0)
+            continue
+        assert connection.receive(timeout=5) == "x"
+    assert connection.close_code is None
+
+
+def test_a_dead_client_whose_buffers_are_full_is_let_go(pairs):
+    connection, peer = pairs(narrow=True, limits=QUICK)
+    own_clock(connection)
+    fill(connection)
+    for _ in range(4):
+        connection.tick()
+    assert connection.close_code == 1011
+    assert not connection.open
+
+
+def test_keepalive_does_not_judge_a_client_that_is_not_read(pairs):
+    connection, peer = pairs(limits=QUICK)
+    own_clock(connection)
+    peer.text(*map(str, range(10)))
+    until(lambda: connection._engine.paused)
+    for _ in range(3):
+        connection.tick()
+    assert [connection.receive(timeout=5) for _ in range(10)] == [str(number) for number in range(10)]
+    connection.tick()
+    gevent.sleep(0)
+    assert connection.close_code is None
+
+
+def test_an_inbox_that_stays_full_closes_with_1008(pairs):
+    connection, peer = pairs(limits=QUICK)
+    own_clock(connection)
+    peer.text(*map(str, range(10)))
+    until(lambda: connection._engine.paused)
+    for _ in range(20):
+        connection.tick()
+    assert connection.close_code == 1008
+    assert peer.until_end()[-1].payload[:2] == (1008).to_bytes(2, "big")
+
+
+def test_a_view_that_receives_slowly_is_not_taken_for_one_that_does_not_receive(pairs):
+    connection, peer = pairs(limits=QUICK)
+    own_clock(connection)
+    peer.text(*map(str, range(10)))
+    until(lambda: connection._engine.paused)
+    got = []
+    for _ in range(10):
+        got.append(connection.receive(timeout=5))
+        gevent.sleep(0)
+        if connection._engine.paused:
+            connection.tick()
+            connection.tick()
+        assert connection.close_code is None, f"closed after {len(got)} messages"
+    assert got == [str(number) for number in range(10)]
+
+
+def test_the_sweep_watches_over_all_connections(pairs):
+    made = [pairs(limits=Limits(ping_interval=0.5)) for _ in range(5)]
+    for _, peer in made:
+        assert peer.until_frames(1)[0].opcode == PING
+
+
+# --- TLS --------------------------------------------------------------------------------------------------------
+
+
+def tls_context(purpose: int) -> ssl.SSLContext:
+    """Encrypts without certificates, which TLS knew before version 1.3."""
+    context = ssl.SSLContext(purpose)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers("AECDH-AES128-SHA:@SECLEVEL=0")
+    return context
+
+
+def tls_pair() -> tuple[ssl.SSLSocket, ssl.SSLSocket]:
+    server, client = socket.socketpair()
+    accepted = []
+    thread = threading.Thread(
+        target=lambda: accepted.append(tls_context(ssl.PROTOCOL_TLS_SERVER).wrap_socket(server, server_side=True))
+    )
+    thread.start()
+    encrypted = tls_context(ssl.PROTOCOL_TLS_CLIENT).wrap_socket(client)
+    thread.join()
+    return accepted[0], encrypted
+
+
+class TLSPeer(Peer):
+    def offer(self, data: bytes | memoryview) -> int:
+        try:
+            return self.sock.send(data)
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return 0
+
+    def pump(self, limit: int = 1 << 20) -> bool:
+        try:
+            return super().pump(limit)
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return False
+        except ssl.SSLEOFError:
+            self.ended = True
+            return True
+
+
+def test_everything_arrives_through_tls(pairs):
+    server, client = tls_pair()
+    connection, _ = pairs(sockets=lambda: (server, client), narrow=True, limits=Limits(inbox_messages=4))
+    peer = TLSPeer(client)
+    view = gevent.spawn(echo, connection)
+    messages = [str(number) + "." * random.choice((0, 100, 20_000, 200_000)) for number in range(40)]
+    writer = gevent.spawn(lambda: [peer.text(message) for message in messages])
+    assert peer.until_frames(40) == list(map(text, messages))
+    writer.get(timeout=5)
+    peer.text(*map(str, range(100)))
+    assert peer.until_frames(140)[40:] == [text(str(number)) for number in range(100)]
+    peer.close_frame(1000)
+    assert peer.until_end()[140:] == [close(1000)]
+    view.get(timeout=5)
+
+
+def test_a_failure_is_told_through_tls(pairs):
+    server, client = tls_pair()
+    connection, _ = pairs(sockets=lambda: (server, client))
+    peer = TLSPeer(client)
+    peer.write(b"\x81\x01a")
+    assert peer.until_frames(1)[0].payload[:2] == (1002).to_bytes(2, "big")
+    assert connection.close_code == CloseCode.PROTOCOL_ERROR
+    peer.text("still sending")
+    client.close()
+    until(lambda: not connection.open)

@@ -1,0 +1,212 @@
+"""Many clients: nothing is lost, nothing is doubled, and nothing stays when they have left."""
+
+from __future__ import annotations
+
+import os
+import resource
+import selectors
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from .clients import PING, TEXT, RawClient, close_frame, eventually, frame
+from .conftest import StartSite
+from .servers import ROOT, Server, gunicorn, unavailable
+
+MEMBERS, MESSAGES = 300, 10
+CLIENTS, OF_THEM_SELECTING = 2000, 500
+NOT_MEASURED = {"COVERAGE_PROCESS_CONFIG": ""}  # measuring coverage would cost four times what is measured here
+
+
+def receive_from_all(clients: Sequence[RawClient], count: int, within: float = 60) -> list[tuple[str, ...]]:
+    """Receive `count` short texts of the same length from each, whoever is the first."""
+    received = {client: bytearray() for client in clients}
+    deadline = time.monotonic() + within
+    with selectors.DefaultSelector() as selector:
+        for client in clients:
+            selector.register(client.sock, selectors.EVENT_READ, client)
+        while selector.get_map():
+            left = deadline - time.monotonic()
+            assert left > 0, f"{len(selector.get_map())} clients still wait for something"
+            for selected, _ in selector.select(left):
+                client, data = selected.data, selected.data.sock.recv(65536)
+                assert data, "the server closed the connection"
+                received[client] += data
+                # The length of all is the same: a glance, and not a look at each of a million frames.
+                enough = len(received[client]) >= count * (2 + received[client][1])
+                if enough and len(texts_of(received[client])) >= count:
+                    selector.unregister(client.sock)
+    distinct = {data: tuple(texts_of(data)) for data in {bytes(data) for data in received.values()}}
+    return [distinct[bytes(data)] for data in received.values()]
+
+
+def texts_of(data: bytes | bytearray) -> list[str]:
+    """The texts of the short frames that `data` consists of; pings are none."""
+    texts = []
+    position = 0
+    while position + 2 <= len(data):
+        opcode, length = data[position] & 0x7F, data[position + 1]
+        assert opcode in (TEXT, PING), f"a frame that begins with {data[position]:#x}"
+        assert length < 126
+        end = position + 2 + length
+        if opcode == TEXT and end <= len(data):
+            texts.append(data[position + 2 : end].decode())
+        position = end
+    return texts
+
+
+@contextmanager
+def open_files(limit: int | None = None) -> Iterator[None]:
+    """Let this process, and those that it starts, have so many descriptors; by default as many as they may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < CLIENTS + 1000:
+        unavailable(f"{CLIENTS} clients need a higher limit of open files than {hard}: ulimit -Hn")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit or hard, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def children(server: Server) -> list[int]:
+    return [int(pid) for pid in Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()]
+
+
+def descriptors(pid: int) -> int:
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def memory(pid: int) -> int:
+    """Resident memory in KiB."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:"))
+
+
+def processor_time(pid: int) -> float:
+    """Seconds that the process has computed."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+# --- one chat --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("with_redis", [False, True], ids=["one worker", "three workers of two gunicorns"])
+def test_every_member_of_a_large_chat_gets_all_messages_in_order_and_none_twice(
+    request: pytest.FixtureRequest, with_redis: bool
+) -> None:
+    with open_files(), ExitStack() as stack:
+        if with_redis:
+            environment = {"REDIS_URL": request.getfixturevalue("redis_url"), **NOT_MEASURED}
+            servers = [stack.enter_context(gunicorn(env=environment, args=["-w", number])) for number in ("1", "2")]
+        else:
+            servers = [stack.enter_context(gunicorn(env=NOT_MEASURED))]
+        members = [stack.enter_context(RawClient(servers[number % len(servers)].port)) for number in range(MEMBERS)]
+        for member in members:
+            member.open("/chat/")
+        # Some of each sender's messages in one segment, some alone, the senders in turn.
+        sent = [[f"{sender:03}:{number}" for number in range(MESSAGES)] for sender in range(MEMBERS)]
+        for begin, end in ((0, 4), (4, 5), (5, 6), (6, MESSAGES)):
+            for member, texts in zip(members, sent, strict=True):
+                member.send(*map(frame, texts[begin:end]))
+        received = receive_from_all(members, MEMBERS * MESSAGES)
+        members[0].send(frame("end"))
+        assert receive_from_all(members, 1) == [("end",)] * MEMBERS  # directly behind the last one
+        orders = {*received}
+        for order in orders:
+            assert len(order) == MEMBERS * MESSAGES
+            assert sorted(order) == sorted(text for texts in sent for text in texts)
+            for sender in range(MEMBERS):
+                assert [text for text in order if text.startswith(f"{sender:03}:")] == sent[sender]
+        assert len(orders) == 1  # everybody sees the order of the broker
+
+
+# --- many clients ----------------------------------------------------------------------------------------------------
+
+
+def visit(server: Server, stack: ExitStack) -> list[RawClient]:
+    """Open all connections, the selecting ones last, so that their descriptors are beyond 1023."""
+    clients = []
+    for number in range(CLIENTS):
+        client = stack.enter_context(RawClient(server.port))
+        client.open("/echo/" if number < CLIENTS - OF_THEM_SELECTING else "/chat/")
+        clients.append(client)
+    return clients
+
+
+def leave(clients: Sequence[RawClient]) -> None:
+    """Half of them say goodbye, half vanish."""
+    for client in clients[::2]:
+        client.send(close_frame(1000))
+    for client in clients[::2]:
+        assert client.closing()[0] == 1000
+    for client in clients[1::2]:
+        client.reset()
+
+
+def test_two_thousand_clients_of_one_worker_with_the_deployment_s_settings() -> None:
+    arguments = ["-c", ROOT / "deploy" / "gunicorn.conf.py"]
+    with ExitStack() as servers:
+        with open_files(1024):  # as shells have it; the worker raises it
+            server = servers.enter_context(gunicorn(args=arguments, env=NOT_MEASURED))
+        servers.enter_context(open_files())
+        (worker,) = children(server)
+        before = descriptors(worker), memory(worker)
+        after: list[int] = []
+        for _ in range(2):
+            with ExitStack() as stack:
+                clients = visit(server, stack)
+                assert descriptors(worker) > CLIENTS
+                assert (memory(worker) - before[1]) / CLIENTS < 100  # KiB for each
+                echoing, selecting = clients[:-OF_THEM_SELECTING], clients[-OF_THEM_SELECTING:]
+                for number, client in enumerate(echoing):
+                    client.send(frame(f"{number}"), frame("second"))
+                for number, client in enumerate(echoing):
+                    assert [client.frame().text, client.frame().text] == [f"{number}", "second"]
+                for sender in (selecting[0], selecting[-1]):
+                    sender.send(frame("one"), frame("two"))
+                    for client in selecting:
+                        assert [client.frame().text, client.frame().text] == ["one", "two"]
+                leave(clients)
+                assert eventually(lambda: descriptors(worker) < before[0] + 10), descriptors(worker)
+                after.append(memory(worker))
+        assert after[1] - after[0] < 8 * 1024, after  # what the first round took was enough for the second
+        assert "Traceback" not in server.log
+
+
+def test_worker_does_nothing_while_its_clients_are_idle(start_site: StartSite) -> None:
+    with start_site({"WEBSOCKET_PING_INTERVAL": 2.0}, env=NOT_MEASURED) as server, ExitStack() as stack:
+        (worker,) = children(server)
+        clients = [stack.enter_context(RawClient(server.port)) for _ in range(30)]
+        for number, client in enumerate(clients):
+            # Half a frame, a whole ping: neither may keep select() from sleeping.
+            behind = (b"", frame("half")[:5], frame(b"", PING))[number % 3]
+            client.open(("/echo/", "/selects/x/", "/listen/x/")[number // 3 % 3], behind=behind)
+        begin, computed = time.monotonic(), processor_time(worker)
+        while clients[0].frame().opcode != PING:
+            pass
+        assert (processor_time(worker) - computed) / (time.monotonic() - begin) < 0.25
+
+
+def test_connections_that_come_and_go_leave_nothing() -> None:
+    with gunicorn(env=NOT_MEASURED) as server:
+        (worker,) = children(server)
+
+        def come_and_go(times: int) -> None:
+            for number in range(times):
+                with RawClient(server.port) as client:
+                    client.open(("/echo/", "/ping/", "/chat/")[number % 3], behind=frame("ping"))
+                    assert client.frame().opcode == TEXT
+                    if number % 2:
+                        client.send(close_frame(1000))
+                        client.closing()
+
+        come_and_go(300)
+        assert eventually(lambda: descriptors(worker) < 50)
+        before = descriptors(worker), memory(worker)
+        come_and_go(1500)
+        assert eventually(lambda: descriptors(worker) <= before[0] + 2)
+        assert memory(worker) - before[1] < 8 * 1024

@@ -1,0 +1,1239 @@
+"""Publish and subscribe, with the same tests for every broker, and what happens when Redis goes away."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import select as standard
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+import gevent
+import gevent.pool
+import gevent.server
+import gevent.socket
+import pytest
+import redis
+import redis.connection
+from django.http import HttpResponse
+from django.test import override_settings
+from redis._parsers import _RESP2Parser
+
+import django_websocket.pubsub.redis as redis_broker
+from django_websocket import pubsub
+from django_websocket.connection import Connection, Limits
+from django_websocket.exceptions import BrokerError, ConnectionClosed, MessagesMissed
+from django_websocket.protocol.frames import Opcode
+from django_websocket.pubsub import hub, publish, subscribe
+from django_websocket.pubsub.broker import broker_from
+from django_websocket.select import select
+from django_websocket.waiting import ViewGreenlet
+from django_websocket.websocket import WebSocket
+
+from .servers import ROOT, Server, executable, free_port, redis_server
+from .wire import Frame, Pairs, close, packet_pair, text, until
+
+SITE = ROOT / "tests" / "site"
+PLAIN = ["memory", "redis", "redis without hiredis"]
+
+
+@pytest.fixture
+def pairs() -> Iterator[Pairs]:
+    with Pairs() as pairs:
+        yield pairs
+
+
+@pytest.fixture
+def cooperative(monkeypatch: pytest.MonkeyPatch) -> None:
+    """redis-py's sockets let other greenlets run, as they do in a worker, where everything is patched."""
+    monkeypatch.setattr(redis.connection, "socket", gevent.socket)
+
+
+class Broker:
+    """The broker that the settings name, and what the tests do behind its back."""
+
+    def __init__(self, url: str, prefix: str = "") -> None:
+        self.url = url
+        self.prefix = prefix
+
+    @property
+    def hub(self) -> hub.Hub:
+        return pubsub._hub()
+
+    def publish_raw(self, channel: str, payload: bytes) -> None:
+        """Publish bytes as another program may."""
+        if self.url.startswith("memory"):
+            pubsub._broker().publish(channel, payload)
+        else:
+            self.redis.publish(self.prefix + channel, payload)
+
+    def publish_together(self, channel: str, *messages: str) -> None:
+        """Publish so that the subscriber gets all of them at once."""
+        if self.url.startswith("memory"):
+            for message in messages:
+                publish(channel, message)
+        else:
+            pipeline = self.redis.pipeline(transaction=True)
+            for message in messages:
+                pipeline.publish(self.prefix + channel, message)
+            pipeline.execute()
+
+    @property
+    def redis(self) -> redis.Redis:
+        return pubsub._broker()._client  # type: ignore[attr-defined]
+
+    def subscribers(self, channel: str) -> int:
+        """How many connections Redis knows that are subscribed to a channel."""
+        return dict(self.redis.pubsub_numsub(self.prefix + channel))[(self.prefix + channel).encode()]
+
+
+@contextlib.contextmanager
+def using(url: str, prefix: str = "", **settings: Any) -> Iterator[Broker]:
+    """Have the settings name a broker, and let go of its connections afterwards; nobody may be subscribed then."""
+    if prefix:
+        url = f"{url}?prefix={prefix}"
+    with override_settings(WEBSOCKET_BROKER=url, **settings):
+        key = os.getpid(), url
+        yield Broker(url, prefix)
+        made = pubsub._hubs.pop(key, None)
+        broker = pubsub._brokers.pop(key, None)
+        if made is not None:
+            assert made._channels == {}
+        if broker is None or url.startswith("memory"):
+            return
+        if made is not None:
+            subscriber = made._subscriber
+
+            def ended() -> bool:
+                if subscriber._connection is not None:
+                    subscriber._connection._sock.shutdown(gevent.socket.SHUT_RDWR)
+                return not subscriber._running
+
+            until(ended)
+        broker._pool.disconnect()
+
+
+@pytest.fixture(params=PLAIN)
+def broker(
+    request: pytest.FixtureRequest, key: str, cooperative: None, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Broker]:
+    """Each broker in turn, for one test alone."""
+    if request.param != "memory":
+        request.getfixturevalue("redis_url")
+    request.getfixturevalue("pairs")  # it looks at descriptors, and Redis for all tests has some
+    if request.param == "memory":
+        with using(f"memory://{key}") as broker:
+            yield broker
+        return
+    with using(request.getfixturevalue("redis_url"), f"{key}:") as broker:
+        if request.param == "redis without hiredis":
+            monkeypatch.setattr(redis_broker, "hiredis", None)
+            pubsub._broker()._pool.connection_kwargs["parser_class"] = _RESP2Parser
+        yield broker
+
+
+@pytest.fixture
+def memory(key: str, pairs: Pairs) -> Iterator[Broker]:
+    with using(f"memory://{key}") as broker:
+        yield broker
+
+
+@pytest.fixture
+def on_redis(redis_url: str, key: str, cooperative: None, pairs: Pairs) -> Iterator[Broker]:
+    with using(redis_url, f"{key}:") as broker:
+        yield broker
+
+
+def taken(subscription: hub.Subscription, count: int) -> list[str | bytes | None]:
+    return [subscription.get(timeout=10) for _ in range(count)]
+
+
+def nothing_more(*subscriptions: hub.Subscription) -> None:
+    """See that nothing waits, once all that was published before has been delivered."""
+    for number, subscription in enumerate(subscriptions):
+        publish(subscription.channels[0], f"the end {number}")
+    for number, subscription in enumerate(subscriptions):
+        got: list[Any] = []
+        while got[-1:] != [f"the end {number}"]:
+            got.append(subscription.get(timeout=10))
+        assert [message for message in got if str(message)[:7] != "the end"] == []
+
+
+def forward(connection: Connection, *channels: str) -> hub.Forwarding:
+    """Have a client sent what is published, as a view does."""
+    return WebSocket({}, HttpResponse(), lambda subprotocol: connection).subscribe(*channels)
+
+
+def listen(connection: Connection, *channels: str) -> None:
+    """The same for good."""
+    WebSocket({}, HttpResponse(), lambda subprotocol: connection).listen(*channels)
+
+
+class View(ViewGreenlet):
+    """Runs a function as a view is run."""
+
+    def __init__(self, function: Callable[[], Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def _run(self) -> Any:
+        try:
+            return self.function()
+        finally:
+            self.close_all()
+
+
+# --- what every broker does -------------------------------------------------------------------------------------
+
+
+def test_a_subscription_is_in_force_when_subscribe_returns(broker):
+    for number in range(1000):
+        with subscribe("always" if number % 2 else f"once-{number}") as subscription:
+            publish(subscription.channels[0], str(number))
+            assert subscription.get(timeout=10) == str(number)
+            assert not subscription.ready()
+
+
+@pytest.mark.parametrize(
+    "message",
+    ["text", "", "\u00e9\U0001f600\u2028", "\0", "x" * 500_000, b"bytes", b"", b"\xff", b"\xff\xfe\0", b"x" * 500_000],
+    ids=lambda message: f"{type(message).__name__} {ascii(message[:3])} {len(message)}",
+)
+def test_messages_keep_their_type_and_content(broker, message):
+    with subscribe("news") as subscription:
+        publish("news", message)
+        assert taken(subscription, 1) == [message]
+        nothing_more(subscription)
+
+
+def test_every_member_gets_each_message_of_its_channels_once_and_in_order(broker):
+    channels = ["a", "b", "c"]
+    members = [subscribe(*names) for names in (["a"], ["b"], ["a", "b"], ["c", "a", "b"], ["a"])]
+    expected: dict[str, list[str]] = {channel: [] for channel in channels}
+    for number in range(300):
+        channel = channels[number % 7 % 3]
+        expected[channel].append(f"{channel}{number}")
+        publish(channel, f"{channel}{number}")
+    for member in members:
+        got = taken(member, sum(len(expected[channel]) for channel in member.channels))
+        for channel in member.channels:
+            assert [message for message in got if message[0] == channel] == expected[channel]
+    nothing_more(*members)
+    for member in members:
+        member.close()
+
+
+def test_messages_of_many_publishers_each_keep_their_order(broker):
+    with subscribe("news") as subscription:
+
+        def publisher(name: str) -> None:
+            for number in range(50):
+                publish("news", f"{name}{number}")
+                gevent.sleep(0)
+
+        publishers = [gevent.spawn(publisher, name) for name in "abcde"]
+        got = taken(subscription, 250)
+        for name in "abcde":
+            assert [message for message in got if message[0] == name] == [f"{name}{number}" for number in range(50)]
+        gevent.joinall(publishers, raise_error=True)
+
+
+def test_a_channel_named_twice_delivers_once(broker):
+    with subscribe("news", "news") as subscription:
+        publish("news", "a")
+        assert taken(subscription, 1) == ["a"]
+        nothing_more(subscription)
+
+
+def test_what_is_published_elsewhere_does_not_come(broker):
+    with subscribe("news") as subscription:
+        for channel in ("new", "newsletter", "News", "n*", "ne?s", "[n]ews", "news "):
+            publish(channel, "not this")
+        publish("news", "this")
+        assert taken(subscription, 1) == ["this"]
+        nothing_more(subscription)
+
+
+@pytest.mark.parametrize("channel", ["a b", "\u00e9\U0001f600", "a\r\nb", "*", "x" * 1000, "user:42", "\0"])
+def test_any_text_can_be_the_name_of_a_channel(broker, channel):
+    with subscribe(channel) as subscription:
+        publish(channel, "here")
+        assert taken(subscription, 1) == ["here"]
+
+
+def test_unsubscribe_and_subscribe_again_at_once(broker):
+    for number in range(200):
+        subscription = subscribe("news")
+        subscription.close()
+        with subscribe("news") as again:
+            publish("news", str(number))
+            assert taken(again, 1) == [str(number)]
+            assert subscription.get() is None
+
+
+def test_the_last_member_to_leave_does_not_take_the_next_ones_subscription_along(broker):
+    """Leaving does not wait; its command must not arrive behind that of somebody who joins."""
+    keeper = subscribe("other")
+    for number in range(100):
+        leaving = subscribe("news")
+        joining = gevent.spawn(subscribe, "news")
+        leaving.close()
+        joined = joining.get(timeout=10)
+        publish("news", str(number))
+        assert taken(joined, 1) == [str(number)]
+        joined.close()
+    keeper.close()
+
+
+def test_many_that_join_a_new_channel_at_once(broker):
+    joining = [gevent.spawn(subscribe, "news", f"own-{number}") for number in range(50)]
+    gevent.joinall(joining, timeout=10, raise_error=True)
+    publish("news", "to all")
+    for number, greenlet in enumerate(joining):
+        publish(f"own-{number}", str(number))
+        assert sorted(taken(greenlet.value, 2)) == sorted(["to all", str(number)])
+    for greenlet in joining:
+        greenlet.value.close()
+
+
+def test_a_member_that_was_interrupted_while_joining_leaves_nothing_and_others_can_join(broker):
+    interrupted = gevent.spawn(subscribe, "news")
+    gevent.sleep(0)
+    interrupted.kill()
+    if isinstance(interrupted.value, hub.Subscription):  # memory:// need not wait
+        interrupted.value.close()
+    begun = time.monotonic()
+    with subscribe("news") as subscription:
+        publish("news", "a")
+        assert taken(subscription, 1) == ["a"]
+    assert time.monotonic() - begun < 3
+
+
+def test_whoever_joins_together_with_one_that_is_interrupted_is_subscribed(broker):
+    interrupted = gevent.spawn(subscribe, "news")
+    joining = gevent.spawn(subscribe, "news")
+    gevent.sleep(0)
+    interrupted.kill()
+    if isinstance(interrupted.value, hub.Subscription):
+        interrupted.value.close()
+    with joining.get(timeout=10) as subscription:
+        publish("news", "a")
+        assert taken(subscription, 1) == ["a"]
+
+
+def test_what_cannot_be_decoded_is_dropped_and_logged(broker, caplog):
+    with subscribe("news") as subscription, caplog.at_level(logging.WARNING, logger="django_websocket"):
+        broker.publish_raw("news", b"\xc3\x28 broken")
+        broker.publish_raw("news", b"\x80")
+        broker.publish_raw("news", "\u00e9".encode())
+        broker.publish_raw("news", b"\xff\x80")
+        assert taken(subscription, 2) == ["\u00e9", b"\x80"]
+        assert [record.levelname for record in caplog.records] == ["WARNING"] * 2
+        assert "news" in caplog.text and "broken" not in caplog.text
+
+
+def test_bad_messages_among_good_ones_that_came_together(broker, pairs):
+    connection, peer = pairs()
+    forwarding = pubsub.forward(["news"]).attach(connection)
+    for payload in (b"a", b"\x80", b"b"):
+        broker.publish_raw("news", payload)
+    assert peer.until_frames(2) == [text("a"), text("b")]
+    forwarding.close()
+
+
+# --- a subscription ---------------------------------------------------------------------------------------------
+
+
+def test_get_waits_for_its_timeout_and_loses_nothing(broker):
+    with subscribe("news") as subscription:
+        for timeout in (0, 0.01):
+            with pytest.raises(TimeoutError):
+                subscription.get(timeout=timeout)
+        with pytest.raises(gevent.Timeout), gevent.Timeout(0.01):
+            subscription.get()
+        waiting = gevent.spawn(subscription.get)
+        gevent.sleep(0)
+        waiting.kill()
+        publish("news", "a")
+        assert subscription.get() == "a"
+
+
+def test_iteration_ends_when_the_subscription_is_closed(broker):
+    subscription = subscribe("news")
+    got = []
+    reader = gevent.spawn(lambda: got.extend(subscription))
+    publish("news", "a")
+    publish("news", "")
+    publish("news", b"")
+    until(lambda: not subscription._queue and subscription._waiter is not None and reader.started)
+    with subscribe("news") as later:
+        publish("news", "b")
+        taken(later, 1)
+    gevent.sleep(0.001)
+    subscription.close()
+    reader.get(timeout=5)
+    assert got == ["a", "", b"", "b"]
+    assert subscription.get() is None
+    assert list(subscription) == []
+    subscription.close()
+
+
+def test_after_close_nothing_comes(broker):
+    with subscribe("news") as keeper:
+        subscription = subscribe("news")
+        subscription.close()
+        publish("news", "a")
+        assert taken(keeper, 1) == ["a"]
+        assert subscription.get() is None
+
+
+def test_a_second_reader_gets_an_error_and_the_first_its_message(broker):
+    with subscribe("news") as subscription:
+        first = gevent.spawn(subscription.get)
+        gevent.sleep(0)
+        with pytest.raises(RuntimeError, match="(?i)another greenlet"):
+            subscription.get()
+        publish("news", "a")
+        assert first.get(timeout=5) == "a"
+
+
+def test_a_subscription_that_nobody_reads_forgets_and_says_so(broker):
+    with override_settings(WEBSOCKET_OUTBOX_SIZE=5000), subscribe("news") as slow, subscribe("news") as quick:
+        for number in range(200):
+            publish("news", f"{number:03}" + "." * 100)
+            assert quick.get(timeout=5)[:3] == f"{number:03}"
+        assert slow._size <= 5000
+        with pytest.raises(MessagesMissed):
+            slow.get()
+        rest = []
+        with contextlib.suppress(TimeoutError):
+            while True:
+                rest.append(int(slow.get(timeout=0)[:3]))
+        assert rest == list(range(200))[200 - len(rest) :]
+        nothing_more(slow)
+
+
+def test_small_messages_are_counted_with_what_they_cost(broker):
+    with override_settings(WEBSOCKET_OUTBOX_SIZE=5000), subscribe("news") as subscription:
+        with subscribe("news") as quick:
+            for _ in range(1000):
+                publish("news", "")
+                quick.get(timeout=5)
+        with pytest.raises(MessagesMissed):
+            subscription.get()
+        assert len(subscription._queue) < 1000
+
+
+def test_a_view_learns_that_its_client_has_left_while_it_waits_for_a_channel(broker):
+    stages = []
+
+    def function() -> None:
+        subscription = subscribe("news")
+        stages.append(subscription)
+        assert subscription.get() == "a"
+        stages.append("waits again")
+        with pytest.raises(ConnectionClosed) as closed:
+            subscription.get()
+        assert (closed.value.code, closed.value.reason) == (1001, "bye")
+        with pytest.raises(ConnectionClosed):
+            subscription.get(timeout=5)
+        publish("news", "b")
+        until(subscription.ready)
+        assert subscription.get() == "b"
+
+    view = View(function)
+    view.start()
+    until(lambda: stages)
+    publish("news", "a")
+    until(lambda: len(stages) == 2 and stages[0]._waiter is not None)
+    view.client_left(1001, "bye")
+    view.get(timeout=5)
+
+
+def test_a_select_over_a_channel_alone_ends_when_the_client_has_left(memory):
+    """get() would return at once, with the error; who waits for that must not wait for ever."""
+
+    def function() -> None:
+        subscription = subscribe("news")
+        assert select([subscription], [], [], 5) == ([subscription], [], [])
+        with pytest.raises(ConnectionClosed):
+            subscription.get()
+
+    view = View(function)
+    view.start()
+    until(lambda: view._dependents)
+    gevent.sleep(0.001)
+    view.client_left(1001, "bye")
+    view.get(timeout=8)
+
+
+def test_a_reader_learns_of_its_client_although_somebody_else_tried_to_read(memory):
+    subscriptions = []
+
+    def function() -> None:
+        subscriptions.append(subscribe("news"))
+        with pytest.raises(ConnectionClosed):
+            subscriptions[0].get()
+
+    view = View(function)
+    view.start()
+    until(lambda: subscriptions and subscriptions[0]._waiter is not None)
+    with pytest.raises(RuntimeError):
+        subscriptions[0].get()
+    view.client_left(1001, "bye")
+    view.get(timeout=5)
+
+
+def test_a_view_leaves_its_channels_when_it_ends(broker):
+    def function() -> None:
+        subscribe("news")
+        kept.append(subscribe("weather"))
+
+    kept: list[hub.Subscription] = []
+    view = View(function)
+    view.start()
+    view.get(timeout=10)
+    assert broker.hub._channels == {}
+    assert kept[0].get() is None
+
+
+def test_the_descriptor_follows_the_messages(broker):
+    with subscribe("news") as subscription:
+        fd = subscription.fileno()
+        poller = standard.poll()
+        poller.register(fd, standard.POLLIN)
+        assert not poller.poll(0)
+        publish("news", "a")
+        publish("news", "b")
+        until(lambda: len(subscription._queue) == 2)
+        for message in "ab":
+            assert poller.poll(0)
+            assert select([subscription], [], [], 5) == ([subscription], [], [])
+            assert subscription.get(timeout=0) == message
+        assert not poller.poll(0)
+    assert select([subscription], [], [], 5) == ([subscription], [], [])  # get() returns None at once
+
+
+# --- forwarding to a client -------------------------------------------------------------------------------------
+
+
+def test_what_is_published_is_pushed_as_it_is(broker, pairs):
+    connection, peer = pairs()
+    with pubsub.forward(["news", "weather"]).attach(connection) as forwarding:
+        publish("news", "a")
+        publish("weather", b"b")
+        publish("news", "\u00e9" * 1000)
+        assert set(peer.until_frames(3)) == {text("a"), Frame(Opcode.BINARY, b"b"), text("\u00e9" * 1000)}
+    publish("news", "c")
+    forwarding.close()
+    with subscribe("news") as other:
+        publish("news", "d")
+        assert "d" in iter(lambda: taken(other, 1)[0], None)
+    connection.send("behind")
+    assert peer.until_frames(4)[3:] == [text("behind")]
+
+
+@pytest.mark.parametrize("broker", ["memory", "redis"], indirect=True)
+def test_messages_that_arrived_together_leave_in_one_segment(broker, pairs):
+    clients = [pairs(sockets=packet_pair) for _ in range(3)]
+    forwardings = [pubsub.forward(["news"]).attach(connection) for connection, _ in clients]
+    broker.publish_together("news", "a", "b", "c")
+    for _, peer in clients:
+        assert peer.until_frames(3) == [text("a"), text("b"), text("c")]
+        assert len(peer.segments) == 1
+    for forwarding in forwardings:
+        forwarding.close()
+
+
+def test_every_client_gets_everything_in_order(broker, pairs):
+    clients = [pairs() for _ in range(20)]
+    forwardings = [pubsub.forward(["news"]).attach(connection) for connection, _ in clients]
+    messages = [str(number) for number in range(200)]
+    for message in messages:
+        publish("news", message)
+    for _, peer in clients:
+        assert peer.until_frames(200) == list(map(text, messages))
+    for forwarding in forwardings:
+        forwarding.close()
+
+
+def test_forwarding_ends_with_the_connection(broker, pairs):
+    connection, peer = pairs()
+    pubsub.forward(["news", "weather"], for_good=True).attach(connection)
+    assert set(broker.hub._channels) == {"news", "weather"}
+    peer.close_frame()
+    peer.until_end()
+    assert broker.hub._channels == {}
+    assert connection.on_end == []
+
+
+def test_forwarding_to_a_client_that_has_left_leaves_nothing(broker, pairs):
+    connection, peer = pairs()
+    peer.sock.close()
+    until(lambda: not connection.open)
+    with contextlib.suppress(ConnectionClosed):
+        pubsub.forward(["news"], for_good=True).attach(connection)
+    left = dict(broker.hub._channels)
+    broker.hub._channels.clear()
+    assert left == {}
+
+
+def test_a_client_that_leaves_while_it_joins_leaves_nothing(broker, pairs):
+    connection, peer = pairs()
+    joining = gevent.spawn(listen, connection, "news")
+    gevent.sleep(0)
+    connection._terminate(1006)
+    joining.join(timeout=10)
+    left = dict(broker.hub._channels)
+    broker.hub._channels.clear()
+    assert left == {}
+
+
+def test_a_forwarding_that_is_closed_no_longer_hangs_on_the_connection(broker, pairs):
+    connection, _ = pairs()
+    for _ in range(3):
+        with pubsub.forward(["news"]).attach(connection):
+            pass
+    assert connection.on_end == []
+
+
+def test_a_slow_client_is_closed_and_holds_up_nobody(broker, pairs):
+    limits = Limits(outbox_size=100_000)
+    slow, _ = pairs(narrow=True, limits=limits)
+    quick, quick_peer = pairs(limits=limits)
+    forwardings = [pubsub.forward(["news"]).attach(connection) for connection in (slow, quick)]
+    for number in range(30):
+        publish("news", f"{number:02}" + "." * 20_000)
+        assert quick_peer.until_frames(number + 1)[number].payload[:2] == b"%02d" % number
+    assert slow.close_code == 1013
+    assert quick.close_code is None
+    for forwarding in forwardings:
+        forwarding.close()
+
+
+def test_a_large_message_is_not_the_clients_fault(broker, pairs):
+    """What publish() takes does not close a client that reads."""
+    connection, peer = pairs()
+    with pubsub.forward(["news"]).attach(connection):
+        limit = connection.limits.outbox_size
+        for message in ("x" * limit, b"x" * (limit - 1)):
+            publish("news", message)
+            until(lambda: peer.pump() and False or connection.close_code or peer.frames)
+            assert connection.close_code is None
+            assert peer.frames.pop().payload == (message.encode() if isinstance(message, str) else message)
+
+
+def test_a_large_audience_is_served_in_slices_that_let_others_run(memory):
+    members = [subscribe("news") for _ in range(2 * hub.SLICE + 1)]
+    turns = []
+
+    def other() -> None:
+        while not members[-1].ready():
+            turns.append(sum(member.ready() for member in members))
+            gevent.sleep(0)
+
+    publish("news", "a")
+    gevent.spawn(other).get(timeout=5)
+    assert any(0 < turn < len(members) for turn in turns)
+    assert all(member.get(timeout=5) == "a" for member in members)
+    for member in members:
+        member.close()
+
+
+def test_who_leaves_during_a_large_fan_out_gets_nothing_more(memory, pairs):
+    connection, peer = pairs()
+    members = [subscribe("news") for _ in range(hub.SLICE)]
+    last = subscribe("news")
+    forwarding = pubsub.forward(["news"]).attach(connection)
+
+    def leave() -> None:
+        while not members[0].ready():
+            gevent.sleep(0)
+        assert not last.ready(), "the slice is larger than the test thinks"
+        last.close()
+        forwarding.close()
+        connection.send("left")
+
+    leaving = gevent.spawn(leave)
+    publish("news", "too late")
+    leaving.get(timeout=5)
+    gevent.sleep(0.001)
+    assert last.get() is None
+    connection.send("end")
+    assert peer.until_frames(2) == [text("left"), text("end")]
+    for member in members:
+        member.close()
+
+
+# --- wrong use --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channel", ["", None, 5, b"news", ["news"]])
+def test_a_wrong_channel_name_is_the_callers_error(broker, pairs, channel):
+    connection, _ = pairs()
+    with pytest.raises(TypeError, match="channel"):
+        publish(channel, "a")
+    with pytest.raises(TypeError, match="channel"):
+        subscribe(channel)
+    with pytest.raises(TypeError, match="channel"):
+        subscribe("fine", channel)
+    with pytest.raises(TypeError, match="channel"):
+        pubsub.forward([channel]).attach(connection)
+    with subscribe("fine") as subscription:
+        publish("fine", "a")
+        assert taken(subscription, 1) == ["a"]
+
+
+def test_no_channel_is_the_callers_error(broker, pairs):
+    connection, _ = pairs()
+    with pytest.raises(TypeError, match="channel"):
+        subscribe()
+    with pytest.raises(TypeError, match="channel"):
+        pubsub.forward([]).attach(connection)
+
+
+@pytest.mark.parametrize("message", [None, 5, ["a"], {"a": 1}])
+def test_a_wrong_message_is_the_callers_error(broker, message):
+    with pytest.raises(TypeError, match=type(message).__name__):
+        publish("news", message)
+
+
+def test_text_that_is_no_utf8_is_the_callers_error(broker):
+    for channel, message in (("news", "\ud800"), ("\ud800", "a")):
+        with pytest.raises(ValueError):
+            publish(channel, message)
+    with pytest.raises((ValueError, TypeError)):
+        subscribe("\ud800").close()  # a name may come from a client's JSON
+    with subscribe("news") as subscription:
+        publish("news", "a")
+        assert taken(subscription, 1) == ["a"]
+
+
+def test_a_message_that_no_client_could_be_sent_is_refused(broker):
+    with override_settings(WEBSOCKET_OUTBOX_SIZE=1000), subscribe("news") as subscription:
+        for message in ("x" * 1001, b"x" * 1001, "\u20ac" * 334):
+            with pytest.raises(ValueError, match="WEBSOCKET_OUTBOX_SIZE"):
+                publish("news", message)
+        publish("news", "x" * 800)
+        assert taken(subscription, 1) == ["x" * 800]
+
+
+@pytest.mark.parametrize("url", ["kafka://localhost", "localhost:6379", "", "http://localhost"])
+def test_an_unknown_broker_is_answered_with_the_known_ones(url):
+    with pytest.raises(ValueError, match="WEBSOCKET_BROKER") as error:
+        broker_from(url)
+    for name in ("memory://", "redis://", "rediss://", "unix://"):
+        assert name in str(error.value)
+
+
+# --- memory:// --------------------------------------------------------------------------------------------------
+
+
+def test_other_threads_publish_to_the_loop(memory):
+    with subscribe("news") as subscription:
+
+        def publisher(name: str) -> None:
+            for number in range(500):
+                publish("news", f"{name}{number}")
+
+        threads = [threading.Thread(target=publisher, args=(name,)) for name in "abc"]
+        for thread in threads:
+            thread.start()
+        got = taken(subscription, 1500)
+        for thread in threads:
+            thread.join()
+        for name in "abc":
+            assert [message for message in got if message[0] == name] == [f"{name}{number}" for number in range(500)]
+
+
+def test_a_thread_wakes_the_loop_that_sleeps(memory):
+    with subscribe("news") as subscription:
+        threading.Timer(0.05, publish, ("news", "a")).start()
+        assert subscription.get(timeout=5) == "a"
+
+
+def test_a_greenlet_that_publishes_much_lets_the_loop_deliver(memory):
+    with override_settings(WEBSOCKET_OUTBOX_SIZE=1 << 24), subscribe("news") as subscription:
+        for number in range(20_000):
+            publish("news", str(number))
+        assert len(pubsub._broker()._subscriber._pending) < 10_000
+        assert taken(subscription, 20_000) == [str(number) for number in range(20_000)]
+
+
+WARNS = """
+import logging
+logging.basicConfig(stream=sys.stdout, format="%(levelname)s %(message)s")
+from django_websocket.pubsub import publish
+for _ in range(3):
+    publish("news", "a")
+"""
+
+
+@pytest.mark.parametrize("patched", [True, False])
+def test_publishing_where_nobody_is_served_warns_once(patched):
+    (line,) = child(WARNS, "memory://", patched=patched).splitlines()
+    assert line.startswith("WARNING")
+    assert "memory://" in line and "WEBSOCKET_BROKER" in line
+
+
+def test_publishing_where_clients_are_served_does_not_warn(memory, pairs, caplog):
+    pairs()
+    publish("nobody is subscribed to this", "a")
+    assert not caplog.records
+
+
+def test_publishing_where_somebody_was_subscribed_does_not_warn(memory, caplog):
+    subscribe("news").close()
+    publish("news", "a")
+    assert not caplog.records
+
+
+# --- Redis ------------------------------------------------------------------------------------------------------
+
+
+def child(source: str, url: str, *, patched: bool = False, arguments: tuple[str, ...] = ()) -> str:
+    """Run Python code in a process of its own, with the settings naming a broker; return what it prints."""
+    patch = "from gevent import monkey; monkey.patch_all()\n" if patched else ""
+    path = os.pathsep.join(filter(None, [str(SITE), os.environ.get("PYTHONPATH")]))
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-c", f"{patch}import sys, django; django.setup()\n{source}", *arguments],
+        env={
+            **os.environ,
+            "PYTHONPATH": path,
+            "DJANGO_SETTINGS_MODULE": "testsite.settings",
+            "TESTSITE_SETTINGS": json.dumps({"WEBSOCKET_BROKER": url}),
+        },
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_another_process_publishes_without_gevents_patches(on_redis):
+    source = """
+from django_websocket.pubsub import publish
+for number in range(100):
+    publish("news", str(number))
+publish("news", b"\\xffbytes")
+"""
+    with subscribe("news") as subscription:
+        child(source, on_redis.url)
+        assert taken(subscription, 101) == [*map(str, range(100)), b"\xffbytes"]
+
+
+def test_redis_cli_takes_part(on_redis):
+    with subscribe("news") as subscription:
+        port = str(urlsplit(on_redis.url).port)
+        command = [executable("redis-cli"), "-p", port, "PUBLISH", f"{on_redis.prefix}news", "hello \u00e9"]
+        assert subprocess.run(command, capture_output=True, check=True, timeout=30).stdout.strip() == b"1"
+        assert taken(subscription, 1) == ["hello \u00e9"]
+
+
+IN_A_PATCHED_PROCESS = """
+import gevent, os, threading, time
+if sys.argv[1:] == ["without hiredis"]:
+    sys.modules["hiredis"] = None
+from django_websocket import pubsub
+from django_websocket.pubsub import publish, subscribe
+
+longest, last = 0, time.monotonic()
+
+def tick():
+    global longest, last
+    while True:
+        gevent.sleep(0.005)
+        longest, last = max(longest, time.monotonic() - last), time.monotonic()
+
+gevent.spawn(tick)
+with subscribe("news") as subscription:
+    def publisher(name):
+        for number in range(20):
+            publish("news", f"{name} {number}")
+    greenlets = [gevent.spawn(publisher, name) for name in range(60)]
+    threads = [threading.Thread(target=publisher, args=(name,)) for name in range(60, 64)]
+    for thread in threads:
+        thread.start()
+    got = [subscription.get(timeout=20).split() for _ in range(64 * 20)]
+    gevent.joinall(greenlets, raise_error=True)
+    for name in range(64):
+        assert [int(n) for who, n in got if who == str(name)] == list(range(20)), name
+    connections = [client for client in pubsub._broker()._client.client_list() if client["name"] == ""]
+    print(len(connections))
+assert longest < 2, longest
+"""
+
+
+FORKS = """
+import os
+from django_websocket.pubsub import publish
+publish("news", "before")
+if os.fork() == 0:
+    for number in range(100):
+        publish("news", "child")
+    os._exit(0)
+for number in range(100):
+    publish("news", "parent")
+assert os.wait()[1] == 0
+"""
+
+
+@pytest.mark.parametrize("patched", [True, False])
+def test_a_forked_process_publishes_on_connections_of_its_own(on_redis, patched):
+    with subscribe("news") as subscription:
+        child(FORKS, on_redis.url, patched=patched)
+        assert sorted(taken(subscription, 201)) == ["before", *["child"] * 100, *["parent"] * 100]
+        nothing_more(subscription)
+
+
+@pytest.mark.parametrize("reader", ["with hiredis", "without hiredis"])
+def test_in_a_patched_process_everybody_publishes_at_once(on_redis, reader):
+    """Sixty greenlets and some threads share a few connections, and the loop runs meanwhile."""
+    before = len(on_redis.redis.client_list())
+    connections = int(child(IN_A_PATCHED_PROCESS, on_redis.url, patched=True, arguments=(reader,)))
+    assert connections - before <= redis_broker.PUBLISHERS + 1
+
+
+def test_prefixes_keep_sites_apart(redis_url, key, cooperative, pairs):
+    with using(redis_url, f"one-{key}:"), subscribe("news") as one:
+        with using(redis_url, f"two-{key}:"), subscribe("news") as two:
+            publish("news", "for two")
+            assert taken(two, 1) == ["for two"]
+        publish("news", "for one")
+        assert taken(one, 1) == ["for one"]
+        nothing_more(one)
+
+
+def test_without_a_prefix_the_channel_has_its_name_on_the_wire(redis_url, key, cooperative, pairs):
+    with using(redis_url) as broker, subscribe(key) as subscription:
+        broker.redis.publish(key, "bare")
+        assert taken(subscription, 1) == ["bare"]
+
+
+def test_a_prefix_is_kept_with_other_options_of_the_url(redis_url, key, cooperative, pairs):
+    with using(f"{redis_url}?prefix={key}%3A&client_name=site"), subscribe("news") as subscription:
+        raw = pubsub._broker()._client
+        raw.publish(f"{key}:news", "a")
+        assert taken(subscription, 1) == ["a"]
+
+
+def test_a_unix_socket(key, cooperative, pairs, tmp_path):
+    path = tmp_path / "redis.sock"
+    with redis_server(args=["--unixsocket", str(path)]), using(f"unix://{path}"), subscribe("news") as subscription:
+        publish("news", "a")
+        assert taken(subscription, 1) == ["a"]
+
+
+def test_one_connection_is_subscribed_for_a_process_to_what_somebody_wants(on_redis, pairs):
+    connection, peer = pairs()
+    subscriptions = [subscribe(f"c{number}", "all") for number in range(30)]
+    forwarding = pubsub.forward(["all", "c0", "forwarded"]).attach(connection)
+    for channel in ("c0", "c29", "all", "forwarded"):
+        assert on_redis.subscribers(channel) == 1
+    for subscription in subscriptions[1:]:
+        subscription.close()
+    until(lambda: on_redis.subscribers("c29") == 0)
+    assert on_redis.subscribers("all") == 1
+    subscriptions[0].close()
+    assert on_redis.subscribers("c0") == 1
+    forwarding.close()
+    until(lambda: on_redis.subscribers("all") == on_redis.subscribers("c0") == 0)
+
+
+@pytest.fixture
+def nowhere(cooperative: None, pairs: Pairs) -> Iterator[str]:
+    port = free_port()
+    with using(f"redis://user:secret@127.0.0.1:{port}/0"):
+        yield f"127.0.0.1:{port}"
+
+
+def test_redis_that_is_not_there_is_said_at_once_with_what_to_do(nowhere, pairs, caplog):
+    connection, _ = pairs()
+    begun = time.monotonic()
+    for call in (
+        lambda: publish("news", "a"),
+        lambda: subscribe("news"),
+        lambda: pubsub.forward(["news"]).attach(connection),
+        lambda: subscribe("news"),
+    ):
+        with pytest.raises(BrokerError) as error:
+            call()
+        assert nowhere in str(error.value) and "WEBSOCKET_BROKER" in str(error.value)
+        assert "secret" not in str(error.value)
+    assert time.monotonic() - begun < 1
+    assert "secret" not in caplog.text
+    assert connection.on_end == []
+
+
+def test_all_who_join_together_learn_that_redis_is_not_there(nowhere):
+    joining = [gevent.spawn(subscribe, "news") for _ in range(5)]
+    for greenlet in joining:
+        with pytest.raises(BrokerError):
+            greenlet.get(timeout=5)
+
+
+def test_a_wrong_password_is_said_without_it(redis_url, cooperative, pairs, caplog):
+    port = urlsplit(redis_url).port
+    with using(f"redis://:very-secret@127.0.0.1:{port}/0"):
+        for call in (lambda: publish("news", "a"), lambda: subscribe("news")):
+            with pytest.raises(BrokerError) as error:
+                call()
+            assert "very-secret" not in str(error.value)
+    assert "very-secret" not in caplog.text
+
+
+# --- Redis goes away --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own_redis(cooperative: None, pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A Redis to kill and to pause, with shorter deadlines."""
+    monkeypatch.setattr(redis_broker, "PING_INTERVAL", 0.3)
+    monkeypatch.setattr(redis_broker, "TIMEOUT", 1.0)
+    with redis_server() as server, using(f"redis://{server.address}"):
+        yield server
+
+
+@pytest.fixture(params=["with hiredis", "without hiredis"])
+def any_reader(request: pytest.FixtureRequest, own_redis: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "without hiredis":
+        monkeypatch.setattr(redis_broker, "hiredis", None)
+        pubsub._broker()._pool.connection_kwargs["parser_class"] = _RESP2Parser
+
+
+def restart(server: Server) -> None:
+    server.stop(signal.SIGKILL)
+    server.start()
+
+
+def kill_clients(server: Server) -> None:
+    port = str(server.port)
+    for kind in ("pubsub", "normal"):
+        command = [executable("redis-cli"), "-p", port, "CLIENT", "KILL", "TYPE", kind]
+        subprocess.run(command, capture_output=True, check=True, timeout=30)
+
+
+@pytest.mark.parametrize("outage", [restart, kill_clients])
+def test_after_an_outage_everybody_is_told_once_and_messages_flow_again(own_redis, any_reader, pairs, caplog, outage):
+    connection, peer = pairs()
+    subscriptions = [subscribe("news", "weather"), subscribe("news")]
+    pubsub.forward(["news"], for_good=True).attach(connection)
+    publish("news", "before")
+    assert [taken(subscription, 1) for subscription in subscriptions] == [["before"]] * 2
+    assert peer.until_frames(1) == [text("before")]
+    waiting = gevent.spawn(subscriptions[1].get)
+    gevent.sleep(0)
+
+    outage(own_redis)
+
+    with pytest.raises(MessagesMissed):
+        subscriptions[0].get(timeout=10)
+    with pytest.raises(MessagesMissed):
+        waiting.get(timeout=10)
+    publish("news", "after")  # the connections for publishing are new as well
+    publish("weather", "too")
+    assert taken(subscriptions[0], 2) == ["after", "too"]
+    assert taken(subscriptions[1], 1) == ["after"]
+    nothing_more(*subscriptions)
+    for subscription in subscriptions:
+        subscription.close()
+    # who was forwarded to is sent away, to come again
+    frames = peer.until_frames(2)
+    assert frames[1].opcode == Opcode.CLOSE and frames[1].payload[:2] == (1012).to_bytes(2, "big")
+    assert connection.close_code == 1012
+    assert sum(record.levelno >= logging.ERROR for record in caplog.records) == 1
+    peer.close_frame()
+    peer.until_end()
+
+
+def test_while_redis_is_away_publish_and_subscribe_fail_soon(own_redis, caplog):
+    with subscribe("news") as subscription:
+        own_redis.stop(signal.SIGKILL)
+        begun = time.monotonic()
+        with pytest.raises(BrokerError):
+            publish("news", "lost")
+        assert time.monotonic() - begun < 1
+        for _ in range(3):
+            begun = time.monotonic()
+            with pytest.raises(BrokerError):
+                subscribe("weather")
+            assert time.monotonic() - begun < 5
+        own_redis.start()
+        with pytest.raises(MessagesMissed):
+            subscription.get(timeout=10)
+        with subscribe("weather") as weather:
+            publish("weather", "a")
+            assert taken(weather, 1) == ["a"]
+        publish("news", "b")
+        assert taken(subscription, 1) == ["b"]
+        assert sum(record.levelno >= logging.ERROR for record in caplog.records) == 1  # not for each attempt
+
+
+def test_who_subscribed_during_the_outage_and_was_told_so_may_try_again(own_redis):
+    own_redis.stop(signal.SIGKILL)
+    with pytest.raises(BrokerError):
+        subscribe("news")
+    own_redis.start()
+    with subscribe("news") as subscription:
+        publish("news", "a")
+        assert taken(subscription, 1) == ["a"]
+        with pytest.raises(TimeoutError):
+            subscription.get(timeout=0)
+
+
+def test_a_subscription_may_be_closed_during_the_outage(own_redis):
+    closed, kept = subscribe("news"), subscribe("weather")
+    own_redis.stop(signal.SIGKILL)
+    until(lambda: closed._hub._subscriber._connection is None)
+    closed.close()
+    own_redis.start()
+    with pytest.raises(MessagesMissed):
+        kept.get(timeout=10)
+    client = redis.Redis(port=own_redis.port)
+    assert dict(client.pubsub_numsub("news", "weather")) == {b"news": 0, b"weather": 1}
+    client.close()
+    kept.close()
+
+
+@pytest.mark.parametrize("channel", ["news", "weather"], ids=["with others", "alone"])
+def test_who_joins_while_the_connection_is_away_misses_nothing_from_then_on(own_redis, any_reader, channel):
+    with subscribe("news") as before:
+        own_redis.stop(signal.SIGKILL)
+        until(lambda: before._hub._subscriber._connection is None)
+        own_redis.start()  # and the next attempt to connect is still to come
+        with subscribe(channel) as late:
+            publish(channel, "a")
+            assert taken(late, 1) == ["a"]
+        with pytest.raises(MessagesMissed):
+            before.get(timeout=10)
+
+
+def test_a_channel_that_redis_refuses_concerns_nobody_else(own_redis, any_reader, caplog):
+    admin = redis.Redis(port=own_redis.port)
+    admin.execute_command("ACL", "SETUSER", "default", "resetchannels", "&allowed*")
+    admin.close()
+    with subscribe("allowed") as subscription:
+        for _ in range(2):
+            with pytest.raises(BrokerError):
+                subscribe("forbidden")
+            with pytest.raises(BrokerError):
+                publish("forbidden", "a")
+        with pytest.raises(BrokerError):
+            subscribe("allowed too", "forbidden")
+        with subscribe("allowed too") as other:
+            publish("allowed", "a")
+            publish("allowed too", "b")
+            assert taken(subscription, 1) == ["a"]  # and no MessagesMissed
+            assert taken(other, 1) == ["b"]
+
+
+def test_a_paused_redis_is_noticed_within_the_deadline(own_redis, any_reader, caplog):
+    with subscribe("news") as subscription:
+        own_redis.send_signal(signal.SIGSTOP)
+        try:
+            begun = time.monotonic()
+            until(lambda: any(record.levelno >= logging.ERROR for record in caplog.records))
+            assert time.monotonic() - begun < 2 * redis_broker.PING_INTERVAL + 0.5
+            begun = time.monotonic()
+            with pytest.raises(BrokerError):
+                publish("news", "nobody knows")
+            assert time.monotonic() - begun < redis_broker.TIMEOUT + 1
+        finally:
+            own_redis.send_signal(signal.SIGCONT)
+        with pytest.raises(MessagesMissed):
+            subscription.get(timeout=10)
+        publish("news", "after")
+        got = taken(subscription, 1)
+        if got == ["nobody knows"]:  # at most once, late
+            got = taken(subscription, 1)
+        assert got == ["after"]
+
+
+def test_silence_is_no_outage(own_redis, any_reader, caplog):
+    with subscribe("news") as subscription:
+        client = redis.Redis(port=own_redis.port)
+        until(lambda: client.info("commandstats").get("cmdstat_ping", {}).get("calls", 0) >= 3)
+        client.close()
+        publish("news", "a")
+        assert taken(subscription, 1) == ["a"]
+        nothing_more(subscription)
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+class Proxy:
+    """Stands between the process and Redis; keeps for itself the replies to PUBLISH while `swallow` says how."""
+
+    def __init__(self, port: int) -> None:
+        self._redis = ("127.0.0.1", port)
+        self.swallow = ""
+        self.published = 0  # commands that went through
+        self.server = gevent.server.StreamServer(("127.0.0.1", 0), self._serve, spawn=gevent.pool.Pool())
+
+    def _serve(self, client: gevent.socket.socket, address: Any) -> None:
+        with client, gevent.socket.create_connection(self._redis) as upstream:
+            publisher = False
+
+            def back() -> None:
+                while data := upstream.recv(65536):
+                    if publisher and self.swallow:
+                        if self.swallow == "and close":
+                            client.shutdown(2)
+                            return
+                        continue
+                    client.sendall(data)
+
+            replies = gevent.spawn(back)
+            with contextlib.suppress(OSError):
+                while data := client.recv(65536):
+                    publisher = publisher or b"PUBLISH" in data
+                    self.published += data.count(b"PUBLISH")
+                    upstream.sendall(data)
+            replies.kill()
+
+
+@pytest.mark.parametrize("swallow", ["and close", "and stay"])
+def test_a_publish_whose_reply_is_lost_is_delivered_once(redis: Server, key, cooperative, pairs, monkeypatch, swallow):
+    monkeypatch.setattr(redis_broker, "TIMEOUT", 0.5)
+    proxy = Proxy(redis.port)
+    proxy.server.start()
+    try:
+        with using(f"redis://127.0.0.1:{proxy.server.server_port}", f"{key}:"), subscribe("news") as subscription:
+            publish("news", "before")
+            proxy.swallow = swallow
+            begun = time.monotonic()
+            with pytest.raises(BrokerError):
+                publish("news", "reply lost")
+            assert time.monotonic() - begun < 2
+            proxy.swallow = ""
+            publish("news", "after")
+            assert taken(subscription, 3) == ["before", "reply lost", "after"]
+            assert proxy.published == 3
+            nothing_more(subscription)
+    finally:
+        proxy.server.stop(timeout=1)
+
+
+def test_a_message_that_ends_in_two_pieces_is_whole(redis: Server, key, cooperative, pairs):
+    """Large messages come in many reads."""
+    with using(f"redis://{redis.address}", f"{key}:"), subscribe("news") as subscription:
+        messages = [str(number) * 100_000 for number in range(9)]
+        for message in messages:
+            publish("news", message)
+        assert taken(subscription, 9) == messages
+
+
+def test_closing_says_why(pairs, memory):
+    connection, peer = pairs()
+    forwarding = pubsub.forward(["news"]).attach(connection)
+    forwarding.missed()
+    assert peer.until_frames(1)[0] == close(1012, connection.close_reason)
+    forwarding.close()

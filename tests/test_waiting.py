@@ -1,0 +1,403 @@
+"""How greenlets wait: one waiter for each source, nothing lost, nothing switched to that does not wait any more."""
+
+from __future__ import annotations
+
+import gc
+import os
+import select
+import sys
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import gevent
+import pytest
+from gevent.hub import get_hub
+
+from django_websocket.connection import Connection
+from django_websocket.waiting import Readable, Signal, ViewGreenlet, close_at_end, readable_with, wait
+from django_websocket.websocket import WebSocket
+
+from .wire import Pairs, descriptors, until
+
+
+@pytest.fixture
+def pairs() -> Iterator[Pairs]:
+    with Pairs() as pairs:
+        yield pairs
+
+
+@pytest.fixture(params=["eventfd", "pipe"])
+def signal(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Signal]:
+    if request.param == "pipe":
+        monkeypatch.setattr(sys, "platform", "somewhere else")
+    elif not hasattr(os, "eventfd"):
+        pytest.skip("this system has no eventfd")
+    before = descriptors()
+    signal = Signal()
+    yield signal
+    signal.close()
+    assert descriptors() == before
+
+
+def readable(fd: int) -> bool:
+    """What the kernel says."""
+    poller = select.poll()
+    poller.register(fd, select.POLLIN)
+    return bool(poller.poll(0))
+
+
+class Box(Readable):
+    """Holds things to take."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.things: list[Any] = []
+
+    def ready(self) -> bool:
+        return bool(self.things)
+
+    def put(self, thing: Any) -> None:
+        self.things.append(thing)
+        self._changed()
+
+    def take(self, timeout: float | None = None) -> Any:
+        while not self.things:
+            if not wait((self,), timeout):
+                raise TimeoutError
+        return self.things.pop(0)
+
+
+class View(ViewGreenlet):
+    """Runs a function as a view is run."""
+
+    def __init__(self, function: Callable[[], Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def _run(self) -> Any:
+        try:
+            return self.function()
+        finally:
+            self.close_all()
+
+
+# --- the descriptor ---------------------------------------------------------------------------------------------
+
+
+def test_a_signal_is_readable_while_it_is_set(signal):
+    assert not readable(signal.fileno())
+    for value in (True, True, False, False, True):
+        signal.set(value)
+        assert readable(signal.fileno()) is value
+
+
+def test_setting_a_signal_never_blocks(signal):
+    for _ in range(100_000):
+        signal.set(True)
+    signal.set(False)
+    assert not readable(signal.fileno())
+
+
+def test_the_descriptor_is_made_on_demand_and_stays_the_same():
+    before = descriptors()
+    box = Box()
+    assert descriptors() == before
+    number = box.fileno()
+    assert box.fileno() == number
+    assert len(descriptors()) == len(before) + 1
+    assert readable_with(number) is box
+    box.close_fileno()
+    box.close_fileno()
+    assert descriptors() == before
+    assert readable_with(number) is None
+
+
+def test_the_descriptor_shows_what_is_there_when_it_is_made():
+    box = Box()
+    box.put(1)
+    assert readable(box.fileno())
+    box.take()
+    box._changed()
+    assert not readable(box.fileno())
+    box.close_fileno()
+
+
+def test_the_descriptor_is_not_inherited():
+    box = Box()
+    assert not os.get_inheritable(box.fileno())
+    box.close_fileno()
+
+
+# --- waiting ----------------------------------------------------------------------------------------------------
+
+
+def test_whoever_waits_gets_what_comes():
+    box = Box()
+    taker = gevent.spawn(box.take)
+    gevent.sleep(0)
+    assert not taker.ready()
+    box.put("thing")
+    assert taker.get(timeout=5) == "thing"
+
+
+def test_what_comes_is_not_lost_with_the_one_who_waited_for_it():
+    box = Box()
+    taker = gevent.spawn(box.take)
+    gevent.sleep(0)
+    taker.kill(block=False)
+    box.put("thing")  # both happen in the next round of the loop
+    gevent.sleep(0.001)
+    assert taker.ready()
+    assert box.take(timeout=5) == "thing"
+
+
+@pytest.mark.parametrize("timeout", [None, 5])
+def test_a_second_waiter_gets_an_error_that_says_what_to_do(timeout):
+    box = Box()
+    taker = gevent.spawn(box.take, timeout)
+    gevent.sleep(0)
+    with pytest.raises(RuntimeError, match="Queue"):
+        box.take(timeout=5)
+    box.put(1)
+    assert taker.get(timeout=5) == 1
+
+
+def test_a_second_waiter_gives_back_what_it_had_claimed():
+    taken, free = Box(), Box()
+    taker = gevent.spawn(taken.take)
+    gevent.sleep(0)
+    with pytest.raises(RuntimeError):
+        wait((free, taken))
+    other = gevent.spawn(free.take)
+    gevent.sleep(0)
+    free.put(1)
+    taken.put(2)
+    assert (other.get(timeout=5), taker.get(timeout=5)) == (1, 2)
+
+
+def test_waiting_ends_after_its_timeout_and_only_then():
+    box = Box()
+    assert wait((box,), 0) is False
+    assert wait((box,), 0.01) is False
+    assert wait((), 0) is False
+    gevent.spawn_later(0.01, box.put, 1)
+    assert wait((box,), 5) is True
+
+
+def test_a_timeout_of_somebody_else_passes_through():
+    box = Box()
+    with pytest.raises(gevent.Timeout), gevent.Timeout(0.01):
+        wait((box,), 5)
+    with gevent.Timeout(0.01, False):
+        wait((box,), None)
+    with pytest.raises(KeyError), gevent.Timeout(0.01, KeyError):
+        wait((box,))
+    assert box._waiter is None
+
+
+def test_a_source_wakes_nobody_whom_an_exception_has_taken_away():
+    """A switch to a greenlet that waits for something else by now would be an error in the hub, or worse."""
+    box = Box()
+    log = []
+
+    def view() -> None:
+        try:
+            box.take()
+        except ZeroDivisionError:
+            log.append("thrown")
+            gevent.sleep(0.01)
+            log.append("slept")
+
+    view = gevent.spawn(view)
+    gevent.sleep(0)
+    get_hub().loop.run_callback(view.throw, ZeroDivisionError)
+    box.put(2)
+    until(lambda: log)
+    box.put(3)
+    view.get(timeout=5)
+    assert log == ["thrown", "slept"]
+    assert (box.take(), box.take()) == (2, 3)
+
+
+def test_one_source_may_be_given_twice():
+    box = Box()
+    gevent.spawn_later(0.001, box.put, 1)
+    assert wait((box, box), 5)
+    assert box._waiter is None
+
+
+def test_the_first_of_several_sources_ends_the_wait():
+    boxes = [Box() for _ in range(5)]
+    gevent.spawn_later(0.001, boxes[3].put, 1)
+    assert wait(boxes, 5)
+    assert [box.ready() for box in boxes] == [False, False, False, True, False]
+
+
+# --- views ------------------------------------------------------------------------------------------------------
+
+
+def test_a_view_is_told_before_it_waits(pairs):
+    connection, peer = pairs()
+    calls = []
+
+    def function() -> list[str | bytes | None]:
+        return [connection.receive(), connection.receive(timeout=5), connection.receive()]
+
+    view = View(function)
+    view.before_waiting = lambda: calls.append(len(calls))
+    view.start()
+    for text in "abc":
+        before = len(calls)
+        until(lambda before=before: len(calls) > before or view.ready() or connection._waiter is not None)
+        peer.text(text)
+        until(lambda: not connection.inbox)
+        gevent.sleep(0.001)
+    assert view.get(timeout=5) == ["a", "b", "c"]
+    assert calls == [0, 1, 2]
+
+
+def test_a_view_is_not_told_when_it_need_not_wait(pairs):
+    connection, peer = pairs()
+    peer.text("a", "b")
+    until(lambda: connection.inbox)
+    view = View(lambda: [connection.receive(), connection.receive(timeout=5)])
+    view.before_waiting = pytest.fail
+    view.start()
+    assert view.get(timeout=5) == ["a", "b"]
+
+
+@pytest.mark.parametrize("timeout", [None, 5])
+def test_what_is_raised_before_waiting_reaches_the_view_which_can_go_on(pairs, timeout):
+    connection, peer = pairs()
+
+    def refuse() -> None:
+        raise RuntimeError("inside a transaction")
+
+    def function() -> str | bytes | None:
+        with pytest.raises(RuntimeError, match="transaction"):
+            connection.receive(timeout)
+        view.before_waiting = None
+        return connection.receive(timeout)
+
+    view = View(function)
+    view.before_waiting = refuse
+    view.start()
+    gevent.sleep(0)
+    peer.text("a")
+    assert view.get(timeout=5) == "a"
+
+
+@pytest.mark.parametrize("timeout", [None, 5])
+def test_a_message_that_comes_while_the_view_gives_back_is_not_slept_over(pairs, timeout):
+    connection, peer = pairs()
+
+    def give_back() -> None:
+        peer.text("came meanwhile")
+        until(lambda: connection.inbox)
+
+    view = View(lambda: connection.receive(timeout))
+    view.before_waiting = give_back
+    view.start()
+    assert view.get(timeout=5) == "came meanwhile"
+
+
+class Opened:
+    def __init__(self) -> None:
+        self.closed = 0
+        self.left: list[tuple[int, str]] = []
+
+    def client_left(self, code: int, reason: str) -> None:
+        self.left.append((code, reason))
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+def test_what_a_view_opened_is_closed_when_it_ends_however_it_ends():
+    for failure in (None, ValueError, gevent.GreenletExit):
+        opened = [Opened(), Opened()]
+
+        def function(opened: list[Opened] = opened, failure: type[BaseException] | None = failure) -> None:
+            for thing in opened:
+                close_at_end(thing)
+            gevent.sleep(0)
+            assert opened[0].closed == 0
+            if failure is not None:
+                raise failure
+
+        view = View(function)
+        view.start()
+        view.join(timeout=5)
+        assert [thing.closed for thing in opened] == [1, 1]
+
+
+def test_what_a_view_opened_learns_that_the_client_has_left():
+    opened = Opened()
+    view = View(lambda: (close_at_end(opened), gevent.sleep(0.001), view.client_left(1001, "bye")))
+    view.start()
+    view.get(timeout=5)
+    assert opened.left == [(1001, "bye")]
+
+
+def test_what_a_view_opened_is_not_kept_alive_for_that():
+    def function() -> None:
+        opened = Opened()
+        close_at_end(opened)
+        reference = weakref.ref(opened)
+        del opened
+        gc.collect()
+        assert reference() is None
+
+    view = View(function)
+    view.start()
+    view.get(timeout=5)
+
+
+def test_outside_a_view_nothing_is_closed():
+    opened = Opened()
+    close_at_end(opened)
+    gevent.spawn(close_at_end, opened).get(timeout=5)
+    assert opened.closed == 0
+
+
+def test_the_descriptor_of_a_websocket_lives_until_the_view_returns_and_no_longer(pairs):
+    connection, peer = pairs()
+    before = descriptors()
+    numbers = []
+
+    def function() -> None:
+        websocket = WebSocket({}, None, lambda subprotocol: connection)
+        numbers.append(websocket.fileno())
+        peer.close_frame()
+        while websocket.receive() is not None:
+            pass
+        until(lambda: not connection.open)
+        gevent.sleep(0.001)
+        assert readable(numbers[0])  # people keep the number
+        assert readable_with(numbers[0]) is connection
+
+    view = View(function)
+    view.start()
+    view.get(timeout=10)
+    assert readable_with(numbers[0]) is None
+    assert len(descriptors()) == len(before) - 1  # nor is the connection's socket there
+
+
+def test_a_connection_with_a_descriptor_is_not_kept_for_ever(pairs):
+    """A thousand clients of a view with a select loop would otherwise stay in memory."""
+
+    def function() -> weakref.ref[Connection]:
+        connection, peer = pairs()
+        WebSocket({}, None, lambda subprotocol: connection).fileno()
+        peer.sock.close()
+        until(lambda: not connection.open)
+        pairs._made.clear()
+        return weakref.ref(connection)
+
+    view = View(function)
+    view.start()
+    reference = view.get(timeout=10)
+    del view
+    gc.collect()
+    assert reference() is None

@@ -1,0 +1,356 @@
+"""gunicorn with our worker: the commands that people type, signals, keepalive, slow readers, TLS."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from .clients import (
+    DEADLINE,
+    PING,
+    PONG,
+    TEXT,
+    RawClient,
+    at_once,
+    close_frame,
+    eventually,
+    fetch,
+    frame,
+    notes,
+    request,
+    unverified,
+)
+from .conftest import Connect, StartSite
+from .servers import HTTP_PROBE, TEST_PROJECT, Server, executable, free_port, gunicorn, unavailable
+
+Raw = Callable[..., RawClient]
+
+
+# --- the commands ----------------------------------------------------------------------------------------------------
+
+
+def as_typed(line: str, home: Path, probe: bytes = HTTP_PROBE, **environment: str) -> Server:
+    """A command line as the documentation has it, run in test_project with another port, on the loopback only."""
+    port = free_port()
+    command = shlex.split(line.replace("0.0.0.0:8001", f"127.0.0.1:{port}").replace("{port}", str(port)))
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    # gunicorn has its control socket in HOME.
+    environment = {"PATH": path, "HOME": str(home), **environment}
+    command[0] = str(Path(sys.executable).parent / command[0])
+    return Server(command, port=port, probe=probe, cwd=TEST_PROJECT, env=environment)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "gunicorn -k django_websocket.worker.GeventWebSocketWorker project.wsgi:websocket -b 0.0.0.0:8001",
+        'gunicorn -k "geventwebsocket.gunicorn.workers.GeventWebSocketWorker" project.wsgi:websocket -b 0.0.0.0:8001',
+    ],
+    ids=["ours", "the original's"],
+)
+def test_command_line_of_the_documentation_serves_beside_runserver(connect: Connect, tmp_path: Path, line: str) -> None:
+    with as_typed(line, tmp_path) as server:
+        pages = as_typed("python manage.py runserver --noreload {port}", tmp_path, WEBSOCKET_SERVER=f":{server.port}")
+        with pages:
+            for path in ("/chat/", "/echo/", "/ping/"):
+                assert f"ws://localhost:{server.port}{path}" in fetch(pages.port, path).body.decode()
+        # A page of port 8000 may connect.
+        for host in ("localhost", "127.0.0.1", "[::1]"):
+            for path, answer in {"/echo/": "ping", "/ping/": "pong", "/chat/": "ping"}.items():
+                with connect(server, path, origin=f"http://{host}:8000") as client:
+                    assert client.ask("ping") == answer
+
+
+def test_ping_answers_ping_and_pong_and_nothing_else(any_project: Server, connect: Connect) -> None:
+    client = connect(any_project, "/ping/")
+    for other in ("hello", "", "PING", b"ping"):
+        client.send(other)
+    assert client.ask("ping") == "pong"
+    assert client.ask("pong") == "ping"
+
+
+def test_echo_keeps_text_and_binary_and_the_empty_message(any_project: Server, connect: Connect) -> None:
+    client = connect(any_project, "/echo/")
+    for message in ("Grüße ☺", b"\0\xff", "", b"", "x" * 70000, os.urandom(300_000)):
+        assert client.ask(message) == message
+
+
+def test_chat_sends_every_text_to_all_members_its_sender_too(any_project: Server, connect: Connect) -> None:
+    members = [connect(any_project, "/chat/") for _ in range(3)]
+    for number, member in enumerate(members):
+        member.send(f"message {number}")
+        assert [other.recv() for other in members] == [f"message {number}"] * 3
+
+
+def test_worker_has_a_short_name_as_an_entry_point(connect: Connect) -> None:
+    if not importlib.metadata.entry_points(group="gunicorn.workers"):
+        unavailable("the package is not installed, only found in the tree")
+    with gunicorn(worker="egg:django-gevent-websocket#GeventWebSocketWorker") as server:
+        assert connect(server, "/echo/").ask("hello") == "hello"
+
+
+def test_handshake_is_in_the_access_log(connect: Connect) -> None:
+    with gunicorn(args=["--access-logfile", "-"]) as server:
+        client = connect(server, "/echo/?secret")
+        assert client.ask("hello") == "hello"  # logged when it begins, not when it ends
+        assert eventually(lambda: '"GET /echo/?secret HTTP/1.1" 101' in server.log)
+
+
+# --- the end of the service ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT], ids=lambda number: number.name)
+def test_clients_are_told_of_a_restart(
+    start_site: StartSite, connect: Connect, raw: Raw, number: signal.Signals
+) -> None:
+    with start_site(args=["--graceful-timeout", "10"]) as server:
+        clients = [connect(server, path) for path in ("/echo/?key=term", "/forward/x/", "/listen/x/", "/selects/x/")]
+        raw(server).open("/echo/?key=mute")  # answers no close frame
+        begin = time.monotonic()
+        server.send_signal(number)
+        assert [client.closing()[0] for client in clients] == [1012] * 4
+        server.wait(10 - (time.monotonic() - begin))
+        # The views came to their end, and left through it.
+        for key in ("term", "mute"):
+            assert f"note {key}: 1012" in server.log
+        assert "Traceback" not in server.log
+
+
+def test_stuck_view_does_not_hold_up_the_process_and_nobody_new_is_accepted(
+    start_site: StartSite, connect: Connect, key: str
+) -> None:
+    def refused() -> bool:
+        try:
+            with RawClient(server.port) as late:
+                late.send(request("/echo/"))
+                return late.rest() == b""
+        except OSError:
+            return True
+
+    with start_site(args=["--graceful-timeout", "4"]) as server:
+        other = connect(server, "/echo/")
+        client = connect(server, f"/deaf/?key={key}")
+        assert notes(server.port, key) == ["busy"]
+        begin = time.monotonic()
+        server.send_signal(signal.SIGTERM)
+        assert (client.closing()[0], other.closing()[0]) == (1012, 1012)
+        assert eventually(refused)
+        server.wait(10)
+        assert time.monotonic() - begin < 5  # a second is gunicorn's own
+        assert "SIGKILL" not in server.log
+
+
+def test_reload_closes_with_1012_and_goes_on_with_new_workers(start_site: StartSite, connect: Connect) -> None:
+    with start_site() as server:
+        client = connect(server, "/selects/x/")
+        before = client.recv()
+        server.send_signal(signal.SIGHUP)
+        assert client.closing()[0] == 1012
+        again = connect(server, "/selects/x/")
+        assert again.recv() != before
+
+
+def test_worker_that_has_served_its_max_requests_closes_with_1012(start_site: StartSite, connect: Connect) -> None:
+    with start_site(args=["--max-requests", "4"]) as server:  # the first one was whether it serves
+        clients = [connect(server, "/echo/") for _ in range(3)]
+        assert [client.closing()[0] for client in clients] == [1012] * 3
+        assert connect(server, "/echo/").ask("hello") == "hello"
+
+
+# --- clients that do not answer --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def impatient(start_site: StartSite) -> Iterator[Server]:
+    """A server that asks and gives up soon."""
+    settings = {
+        "WEBSOCKET_PING_INTERVAL": 0.5,
+        "WEBSOCKET_PING_TIMEOUT": 1.0,
+        "WEBSOCKET_SEND_TIMEOUT": 1.0,
+        "WEBSOCKET_CLOSE_TIMEOUT": 1.0,
+    }
+    with start_site(settings) as server:
+        yield server
+
+
+@pytest.mark.parametrize("path", ["/echo/", "/listen/x/", "/selects/x/"])
+def test_silent_client_gets_a_ping_and_is_closed_with_1011(impatient: Server, raw: Raw, key: str, path: str) -> None:
+    client = raw(impatient)
+    client.open(f"{path}?key={key}")
+    received = client.frame()
+    while received.opcode == TEXT:
+        received = client.frame()
+    assert received.opcode == PING
+    assert client.closing()[0] == 1011
+    assert client.rest() == b""
+    if path == "/echo/":
+        assert notes(impatient.port, key)[0].startswith("1011")
+
+
+def test_client_that_answers_pings_stays(impatient: Server, raw: Raw) -> None:
+    client = raw(impatient)
+    client.open("/echo/")
+    for _ in range(4):
+        opcode, payload = client.frame()
+        assert opcode == PING
+        client.send(frame(payload, PONG))
+    client.send(frame("still here"))
+    assert client.frame().text == "still here"
+
+
+def test_view_is_told_when_its_client_does_not_read(impatient: Server, raw: Raw, key: str) -> None:
+    client = raw(impatient, receive_buffer=4096)
+    client.open(f"/flood/?key={key}")
+    client.sock.settimeout(2 * DEADLINE)
+    assert notes(impatient.port, key) == ["ConnectionClosed 1008"]
+    assert "flood" not in impatient.log  # no error of the view
+
+
+def test_slow_reader_gets_everything_that_a_view_sends(site: Server, raw: Raw) -> None:
+    client = raw(site, receive_buffer=4096)
+    client.open("/flood/")
+    for _ in range(200):
+        assert client.frame() == (TEXT, b"x" * 65536)
+
+
+def test_listener_that_does_not_read_is_closed_with_1013_and_holds_up_nobody(
+    site: Server, raw: Raw, connect: Connect, key: str
+) -> None:
+    slow = raw(site, receive_buffer=4096)
+    slow.open(f"/listen/{key}/")
+    member = raw(site)
+    member.open(f"/forward/{key}/?key={key}")
+    assert notes(site.port, key) == ["subscribed"]
+    message = "x" * 500_000
+    for _ in range(20):  # more than the kernel and an outbox take
+        with at_once():
+            assert fetch(site.port, f"/publish/{key}/?text=x&times=500000").status == 200
+            assert member.frame().text == message
+    received = slow.frame()
+    count = 0
+    while received.opcode == TEXT:
+        assert received.text == message
+        count += 1
+        received = slow.frame()
+    assert received.close[0] == 1013
+    assert count < 20
+
+
+# --- TLS, Unix sockets -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A certificate that nobody has signed, and its key."""
+    directory = tmp_path_factory.mktemp("tls")
+    paths = directory / "cert.pem", directory / "key.pem"
+    subject = ["-subj", "/CN=localhost", "-days", "2"]
+    command = [executable("openssl"), "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]
+    command += ["-nodes", "-out", str(paths[0]), "-keyout", str(paths[1]), *subject]
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    return paths
+
+
+@pytest.fixture(scope="module")
+def tls_site(start_site: StartSite, certificate: tuple[Path, Path]) -> Iterator[Server]:
+    """The test site over TLS, which gunicorn does itself."""
+    with start_site(args=["--certfile", certificate[0], "--keyfile", certificate[1]], probe=b"") as server:
+        yield server
+
+
+def test_tls_small_and_large_messages(tls_site: Server, connect: Connect) -> None:
+    client = connect(tls_site, "/echo/", ssl=unverified())
+    for message in ("hello", b"", os.urandom(300_000), "x" * 300_000, "hello again"):
+        assert client.ask(message) == message
+
+
+def test_tls_messages_in_one_segment_and_in_that_of_the_handshake(tls_site: Server, raw: Raw) -> None:
+    client = raw(tls_site, tls=True)
+    with at_once():
+        client.open("/echo/", behind=frame("one") + frame("two"))
+        assert [client.frame().text, client.frame().text] == ["one", "two"]
+        client.send(*map(frame, ("three", "four", "five")))
+        assert [client.frame().text for _ in range(3)] == ["three", "four", "five"]
+
+
+def test_tls_select_sees_what_the_encryption_holds(tls_site: Server, raw: Raw, key: str) -> None:
+    client = raw(tls_site, tls=True)
+    client.open(f"/selects/{key}/", behind=frame("one"))
+    client.frame()
+    assert client.frame().text == "subscribed"
+    assert client.frame().text == "one"
+    with at_once():
+        client.send(*(frame("x" * 5000) for _ in range(30)))
+        assert [len(client.frame().text) for _ in range(30)] == [5000] * 30
+
+
+def test_tls_pings_refusals_and_the_end(tls_site: Server, raw: Raw, key: str) -> None:
+    client = raw(tls_site, tls=True)
+    client.send(request("/refuse/403/"))
+    assert client.response().status == 403
+    client = raw(tls_site, tls=True)
+    client.open("/echo/")
+    client.send(frame(b"alive?", PING))
+    assert client.frame() == (PONG, b"alive?")
+    client.send(close_frame(1000))
+    assert client.closing() == (1000, "")
+    assert client.rest() == b""
+    vanishing = raw(tls_site, tls=True)
+    vanishing.open("/echo/", behind=frame("hello"))
+    vanishing.frame()
+    vanishing.reset()
+    connected = raw(tls_site, tls=True)
+    connected.open("/echo/", behind=frame("others live"))
+    assert connected.frame().text == "others live"
+
+
+def test_tls_reader_that_is_slow_gets_everything(tls_site: Server, raw: Raw) -> None:
+    client = raw(tls_site, tls=True, receive_buffer=4096)
+    client.open("/flood/")
+    for _ in range(100):
+        assert client.frame() == (TEXT, b"x" * 65536)
+
+
+def test_unix_socket(tmp_path: Path, raw: Raw) -> None:
+    path = tmp_path / "websocket.sock"
+    with gunicorn(args=["-b", f"unix:{path}"]) as server:
+        client = raw(str(path))
+        client.open("/echo/", behind=frame("one") + frame("two"))
+        assert [client.frame().text, client.frame().text] == ["one", "two"]
+        client.send(close_frame(1000))
+        assert client.closing() == (1000, "")
+        assert client.rest() == b""
+        assert fetch(server.port, "/").status == 426  # the port serves too
+
+
+# --- requests around an upgrade --------------------------------------------------------------------------------------
+
+
+def test_upgrade_follows_ordinary_requests_on_one_connection(site: Server, raw: Raw) -> None:
+    client = raw(site)
+    page = b"GET /page/ HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    for _ in range(2):
+        client.send(page)
+        assert client.response().body == b"page /page/"
+    client.send(page, request("/echo/"), frame("hello"))
+    assert client.response().body == b"page /page/"
+    assert client.response().status == 101
+    assert client.frame().text == "hello"
+
+
+def test_too_large_request_head_is_refused(site: Server, raw: Raw) -> None:
+    client = raw(site)
+    client.send(request("/echo/", {"X-Large": "x" * 20000}))
+    assert client.rest().split(b" ", 2)[1] in (b"400", b"431")
+    client = raw(site)
+    client.send(request("/echo/?" + "x" * 10000))
+    assert client.rest().split(b" ", 2)[1] in (b"400", b"414")

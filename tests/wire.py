@@ -1,0 +1,250 @@
+"""The client's end of a connection under test, byte by byte, and how a test waits: for an event, with a deadline."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import gc
+import os
+import socket
+import struct
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, NamedTuple, TypeVar
+
+import gevent
+from gevent.hub import get_hub
+
+from django_websocket.connection import Connection, Limits, open_connections
+from django_websocket.protocol.engine import Engine, Role
+from django_websocket.protocol.frames import Opcode
+
+DEADLINE = 10.0  # seconds; what is waited for comes long before, or never
+
+T = TypeVar("T")
+
+
+def until(condition: Callable[[], T], deadline: float = DEADLINE) -> T:
+    """Let the loop run until `condition()` is true, and return what it returned.
+
+    Raises:
+        AssertionError: It was not within `deadline` seconds.
+    """
+    end = time.monotonic() + deadline
+    while not (result := condition()):
+        assert time.monotonic() < end, f"this did not happen within {deadline} s"
+        gevent.sleep(0.001)
+    return result
+
+
+def descriptors() -> set[str]:
+    """What this process has open, as "number -> what it is"."""
+    found = set()
+    for name in os.listdir("/dev/fd"):
+        with contextlib.suppress(OSError):  # the directory's own
+            found.add(f"{name} -> {os.readlink(f'/dev/fd/{name}')}")
+    return found
+
+
+class Frame(NamedTuple):
+    """A frame as it came over the wire."""
+
+    opcode: int
+    payload: bytes
+    fin: bool = True
+
+
+def text(payload: str) -> Frame:
+    """The frame of a text message."""
+    return Frame(Opcode.TEXT, payload.encode())
+
+
+def close(code: int, reason: str = "") -> Frame:
+    """A close frame."""
+    return Frame(Opcode.CLOSE, code.to_bytes(2, "big") + reason.encode())
+
+
+def parse(data: bytes) -> tuple[list[Frame], bytes]:
+    """The frames of a server at the beginning of `data`, each of them as it is, and the bytes of an incomplete one."""
+    frames = []
+    while len(data) >= 2:
+        size, body = data[1], 2
+        if size == 126:
+            size, body = int.from_bytes(data[2:4], "big"), 4
+        elif size == 127:
+            size, body = int.from_bytes(data[2:10], "big"), 10
+        if len(data) < body or len(data) < body + size:
+            break
+        assert size < 1 << 62, "no frame: the bytes of two have mixed"
+        frames.append(Frame(data[0] & 0x0F, data[body : body + size], bool(data[0] & 0x80)))
+        data = data[body + size :]
+    return frames, data
+
+
+class Peer:
+    """A client on its end of a connected socket.
+
+    `frames` has what came whole, `rest` the bytes behind, `ended` is true after the end of the stream and `reset`
+    when the end was a reset. Each of them is as new as the last `pump()`, which `until_...` do.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self.sock = sock
+        self.engine = Engine(Role.CLIENT)  # to make frames
+        self.frames: list[Frame] = []
+        self.rest = b""
+        self.segments: list[bytes] = []  # what each recv returned
+        self.ended = False
+        self.reset = False
+
+    # --- what it sends -------------------------------------------------------------------------------------------
+
+    def text(self, *messages: str | bytes) -> None:
+        """Send messages, all in one segment."""
+        self.write(b"".join(map(self.engine.send, messages)))
+
+    def ping(self, payload: bytes = b"") -> None:
+        self.write(self.engine.frame(Opcode.PING, payload))
+
+    def close_frame(self, code: int = 1000, reason: str = "") -> None:
+        self.write(self.engine.close(code, reason))
+
+    def write(self, data: bytes) -> None:
+        """Send bytes, and wait while the kernel takes none."""
+        view = memoryview(data)
+        while view:
+            view = view[until(functools.partial(self.offer, view)) :]
+
+    def offer(self, data: bytes | memoryview) -> int:
+        """Send what the kernel takes, and return how much that was."""
+        try:
+            return self.sock.send(data)
+        except BlockingIOError:
+            return 0
+
+    def half_close(self) -> None:
+        """Say that nothing will follow, as TCP has it."""
+        self.sock.shutdown(socket.SHUT_WR)
+
+    def abort(self) -> None:
+        """Vanish with a reset (on TCP)."""
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.sock.close()
+
+    # --- what it is sent -----------------------------------------------------------------------------------------
+
+    def pump(self, limit: int = 1 << 20) -> bool:
+        """Take what has arrived, of `limit` bytes at most; true when something had, the end included."""
+        if self.ended:
+            return False
+        try:
+            data = self.sock.recv(limit)
+        except BlockingIOError:
+            return False
+        except (ConnectionResetError, BrokenPipeError):
+            self.reset = self.ended = True
+            return True
+        if not data:
+            self.ended = True
+            return True
+        self.segments.append(data)
+        frames, self.rest = parse(self.rest + data)
+        self.frames += frames
+        return True
+
+    def until_frames(self, count: int) -> list[Frame]:
+        """Wait until `count` frames came in all, and return them."""
+        until(lambda: self.pump() and len(self.frames) >= count or len(self.frames) >= count)
+        return self.frames
+
+    def until_end(self) -> list[Frame]:
+        """Wait until the stream has ended, and return all frames."""
+        until(lambda: self.pump() and self.ended or self.ended)
+        return self.frames
+
+
+def tcp_pair() -> tuple[socket.socket, socket.socket]:
+    """Two ends of a TCP connection, the accepted one first."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = socket.create_connection(listener.getsockname())
+        server, _ = listener.accept()
+    for sock in (server, client):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return server, client
+
+
+def unix_pair() -> tuple[socket.socket, socket.socket]:
+    """Two connected sockets."""
+    return socket.socketpair()
+
+
+def packet_pair() -> tuple[socket.socket, socket.socket]:
+    """Two connected sockets that keep apart what each `send` was given: a `recv` returns one segment."""
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+
+class Pairs:
+    """Makes connections with clients for one test, and sees in the end that nothing of them is left.
+
+    Called, it returns a `Connection` and its client. The arguments are those of `Connection`; `sockets` makes the two
+    sockets; `narrow` asks the kernel for the smallest buffers on the way to the client.
+    """
+
+    def __init__(self) -> None:
+        self._made: list[tuple[Connection, Peer]] = []
+        self.errors: list[tuple[Any, ...]] = []  # exceptions that reached the event loop
+
+    def __call__(
+        self,
+        *,
+        limits: Limits | None = None,
+        early: bytes = b"",
+        discard: bool = False,
+        narrow: bool = False,
+        sockets: Callable[[], tuple[socket.socket, socket.socket]] = unix_pair,
+    ) -> tuple[Connection, Peer]:
+        server, client = sockets()
+        if narrow:
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+            # TCP with a window smaller than a segment waits for its timers
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 if client.family == socket.AF_UNIX else 1 << 17)
+        peer = Peer(client)
+        connection = Connection(server, early, limits, discard=discard)
+        self._made.append((connection, peer))
+        return connection, peer
+
+    def __enter__(self) -> Pairs:
+        gevent.sleep(0.001)  # the loop makes its own descriptors when it first runs
+        gc.collect()
+        self._before = descriptors()
+        self._others = set(open_connections())
+        self._hub = get_hub()
+        self._handle_error = self._hub.handle_error
+        self._hub.handle_error = self._note_error
+        return self
+
+    def _note_error(self, context: Any, kind: Any, value: Any, traceback: Any) -> None:
+        if not isinstance(context, gevent.Greenlet):  # that a test lets fail
+            self.errors.append((context, kind, value))
+        self._handle_error(context, kind, value, traceback)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            for made, peer in self._made:
+                made.drop_input()  # a full inbox would keep it from noticing the end
+                peer.sock.close()
+            until(lambda: not any(connection.open for connection, _ in self._made))
+            assert open_connections() == self._others, "a connection that has ended is still listed"
+            assert not self.errors, f"raised in the event loop: {self.errors}"
+            for made, _ in self._made:
+                made.close_fileno()  # where no view has done it
+            self._made.clear()
+            gc.collect()
+            left = descriptors() - self._before
+            assert not left, f"still open: {left}"
+        finally:
+            self._hub.handle_error = self._handle_error
