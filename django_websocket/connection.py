@@ -176,32 +176,32 @@ class Connection(Readable):
         if self._waiter is not None and (self.inbox or self.ended):
             self._waiter.switch()
 
-    def _handle(self, events: Sequence[Event]) -> None:
-        """Do what asks for more than putting messages into the inbox."""
-        self._on_events(events)
+    def _handle(self, events: Sequence[Event], *, busy: bool = False) -> None:
+        """Do what asks for more than putting messages into the inbox; `busy` if the view is about to handle one."""
+        self._on_events(events, busy)
         if self.inbox and self.discard:
             self.inbox.clear()
             while self._engine.paused:
-                self._on_events(self._engine.receive(b""))
+                self._on_events(self._engine.receive(b""), busy)
                 self.inbox.clear()
         if self._signal is not None:
             self._signal.set(self.ready())
 
-    def _on_events(self, events: Sequence[Event]) -> None:
+    def _on_events(self, events: Sequence[Event], busy: bool) -> None:
         pings = [event.payload for event in events if isinstance(event, Ping)]
         if pings:
             self._send_pongs(pings)
         if events and isinstance(events[-1], (Close, Failure)):  # nothing follows it
-            self._on_end_of_client(events[-1])
+            self._on_end_of_client(events[-1], busy)
 
-    def _on_end_of_client(self, event: Close | Failure) -> None:
+    def _on_end_of_client(self, event: Close | Failure, busy: bool) -> None:
         self._answer = event
         self.ended = True
         if self.close_code is None:
             self.close_code, self.close_reason = event
         if self._closing:
             self._finish()
-        elif not self.inbox or self.discard:
+        elif not (self.inbox or busy) or self.discard:
             self._answer_end()
         else:  # the view may still answer the messages that came before
             self._deadline = self._ticks(self.limits.close_timeout)
@@ -271,7 +271,7 @@ class Connection(Readable):
         `last` is the message that was taken, and has not reached the view yet.
         """
         if self._engine.paused and self._sock is not None:
-            self._handle(self._engine.receive(b""))
+            self._handle(self._engine.receive(b""), busy=True)
             self._read_on()
             self._refills += 1
             if not self._refills % REFILLS:

@@ -207,6 +207,7 @@ class Conversation(ViewGreenlet):
         elif isinstance(error, gevent.GreenletExit):
             connection.close(CloseCode.SERVICE_RESTART)
         else:
+            connection.close(CloseCode.INTERNAL_ERROR, "internal error")
             signals.got_request_exception.send(sender=type(self), request=self._request)
             request_logger.error(
                 "Error in the WebSocket view of %s",
@@ -214,7 +215,6 @@ class Conversation(ViewGreenlet):
                 exc_info=error,
                 extra={"status_code": 500, "request": self._request},
             )
-            connection.close(CloseCode.INTERNAL_ERROR, "internal error")
 
     def _let_go(self) -> None:
         """Leave the connection, which may outlive the view."""

@@ -1138,3 +1138,20 @@ def test_a_failure_is_told_through_tls(pairs):
     peer.text("still sending")
     client.close()
     until(lambda: not connection.open)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_a_close_behind_a_full_inbox_waits_for_the_answer_to_the_last_message(pairs, count):
+    """The inbox holds two: the close frame is parsed when the view has taken the last of them."""
+    connection, peer = pairs(limits=Limits(inbox_messages=2))
+
+    def echo() -> None:
+        for message in connection:
+            connection.send(message)
+
+    view = gevent.spawn(echo)
+    peer.write(b"".join([peer.engine.send(str(number)) for number in range(count)] + [peer.engine.close()]))
+    view.get(timeout=5)
+    received = peer.until_end()
+    assert [frame.payload for frame in received[:-1]] == [str(number).encode() for number in range(count)]
+    assert received[-1].opcode == Opcode.CLOSE

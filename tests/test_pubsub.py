@@ -30,7 +30,7 @@ from redis._parsers import _RESP2Parser
 import django_websocket.pubsub.redis as redis_broker
 from django_websocket import pubsub
 from django_websocket.connection import Connection, Limits
-from django_websocket.exceptions import BrokerError, ConnectionClosed, MessagesMissed
+from django_websocket.exceptions import BrokerError, ConnectionClosed, HandshakeFailed, MessagesMissed
 from django_websocket.protocol.frames import Opcode
 from django_websocket.pubsub import hub, publish, subscribe
 from django_websocket.pubsub.broker import broker_from
@@ -565,6 +565,34 @@ def test_every_client_gets_everything_in_order(broker, pairs):
         forwarding.close()
 
 
+def test_what_is_published_while_the_client_is_accepted_reaches_it(broker, pairs):
+    """The client may publish as soon as it knows that it is connected."""
+    connection, peer = pairs()
+
+    def accept(subprotocol: str | None) -> Connection:
+        publish("news", "early")
+        publish("news", "bird")
+        with subscribe("news") as other:
+            publish("news", "now")
+            while other.get(timeout=10) != "now":
+                pass
+        return connection
+
+    with WebSocket({}, HttpResponse(), accept).subscribe("news"):
+        publish("news", "late")
+        assert peer.until_frames(4) == [text("early"), text("bird"), text("now"), text("late")]
+
+
+def test_a_handshake_that_comes_to_nothing_leaves_no_subscription(broker):
+    def refuse(subprotocol: str | None) -> Connection:
+        raise HandshakeFailed("the client has left")
+
+    for call in (WebSocket.subscribe, WebSocket.listen):
+        with pytest.raises(HandshakeFailed):
+            call(WebSocket({}, HttpResponse(), refuse), "news")
+        assert broker.hub._channels == {}
+
+
 def test_forwarding_ends_with_the_connection(broker, pairs):
     connection, peer = pairs()
     pubsub.forward(["news", "weather"], for_good=True).attach(connection)
@@ -1053,6 +1081,20 @@ def test_after_an_outage_everybody_is_told_once_and_messages_flow_again(own_redi
     assert sum(record.levelno >= logging.ERROR for record in caplog.records) == 1
     peer.close_frame()
     peer.until_end()
+
+
+def test_a_client_that_missed_something_while_it_was_accepted_is_sent_away(own_redis, pairs):
+    connection, peer = pairs()
+
+    def accept(subprotocol: str | None) -> Connection:
+        with subscribe("news") as other:
+            kill_clients(own_redis)
+            with pytest.raises(MessagesMissed):
+                other.get(timeout=10)
+        return connection
+
+    WebSocket({}, HttpResponse(), accept).subscribe("news").close()
+    assert peer.until_frames(1)[0].payload[:2] == (1012).to_bytes(2, "big")
 
 
 def test_while_redis_is_away_publish_and_subscribe_fail_soon(own_redis, caplog):
