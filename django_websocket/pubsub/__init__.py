@@ -69,7 +69,7 @@ def forward(channels: Sequence[str], *, for_good: bool = False) -> Forwarding:
     from .hub import Forwarding
 
     _check_channels(channels)
-    forwarding = Forwarding(_hub(), channels)
+    forwarding = Forwarding(_hub(), channels, _settings().limits.outbox_size)
     if not for_good:
         close_at_end(forwarding)
     return forwarding

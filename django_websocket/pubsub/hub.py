@@ -160,10 +160,12 @@ class Forwarding:
     missed messages is closed with 1012, so that it comes again.
     """
 
-    def __init__(self, hub: Hub, channels: Sequence[str]) -> None:
+    def __init__(self, hub: Hub, channels: Sequence[str], limit: int) -> None:
         self._hub = hub
+        self._limit = limit  # bytes that may wait for the connection
         self._connection: Connection | None = None
         self._waiting: list[Publication] = []
+        self._size = 0  # bytes that wait
         self._missed = False
         self._closed = False
         self.channels = channels
@@ -205,6 +207,10 @@ class Forwarding:
             return  # a large fan-out was on its way
         if self._connection is None:
             self._waiting.append(publication)
+            self._size += len(publication.frames)
+            if self._size > self._limit:
+                self._missed = True
+                self._waiting.clear()
         else:
             self._connection.push(publication.frames)
 
