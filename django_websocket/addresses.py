@@ -7,7 +7,7 @@ from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
 from django.http import HttpRequest
-from django.urls import reverse
+from django.urls import NoReverseMatch, reverse
 
 from . import conf
 
@@ -28,7 +28,14 @@ def websocket_url(
     request is missing and needed.
     """
     settings = conf.current()
-    path = reverse(viewname, urlconf=settings.required_urlconf(), args=args, kwargs=dict(kwargs or {}))
+    urlconf = settings.required_urlconf()
+    try:
+        path = reverse(viewname, urlconf=urlconf, args=args, kwargs=dict(kwargs or {}))
+    except NoReverseMatch as error:
+        raise NoReverseMatch(
+            f"{error} WebSockets are looked for in WEBSOCKET_URLCONF, {urlconf}: give the view that name there; "
+            f"for the address of a page, use {{% url %}}."
+        ) from error
     server = settings.parsed_server
     if server is None:
         raise ImproperlyConfigured(

@@ -83,6 +83,7 @@ def refuse_async(view: Callable[..., Any]) -> None:
 
 def websocket_loop(view: F) -> F:
     """Call `view(request, websocket, ...)` each time there is a message to `receive()`, until there will be none."""
+    refuse_async(view)
 
     @functools.wraps(view)
     def loop(request: HttpRequest, client: WebSocket, *args: Any, **kwargs: Any) -> None:
