@@ -136,7 +136,8 @@ class Connection(Readable):
     # --- what comes in -------------------------------------------------------------------------------------------
 
     def _on_readable(self) -> None:
-        if self._engine.paused and not self.discard:
+        engine = self._engine
+        if engine.paused and not self.discard:
             self._reader.stop()  # the inbox is full: from here TCP holds the client back
             return
         sock = self._sock
@@ -157,7 +158,7 @@ class Connection(Readable):
                 self._terminate(CloseCode.ABNORMAL)
             return
         self._quiet = 0
-        events = self._engine.receive(bytes(buffer[:size]))
+        events = engine.receive(bytes(buffer[:size]))
         if events or self.discard or self._signal is not None:
             self._handle(events)
         if self._waiter is not None and (self.inbox or self.ended):
@@ -239,8 +240,7 @@ class Connection(Readable):
         inbox = self.inbox
         while not inbox:
             if self.ended:
-                if not self._closing:
-                    self._answer_end()
+                self._acknowledge_end()
                 return None
             if timeout is None:
                 self._wait()
@@ -260,10 +260,16 @@ class Connection(Readable):
                 if not inbox and (self._engine.paused or self._signal is not None):
                     self._emptied(message)
                 yield message
-            elif (received := self.receive()) is not None:
-                yield received
+            elif not self.ended:
+                self._wait()
             else:
+                self._acknowledge_end()
                 return
+
+    def _acknowledge_end(self) -> None:
+        """Answer the end now that the view has received everything that came before."""
+        if not self._closing:
+            self._answer_end()
 
     def _emptied(self, last: str | bytes) -> None:
         """Go on with what was received while the inbox was full: readiness may not wait for a turn of the loop.

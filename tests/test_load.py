@@ -173,7 +173,8 @@ def test_two_thousand_clients_of_one_worker_with_the_deployment_s_settings() -> 
                 leave(clients)
                 assert eventually(lambda: descriptors(worker) < before[0] + 10), descriptors(worker)
                 after.append(memory(worker))
-        assert after[1] - after[0] < 8 * 1024, after  # what the first round took was enough for the second
+        # What the first round took was about enough for the second; were the clients kept, it would be 40 MiB more.
+        assert after[1] - after[0] < 24 * 1024, after
         assert "Traceback" not in server.log
 
 

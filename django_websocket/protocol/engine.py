@@ -190,7 +190,9 @@ class Engine:
                         messages.append(payload.decode() if first == 0x81 else payload)
                         room -= 1
                         at = after
-                    if room <= 0 or at == end:
+                    if at == end:
+                        return events
+                    if room <= 0:
                         continue
                 if end - at < 2:
                     break
