@@ -199,7 +199,7 @@ class Connection(Readable):
         self._answer = event
         self.ended = True
         if self.close_code is None:
-            self.close_code, self.close_reason = event
+            self.close_code, self.close_reason = int(event.code), event.reason
         if self._closing:
             self._finish()
         elif not (self.inbox or busy) or self.discard:
@@ -341,7 +341,7 @@ class Connection(Readable):
         if self._answer is not None:
             self._answer_end()
             return
-        self.close_code, self.close_reason = code, reason
+        self.close_code, self.close_reason = int(code), reason  # a plain number, whatever enum it came from
         self._end(self._engine.close(code, reason))
 
     # --- what goes out -------------------------------------------------------------------------------------------
@@ -515,7 +515,7 @@ class Connection(Readable):
                 watcher.close()
         sock.close()
         if self.close_code is None:
-            self.close_code = code
+            self.close_code = int(code)
         self.ended = True
         self._closing = True
         self._outbox.clear()

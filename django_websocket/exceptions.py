@@ -14,8 +14,8 @@ class ConnectionClosed(WebSocketError):  # type: ignore[misc]
     """
 
     def __init__(self, code: int, reason: str = "") -> None:
-        super().__init__(code, reason)
-        self.code = code
+        super().__init__(int(code), reason)
+        self.code = int(code)
         self.reason = reason
 
     def __str__(self) -> str:
