@@ -32,6 +32,8 @@ WEBSOCKET_ALLOWED_ORIGINS = [
     "http://[::1]:8000",
     *listed("WEBSOCKET_ALLOWED_ORIGINS"),
 ]
+if "WEBSOCKET_MAX_MESSAGE_SIZE" in os.environ:  # bytes; scripts/autobahn sends larger messages than the default allows
+    WEBSOCKET_MAX_MESSAGE_SIZE = int(os.environ["WEBSOCKET_MAX_MESSAGE_SIZE"])
 
 # Django, as startproject sets it up, without the admin
 
