@@ -38,8 +38,8 @@ LETTERS = "abc \u00e4\u20ac\U0001f600\ufeff\x00"
 class Ours:
     """What the engine makes of a stream."""
 
-    def __init__(self, role: Role) -> None:
-        self._engine = Engine(role, max_message_size=LIMIT)
+    def __init__(self, role: Role, engine: Engine | None = None) -> None:
+        self._engine = engine or Engine(role, max_message_size=LIMIT)
         self.messages: list[str | bytes] = []
         self.control: list[tuple[int, bytes]] = []  # opcode and payload of pings and pongs
         self.end: tuple[Any, ...] | None = None  # the peer's close code and reason, or the code of a failure alone
@@ -155,6 +155,23 @@ def difference(ours: Ours, theirs: Theirs) -> str | None:
     if theirs.end == (1002,) and ours.end is not None and ours.end == theirs.close_between_fragments():
         return "5.4: a close frame between fragments is refused by the library"
     return None
+
+
+def compare(ours: Ours, theirs: Theirs, case: str) -> str | None:
+    """Fail unless both made the same of one stream, or differ as they may; return how, or None."""
+    if ours.end is not None and theirs.end is None and "shortest form" not in ours.reason:
+        theirs.finish_frame()  # which the engine does not wait for
+    if takes_a_length_that_is_too_long(ours, theirs):
+        assert ours.messages == theirs.messages[: len(ours.messages)], case
+        assert ours.control == theirs.control[: len(ours.control)], case
+        return "5.2: a length that is not in its shortest form is taken by the library"
+    reason = None
+    if ours.end != theirs.end:
+        reason = difference(ours, theirs)
+        assert reason is not None, f"{ours.end} {ours.reason!r}, they {theirs.end} {theirs.error!r}, {case}"
+    assert ours.messages == theirs.messages, case
+    assert ours.control == theirs.control, case
+    return reason
 
 
 # --- streams ----------------------------------------------------------------------------------------------------------
@@ -283,21 +300,10 @@ def test_mutated_streams_end_with_the_same_code(role: Role, frame: Frame) -> Non
         for piece in pieces(rng, data):
             ours.receive(piece)
         theirs.receive(data)
-        case = f"seed {seed}: {data.hex()}"
         ends[ours.end if ours.end is None or len(ours.end) == 1 else ("close",)] += 1
-        if ours.end is not None and theirs.end is None and "shortest form" not in ours.reason:
-            theirs.finish_frame()  # which the engine does not wait for
-        if takes_a_length_that_is_too_long(ours, theirs):
-            assert ours.messages == theirs.messages[: len(ours.messages)], case
-            assert ours.control == theirs.control[: len(ours.control)], case
-            differences["5.2: a length that is not in its shortest form is taken by the library"] += 1
-            continue
-        if ours.end != theirs.end:
-            reason = difference(ours, theirs)
-            assert reason is not None, f"{ours.end} {ours.reason!r}, they {theirs.end} {theirs.error!r}, {case}"
+        reason = compare(ours, theirs, f"seed {seed}: {data.hex()}")
+        if reason is not None:
             differences[reason] += 1
-        assert ours.messages == theirs.messages, case
-        assert ours.control == theirs.control, case
     # Each end was seen often enough to mean something, and differing is the exception.
     assert min(ends[end] for end in [None, ("close",), (1002,), (1007,), (1009,)]) >= 10, ends
     assert sum(differences.values()) < seeds / 10, differences
