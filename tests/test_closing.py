@@ -1,0 +1,319 @@
+"""The end of a connection at any moment: by close frames of either side or both, half-closed, or reset.
+
+Each time the code in `close_code` is right, so is the frame on the wire, and nothing is left behind (`Pairs` looks).
+Sections are those of RFC 6455.
+"""
+
+from __future__ import annotations
+
+import select
+from collections.abc import Callable, Iterator
+
+import gevent
+import pytest
+
+from django_websocket.connection import Connection, Limits, open_connections
+from django_websocket.exceptions import ConnectionClosed
+from django_websocket.protocol.engine import Engine, Role
+from django_websocket.protocol.frames import Opcode
+
+from .wire import Frame, Pairs, Peer, close, tcp_pair, text, until
+
+MAY_BE_SENT = [1000, 1001, 1002, 1003, *range(1007, 1015), 3000, 3999, 4000, 4999]
+MAY_NOT_BE_SENT = [0, 999, 1004, 1005, 1006, 1015, 1016, 1999, 2000, 2999, 5000, 65535]
+
+
+@pytest.fixture
+def pairs() -> Iterator[Pairs]:
+    with Pairs() as pairs:
+        yield pairs
+
+
+def consumed(connection: Connection) -> bool:
+    """Whether nothing that has arrived waits in the kernel, or nobody will read it."""
+    sock = connection._sock
+    if sock is None or not connection._reader.active:
+        return True
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return not poll.poll(0)
+
+
+def settle(connection: Connection) -> None:
+    until(lambda: consumed(connection))
+    gevent.sleep(0)
+
+
+def drain(connection: Connection) -> None:
+    """Receive up to the end, beside the view that may do so too."""
+    until(lambda: connection.closed or connection.inbox and connection.receive() is None)
+    assert connection.receive() is None
+
+
+# --- the moments ------------------------------------------------------------------------------------------------
+
+# What has happened when the end comes. Each returns the bytes that the client has begun and not finished.
+
+
+def idle(connection: Connection, peer: Peer) -> bytes:
+    return b""
+
+
+def received(connection: Connection, peer: Peer) -> bytes:
+    gevent.spawn(lambda: [*iter(connection.receive, None)])
+    gevent.sleep(0)
+    return b""
+
+
+def in_a_frame(connection: Connection, peer: Peer) -> bytes:
+    frame = peer.engine.send("half a frame")
+    peer.write(frame[:9])
+    return frame[9:]
+
+
+def in_a_header(connection: Connection, peer: Peer) -> bytes:
+    frame = peer.engine.send("x" * 200)
+    peer.write(frame[:3])
+    return frame[3:]
+
+
+def in_a_message(connection: Connection, peer: Peer) -> bytes:
+    peer.write(peer.engine.frame(Opcode.TEXT, b"half a message", fin=False))
+    return b""
+
+
+def in_a_ping(connection: Connection, peer: Peer) -> bytes:
+    frame = peer.engine.frame(Opcode.PING, b"half")
+    peer.write(frame[:8])
+    return frame[8:]
+
+
+def message_waiting(connection: Connection, peer: Peer) -> bytes:
+    peer.text("waits")
+    until(lambda: connection.inbox)
+    return b""
+
+
+def inbox_full(connection: Connection, peer: Peer) -> bytes:
+    peer.text("a", "b", "c", "d")
+    until(lambda: connection._engine.paused)
+    return b""
+
+
+def answer_queued(connection: Connection, peer: Peer) -> bytes:
+    peer.text("a", "b")
+    until(lambda: connection.inbox)
+    connection.receive()
+    connection.send("answer")
+    return b""
+
+
+def sending(connection: Connection, peer: Peer) -> bytes:
+    def view() -> None:
+        with pytest.raises(ConnectionClosed):
+            while True:
+                connection.send("x" * 1_000_000)
+
+    gevent.spawn(view)
+    until(lambda: connection._drained is not None)
+    return b""
+
+
+Moment = Callable[[Connection, Peer], bytes]
+LIMITS = Limits(inbox_messages=2, send_buffer_size=1000)
+MOMENTS = [
+    idle,
+    received,
+    in_a_frame,
+    in_a_header,
+    in_a_message,
+    in_a_ping,
+    message_waiting,
+    inbox_full,
+    answer_queued,
+    sending,
+]
+any_moment = pytest.mark.parametrize("moment", MOMENTS, ids=lambda moment: moment.__name__)
+
+
+def begin(pairs: Pairs, moment: Moment) -> tuple[Connection, Peer, bytes]:
+    connection, peer = pairs(sockets=tcp_pair, narrow=moment is sending, limits=LIMITS)
+    unfinished = moment(connection, peer)
+    settle(connection)
+    return connection, peer, unfinished
+
+
+def close_frames(peer: Peer) -> list[Frame]:
+    """The server's; nothing may follow the first."""
+    at = next((at for at, frame in enumerate(peer.frames) if frame.opcode == Opcode.CLOSE), len(peer.frames))
+    return peer.frames[at:]
+
+
+# --- closing ----------------------------------------------------------------------------------------------------
+
+
+@any_moment
+def test_the_server_closes_at_any_moment(pairs, moment):  # sections 5.5.1 and 7.1.2
+    connection, peer, unfinished = begin(pairs, moment)
+    connection.close(4000, "enough")
+    assert connection.closed
+    until(lambda: peer.pump() and close_frames(peer) or close_frames(peer))
+    assert connection.open  # the client has not closed
+    peer.write(unfinished + peer.engine.close(4000))
+    peer.until_end()
+    assert close_frames(peer) == [close(4000, "enough")]
+    assert not peer.reset
+    until(lambda: not connection.open)
+    assert (connection.close_code, connection.close_reason) == (4000, "enough")
+
+
+@any_moment
+def test_the_client_closes_at_any_moment(pairs, moment):  # sections 5.5.1, 7.1.5 and 7.1.6
+    connection, peer, unfinished = begin(pairs, moment)
+    peer.write(unfinished + peer.engine.close(3001, "leaving"))
+    drain(connection)
+    peer.until_end()
+    assert close_frames(peer) == [close(3001, "leaving")]
+    assert not peer.reset
+    until(lambda: not connection.open)
+    assert (connection.close_code, connection.close_reason) == (3001, "leaving")
+
+
+@any_moment
+def test_both_close_at_once_at_any_moment(pairs, moment):  # section 7.1.5
+    """Each has sent its close frame before it has seen the other's, and nobody sends a second one."""
+    connection, peer, unfinished = begin(pairs, moment)
+    peer.write(unfinished + peer.engine.close(3001, "leaving"))
+    connection.close(4000, "enough")
+    peer.until_end()
+    assert close_frames(peer) == [close(4000, "enough")]
+    assert not peer.reset
+    until(lambda: not connection.open)
+    assert (connection.close_code, connection.close_reason) == (4000, "enough")
+
+
+@any_moment
+def test_the_client_half_closes_at_any_moment(pairs, moment):  # sections 7.1.4 and 7.1.5
+    for closing in (False, True):
+        connection, peer, _ = begin(pairs, moment)
+        if closing:
+            connection.close(4000, "enough")
+        peer.half_close()
+        drain(connection)
+        peer.until_end()
+        until(lambda connection=connection: not connection.open)
+        assert (connection.close_code, connection.close_reason) == ((4000, "enough") if closing else (1006, ""))
+        # None, where the kernel did not take it before.
+        assert close_frames(peer) in ([], [close(4000, "enough")] * closing)
+
+
+@any_moment
+def test_the_client_resets_at_any_moment(pairs, moment):  # sections 7.1.4 and 7.1.5
+    for closing, code in ((None, 1006), ("server", 4000), ("client", 3001)):
+        connection, peer, unfinished = begin(pairs, moment)
+        open_connections().discard(connection)  # no deadline helps
+        if closing == "server":
+            connection.close(4000)
+        elif closing == "client":
+            peer.write(unfinished + peer.engine.close(3001))
+            settle(connection)
+        peer.abort()
+        drain(connection)
+        until(lambda connection=connection: not connection.open)
+        assert connection.close_code == code
+        with pytest.raises(ConnectionClosed):
+            connection.send("nobody")
+
+
+# --- at any byte ------------------------------------------------------------------------------------------------
+
+
+def conversation() -> tuple[bytes, bytes]:
+    """What a client may send: up to its close frame, and that."""
+    client = Engine(Role.CLIENT)
+    stream = client.send("text") + client.frame(Opcode.PING, b"?") + client.frame(Opcode.BINARY, b"be", fin=False)
+    return stream + client.frame(Opcode.CONTINUATION, b"gun"), client.close(3001, "bye")
+
+
+@pytest.mark.parametrize("how", [Peer.half_close, Peer.abort], ids=["half-close", "reset"])
+def test_the_client_ends_after_any_byte(pairs, how):  # section 7.1.5: 1006, unless its close frame has come
+    stream, last = conversation()
+    for cut in range(len(stream + last) + 1):
+        connection, peer = pairs(sockets=tcp_pair)
+        peer.write((stream + last)[:cut])
+        settle(connection)
+        how(peer)
+        messages = list(iter(connection.receive, None))
+        assert messages == ["text", b"begun"][: (cut >= 10) + (cut >= len(stream))], cut
+        until(lambda connection=connection: not connection.open)
+        whole = cut == len(stream + last)
+        assert (connection.close_code, connection.close_reason) == ((3001, "bye") if whole else (1006, "")), cut
+        if how is Peer.half_close:
+            pong = [Frame(Opcode.PONG, b"?")] if cut >= 17 else []
+            assert peer.until_end() == [*pong, close(3001, "bye")][: None if whole else len(pong)], cut
+
+
+def test_the_server_closes_after_any_byte(pairs):  # section 5.5.1
+    stream, last = conversation()
+    for cut in range(len(stream) + 1):
+        connection, peer = pairs(sockets=tcp_pair)
+        peer.write(stream[:cut])
+        settle(connection)
+        connection.close(1001)
+        peer.write(stream[cut:] + last)
+        frames = peer.until_end()
+        assert frames[-1] == close(1001) and frames[:-1] == [Frame(Opcode.PONG, b"?")] * (cut >= 17), cut
+        assert not peer.reset
+        assert connection.close_code == 1001
+        assert not connection.open
+
+
+# --- close codes ------------------------------------------------------------------------------------------------
+
+
+def test_a_code_that_may_be_sent_is_answered_with_itself(pairs):  # sections 5.5.1 and 7.4
+    for code in MAY_BE_SENT:
+        connection, peer = pairs()
+        peer.close_frame(code, "why")
+        assert peer.until_end() == [close(code, "why")]
+        assert (connection.close_code, connection.close_reason) == (code, "why")
+
+
+def test_a_reserved_code_of_the_client_is_1002(pairs):  # sections 7.4.1 and 7.4.2
+    for code in MAY_NOT_BE_SENT:
+        connection, peer = pairs()
+        peer.write(peer.engine.frame(Opcode.CLOSE, code.to_bytes(2, "big")))
+        [frame] = peer.until_frames(1)
+        assert frame.opcode == Opcode.CLOSE and frame.payload[:2] == (1002).to_bytes(2, "big"), code
+        assert connection.close_code == 1002
+        assert connection.receive() is None
+        peer.half_close()
+        assert peer.until_end() == [frame]
+
+
+def test_the_server_may_send_each_code_that_may_be_sent(pairs):  # section 7.4
+    for code in MAY_BE_SENT:
+        connection, peer = pairs()
+        connection.close(code, "why")
+        assert peer.until_frames(1) == [close(code, "why")]
+        assert connection.close_code == code
+
+
+def test_a_reserved_code_is_not_sent_and_the_connection_goes_on(pairs):  # sections 7.4.1 and 7.4.2
+    connection, peer = pairs()
+    for code in MAY_NOT_BE_SENT:
+        if code != 1005:  # stands for a frame without a code
+            with pytest.raises(ValueError, match=f"^{code} "):
+                connection.close(code)
+    connection.send("still here")
+    assert peer.until_frames(1) == [text("still here")]
+    assert connection.close_code is None and not connection.closed
+
+
+def test_a_malformed_close_frame_of_the_client_is_answered_by_why(pairs):  # sections 5.5.1 and 8.1
+    for payload, code in ((b"\x03", 1002), (b"\x03\xe8\xff", 1007), (b"\x03\xe8\xed\xa0\x80", 1007)):
+        connection, peer = pairs()
+        peer.write(peer.engine.frame(Opcode.CLOSE, payload))
+        [frame] = peer.until_frames(1)
+        assert frame.payload[:2] == code.to_bytes(2, "big")
+        assert connection.close_code == code
