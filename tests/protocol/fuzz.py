@@ -35,18 +35,35 @@ class BoundedEngine(Engine):
         return events
 
 
+class Slow(Ours):
+    """Takes one message after each piece, whether the queue is full or not, and the others in the end."""
+
+    def receive(self, data: bytes) -> None:
+        self.note(self._engine.receive(data))
+        if self._engine.messages:
+            self.messages.append(self._engine.messages.popleft())
+
+    def finish(self) -> None:
+        while self._engine.messages or self._engine.paused:
+            self.receive(b"")
+
+
 def check(role: Role, pieces: Iterable[bytes], *, max_queued_messages: int = 16, max_queued_bytes: int = LIMIT) -> Ours:
     """Fail unless everything holds of what arrives in these pieces; return what the engine made of it."""
     limits = {"max_queued_messages": max_queued_messages, "max_queued_bytes": max_queued_bytes}
     cut = Ours(role, BoundedEngine(role, max_message_size=LIMIT, **limits))
+    slow = Slow(role, BoundedEngine(role, max_message_size=LIMIT, **limits))
     data = b""
     for piece in pieces:
         data += piece
         cut.receive(piece)
+        slow.receive(piece)
+    slow.finish()
     whole = Ours(role)
     whole.receive(data)
-    for name in ("messages", "control", "end", "reason"):
-        assert getattr(cut, name) == getattr(whole, name), f"{name}, in pieces and whole: {data.hex()}"
+    for how, other in (("in pieces", cut), ("slowly", slow)):
+        for name in ("messages", "control", "end", "reason"):
+            assert getattr(other, name) == getattr(whole, name), f"{name}, {how} and whole: {data.hex()}"
     theirs = Theirs(role)
     theirs.receive(data)
     compare(whole, theirs, data.hex())

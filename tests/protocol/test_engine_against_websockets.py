@@ -22,7 +22,7 @@ from websockets.protocol import OPEN, Protocol, Side
 from websockets.server import ServerProtocol
 from websockets.uri import parse_uri
 
-from django_websocket.protocol.engine import Close, Engine, Failure, Ping, Role
+from django_websocket.protocol.engine import Close, Engine, Event, Failure, Ping, Role
 from django_websocket.protocol.frames import CloseCode, encode_close, encode_frame
 from django_websocket.protocol.handshake import ClientRequest, accept_headers, check_request, choose_subprotocol
 
@@ -47,19 +47,22 @@ class Ours:
 
     def receive(self, data: bytes) -> None:
         while True:
-            for event in self._engine.receive(data):
-                assert self.end is None, "an event after the end"
-                if isinstance(event, Close):
-                    self.end = tuple(event)
-                elif isinstance(event, Failure):
-                    self.end, self.reason = (event.code,), event.reason
-                else:
-                    self.control.append((PING if isinstance(event, Ping) else PONG, event.payload))
+            self.note(self._engine.receive(data))
             self.messages += self._engine.messages
             self._engine.messages.clear()
             if not self._engine.paused:
                 return
             data = b""
+
+    def note(self, events: Sequence[Event]) -> None:
+        for event in events:
+            assert self.end is None, "an event after the end"
+            if isinstance(event, Close):
+                self.end = tuple(event)
+            elif isinstance(event, Failure):
+                self.end, self.reason = (event.code,), event.reason
+            else:
+                self.control.append((PING if isinstance(event, Ping) else PONG, event.payload))
 
 
 class Theirs:

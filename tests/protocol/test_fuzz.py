@@ -23,6 +23,7 @@ from .test_engine_against_websockets import BINARY, CLOSE, CONTINUATION, LIMIT, 
 CORPUS = sorted(Path(__file__).with_name("corpus").iterdir())
 OPCODES = [CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG]
 
+pytestmark = pytest.mark.timeout(400)  # for hypothesis to find the shortest stream that does it too
 both_roles = pytest.mark.parametrize("role", Role, ids=lambda role: role.value)
 
 
@@ -128,9 +129,17 @@ def mutated(draw: st.DrawFn, role: Role) -> bytes:
     return bytes(stream)
 
 
+@st.composite
+def bursts(draw: st.DrawFn, role: Role) -> bytes:
+    """Short messages, more than may wait, with a ping here and there."""
+    short = st.tuples(st.sampled_from([TEXT, TEXT, BINARY, PING]), st.text("ab\u20ac", max_size=3).map(str.encode))
+    frames = draw(st.lists(short, min_size=4, max_size=40))
+    return b"".join(encode(opcode, payload, fin=True, mask=bytes(4), role=role) for opcode, payload in frames)
+
+
 def streams(role: Role) -> st.SearchStrategy[bytes]:
     frames = st.lists(right_frames(role) | any_frames(role), min_size=1, max_size=8).map(b"".join)
-    return st.binary(max_size=300) | frames | conversations(role) | mutated(role)
+    return st.binary(max_size=300) | frames | bursts(role) | conversations(role) | mutated(role)
 
 
 @st.composite
