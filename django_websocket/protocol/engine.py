@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import codecs
 import os
+import zlib
 from collections import deque
 from collections.abc import Sequence
 from enum import Enum
 from typing import NamedTuple
 
+from .deflate import RSV1, Agreement, Deflate, TooManyBlocks
 from .frames import (
     MAX_CONTROL_PAYLOAD,
     CloseCode,
@@ -34,6 +36,7 @@ MAX_QUEUED_MESSAGES = 16
 MAX_QUEUED_BYTES = 1024 * 1024
 MIN_FRAGMENT_SIZE = 16  # bytes; on average, in a message of many fragments, or it is refused as a flood
 MAX_SHORT_FRAGMENTS = 1024  # that no average is asked of
+DEFLATE_OVERHEAD = 64 * 1024  # bytes by which a compressed message may be larger than its limit, beside a seventh of it
 UTF8 = codecs.getincrementaldecoder("utf-8")
 
 
@@ -85,29 +88,36 @@ class _Violation(Exception):
 class Engine:
     """The protocol's state for one connection.
 
-    Arguments: the `role` of this end; `max_message_size`, the bytes that one message may have in all its fragments;
-    `max_queued_messages` and `max_queued_bytes`, how much may wait in `messages` before parsing stops.
+    Arguments: the `role` of this end; `max_message_size`, the bytes that one message may have, in all its fragments and
+    when it is inflated; `max_queued_messages` and `max_queued_bytes`, how much may wait in `messages` before parsing
+    stops; `agreement`, what both ends agreed on about compression (RFC 7692), None for none.
 
     `messages` holds the complete messages, `str` or `bytes`, oldest first; the user takes them from its left.
     `paused` is true while bytes are kept that were not parsed because `messages` was full: take messages, then call
     `receive(b"")` to go on. Whoever respects it holds no more than the limits and what one `receive` was given.
+    Who sets `dropping`, for good, wants no messages any more: then none that is compressed is inflated.
     """
 
     __slots__ = (
         "_close_sent",
+        "_compressed",
         "_data",
+        "_deflate",
         "_done",
         "_fin",
         "_fragments",
         "_mask",
         "_mask_bit",
         "_masks",
+        "_max_compressed",
         "_message",
         "_missing",
         "_opcode",
         "_queued",
         "_short",
+        "_taken",
         "_utf8",
+        "dropping",
         "max_message_size",
         "max_queued_bytes",
         "max_queued_messages",
@@ -122,8 +132,11 @@ class Engine:
         max_message_size: int = MAX_MESSAGE_SIZE,
         max_queued_messages: int = MAX_QUEUED_MESSAGES,
         max_queued_bytes: int = MAX_QUEUED_BYTES,
+        agreement: Agreement | None = None,
     ) -> None:
         self.max_message_size = max_message_size
+        # Data that cannot be compressed becomes larger, with the poorest parameters of zlib by a seventh.
+        self._max_compressed = max_message_size + max_message_size // 7 + DEFLATE_OVERHEAD
         self._short = min(125, max_message_size)
         self.max_queued_messages = max_queued_messages
         self.max_queued_bytes = max_queued_bytes
@@ -136,10 +149,14 @@ class Engine:
         self._opcode: int | None = None  # of the message that arrives in pieces
         self._message: bytearray | None = None  # what has arrived of it
         self._utf8: codecs.IncrementalDecoder | None = None  # validates it, if it is text
+        self._compressed = False  # whether it came compressed
         self._fragments = 0  # of it
+        self._taken = 0  # bytes of payload in them, as they are on the wire
         self._missing = 0  # bytes of payload still to come for the frame being read
         self._mask = b""  # of that frame, turned to where its payload goes on
         self._fin = True  # whether that frame ends its message
+        self._deflate = None if agreement is None else Deflate(agreement)
+        self.dropping = False
         self._close_sent = False
         self._done = False  # after the peer's close frame, its failure, or the end of its bytes
 
@@ -203,6 +220,10 @@ class Engine:
                 room = self.max_queued_messages - len(messages)
         except UnicodeDecodeError:
             self._fail(events, CloseCode.INVALID_DATA, "text is not UTF-8")  # section 8.1
+        except zlib.error:
+            self._fail(events, CloseCode.INVALID_DATA, "a message cannot be inflated")
+        except TooManyBlocks:
+            self._fail(events, CloseCode.MESSAGE_TOO_BIG, "a message has too many final blocks")
         except _Violation as violation:
             self._fail(events, violation.code, violation.reason)
         if not self._done and at < end:
@@ -219,8 +240,11 @@ class Engine:
         size = data[at + 1] ^ self._mask_bit
         opcode = first & 0x0F
         fin = first >= 0x80
+        compressed = self._compressed
         if first & 0x70:
-            raise _Violation(CloseCode.PROTOCOL_ERROR, "a reserved bit is set")  # section 5.2
+            compressed = first & 0x70 == RSV1 and 0 < opcode < 8 and self._deflate is not None  # RFC 7692, section 6
+            if not compressed:
+                raise _Violation(CloseCode.PROTOCOL_ERROR, "a reserved bit is set")  # section 5.2
         if size > 127:
             raise _Violation(
                 CloseCode.PROTOCOL_ERROR, "a frame is not masked" if self._mask_bit else "a frame is masked"
@@ -248,8 +272,8 @@ class Engine:
             if size < shorter:
                 raise _Violation(CloseCode.PROTOCOL_ERROR, "a length is not in its shortest form")
             body = after_length
-        if opcode < 8 and size + (len(self._message) if self._message is not None else 0) > self.max_message_size:
-            raise _Violation(CloseCode.MESSAGE_TOO_BIG, f"a message is larger than {self.max_message_size} bytes")
+        if opcode < 8 and self._taken + size > (self._max_compressed if compressed else self.max_message_size):
+            raise self._too_big()
         mask = b""
         if self._mask_bit:
             body += 4
@@ -262,7 +286,7 @@ class Engine:
                 return -1
             self._control(opcode, apply_mask(data[body:after], mask) if mask else data[body:after], events)
             return end if self._done else after
-        if fin and opcode and after <= end:
+        if fin and opcode and after <= end and not compressed:
             payload = apply_mask(memoryview(data)[body:after], mask) if mask else data[body:after]
             self.messages.append(payload.decode() if opcode == Opcode.TEXT else payload)
             self._queued += size
@@ -271,7 +295,11 @@ class Engine:
             self._opcode = opcode
             self._message = bytearray()
             self._utf8 = UTF8() if opcode == Opcode.TEXT else None
+            if compressed and self._deflate is not None:
+                self._compressed = True
+                self._deflate.begin()
         self._fragments += 1
+        self._taken += size
         if self._fragments > self.max_message_size // MIN_FRAGMENT_SIZE + MAX_SHORT_FRAGMENTS:
             raise _Violation(CloseCode.MESSAGE_TOO_BIG, "a message has too many fragments")
         self._mask = mask
@@ -293,6 +321,8 @@ class Engine:
             piece = apply_mask(piece, self._mask)
             turn = size & 3
             self._mask = self._mask[turn:] + self._mask[:turn]
+        if self._compressed:
+            piece = self._inflate(piece)
         if self._utf8 is not None:
             self._utf8.decode(piece)
         self._message += piece
@@ -301,17 +331,43 @@ class Engine:
             self._finish()
         return at + size
 
+    def _inflate(self, piece: bytes | None) -> bytes:
+        """Inflate what came of a compressed message, or with None its end."""
+        assert self._deflate is not None and self._message is not None
+        if self.dropping:
+            self._deflate.drop()
+            return b""
+        room = self.max_message_size - len(self._message)
+        inflated = self._deflate.finish(room) if piece is None else self._deflate.inflate(piece, room)
+        if len(inflated) > room:
+            if self._utf8 is not None:
+                self._utf8.decode(inflated[:room])  # so that it does not depend on the pieces which error is found
+            raise self._too_big()
+        return inflated
+
+    def _too_big(self) -> _Violation:
+        return _Violation(CloseCode.MESSAGE_TOO_BIG, f"a message is larger than {self.max_message_size} bytes")
+
     def _finish(self) -> None:
         """Hand out the message whose last fragment is there."""
         message = self._message
         assert message is not None
+        if self._compressed:
+            rest = self._inflate(None)
+            if self.dropping:
+                self._forget()
+                return
+            if self._utf8 is not None:
+                self._utf8.decode(rest)
+            message += rest
         self.messages.append(bytes(message) if self._utf8 is None else message.decode())
         self._queued += len(message)
         self._forget()
 
     def _forget(self) -> None:
         self._opcode = self._message = self._utf8 = None
-        self._fragments = self._missing = 0
+        self._fragments = self._missing = self._taken = 0
+        self._compressed = False
 
     def _control(self, opcode: int, payload: bytes, events: list[Event]) -> None:
         if opcode == Opcode.PING:
@@ -336,16 +392,31 @@ class Engine:
     def _stop(self) -> None:
         self._done = True
         self._forget()
+        if self._deflate is not None:
+            self._deflate.drop()
 
     # --- what this end sends ------------------------------------------------------------------------------------
 
     def send(self, message: str | bytes) -> bytes:
-        """Return the frame of a whole message: text for `str`, binary for bytes (section 5.6)."""
+        """Return the frame of a whole message: text for `str`, binary for bytes (section 5.6).
+
+        It is compressed if that was agreed on and is worth it.
+        """
+        deflate = self._deflate
+        if deflate is not None and len(message) * 4 >= deflate.agreement.threshold:  # no character has more bytes
+            opcode, payload = (Opcode.TEXT, message.encode()) if isinstance(message, str) else (Opcode.BINARY, message)
+            packed = deflate.compress(payload) if len(payload) >= deflate.agreement.threshold else None
+            return self.frame(opcode, payload) if packed is None else self.frame(opcode | RSV1, packed)
         if not self._masks:
             return encode_message(message)
         if isinstance(message, str):
             return self.frame(Opcode.TEXT, message.encode())
         return self.frame(Opcode.BINARY, message)
+
+    def forget_sent(self) -> None:
+        """Take note that the peer was sent compressed messages that are none of this engine's."""
+        if self._deflate is not None:
+            self._deflate.forget_sent()
 
     def frame(self, opcode: int, payload: bytes = b"", *, fin: bool = True) -> bytes:
         """Return any frame, masked if this end is the client: a ping, a pong, a fragment (section 5.2)."""

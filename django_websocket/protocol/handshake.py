@@ -14,6 +14,13 @@ GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 VERSION = "13"
 TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110, section 5.6.2
 
+# A member of Sec-WebSocket-Extensions (section 9.1). What is quoted must be a token without its backslashes.
+QUOTED = r"(?:\\?[!#$%&'*+\-.^_`|~0-9A-Za-z])+"
+PARAMETER = re.compile(rf'[ \t]*;[ \t]*({TOKEN.pattern})(?:[ \t]*=[ \t]*(?:({TOKEN.pattern})|"({QUOTED})"))?')
+EXTENSION = re.compile(rf"[ \t]*({TOKEN.pattern})((?:{PARAMETER.pattern})*)[ \t]*")
+
+Parameters = Sequence[tuple[str, str | None]]  # names and values, None for a name that stands alone
+
 
 class HandshakeError(Exception):
     """The request is no valid opening handshake; the attributes are the HTTP response that says so.
@@ -31,11 +38,19 @@ class HandshakeError(Exception):
         return f"{self.status}: {self.reason}"
 
 
+class Extension(NamedTuple):
+    """A member of a `Sec-WebSocket-Extensions` header."""
+
+    name: str
+    parameters: Parameters
+
+
 class ClientHandshake(NamedTuple):
-    """What a valid opening handshake asks for: `key` as sent, and the subprotocols in the client's order."""
+    """What a valid opening handshake asks for: `key` as sent, subprotocols and extensions in the client's order."""
 
     key: str
     subprotocols: Sequence[str]
+    extensions: Sequence[Extension]
 
 
 def is_upgrade(upgrade: str) -> bool:
@@ -79,12 +94,29 @@ def check_request(method: str, http_version: str, headers: Mapping[str, str]) ->
     subprotocols = tokens(headers.get("sec-websocket-protocol", ""))
     if len(set(subprotocols)) != len(subprotocols) or not all(map(TOKEN.fullmatch, subprotocols)):
         raise HandshakeError(400, "Sec-WebSocket-Protocol must be a list of different tokens.")
-    return ClientHandshake(key, subprotocols)
+    return ClientHandshake(key, subprotocols, parse_extensions(headers.get("sec-websocket-extensions", "")))
 
 
 def tokens(value: str) -> list[str]:
     """Return the members of a comma-separated header value, without the empty ones (RFC 9110, section 5.6.1)."""
     return [token for token in (part.strip(" \t") for part in value.split(",")) if token]
+
+
+def parse_extensions(value: str) -> list[Extension]:
+    """Return the members of a `Sec-WebSocket-Extensions` header, in order.
+
+    Raises `HandshakeError` (400) for what is no such header (section 9.1).
+    """
+    extensions = []
+    for member in tokens(value):  # no value may contain a comma: even in quotes it must be a token
+        match = EXTENSION.fullmatch(member)
+        if match is None:
+            raise HandshakeError(400, "Sec-WebSocket-Extensions cannot be understood.")
+        parameters = [
+            (name, token or quoted.replace("\\", "") or None) for name, token, quoted in PARAMETER.findall(match[2])
+        ]
+        extensions.append(Extension(match[1], parameters))
+    return extensions
 
 
 def is_host(host: str) -> bool:
@@ -104,11 +136,13 @@ def accept_value(key: str) -> str:
     return base64.b64encode(hashlib.sha1(key.encode() + GUID, usedforsecurity=False).digest()).decode()
 
 
-def accept_headers(key: str, subprotocol: str | None = None) -> dict[str, str]:
+def accept_headers(key: str, subprotocol: str | None = None, extensions: str | None = None) -> dict[str, str]:
     """Return the headers of the 101 that accepts a handshake (section 4.2.2)."""
     headers = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Accept": accept_value(key)}
     if subprotocol is not None:
         headers["Sec-WebSocket-Protocol"] = subprotocol
+    if extensions is not None:
+        headers["Sec-WebSocket-Extensions"] = extensions
     return headers
 
 
@@ -118,12 +152,17 @@ def choose_subprotocol(offered: Sequence[str], supported: Sequence[str]) -> str 
 
 
 class ClientRequest:
-    """The client's side of the handshake (section 4.1): the request as bytes, and the check of what comes back."""
+    """The client's side of the handshake (section 4.1): the request as bytes, and the check of what comes back.
+
+    Subprotocols and extensions are offered with `headers`. `extensions` are those that the server has chosen.
+    """
 
     def __init__(self, host: str, path: str = "/", headers: Mapping[str, str] | None = None) -> None:
         self.key = base64.b64encode(os.urandom(16)).decode()
         offered = {name.lower(): value for name, value in (headers or {}).items()}
         self.subprotocols = tokens(offered.get("sec-websocket-protocol", ""))
+        self._offered = {extension.name for extension in parse_extensions(offered.get("sec-websocket-extensions", ""))}
+        self.extensions: Sequence[Extension] = ()
         lines = [
             f"GET {path} HTTP/1.1",
             f"Host: {host}",
@@ -147,9 +186,14 @@ class ClientRequest:
             raise HandshakeError(status, "The server switched to something else.")
         if headers.get("sec-websocket-accept", "").strip(" \t") != accept_value(self.key):
             raise HandshakeError(status, "Sec-WebSocket-Accept does not answer the key.")
-        if "sec-websocket-extensions" in headers:
+        try:
+            extensions = parse_extensions(headers.get("sec-websocket-extensions", ""))
+        except HandshakeError as error:
+            raise HandshakeError(status, error.reason) from None
+        if not self._offered.issuperset(extension.name for extension in extensions):
             raise HandshakeError(status, "The server uses an extension that was not offered.")
         subprotocol = headers.get("sec-websocket-protocol")
         if subprotocol is not None and subprotocol not in self.subprotocols:
             raise HandshakeError(status, "The server chose a subprotocol that was not offered.")
+        self.extensions = extensions
         return subprotocol

@@ -6,7 +6,8 @@ Sections, here and in the tests, are those of RFC 6455 where nothing else is sai
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+import tracemalloc
+from collections.abc import Callable, Iterator, Sequence
 from itertools import cycle
 from operator import xor
 from typing import Any
@@ -116,7 +117,7 @@ def feed(
         return messages, tagged(events)
 
     def feed(
-        data: bytes, *, prepare: Callable[[Engine], object] = lambda engine: None, **limits: int
+        data: bytes, *, prepare: Callable[[Engine], object] = lambda engine: None, **limits: Any
     ) -> tuple[list[str | bytes], list[tuple[Any, ...]]]:
         results = {}
         for how, pieces in {
@@ -131,3 +132,17 @@ def feed(
         return results["whole"]
 
     return feed
+
+
+@pytest.fixture
+def allocated() -> Iterator[Callable[[], int]]:
+    """Returns the most bytes that were allocated at any moment since the test began, or since it was last asked."""
+    tracemalloc.start()
+
+    def peak() -> int:
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.reset_peak()
+        return most
+
+    yield peak
+    tracemalloc.stop()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import time
 from collections.abc import Mapping
+from typing import Any
 
 import pytest
 
@@ -53,11 +55,11 @@ def refusal(headers: Mapping[str, str], method: str = "GET", http_version: str =
 
 def test_handshake_of_section_1_2_is_accepted() -> None:
     headers = request(origin="http://example.com", sec_websocket_protocol="chat, superchat")
-    assert check_request("GET", "HTTP/1.1", headers) == ClientHandshake(KEY, ["chat", "superchat"])
+    assert check_request("GET", "HTTP/1.1", headers) == ClientHandshake(KEY, ["chat", "superchat"], [])
 
 
 def test_handshake_without_subprotocols_is_accepted() -> None:  # section 4.2.1, 8
-    assert check_request("GET", "HTTP/1.1", REQUEST) == ClientHandshake(KEY, [])
+    assert check_request("GET", "HTTP/1.1", REQUEST) == ClientHandshake(KEY, [], [])
 
 
 @pytest.mark.parametrize(
@@ -134,9 +136,70 @@ def test_subprotocols_in_two_headers_are_one_list() -> None:  # section 11.3.4; 
     assert check_request("GET", "HTTP/1.1", headers).subprotocols == ["chat", "superchat", "mqtt"]
 
 
-def test_extensions_and_other_headers_are_ignored() -> None:  # sections 4.2.1, 9 and 10, and 9.1
-    headers = request(sec_websocket_extensions="permessage-deflate; nonsense=1", cookie="a=b", x_unknown="\xff")
+def test_extensions_that_nobody_knows_and_other_headers_are_ignored() -> None:  # sections 4.2.1, 9 and 10, and 9.1
+    headers = request(sec_websocket_extensions="x-unknown; nonsense=1", cookie="a=b", x_unknown="\xff")
     assert check_request("GET", "HTTP/1.1", headers).key == KEY
+
+
+@pytest.mark.parametrize(
+    ("value", "extensions"),
+    [
+        ("", []),
+        (" , ", []),
+        ("foo", [("foo", [])]),
+        ("foo, bar,foo", [("foo", []), ("bar", []), ("foo", [])]),
+        (" foo ;a;\tb = 1 ; a=2 ,bar", [("foo", [("a", None), ("b", "1"), ("a", "2")]), ("bar", [])]),
+        ('foo; a="10"; b="x\\1"', [("foo", [("a", "10"), ("b", "x1")])]),
+        ("mux; max=4; flow, deflate", [("mux", [("max", "4"), ("flow", None)]), ("deflate", [])]),
+    ],
+)
+def test_extensions_are_a_list_with_parameters(value: str, extensions: list[Any]) -> None:  # section 9.1
+    assert check_request("GET", "HTTP/1.1", request(sec_websocket_extensions=value)).extensions == extensions
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "foo bar",
+        "foo;",
+        "; a",
+        "foo; a=",
+        "foo; =1",
+        "foo; a=1 2",
+        "foo; a b",
+        "foo=1",
+        'foo; a="',
+        'foo; a=""',
+        'foo; a="1 2"',
+        'foo; a="1,2"',
+        'foo; a="1\\"',
+        'foo; a="1"2',
+        "foo; a=b=c",
+        "f\xf6\xf6",
+        "foo/bar",
+        "foo, b@r",
+        '"foo"',
+        "foo" + " ; a" * 3000 + " =" * 3000,
+    ],
+)
+def test_extensions_that_are_no_such_list_are_400(value: str) -> None:  # section 9.1
+    begin = time.monotonic()
+    assert refusal(request(sec_websocket_extensions=value)).status == 400
+    assert time.monotonic() - begin < 1
+
+
+def test_extensions_that_were_agreed_on_are_in_the_answer() -> None:  # section 4.2.2, 5
+    assert accept_headers(KEY, None, "foo; a=1")["Sec-WebSocket-Extensions"] == "foo; a=1"
+    assert "Sec-WebSocket-Extensions" not in accept_headers(KEY)
+
+
+def test_client_has_the_extensions_that_the_server_chose() -> None:  # section 9.1
+    client = ClientRequest("example.com", headers={"Sec-WebSocket-Extensions": "foo; a, bar"})
+    assert client.extensions == ()
+    client.check_response(101, response(client, sec_websocket_extensions="bar; b=1"))
+    assert client.extensions == [("bar", [("b", "1")])]
+    client.check_response(101, response(client))
+    assert client.extensions == []
 
 
 # --- what a server refuses --------------------------------------------------------------------------------------------
@@ -353,7 +416,7 @@ def test_request_of_a_client_is_accepted_by_a_server() -> None:  # sections 4.1 
     method, path, http_version = line.split(" ")
     assert path == "/"
     handshake = check_request(method, http_version, {name.lower(): value for name, value in headers})
-    assert handshake == ClientHandshake(client.key, ["chat", "superchat"])
+    assert handshake == ClientHandshake(client.key, ["chat", "superchat"], [])
     answer = {name.lower(): value for name, value in accept_headers(handshake.key, "superchat").items()}
     assert client.check_response(101, answer) == "superchat"
 
@@ -414,6 +477,8 @@ BAD_RESPONSES = {
     "4.1, 4 empty accept value": {"sec_websocket_accept": ""},
     "4.1, 4 somebody else's accept value": {"sec_websocket_accept": ACCEPT},
     "4.1, 5 extension that was not offered": {"sec_websocket_extensions": "permessage-deflate"},
+    "9.1 extensions that are no list": {"sec_websocket_extensions": "x-offered; ="},
+    "9.1 extensions one of which was not offered": {"sec_websocket_extensions": "x-offered, permessage-deflate"},
     "4.1, 6 subprotocol that was not offered": {"sec_websocket_protocol": "mqtt"},
     "4.1, 6 subprotocols that were offered": {"sec_websocket_protocol": "chat, superchat"},
     "4.1, 6 subprotocol in another case": {"sec_websocket_protocol": "Chat"},
@@ -423,7 +488,8 @@ BAD_RESPONSES = {
 
 @pytest.mark.parametrize("headers", BAD_RESPONSES.values(), ids=BAD_RESPONSES)
 def test_client_fails_where_it_must(headers: dict[str, str | None]) -> None:
-    client = ClientRequest("example.com", headers={"Sec-WebSocket-Protocol": "chat, superchat"})
+    offers = {"Sec-WebSocket-Protocol": "chat, superchat", "Sec-WebSocket-Extensions": "x-offered"}
+    client = ClientRequest("example.com", headers=offers)
     with pytest.raises(HandshakeError) as caught:
         client.check_response(101, response(client, **headers))
     assert caught.value.status == 101

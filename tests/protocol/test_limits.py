@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 import tracemalloc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 from unittest.mock import ANY
 
@@ -33,20 +33,6 @@ Tagged = Callable[[Sequence[Event]], list[tuple[Any, ...]]]
 CONTINUATION, TEXT, BINARY, CLOSE, PING = 0, 1, 2, 8, 9
 TOO_BIG = [(Failure, 1009, ANY)]
 KIB, MIB = 1024, 1024 * 1024
-
-
-@pytest.fixture
-def allocated() -> Iterator[Callable[[], int]]:
-    """Returns the most bytes that were allocated at any moment since the test began, or since it was last asked."""
-    tracemalloc.start()
-
-    def peak() -> int:
-        most = tracemalloc.get_traced_memory()[1]
-        tracemalloc.reset_peak()
-        return most
-
-    yield peak
-    tracemalloc.stop()
 
 
 # --- the size of a message --------------------------------------------------------------------------------------------
