@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import setting_changed
 
 from .connection import Limits
+from .protocol.deflate import Compression
 
 __all__ = ["Settings", "current"]
 
@@ -53,12 +55,16 @@ class Settings:
     close_timeout: float = 5.0  # for the client's close frame; then the socket is closed
     drain_window: float = 2.0  # over which the clients of a stopping process are told to connect again (1012)
 
+    compression: bool | Mapping[str, Any] = True  # of messages; or a dict of what is wanted, as {"takeover": True}
+
     # Values that are made from others once, since they are needed for each connection.
     limits: Limits = field(init=False, repr=False, compare=False)
+    wanted_compression: Compression | None = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         values = {name: getattr(self, name) for name in Limits.__dataclass_fields__}
         object.__setattr__(self, "limits", Limits(**values))
+        object.__setattr__(self, "wanted_compression", _compression(self.compression))
 
     @cached_property
     def origins(self) -> frozenset[str]:
@@ -108,7 +114,8 @@ def _read() -> Settings:
     for name, attribute in Settings.__dataclass_fields__.items():
         setting = PREFIX + name.upper()
         if attribute.init and hasattr(django_settings, setting):
-            values[name] = _checked(setting, getattr(django_settings, setting), attribute.default)
+            value = getattr(django_settings, setting)
+            values[name] = value if name == "compression" else _checked(setting, value, attribute.default)
     return Settings(**values)
 
 
@@ -127,6 +134,29 @@ def _checked(setting: str, value: Any, default: Any) -> Any:
     if value <= 0 or not math.isfinite(value):
         raise ImproperlyConfigured(f"{setting} is {value!r}, but must be above 0: nothing here is without a limit")
     return value
+
+
+def _compression(value: Any) -> Compression | None:
+    """Return what `WEBSOCKET_COMPRESSION` stands for."""
+    if isinstance(value, bool):
+        return Compression() if value else None
+    try:
+        wanted = Compression(**value)
+    except TypeError:
+        pass
+    else:
+        numbers = (wanted.window_bits, wanted.threshold)
+        if (
+            isinstance(wanted.takeover, bool)
+            and all(isinstance(number, int) and not isinstance(number, bool) for number in numbers)
+            and 9 <= wanted.window_bits <= 15
+            and wanted.threshold >= 0
+        ):
+            return wanted
+    raise ImproperlyConfigured(
+        f"{PREFIX}COMPRESSION is {value!r}, but must be True, False, or a dict with any of takeover (True or False), "
+        f"window_bits (9 to 15) and threshold (bytes)"
+    )
 
 
 def _forget(*, setting: str, **kwargs: Any) -> None:

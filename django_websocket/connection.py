@@ -20,6 +20,7 @@ from gevent.event import Event as GreenletEvent
 from gevent.hub import get_hub
 
 from .exceptions import ConnectionClosed
+from .protocol.deflate import Agreement
 from .protocol.engine import Close, Engine, Event, Failure, Ping, Role
 from .protocol.frames import CloseCode, Opcode, check_close, encode_message
 from .waiting import Readable, wait
@@ -55,6 +56,7 @@ class Connection(Readable):
     """An open WebSocket on `sock`, a connected socket that from now on belongs to the connection.
 
     `early` is what was received behind the handshake. With `discard`, what the client sends is read and dropped.
+    `agreement` is what was agreed on about compression, None for none.
 
     `inbox` holds the messages that wait to be received. `ended` is true when none will follow: the client closed, broke
     the protocol or vanished, or this end closed. `close_code` and `close_reason` then say why.
@@ -80,6 +82,7 @@ class Connection(Readable):
         "_sock",
         "_waiting",
         "_writer",
+        "agreement",
         "close_code",
         "close_reason",
         "discard",
@@ -90,7 +93,13 @@ class Connection(Readable):
     )
 
     def __init__(
-        self, sock: socket.socket, early: bytes = b"", limits: Limits | None = None, *, discard: bool = False
+        self,
+        sock: socket.socket,
+        early: bytes = b"",
+        limits: Limits | None = None,
+        *,
+        discard: bool = False,
+        agreement: Agreement | None = None,
     ) -> None:
         super().__init__()
         self.limits = limits = limits or Limits()
@@ -99,9 +108,11 @@ class Connection(Readable):
             max_message_size=limits.max_message_size,
             max_queued_messages=limits.inbox_messages,
             max_queued_bytes=limits.inbox_size,
+            agreement=agreement,
         )
         self.inbox = self._engine.messages
         self.discard = discard
+        self.agreement = agreement
         self.ended = False
         self.close_code: int | None = None
         self.close_reason = ""
@@ -181,6 +192,7 @@ class Connection(Readable):
         """Do what asks for more than putting messages into the inbox; `busy` if the view is about to handle one."""
         self._on_events(events, busy)
         if self.inbox and self.discard:
+            self._engine.dropping = True  # a few hundred bytes may inflate to a message of the largest size
             self.inbox.clear()
             while self._engine.paused:
                 self._on_events(self._engine.receive(b""), busy)
@@ -297,7 +309,7 @@ class Connection(Readable):
         """
         if self._closing:
             raise ConnectionClosed(self.close_code or CloseCode.ABNORMAL, self.close_reason)
-        frame = encode_message(message)
+        frame = encode_message(message) if self.agreement is None else self._engine.send(message)
         if self.inbox:
             self._outbox.append(frame)
             self._outbox_size += len(frame)
@@ -320,11 +332,16 @@ class Connection(Readable):
         get_hub().loop.run_callback(self._drop_paused)
         self._changed()
 
-    def push(self, frame: bytes) -> None:
-        """Send a frame that was encoded for many; never waits. A client too slow for it is closed with 1013."""
+    def push(self, frames: bytes) -> None:
+        """Send frames that were encoded for many, compressed only as `agreement` allows; never waits.
+
+        A client too slow for them is closed with 1013.
+        """
         if self._closing:
             return
-        self._write(frame)
+        if self.agreement is not None:
+            self._engine.forget_sent()
+        self._write(frames)
         if self._outbox_size > self.limits.outbox_size:
             self._give_up(CloseCode.TRY_AGAIN_LATER, "too slow for what is sent")
 

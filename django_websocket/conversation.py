@@ -30,9 +30,10 @@ from .connection import Connection
 from .exceptions import BrokerError, HandshakeFailed, WebSocketError
 from .options import Options
 from .origin import printable
+from .protocol.deflate import Agreement, negotiate
 from .protocol.frames import CloseCode
 from .protocol.handshake import ClientHandshake, accept_headers, choose_subprotocol
-from .upgrade import KEY
+from .upgrade import KEY, Upgrade
 from .waiting import ViewGreenlet
 from .websocket import WebSocket
 
@@ -79,6 +80,7 @@ class Conversation(ViewGreenlet):
         self._shared = connections.all(initialized_only=True)
         self._depths = {wrapper.alias: len(wrapper.atomic_blocks) for wrapper in self._shared}
         self._uses_databases = bool(self._shared)
+        self._agreement: Agreement | None = None
         self._connection: Connection | None = None
         self._over = False  # whether the chain has gone on without an answer of the view
 
@@ -107,7 +109,8 @@ class Conversation(ViewGreenlet):
 
     def opened(self, sock: socket.socket, early: bytes) -> Connection:
         """Let the view have its connection."""
-        connection = Connection(sock, early, self._options.limits(), discard=not self._options.receive)
+        options = self._options
+        connection = Connection(sock, early, options.limits(), discard=not options.receive, agreement=self._agreement)
         self._connection = connection
         if self.ready():  # the view has ended while the 101 was on its way
             connection.close(CloseCode.INTERNAL_ERROR, "internal error")
@@ -167,10 +170,14 @@ class Conversation(ViewGreenlet):
             subprotocol = choose_subprotocol(offered, self._options.subprotocols)
         elif subprotocol not in offered:
             raise ValueError(f"The subprotocol {subprotocol!r} cannot be chosen: the client offered {list(offered)}")
+        upgrade: Upgrade = self._request.META[KEY]
         response = self.websocket.response
-        for name, value in accept_headers(self._handshake.key, subprotocol).items():
+        wanted = None if upgrade.answered else self._options.wanted_compression()
+        agreed = None if wanted is None else negotiate(self._handshake.extensions, wanted)
+        extensions, self._agreement = agreed or (None, None)
+        for name, value in accept_headers(self._handshake.key, subprotocol, extensions).items():
             response[name] = value
-        self._request.META[KEY].taker = self
+        upgrade.taker = self
         self._request._stream = NO_BODY  # type: ignore[assignment]  # gunicorn's would keep all it knows of the request
         self._answer.set(response)
         connection = self._opened.get()

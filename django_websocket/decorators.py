@@ -30,6 +30,7 @@ def websocket(
     subprotocols: Sequence[str] = ...,
     max_message_size: int | None = ...,
     receive: bool = ...,
+    compression: bool = ...,
 ) -> Callable[[F], F]: ...
 def websocket(
     view: View | None = None,
@@ -39,20 +40,22 @@ def websocket(
     subprotocols: Sequence[str] = (),
     max_message_size: int | None = None,
     receive: bool = True,
+    compression: bool = True,
 ) -> Any:
     """Give the view the client's `WebSocket` as its second argument: `view(request, websocket, ...)`.
 
     Bare, `@websocket`, or with options: `origins` are sites beside the project's own whose pages may connect, such as
     "https://example.com"; `subprotocols` are those that the view speaks, the preferred one first; `max_message_size`,
     in bytes, takes the place of the setting; with `receive=False` what the client sends is read and dropped, for
-    views that only send. Any other decorator of Django may stand above it.
+    views that only send; with `compression=False` nothing is compressed, whatever the setting says. Any other
+    decorator of Django may stand above it.
     """
     for name in subprotocols:
         if not TOKEN.fullmatch(name):
             raise ValueError(f"{name!r} cannot be the name of a subprotocol: it may have no spaces, commas or quotes")
     if max_message_size is not None and (not isinstance(max_message_size, int) or max_message_size <= 0):
         raise ValueError(f"max_message_size is {max_message_size!r}, but must be a number of bytes above 0")
-    options = Options(tuple(origins), tuple(subprotocols), max_message_size, receive)
+    options = Options(tuple(origins), tuple(subprotocols), max_message_size, receive, compression)
 
     def decorate(function: View) -> View:
         refuse_async(function)

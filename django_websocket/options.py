@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from . import conf
 from .connection import Limits
+from .protocol.deflate import Compression
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,7 @@ class Options:
     subprotocols: tuple[str, ...] = ()
     max_message_size: int | None = None
     receive: bool = True
+    compression: bool = True
 
     def limits(self) -> Limits:
         """Return the project's limits, with those that the view sets itself."""
@@ -23,3 +25,7 @@ class Options:
         if self.max_message_size is None:
             return limits
         return replace(limits, max_message_size=self.max_message_size)
+
+    def wanted_compression(self) -> Compression | None:
+        """Return what the project wants of compression; None where it or the view wants none."""
+        return conf.current().wanted_compression if self.compression else None

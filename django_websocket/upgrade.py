@@ -31,10 +31,12 @@ class Upgrade:
     """The state of one request's upgrade.
 
     `taker` is set by the application when it accepts, `status` holds the status line that the response began with, and
-    `write` is what WSGI's start_response returned: called with `b""` it sends the headers.
+    `write` is what WSGI's start_response returned: called with `b""` it sends the headers. `answered` is true where the
+    server has sent the 101 before it asked anybody: no header of the response reaches the client.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, answered: bool = False) -> None:
+        self.answered = answered
         self.taker: Taker | None = None
         self.status = ""
         self.write: Callable[[bytes], object] = lambda data: None

@@ -90,7 +90,7 @@ class WebSocketApplication:
         A refusal becomes a close code, 4000 and the HTTP status, and headers of the response cannot travel.
         """
         stock = environ["wsgi.websocket"]
-        upgrade = environ[KEY] = Upgrade()
+        upgrade = environ[KEY] = Upgrade(answered=True)
         try:
             result = upgrade.begun(answer(upgrade.watch(lambda status, headers, *exc_info: lambda data: None)))
             if hasattr(result, "close"):
@@ -203,6 +203,7 @@ def client_handshake(environ: dict[str, Any]) -> ClientHandshake:
         "sec-websocket-version": environ.get("HTTP_SEC_WEBSOCKET_VERSION", ""),
         "sec-websocket-key": environ.get("HTTP_SEC_WEBSOCKET_KEY", ""),
         "sec-websocket-protocol": environ.get("HTTP_SEC_WEBSOCKET_PROTOCOL", ""),
+        "sec-websocket-extensions": environ.get("HTTP_SEC_WEBSOCKET_EXTENSIONS", ""),
     }
     if "HTTP_TRANSFER_ENCODING" in environ:
         headers["transfer-encoding"] = environ["HTTP_TRANSFER_ENCODING"]

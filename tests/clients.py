@@ -155,10 +155,10 @@ class RawClient:
             body = self._take(int(headers["content-length"])) if "content-length" in headers else self.rest()
         return Response(status, headers, body, cookies)
 
-    def frame(self) -> Frame:
+    def frame(self, *, compressed: bool = False) -> Frame:
         """Receive a frame."""
         first, second = self._take(2)
-        assert first & 0x80 and not first & 0x70, f"a frame that begins with {first:#x}"
+        assert first & 0x80 and first & 0x70 == compressed << 6, f"a frame that begins with {first:#x}"
         assert not second & 0x80, "a server masks nothing"
         length = second
         if second == 126:

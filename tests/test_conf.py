@@ -13,6 +13,7 @@ from django_websocket import conf
 from django_websocket.conf import Settings
 from django_websocket.connection import Limits
 from django_websocket.options import Options
+from django_websocket.protocol.deflate import Compression
 
 MIB = 1024 * 1024
 
@@ -32,8 +33,9 @@ DEFAULTS = {
     "PING_TIMEOUT": 20,
     "CLOSE_TIMEOUT": 5,
     "DRAIN_WINDOW": 2,
+    "COMPRESSION": True,
 }
-NUMBERS = [name for name, value in DEFAULTS.items() if isinstance(value, int)]
+NUMBERS = [name for name, value in DEFAULTS.items() if isinstance(value, int) and value is not True]
 SIZES = ["MAX_MESSAGE_SIZE", "INBOX_MESSAGES", "INBOX_SIZE", "OUTBOX_SIZE", "SEND_BUFFER_SIZE"]
 TIMES = [name for name in NUMBERS if name not in SIZES]
 STRINGS = ["URLCONF", "SERVER", "BROKER"]
@@ -103,12 +105,34 @@ def test_debug_is_djangos(debug):
         assert conf.current().debug is debug
 
 
+@pytest.mark.parametrize(
+    "value, wanted",
+    [
+        (True, Compression(takeover=False, window_bits=15, threshold=1024)),
+        (False, None),
+        ({}, Compression()),
+        ({"takeover": True}, Compression(takeover=True)),
+        ({"takeover": True, "window_bits": 9, "threshold": 0}, Compression(True, 9, 0)),
+    ],
+)
+def test_compression_is_a_switch_or_what_is_wanted(value, wanted):
+    with override_settings(WEBSOCKET_COMPRESSION=value):
+        assert conf.current().wanted_compression == wanted
+        assert Options().wanted_compression() == wanted
+        assert Options(compression=False).wanted_compression() is None
+    assert conf.current().wanted_compression == Compression()
+
+
 WRONG = [
     *((name, value) for name in NUMBERS for value in ("20", None, True, [1], 0, -1)),
     *((name, 1.5) for name in SIZES),
     *((name, value) for name in TIMES for value in (float("nan"), float("inf"))),
     *((name, value) for name in STRINGS for value in (None, 5, b"x", ["x"])),
     *(("ALLOWED_ORIGINS", value) for value in ("https://example.com", None, 5, [5], [None], {"a": 1}.values())),
+    *(("COMPRESSION", value) for value in (None, 1, "on", ["takeover"], {"level": 9}, {1: 2})),
+    *(("COMPRESSION", {"takeover": value}) for value in (None, 1, "yes")),
+    *(("COMPRESSION", {"window_bits": value}) for value in (8, 16, True, 10.0, "10", None)),
+    *(("COMPRESSION", {"threshold": value}) for value in (-1, 1.5, True, "1024", None)),
 ]
 
 

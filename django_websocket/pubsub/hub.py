@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from functools import cached_property
 from typing import Protocol
 
 import gevent
@@ -13,6 +12,7 @@ from gevent.event import AsyncResult
 
 from django_websocket.connection import Connection
 from django_websocket.exceptions import BrokerError, ConnectionClosed, MessagesMissed
+from django_websocket.protocol.deflate import Agreement, encode_compressed
 from django_websocket.protocol.frames import CloseCode, encode_message
 from django_websocket.waiting import Readable, wait
 
@@ -26,7 +26,7 @@ logger = logging.getLogger("django_websocket")
 
 
 class Publication:
-    """Messages of one channel that arrived together; decoded once, and encoded once for all receivers."""
+    """Messages of one channel that arrived together; decoded once, and encoded once for all receivers of a kind."""
 
     def __init__(self, channel: str, payloads: Sequence[bytes]) -> None:
         self.messages: list[str | bytes] = []
@@ -39,10 +39,19 @@ class Publication:
                     channel,
                 )
 
-    @cached_property
-    def frames(self) -> bytes:
-        """The messages as a client gets them."""
-        return b"".join(map(encode_message, self.messages))
+        self._frames: dict[tuple[int, int] | None, bytes] = {}
+
+    def frames(self, agreement: Agreement | None) -> bytes:
+        """Return the messages as a client gets them with whom `agreement` was made: one encoding for all like it."""
+        variant = None if agreement is None else (agreement.window_bits, agreement.threshold)
+        frames = self._frames.get(variant)
+        if frames is None:
+            if variant is None:
+                frames = b"".join(map(encode_message, self.messages))
+            else:
+                frames = b"".join([encode_compressed(message, *variant) for message in self.messages])
+            self._frames[variant] = frames
+        return frames
 
 
 class Member(Protocol):
@@ -212,7 +221,7 @@ class Forwarding:
                 self._missed = True
                 self._waiting.clear()
         else:
-            self._connection.push(publication.frames)
+            self._connection.push(publication.frames(self._connection.agreement))
 
     def missed(self) -> None:
         """Send the client away, to come again and begin anew."""

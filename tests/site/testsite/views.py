@@ -213,6 +213,13 @@ def sends_only(request: HttpRequest, websocket: WebSocket) -> None:
     websocket.send("done")
 
 
+@websocket(compression=False)
+def uncompressed(request: HttpRequest, websocket: WebSocket) -> None:
+    """An echo that compresses nothing."""
+    for message in websocket:
+        websocket.send(message)
+
+
 # --- the handshake ---------------------------------------------------------------------------------------------------
 
 

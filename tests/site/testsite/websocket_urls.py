@@ -21,6 +21,7 @@ urlpatterns = [
     path("chooses/", views.chooses),
     path("partners/", views.partners),
     path("small/", views.small),
+    path("uncompressed/", views.uncompressed),
     path("sends-only/", views.sends_only),
     path("refuse/<str:how>/", views.refuse),
     path("members/", views.members),
