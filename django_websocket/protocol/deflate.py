@@ -223,7 +223,8 @@ class Deflate:
     def inflate(self, data: bytes, room: int) -> bytes:
         """Return what `data`, a piece of a compressed message, inflates to; it ends at `room + 1` bytes: too many.
 
-        Raises zlib.error for what is no deflate data, and `TooManyBlocks`.
+        Raises zlib.error for what is no deflate data, and `TooManyBlocks`. A distance beyond the window is an error
+        only where it leads out of what one call inflates: zlib looks up in that what it has not in the window.
         """
         assert self._unpacker is not None
         inflated = self._unpacker.decompress(data, room + 1)
@@ -249,8 +250,7 @@ class Deflate:
             unpacker = unpacker.copy()
         else:
             self._unpacker = None
-        unpacker.decompress(LAST_BLOCK, 1)
-        if not unpacker.eof or unpacker.unused_data:
+        if unpacker.decompress(LAST_BLOCK, 1) or not unpacker.eof or unpacker.unused_data:
             raise zlib.error("a message breaks off")
         return rest
 

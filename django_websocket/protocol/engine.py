@@ -357,8 +357,6 @@ class Engine:
             if self.dropping:
                 self._forget()
                 return
-            if self._utf8 is not None:
-                self._utf8.decode(rest)
             message += rest
         self.messages.append(bytes(message) if self._utf8 is None else message.decode())
         self._queued += len(message)

@@ -27,6 +27,7 @@ from django_websocket.protocol.deflate import (
     MAX_FINAL_BLOCKS,
     Agreement,
     Compression,
+    Deflate,
     agreed,
     encode_compressed,
     negotiate,
@@ -372,6 +373,7 @@ BROKEN = {
     "final block without what must follow": finished(b"Hello"),
     "half": packed(b"Hello, Hello, Hello, everybody")[0][:12],
     "half a stored block": b"\x00\x05\x00\xfa\xffHe",
+    "half a stored block, final": b"\x01\x05\x00\xfa\xff",
     "half a final block": finished(b"Hello")[:4],
     "half behind a final block": finished(b"Hello") + HELLO[:4],
 }
@@ -440,7 +442,8 @@ class TestSize:
         packer = zlib.compressobj(level=0, wbits=-9, memLevel=1)
         payload = (packer.compress(message) + packer.flush(zlib.Z_SYNC_FLUSH))[:-4]
         assert len(payload) > 3000
-        assert feed(frame(BINARY, payload, rsv=RSV1), max_message_size=3000, agreement=PLAIN) == ([message], [])
+        wire = frame(BINARY, payload[:-1], fin=False, rsv=RSV1) + frame(CONTINUATION, payload[-1:])
+        assert feed(wire * 30, max_message_size=3000, agreement=PLAIN) == ([message] * 30, [])
 
     @pytest.mark.parametrize("fragments", [1, 2, 3])
     def test_bytes_that_hold_nothing_are_counted(self, make_engine: MakeEngine, frame: Frame, fragments: int) -> None:
@@ -518,6 +521,12 @@ class TestBombs:
         assert not engine.receive(frame(CONTINUATION, bomb) + frame(BINARY, bomb, rsv=RSV1) * 99 + frame(BINARY, b"x"))
         assert list(engine.messages) == [b"x"]
         assert allocated() - begin < 512 * KIB
+        assert allocated() < begin - 4 * KIB  # without the window that it had
+
+    def test_final_block_makes_no_new_room(self) -> None:
+        unpacker = Deflate(PLAIN)
+        unpacker.begin()
+        assert len(unpacker.inflate(finished(b"x" * 10) + finished(b"x" * 1000), 50)) == 51
 
     @pytest.mark.parametrize("blocks", [MAX_FINAL_BLOCKS, MAX_FINAL_BLOCKS + 1])
     def test_final_blocks_are_counted(self, frame: Frame, feed: Feed, blocks: int) -> None:
@@ -547,6 +556,20 @@ def test_idle_connection_keeps_no_window(make_engine: MakeEngine, frame: Frame, 
 
     assert kept(PLAIN) < 4 * KIB
     assert kept(TAKEOVER) > 100 * KIB
+
+
+@pytest.mark.parametrize("end", [(CLOSE, b""), (BINARY, b"\x07")])
+def test_connection_that_has_ended_keeps_no_window(
+    make_engine: MakeEngine, frame: Frame, allocated: Callable[[], int], end: tuple[int, bytes]
+) -> None:
+    opcode, payload = end
+    wire = frame(BINARY, packed(lines(1)[0])[0], rsv=RSV1) + frame(opcode, payload, rsv=0 if opcode == CLOSE else RSV1)
+    engines = [make_engine(agreement=TAKEOVER) for _ in range(20)]
+    for engine in engines:
+        assert len(engine.receive(wire)) == 1
+        engine.messages.clear()
+    allocated()
+    assert allocated() < len(engines) * 4 * KIB
 
 
 # --- messages that go (section 7.2.1) ---------------------------------------------------------------------------------
