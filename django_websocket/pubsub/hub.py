@@ -216,7 +216,7 @@ class Forwarding:
             return  # a large fan-out was on its way
         if self._connection is None:
             self._waiting.append(publication)
-            self._size += len(publication.frames)
+            self._size += sum(map(len, publication.messages))
             if self._size > self._limit:
                 self._missed = True
                 self._waiting.clear()
