@@ -49,7 +49,8 @@ class Settings:
     outbox_size: int = 1024 * 1024  # published bytes that wait for a client; beyond it the client is closed with 1013
     send_buffer_size: int = 64 * 1024  # bytes that a view has sent and the client not taken; beyond it send() waits
     send_timeout: float = 20.0  # for so long; then the connection is closed with 1008
-    handshake_timeout: float = 10.0  # for a view to accept or to answer
+    handshake_timeout: float = 10.0  # for the head of a request, and again for a view to accept or to answer
+    max_connections: int | None = None  # clients of a process, then 503; None for what `ulimit -n` allows
     ping_interval: float = 20.0  # of silence, after which a client is sent a ping
     ping_timeout: float = 20.0  # for its answer; then it is closed with 1011
     close_timeout: float = 5.0  # for the client's close frame; then the socket is closed
@@ -129,8 +130,10 @@ def _checked(setting: str, value: Any, default: Any) -> Any:
         if isinstance(value, str):
             return value
         raise ImproperlyConfigured(f"{setting} is {value!r}, but must be a string")
+    if value is None and default is None:
+        return None
     if isinstance(value, bool) or not isinstance(value, (int, float) if isinstance(default, float) else int):
-        raise ImproperlyConfigured(f"{setting} is {value!r}, but must be a number such as {default!r}")
+        raise ImproperlyConfigured(f"{setting} is {value!r}, but must be a number such as {default or 1000!r}")
     if value <= 0 or not math.isfinite(value):
         raise ImproperlyConfigured(f"{setting} is {value!r}, but must be above 0: nothing here is without a limit")
     return value

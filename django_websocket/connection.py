@@ -7,9 +7,11 @@ Nothing that the loop calls here blocks, raises, or runs user code.
 
 from __future__ import annotations
 
+import logging
 import socket
 import ssl
-import weakref
+import struct
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,16 +22,17 @@ from gevent.event import Event as GreenletEvent
 from gevent.hub import get_hub
 
 from .exceptions import ConnectionClosed
+from .log import report
 from .protocol.deflate import Agreement
-from .protocol.engine import Close, Engine, Event, Failure, Ping, Role
+from .protocol.engine import Close, Engine, Event, Failure, Ping, Pong, Role
 from .protocol.frames import CloseCode, Opcode, check_close, encode_message
+from .sweep import sweep_of_loop, ticks
 from .waiting import Readable, wait
 
-READ_SIZE = 256 * 1024  # bytes; for one call of recv, so that one client keeps nobody waiting
 WRITE_SIZE = 64 * 1024  # bytes; small frames are joined up to it
-TICK = 0.5  # seconds; the grain of all deadlines here
 MAX_PONGS = 64  # for pings that came with one read; the newest of more (section 5.5.3)
 REFILLS = 16  # of the inbox from what was received already, before others get their turn
+PING_PAYLOAD = struct.Struct("!d")  # when it was sent, so that its pong tells the latency
 READ, WRITE = 1, 2  # libev's
 
 # BlockingIOError and, under TLS, its two siblings, which are no relatives of it.
@@ -49,14 +52,13 @@ class Limits:
     ping_interval: float = 20.0
     ping_timeout: float = 20.0
     close_timeout: float = 5.0
-    drain_window: float = 2.0
 
 
 class Connection(Readable):
     """An open WebSocket on `sock`, a connected socket that from now on belongs to the connection.
 
     `early` is what was received behind the handshake. With `discard`, what the client sends is read and dropped.
-    `agreement` is what was agreed on about compression, None for none.
+    `agreement` is what was agreed on about compression, None for none. `who` names the client in the log.
 
     `inbox` holds the messages that wait to be received. `ended` is true when none will follow: the client closed, broke
     the protocol or vanished, or this end closed. `close_code` and `close_reason` then say why.
@@ -65,7 +67,6 @@ class Connection(Readable):
     __slots__ = (
         "_answer",
         "_blocked",
-        "_buffer",
         "_closing",
         "_deadline",
         "_drained",
@@ -74,22 +75,28 @@ class Connection(Readable):
         "_left",
         "_outbox",
         "_outbox_size",
+        "_heard",
         "_pending",
+        "_ping_tick",
+        "_ping_time",
         "_pong_last",
-        "_quiet",
         "_reader",
         "_refills",
         "_sock",
+        "_sweep",
         "_waiting",
         "_writer",
         "agreement",
         "close_code",
         "close_reason",
         "discard",
+        "due",
         "ended",
         "inbox",
+        "latency",
         "limits",
         "on_end",
+        "who",
     )
 
     def __init__(
@@ -100,8 +107,10 @@ class Connection(Readable):
         *,
         discard: bool = False,
         agreement: Agreement | None = None,
+        who: str = "",
     ) -> None:
         super().__init__()
+        self.who = who
         self.limits = limits = limits or Limits()
         self._engine = Engine(
             Role.SERVER,
@@ -129,17 +138,21 @@ class Connection(Readable):
         self._drained: GreenletEvent | None = None  # set when the outbox is small enough for the view to go on
         self._closing = False  # our close frame is in the outbox, or on its way
         self._answer: Close | Failure | None = None  # what the client's end is answered with, once the inbox is empty
-        self._quiet = 0  # ticks since the last byte came
-        self._waiting = 0  # messages that were in the inbox when it was looked at last, while reading pauses
-        self._deadline = 0  # ticks until the socket is closed without further ado; 0 is none
+        self._sweep = sweep = sweep_of_loop()
+        self._heard = sweep.now  # the tick at which the last byte came
+        self._ping_tick = -1  # at which the last ping was sent
+        self._ping_time = 0.0  # and the time, in seconds of `time.perf_counter`
+        self.latency: float | None = None
+        self._waiting = (0, 0)  # how far the view had come, while reading pauses, when this was looked at last
+        self._deadline = 0  # the tick at which the socket is closed without further ado; 0 is none
+        self.due = 0
         sock.setblocking(False)
         loop = get_hub().loop
         self._reader: Any = loop.io(sock.fileno(), READ)
         self._reader.start(self._on_readable)  # once, for good
         self._writer: Any = None
-        sweep = _sweep()
         sweep.connections.add(self)
-        self._buffer = sweep.buffer
+        sweep.look_at(self, sweep.now + ticks(limits.ping_interval))
         if early:
             self._take(early)
         self._read_pending()
@@ -154,7 +167,8 @@ class Connection(Readable):
         sock = self._sock
         if sock is None:
             return
-        buffer = self._buffer
+        sweep = self._sweep
+        buffer = sweep.buffer
         try:
             size = sock.recv_into(buffer)
         except WOULD_BLOCK:
@@ -168,7 +182,7 @@ class Connection(Readable):
             else:
                 self._terminate(CloseCode.ABNORMAL)
             return
-        self._quiet = 0
+        self._heard = sweep.now
         events = engine.receive(bytes(buffer[:size]))
         if events or self.discard or self._signal is not None:
             self._handle(events)
@@ -201,7 +215,12 @@ class Connection(Readable):
             self._signal.set(self.ready())
 
     def _on_events(self, events: Sequence[Event], busy: bool) -> None:
-        pings = [event.payload for event in events if isinstance(event, Ping)]
+        pings = []
+        for event in events:
+            if isinstance(event, Ping):
+                pings.append(event.payload)
+            elif isinstance(event, Pong) and event.payload == PING_PAYLOAD.pack(self._ping_time):
+                self.latency = time.perf_counter() - self._ping_time
         if pings:
             self._send_pongs(pings)
         if events and isinstance(events[-1], (Close, Failure)):  # nothing follows it
@@ -212,12 +231,14 @@ class Connection(Readable):
         self.ended = True
         if self.close_code is None:
             self.close_code, self.close_reason = int(event.code), event.reason
+            if isinstance(event, Failure):
+                report(self.who, event.code, event.reason)
         if self._closing:
             self._finish()
         elif not (self.inbox or busy) or self.discard:
             self._answer_end()
         else:  # the view may still answer the messages that came before
-            self._deadline = self._ticks(self.limits.close_timeout)
+            self._set_deadline()
 
     def _drop_paused(self) -> None:
         """Go on with what was received while the inbox was full, now that messages are dropped."""
@@ -227,7 +248,7 @@ class Connection(Readable):
 
     def _read_on(self) -> None:
         if self._sock is not None and not self._engine.paused:
-            self._quiet = 0
+            self._heard = self._sweep.now
             self._reader.start(self._on_readable)
             self._read_pending()
 
@@ -414,7 +435,7 @@ class Connection(Readable):
 
     def _on_writable(self) -> None:
         self._blocked = False
-        self._quiet = 0  # a client that reads is there, even if its pong waits behind much else
+        self._heard = self._sweep.now  # a client that reads is there, even if its pong waits behind much else
         self._flush()
         if not self._blocked and self._writer is not None:
             self._writer.stop()
@@ -483,6 +504,7 @@ class Connection(Readable):
         """Close although the client takes nothing: what it was not sent yet is dropped."""
         if self._closing:
             return
+        report(self.who, code, reason, level=logging.INFO if code == CloseCode.INTERNAL_ERROR else logging.WARNING)
         begun = self._outbox.popleft() if self._outbox else None  # it may have left in part
         self._outbox.clear()
         self._outbox_size = 0
@@ -495,7 +517,7 @@ class Connection(Readable):
         """Send the last frame, and let the view see the end."""
         self._closing = True
         self.ended = True
-        self._deadline = self._ticks(self.limits.close_timeout)
+        self._set_deadline()
         if self._sock is not None:
             self._write(close_frame)
         if not self._outbox:
@@ -525,7 +547,8 @@ class Connection(Readable):
         if sock is None:
             return
         self._sock = None
-        open_connections().discard(self)
+        self._sweep.connections.discard(self)
+        self._sweep.forget(self)
         for watcher in (self._reader, self._writer):
             if watcher is not None:  # before the descriptor, whose number somebody else gets
                 watcher.stop()
@@ -533,6 +556,7 @@ class Connection(Readable):
         sock.close()
         if self.close_code is None:
             self.close_code = int(code)
+            report(self.who, code, "the client vanished", level=logging.INFO)
         self.ended = True
         self._closing = True
         self._outbox.clear()
@@ -546,71 +570,44 @@ class Connection(Readable):
 
     # --- time ----------------------------------------------------------------------------------------------------
 
-    @staticmethod
-    def _ticks(seconds: float) -> int:
-        return max(1, round(seconds / TICK))
+    def _set_deadline(self) -> None:
+        self._deadline = self._sweep.now + ticks(self.limits.close_timeout)
+        self._sweep.look_at(self, self._deadline)
 
-    def tick(self) -> None:
-        """Look at the deadlines; the sweep calls it every `TICK` seconds."""
+    def on_due(self) -> None:
+        """Look at the deadlines; the sweep calls it."""
+        if self._sock is None:
+            return
+        now = self._sweep.now
         if self._deadline:
-            self._deadline -= 1
-            if not self._deadline:
-                self._on_deadline()
+            self._on_deadline()
             return
-        self._quiet = quiet = self._quiet + 1
-        interval = self._ticks(self.limits.ping_interval)
-        if quiet < interval:
-            return
-        if self._engine.paused:  # we do not read, so silence says nothing of the client; but it cannot last
-            if len(self.inbox) != self._waiting:
-                self._waiting = len(self.inbox)
-                self._quiet = 0  # the view takes messages, however slowly
-            elif quiet >= interval + self._ticks(self.limits.ping_timeout):
-                self._give_up(CloseCode.POLICY_VIOLATION, "its messages are not received")
-        elif quiet == interval:
-            self._write(self._engine.frame(Opcode.PING))
-        elif quiet >= interval + self._ticks(self.limits.ping_timeout):
-            self._give_up(CloseCode.INTERNAL_ERROR, "no answer to a ping")
-            self._terminate(CloseCode.INTERNAL_ERROR)
+        interval = ticks(self.limits.ping_interval)
+        timeout = ticks(self.limits.ping_timeout)
+        next_tick = self._heard + interval
+        if now >= next_tick:
+            if self._engine.paused:  # we do not read, so silence says nothing of the client; but it cannot last
+                state = (self._refills, len(self.inbox))
+                if state != self._waiting:  # the view takes messages, however slowly
+                    self._waiting = state
+                    next_tick = now + timeout
+                else:
+                    self._give_up(CloseCode.POLICY_VIOLATION, "its messages are not received")
+                    return
+            elif self._ping_tick <= self._heard:
+                self._ping_tick = now
+                self._ping_time = time.perf_counter()
+                self._write(self._engine.frame(Opcode.PING, PING_PAYLOAD.pack(self._ping_time)))
+                next_tick = now + timeout
+            else:
+                self._give_up(CloseCode.INTERNAL_ERROR, "no answer to a ping")
+                self._terminate(CloseCode.INTERNAL_ERROR)
+                return
+        if self._sock is not None:
+            self._sweep.look_at(self, next_tick)
 
     def _on_deadline(self) -> None:
         if self._answer is not None and not self._closing:
             self._answer_end()  # the view had its time to answer what came before the close
         else:
             self._terminate(CloseCode.ABNORMAL)
-
-
-class _Sweep:
-    """The connections of a loop, and the one timer that looks at them all."""
-
-    def __init__(self) -> None:
-        self.connections: set[Connection] = set()
-        self.buffer = memoryview(bytearray(READ_SIZE))  # for all of them, since each is read in turn
-        loop = get_hub().loop
-        self.timer = loop.timer(TICK, repeat=TICK, ref=False)
-        self.timer.start(self._on_tick)
-
-    def _on_tick(self) -> None:
-        for connection in tuple(self.connections):
-            connection.tick()
-
-
-_sweeps: weakref.WeakKeyDictionary[object, _Sweep] = weakref.WeakKeyDictionary()
-
-
-def serves_clients() -> bool:
-    """Whether this process has, or is made for, clients."""
-    return bool(_sweeps)
-
-
-def open_connections() -> set[Connection]:
-    """Return the open connections of the running thread's loop."""
-    return _sweep().connections
-
-
-def _sweep() -> _Sweep:
-    hub = get_hub()
-    sweep = _sweeps.get(hub)
-    if sweep is None:
-        sweep = _sweeps[hub] = _Sweep()
-    return sweep

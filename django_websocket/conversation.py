@@ -28,20 +28,19 @@ from gevent.event import AsyncResult
 from . import conf
 from .connection import Connection
 from .exceptions import BrokerError, HandshakeFailed, WebSocketError
+from .log import printable, report
 from .options import Options
-from .origin import printable
 from .protocol.deflate import Agreement, negotiate
 from .protocol.frames import CloseCode
 from .protocol.handshake import ClientHandshake, accept_headers, choose_subprotocol
-from .upgrade import KEY, Upgrade
+from .upgrade import KEY, Upgrade, who
 from .waiting import ViewGreenlet
 from .websocket import WebSocket
 
 NO_BODY = LimitedStream(BytesIO(), 0)
 KILL_TIMEOUT = 1.0  # seconds that a view gets for its `finally` blocks when its time for the handshake is over
 
-logger = logging.getLogger("django_websocket")
-request_logger = logging.getLogger("django.request")
+logger = logging.getLogger("django.request")
 
 
 class WebSocketResponse(HttpResponse):
@@ -110,7 +109,14 @@ class Conversation(ViewGreenlet):
     def opened(self, sock: socket.socket, early: bytes) -> Connection:
         """Let the view have its connection."""
         options = self._options
-        connection = Connection(sock, early, options.limits(), discard=not options.receive, agreement=self._agreement)
+        connection = Connection(
+            sock,
+            early,
+            options.limits(),
+            discard=not options.receive,
+            agreement=self._agreement,
+            who=who(self._request.META),
+        )
         self._connection = connection
         if self.ready():  # the view has ended while the 101 was on its way
             connection.close(CloseCode.INTERNAL_ERROR, "internal error")
@@ -199,7 +205,7 @@ class Conversation(ViewGreenlet):
         connection = self.websocket.connection
         if connection is None:
             if self._answer.ready():  # the chain went on, but the client did not get the 101
-                logger.info("%s: %s", self._path, error)
+                report(who(self._request.META), None, "the handshake came to nothing", str(error), logging.INFO)
             elif isinstance(error, Exception):
                 self._answer.set_exception(error, sys.exc_info())
             else:
@@ -209,16 +215,16 @@ class Conversation(ViewGreenlet):
         elif isinstance(error, WebSocketError):
             connection.close()
         elif isinstance(error, BrokerError):
-            logger.error("%s: %s", self._path, error)
+            report(who(self._request.META), CloseCode.TRY_AGAIN_LATER, str(error), level=logging.ERROR)
             connection.close(CloseCode.TRY_AGAIN_LATER, "try again later")
         elif isinstance(error, gevent.GreenletExit):
             connection.close(CloseCode.SERVICE_RESTART)
         else:
             connection.close(CloseCode.INTERNAL_ERROR, "internal error")
             signals.got_request_exception.send(sender=type(self), request=self._request)
-            request_logger.error(
+            logger.error(
                 "Error in the WebSocket view of %s",
-                self._path,
+                printable(self._request.path),
                 exc_info=error,
                 extra={"status_code": 500, "request": self._request},
             )
@@ -232,11 +238,6 @@ class Conversation(ViewGreenlet):
             connection.close_fileno()
             if self.websocket.connection is None:  # the view did not wait for it to the end
                 connection.close(CloseCode.INTERNAL_ERROR, "internal error")
-
-    @property
-    def _path(self) -> str:
-        """The path for the log, where it may not begin a line of its own."""
-        return printable(self._request.path)
 
     # --- databases -----------------------------------------------------------------------------------------------
 

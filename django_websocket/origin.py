@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Sequence
 
 from django.http import HttpRequest
 
 from . import conf
+from .log import report
+from .upgrade import who
 
 ORIGIN = re.compile(r"(https?)://([a-z0-9._-]+|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?")  # RFC 6454, section 6.2
 DEFAULT_PORTS = {"http": "80", "https": "443"}
-
-logger = logging.getLogger("django_websocket")
 
 
 def origin_is_allowed(request: HttpRequest, more: Sequence[str] = ()) -> bool:
@@ -38,18 +37,13 @@ def origin_is_allowed(request: HttpRequest, more: Sequence[str] = ()) -> bool:
             return True
         if settings.debug and (own_parts := split(own)) and parts[1] == own_parts[1]:
             return True
-    logger.warning(
-        "%s: refused a page of %s; if it is yours, add it to WEBSOCKET_ALLOWED_ORIGINS (the request's own is %s)",
-        printable(request.path),
-        ascii(origin),
-        own,
+    report(
+        who(request.META),
+        403,
+        "the page that asked is of another site",
+        f"{origin}; if it is yours, add it to WEBSOCKET_ALLOWED_ORIGINS (the request's own is {own})",
     )
     return False
-
-
-def printable(text: str) -> str:
-    """Return `text` for the log, in which it may not begin a line of its own."""
-    return text.encode("unicode_escape").decode("ascii")
 
 
 def split(origin: str) -> tuple[str, str, str] | None:

@@ -7,7 +7,7 @@ the socket. What the application returns says nothing: others may have wrapped i
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,6 +15,13 @@ if TYPE_CHECKING:
     from .connection import Connection
 
 KEY = "django_websocket.upgrade"  # in the WSGI environment
+
+
+def who(environ: Mapping[str, Any]) -> str:
+    """Return how the log names the client of a request: its address, and the path without the query string."""
+    upgrade = environ.get(KEY)
+    address = environ.get("REMOTE_ADDR") if upgrade is None else upgrade.address
+    return f"{address or 'unix'} {environ.get('PATH_INFO', '')}"
 
 
 class Taker(Protocol):
@@ -31,11 +38,13 @@ class Upgrade:
     """The state of one request's upgrade.
 
     `taker` is set by the application when it accepts, `status` holds the status line that the response began with, and
-    `write` is what WSGI's start_response returned: called with `b""` it sends the headers. `answered` is true where the
-    server has sent the 101 before it asked anybody: no header of the response reaches the client.
+    `write` is what WSGI's start_response returned: called with `b""` it sends the headers. `address` is the client's,
+    for the log. `answered` is true where the server has sent the 101 before it asked anybody: no header of the response
+    reaches the client.
     """
 
-    def __init__(self, *, answered: bool = False) -> None:
+    def __init__(self, address: str = "", *, answered: bool = False) -> None:
+        self.address = address
         self.answered = answered
         self.taker: Taker | None = None
         self.status = ""

@@ -134,6 +134,14 @@ class WebSocket:
         """The reason that was given with the close code."""
         return "" if self.connection is None else self.connection.close_reason
 
+    @property
+    def latency(self) -> float | None:
+        """Seconds between the last ping that the client answered and its pong; None until there was one.
+
+        A client is sent a ping when nothing came from it for `WEBSOCKET_PING_INTERVAL` seconds.
+        """
+        return None if self.connection is None else self.connection.latency
+
     # --- several sources -----------------------------------------------------------------------------------------
 
     @property

@@ -6,31 +6,52 @@ gunicorn -k django_websocket.worker.GeventWebSocketWorker project.wsgi:websocket
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import random
 import resource
 import select
+import ssl
 import sys
 import time
 from collections.abc import Callable, Iterable
 from datetime import datetime
+from functools import partial
+from http import HTTPStatus
 from typing import Any, NamedTuple
 
 import gevent
-from gevent import Greenlet, getcurrent, monkey
+from gevent import getcurrent, monkey
+from gevent.socket import wait_read
+from gunicorn.http import errors
+from gunicorn.sock import ssl_context
+from gunicorn.util import close_graceful, write_error
 from gunicorn.workers.ggevent import GeventWorker
 
-from .connection import open_connections
+from .acceptor import BODY, LINGER, RETRY_AFTER, Acceptor
+from .log import report
 from .protocol.frames import CloseCode
 from .protocol.handshake import is_upgrade
 from .select import select as cooperative_select
 from .sockets import give_away
+from .sweep import open_connections
 from .upgrade import KEY, Upgrade
 from .waiting import ViewGreenlet
 
 WSGIApplication = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+BATCH = 100  # clients that are accepted in a turn of the loop, by the only worker
 DRAIN_MARGIN = 2.0  # seconds before gunicorn's graceful_timeout at which the worker is gone, whatever goes on
 DRAIN_STEP = 20  # groups in which clients are told of a restart
 APP_LOAD_ERROR = 4  # the exit status by which gunicorn's arbiter knows that another worker would fail alike
+RESERVE = 256  # descriptors that clients may not use: views open files and connections too
+
+# What is wrong with a request head, where the answer is not 400.
+STATUS = {
+    errors.LimitRequestLine: HTTPStatus.REQUEST_URI_TOO_LONG,
+    errors.LimitRequestHeaders: HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+    errors.ForbiddenProxyRequest: HTTPStatus.FORBIDDEN,
+    errors.ExpectationFailed: HTTPStatus.EXPECTATION_FAILED,
+    errors.UnsupportedTransferCoding: HTTPStatus.NOT_IMPLEMENTED,
+}
 
 # What a conversation has no use for, and would keep alive for as long as it lasts.
 REQUEST_ONLY = (KEY, "wsgi.input", "wsgi.errors", "wsgi.file_wrapper", "wsgi.early_hints", "gunicorn.socket")
@@ -46,6 +67,38 @@ class Handover(NamedTuple):
     started: datetime
 
 
+class SlowHead(gevent.Timeout):
+    """The head of a request, with the PROXY line and the TLS handshake before it, did not come in time."""
+
+    def __str__(self) -> str:
+        return "it did not come in time"
+
+
+class NextHead:
+    """Limits the time for a further request on a connection: until it begins by `keepalive`, until its head is there.
+
+    A context manager, which ends the connection quietly when no request begins.
+    """
+
+    def __init__(self, client: Any, unreader: Any, keepalive: float, timeout: float) -> None:
+        self._client = client
+        self._unreader = unreader
+        self._keepalive = keepalive
+        self._timeout = timeout
+
+    def __enter__(self) -> None:
+        current: Any = getcurrent()
+        current.waits_for_head = True
+        buffered = self._unreader.take_buffered()
+        self._unreader.unread(buffered)
+        if not buffered and not (isinstance(self._client, ssl.SSLSocket) and self._client.pending()):
+            wait_read(self._client.fileno(), self._keepalive, StopIteration())
+        current.deadline = SlowHead.start_new(self._timeout)
+
+    def __exit__(self, *exc_info: object) -> None:
+        pass  # whoever handles the request stops the deadline
+
+
 class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
     """Serves WebSockets beside ordinary requests; all options of gunicorn's gevent worker hold."""
 
@@ -58,7 +111,21 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
                 "from gevent import monkey; monkey.patch_all()"
             )
             sys.exit(APP_LOAD_ERROR)
-        raise_descriptor_limit()
+        if "h2" in self.cfg.http_protocols:
+            self.log.error(
+                "A WebSocket begins with a request of HTTP/1.1, and this worker speaks nothing else. "
+                "Remove h2 from http_protocols (--http-protocols); nginx in front can speak HTTP/2 with browsers."
+            )
+            sys.exit(APP_LOAD_ERROR)
+        descriptors = raise_descriptor_limit()
+        self._last_descriptor = descriptors - min(RESERVE, descriptors // 4)
+        if self.worker_connections > descriptors // 2:
+            self.log.warning(
+                "worker_connections is %d, more than half of the %d files that the process may open: lower it, or "
+                "raise the limit (ulimit -n, LimitNOFILE= of systemd).",
+                self.worker_connections,
+                descriptors,
+            )
         super().init_process()
 
     def patch(self) -> None:
@@ -70,26 +137,82 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
         """Load the application, and stand between it and gunicorn."""
         open_connections()  # from here on this process is one that serves clients
         super().load_wsgi()
+        from . import conf  # not before everything is patched and the project is loaded
+
+        self._settings = conf.current()
         self._application: WSGIApplication = self.wsgi
         self.wsgi: Any = self._call
 
     # --- a request -----------------------------------------------------------------------------------------------
 
+    def _serve(self, tls: ssl.SSLContext | None, listening: Any, client: Any, address: Any) -> None:
+        """Serve one client, until it leaves or its socket is given away; in a greenlet of its own."""
+        current: Any = getcurrent()
+        current.request = None
+        current.client = client
+        current.waits_for_head = True
+        current.deadline = SlowHead.start_new(self._settings.handshake_timeout)
+        try:
+            if tls is not None:
+                client = current.client = tls.wrap_socket(client, server_side=True, do_handshake_on_connect=False)
+                client.do_handshake()
+            self.handle(listening, client, address)
+        except StopIteration:
+            pass  # the worker stops
+        except (SlowHead, OSError) as error:
+            report(peer(address), None, "the TLS handshake failed", str(error))
+        finally:
+            current.deadline.close()
+            client.close()
+
+    def timeout_ctx(self) -> Any:
+        """Limit the time for a request's head, where gunicorn knows only `keepalive`."""
+        current: Any = getcurrent()
+        if current.request is None:
+            return contextlib.nullcontext()  # the deadline runs since the client was accepted
+        unreader = current.request.unreader
+        return NextHead(current.client, unreader, self.cfg.keepalive, self._settings.handshake_timeout)
+
     def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> Any:
         """Serve one request; the greenlet keeps it where `_call` finds it."""
         current: Any = getcurrent()
+        current.deadline.close()
+        current.waits_for_head = False
         current.request = req
         return super().handle_request(listener_name, req, sock, addr)
+
+    def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
+        """Answer a request that is none, or that did not come in time, in a line of the log for each."""
+        why = type(exc).__name__  # what it says more may be of the client's making
+        if isinstance(exc, SlowHead):
+            status, why = HTTPStatus.REQUEST_TIMEOUT, str(exc)
+        elif isinstance(exc, errors.ParseException) and not isinstance(exc, errors.ConfigurationProblem):
+            status = STATUS.get(type(exc), HTTPStatus.BAD_REQUEST)
+        elif isinstance(exc, ssl.SSLError):
+            report(peer(addr), None, "TLS failed", str(exc))
+            return
+        else:
+            super().handle_error(req, client, addr, exc)
+            return
+        report(peer(addr), status, "the head of the request", why)
+        write_error(client, status.value, status.phrase, "")
+        close_graceful(client, LINGER)
 
     def _call(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
         """Call the application; where it accepts an upgrade, return a `Handover`."""
         if not is_upgrade(environ.get("HTTP_UPGRADE", "")):
             return self._application(environ, start_response)
         started = datetime.now()
-        upgrade = environ[KEY] = Upgrade()
-        # The client may have sent frames behind its request. If it is refused, nobody may take them for a request.
         current: Any = getcurrent()
-        current.request.force_close()
+        request = current.request
+        # The client may have sent frames behind its request. If it is refused, nobody may take them for a request.
+        request.force_close()
+        upgrade = environ[KEY] = Upgrade(self._address(request, environ))
+        if not self._has_room(environ["gunicorn.socket"]):
+            report(f"{upgrade.address} {environ['PATH_INFO']}", 503, "as many clients as this process may have")
+            headers = [("Content-Type", "text/plain"), ("Content-Length", str(len(BODY)))]
+            start_response("503 Service Unavailable", [*headers, ("Retry-After", str(RETRY_AFTER))])
+            return [BODY]
         try:
             result = upgrade.begun(self._application(environ, upgrade.watch(start_response)))
         except BaseException:
@@ -99,6 +222,20 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
             return Handover(upgrade, result, environ, start_response.__self__, started)  # type: ignore[attr-defined]
         upgrade.fail(f"The request was answered with {upgrade.status}: a middleware replaced the 101")
         return result
+
+    def _has_room(self, sock: Any) -> bool:
+        """Whether there may be one more client; `sock` has the lowest descriptor that was free when it came."""
+        wanted = self._settings.max_connections
+        if wanted is not None and len(open_connections()) + len(self._acceptor.serving) > wanted:
+            return False
+        return bool(sock.fileno() < self._last_descriptor)
+
+    def _address(self, request: Any, environ: dict[str, Any]) -> str:
+        """Return the client's address for the log: what a proxy that is to be believed says, or the peer's."""
+        forwarded = environ.get("HTTP_X_FORWARDED_FOR")
+        if forwarded and believes(self.cfg, request.peer_addr):
+            return str(forwarded.rpartition(",")[2].strip()[:64])
+        return environ["REMOTE_ADDR"] or "unix"
 
     def is_already_handled(self, respiter: Any) -> bool:
         """Hand an upgraded socket over, and leave gunicorn's loop over the requests of a connection."""
@@ -132,59 +269,74 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
 
     # --- the end of the process ----------------------------------------------------------------------------------
 
-    _stopping: Greenlet[..., None] | None = None
-
-    def notify(self) -> None:
-        """Show the arbiter that the worker lives; and see, as often, whether it is to stop."""
-        super().notify()
-        if not self.alive:
-            self._stop()
-
     def run(self) -> None:
-        """Serve until told to stop; then let conversations end before the process does."""
-        window = None
+        """Serve until told to stop; then let requests and conversations end before the process does."""
+        tls = ssl_context(self.cfg) if self.cfg.is_ssl else None
+        batch = 1 if self.cfg.workers > 1 else BATCH
+        self._acceptor = Acceptor(
+            self.sockets, partial(self._serve, tls), self.worker_connections, batch, tls=tls is not None
+        )
+        self._acceptor.start()
+        window = self._settings.drain_window
         try:
-            super().run()
+            while self.alive:
+                self.notify()
+                gevent.sleep(1.0)
         except SystemExit:  # SIGINT, SIGQUIT, and the reloader, which is in a hurry
             window = 0.0
             raise
         finally:
-            stopping = self._stop(window)
-            while not stopping.ready():
+            self._acceptor.close()
+            for sock in self.sockets:
+                sock.close()
+            draining = gevent.spawn(self._drain, window)
+            while not draining.ready():
                 with contextlib.suppress(SystemExit):  # Ctrl-C comes twice: from the terminal and from the arbiter
-                    stopping.join()
+                    draining.join()
 
-    def _stop(self, window: float | None = None) -> Greenlet[..., None]:
-        if self._stopping is None:
-            self._stopping = gevent.spawn(self._drain, window)
-        return self._stopping
+    def _drain(self, window: float) -> None:
+        """Tell the clients that the service restarts (1012), spread over `window` seconds, and wait until all is over.
 
-    def _drain(self, window: float | None) -> None:
-        """Tell the clients that the service restarts (1012), spread over a window, and wait until all is over.
-
-        `window` is in seconds, None for the setting. The end is before gunicorn's graceful_timeout, at which the
-        arbiter kills: neither a stuck view nor a dead client holds up the others or the process.
+        The end is before gunicorn's graceful_timeout, at which the arbiter kills: neither a stuck view nor a dead
+        client holds up the others or the process.
         """
         end = time.monotonic() + max(0.0, self.cfg.graceful_timeout - DRAIN_MARGIN)
         connections = list(open_connections())
         random.shuffle(connections)
-        if window is None:
-            window = max((connection.limits.drain_window for connection in connections), default=0.0)
         window = min(window, max(0.0, end - time.monotonic()) / 2)
         for number, connection in enumerate(connections, 1):
             connection.close(CloseCode.SERVICE_RESTART, "restart")
             if number * DRAIN_STEP // len(connections) != (number - 1) * DRAIN_STEP // len(connections):
                 self.tmp.notify()
                 gevent.sleep(window / DRAIN_STEP * random.uniform(0.5, 1.0))
-        while (open_connections() or ViewGreenlet.running) and time.monotonic() < end:
+        serving = self._acceptor.serving
+        while (open_connections() or ViewGreenlet.running or serving) and time.monotonic() < end:
             for connection in tuple(open_connections()):  # one may have opened meanwhile
                 connection.close(CloseCode.SERVICE_RESTART, "restart")
+            for greenlet in tuple(serving):
+                if greenlet.waits_for_head:  # type: ignore[attr-defined]
+                    greenlet.kill(StopIteration(), block=False)
             self.tmp.notify()
             gevent.sleep(0.05)
 
 
-def raise_descriptor_limit() -> None:
-    """Allow as many open files as the system lets the process have: each client is one."""
+def raise_descriptor_limit() -> int:
+    """Allow as many open files as the system lets the process have, since each client is one; return how many."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):  # where "unlimited" is more than the system means
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if soft == resource.RLIM_INFINITY else soft
+
+
+def peer(address: Any) -> str:
+    """Return the address of a socket's peer for the log."""
+    return str(address[0]) if address else "unix"
+
+
+def believes(cfg: Any, address: Any) -> bool:
+    """Whether gunicorn's `forwarded_allow_ips` has the peer at `address`; who comes by a Unix socket is believed."""
+    if not isinstance(address, tuple) or "*" in cfg.forwarded_allow_ips:
+        return True
+    ip = ipaddress.ip_address(address[0])
+    return any(ip in network for network in cfg.forwarded_allow_networks())

@@ -24,12 +24,13 @@ from .connection import WOULD_BLOCK, Connection
 from .conversation import Conversation
 from .decorators import refuse_async
 from .exceptions import BrokerError
+from .log import report
 from .options import Options
-from .origin import origin_is_allowed, printable
+from .origin import origin_is_allowed
 from .protocol.handshake import ClientHandshake, HandshakeError, check_request, is_upgrade, upgrade_required
 from .select import select as cooperative_select
 from .sockets import share
-from .upgrade import KEY, Upgrade
+from .upgrade import KEY, Upgrade, who
 
 __all__ = ["get_wsgi_websocket_application"]
 
@@ -66,11 +67,12 @@ class WebSocketApplication:
         if not is_upgrade(environ.get("HTTP_UPGRADE", "")):
             if self._http is not None:
                 return self._http(environ, start_response)
+            report(who(environ), 426, "an ordinary request", level=logging.INFO)
             return refuse(upgrade_required(), start_response)
         try:
             environ[HANDSHAKE_KEY] = client_handshake(environ)
         except HandshakeError as error:
-            logger.info("%s: %s", printable(environ.get("PATH_INFO", "")), error)
+            report(who(environ), error.status, error.reason)
             if "wsgi.websocket" in environ:
                 return self._adopt(environ, functools.partial(refuse, error))
             return refuse(error, start_response)
@@ -90,7 +92,7 @@ class WebSocketApplication:
         A refusal becomes a close code, 4000 and the HTTP status, and headers of the response cannot travel.
         """
         stock = environ["wsgi.websocket"]
-        upgrade = environ[KEY] = Upgrade(answered=True)
+        upgrade = environ[KEY] = Upgrade(environ.get("REMOTE_ADDR", ""), answered=True)
         try:
             result = upgrade.begun(answer(upgrade.watch(lambda status, headers, *exc_info: lambda data: None)))
             if hasattr(result, "close"):
@@ -138,6 +140,20 @@ class WebSocketHandler(WSGIHandler):
                 response.headers.pop(name, None)
         return response
 
+    def load_middleware(self, is_async: bool = False) -> None:
+        """Build the chain, with our own line in the log about what it refuses, and not Django's, outside."""
+        super().load_middleware(is_async)
+        chain: Callable[[HttpRequest], HttpResponseBase] = self._middleware_chain  # type: ignore[has-type]
+
+        def reporting_chain(request: HttpRequest) -> HttpResponseBase:
+            response = chain(request)
+            if response.status_code >= 400 and not getattr(response, "_has_been_logged", False):
+                report(who(request.META), response.status_code, response.reason_phrase)
+                response._has_been_logged = True  # type: ignore[attr-defined]
+            return response
+
+        self._middleware_chain = reporting_chain
+
     def resolve_request(self, request: HttpRequest) -> ResolverMatch:
         """Find the view. A page of a foreign site gets another one, before any middleware or decorator sees it."""
         match = get_resolver(conf.current().required_urlconf()).resolve(request.path_info)
@@ -166,7 +182,7 @@ class WebSocketHandler(WSGIHandler):
             try:
                 return atomic(request, *args, **kwargs)
             except BrokerError as error:
-                logger.error("%s: %s", printable(request.path), error)
+                report(who(request.META), 503, str(error), level=logging.ERROR)
                 return try_again_later()
 
         return begin_or_refuse

@@ -25,14 +25,23 @@ sys.path += [str(SITE), str(TESTS)]
 os.environ["DJANGO_SETTINGS_MODULE"] = "testsite.settings"
 django.setup()
 
+from django_websocket import log  # noqa: E402
+
 from .clients import DEADLINE, Client, RawClient, eventually  # noqa: E402
 from .servers import WORKER as OUR_WORKER  # noqa: E402
-from .servers import Server, gunicorn, redis_server  # noqa: E402
+from .servers import Server, executable, gunicorn, redis_server  # noqa: E402
 
 STOCK_WORKER = "geventwebsocket.gunicorn.workers.GeventWebSocketWorker"
 
 # Set for this process, and so inherited by all that it starts, by which they are found at the end.
 MARK = f"DJANGO_WEBSOCKET_TESTS={uuid.uuid4().hex}"
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_summed_up() -> Iterator[None]:
+    """Each test gets its own lines in the log, however many alike there were in those before."""
+    log._counts.clear()
+    yield
 
 
 class StartSite(Protocol):
@@ -185,6 +194,18 @@ def redis() -> Iterator[Server]:
 def redis_url(redis: Server) -> str:
     """Its address, as `WEBSOCKET_BROKER` takes it."""
     return f"redis://{redis.address}/0"
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A certificate that nobody has signed, and its key."""
+    directory = tmp_path_factory.mktemp("tls")
+    paths = directory / "cert.pem", directory / "key.pem"
+    subject = ["-subj", "/CN=localhost", "-days", "2"]
+    command = [executable("openssl"), "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]
+    command += ["-nodes", "-out", str(paths[0]), "-keyout", str(paths[1]), *subject]
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    return paths
 
 
 # --- clients ---------------------------------------------------------------------------------------------------------

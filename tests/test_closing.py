@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterator
 import gevent
 import pytest
 
-from django_websocket.connection import Connection, Limits, open_connections
+from django_websocket.connection import Connection, Limits
 from django_websocket.exceptions import ConnectionClosed
 from django_websocket.protocol.engine import Engine, Role
 from django_websocket.protocol.frames import Opcode
+from django_websocket.sweep import open_connections
 
 from .wire import Frame, Pairs, Peer, close, tcp_pair, text, until
 

@@ -12,10 +12,11 @@ from collections.abc import Iterator
 import gevent
 import pytest
 
-from django_websocket.connection import Connection, Limits, open_connections
+from django_websocket.connection import Connection, Limits
 from django_websocket.exceptions import ConnectionClosed, WebSocketError
 from django_websocket.protocol.engine import Engine, Role
 from django_websocket.protocol.frames import CloseCode, Opcode, encode_message
+from django_websocket.sweep import open_connections, sweep_of_loop
 
 from .wire import Frame, Pairs, Peer, close, packet_pair, tcp_pair, text, until
 
@@ -27,6 +28,8 @@ ROOMY = Limits(send_buffer_size=1 << 30, outbox_size=1 << 30)
 def pairs() -> Iterator[Pairs]:
     with Pairs() as pairs:
         yield pairs
+    sweep = sweep_of_loop()
+    sweep._timer.start(sweep._on_tick)  # a test may have stopped it
 
 
 def echo(connection: Connection) -> None:
@@ -37,7 +40,12 @@ def echo(connection: Connection) -> None:
 
 def own_clock(connection: Connection) -> None:
     """Have nobody but the test call `tick()`."""
-    open_connections().discard(connection)
+    sweep_of_loop()._timer.stop()
+
+
+def tick() -> None:
+    """Let half a second pass for all connections."""
+    sweep_of_loop()._on_tick()
 
 
 def received(connection: Connection) -> list[str | bytes]:
@@ -513,10 +521,10 @@ def test_a_close_that_is_never_answered_ends_the_connection(pairs):
     connection, peer = pairs(limits=Limits(close_timeout=1))
     own_clock(connection)
     connection.close(1000)
-    connection.tick()
+    tick()
     gevent.sleep(0)
     assert connection.open
-    connection.tick()
+    tick()
     assert peer.until_end() == [close(1000)]
     assert not connection.open
 
@@ -526,7 +534,7 @@ def test_a_close_that_the_kernel_never_takes_ends_the_connection(pairs):
     own_clock(connection)
     fill(connection)
     connection.close(1000)
-    connection.tick()
+    tick()
     assert not connection.open
 
 
@@ -536,7 +544,7 @@ def test_a_client_that_answers_a_close_with_chatter_is_let_go(pairs):
     connection.close(1000)
     peer.text(*["never read"] * 1000)
     peer.until_frames(1)
-    connection.tick()
+    tick()
     peer.until_end()
     assert not connection.open
 
@@ -599,7 +607,7 @@ def test_the_close_of_a_client_is_answered_when_the_view_does_not_come_for_the_l
     peer.write(peer.engine.send("last") + peer.engine.close(1000))
     until(lambda: connection.ended)
     assert not peer.pump()
-    connection.tick()
+    tick()
     assert peer.until_end() == [close(1000)]
 
 
@@ -608,7 +616,7 @@ def test_a_message_before_the_close_is_not_lost_for_a_view_that_comes_late(pairs
     own_clock(connection)
     peer.write(peer.engine.send("last") + peer.engine.close(1000))
     until(lambda: connection.ended)
-    connection.tick()
+    tick()
     peer.until_end()
     assert connection.receive() == "last"
     assert connection.receive() is None
@@ -657,7 +665,7 @@ def test_a_client_that_sends_on_after_its_failure_still_reads_why(pairs):
     assert peer.until_end()[0].payload[:2] == (1002).to_bytes(2, "big")
     assert not peer.reset
     assert connection.open  # until the client has closed too
-    connection.tick()
+    tick()
     assert not connection.open
 
 
@@ -733,7 +741,7 @@ def test_a_reset_ends_the_connection(pairs, state):
         connection.send("nobody")
     connection.push(encode_message("nobody"))
     connection.close()
-    connection.tick()
+    tick()
 
 
 def test_messages_that_came_before_the_client_vanished_are_received(pairs):
@@ -979,13 +987,13 @@ def test_a_silent_client_is_sent_a_ping_and_closed_with_1011_if_it_does_not_answ
     own_clock(connection)
     view = gevent.spawn(connection.receive)
     gevent.sleep(0)
-    connection.tick()
+    tick()
     assert not peer.pump()
-    connection.tick()
+    tick()
     assert peer.until_frames(1)[0].opcode == PING
-    connection.tick()
+    tick()
     assert connection.close_code is None
-    connection.tick()
+    tick()
     assert view.get(timeout=5) is None
     assert connection.close_code == 1011
     assert not connection.open  # a dead client does not answer a close frame
@@ -997,8 +1005,8 @@ def test_any_byte_is_a_sign_of_life(pairs, what):
     own_clock(connection)
     frame = peer.engine.send("." * 100)
     for number in range(10):
-        connection.tick()
-        connection.tick()
+        tick()
+        tick()
         if what == "pong":
             peer.write(peer.engine.frame(PONG, b"") + peer.engine.send("x"))
         elif what == "message":
@@ -1008,7 +1016,7 @@ def test_any_byte_is_a_sign_of_life(pairs, what):
             peer.text("x")
         else:
             peer.write(frame[number : number + 1])
-            until(lambda: connection._quiet == 0)
+            until(lambda: connection._heard == sweep_of_loop().now)
             continue
         assert connection.receive(timeout=5) == "x"
     assert connection.close_code is None
@@ -1019,7 +1027,7 @@ def test_a_dead_client_whose_buffers_are_full_is_let_go(pairs):
     own_clock(connection)
     fill(connection)
     for _ in range(4):
-        connection.tick()
+        tick()
     assert connection.close_code == 1011
     assert not connection.open
 
@@ -1030,9 +1038,9 @@ def test_keepalive_does_not_judge_a_client_that_is_not_read(pairs):
     peer.text(*map(str, range(10)))
     until(lambda: connection._engine.paused)
     for _ in range(3):
-        connection.tick()
+        tick()
     assert [connection.receive(timeout=5) for _ in range(10)] == [str(number) for number in range(10)]
-    connection.tick()
+    tick()
     gevent.sleep(0)
     assert connection.close_code is None
 
@@ -1043,7 +1051,7 @@ def test_an_inbox_that_stays_full_closes_with_1008(pairs):
     peer.text(*map(str, range(10)))
     until(lambda: connection._engine.paused)
     for _ in range(20):
-        connection.tick()
+        tick()
     assert connection.close_code == 1008
     assert peer.until_end()[-1].payload[:2] == (1008).to_bytes(2, "big")
 
@@ -1058,8 +1066,8 @@ def test_a_view_that_receives_slowly_is_not_taken_for_one_that_does_not_receive(
         got.append(connection.receive(timeout=5))
         gevent.sleep(0)
         if connection._engine.paused:
-            connection.tick()
-            connection.tick()
+            tick()
+            tick()
         assert connection.close_code is None, f"closed after {len(got)} messages"
     assert got == [str(number) for number in range(10)]
 

@@ -16,9 +16,10 @@ from typing import Any, NamedTuple, TypeVar
 import gevent
 from gevent.hub import get_hub
 
-from django_websocket.connection import Connection, Limits, open_connections
+from django_websocket.connection import Connection, Limits
 from django_websocket.protocol.engine import Engine, Role
 from django_websocket.protocol.frames import Opcode
+from django_websocket.sweep import open_connections
 
 DEADLINE = 10.0  # seconds; what is waited for comes long before, or never
 

@@ -11,7 +11,7 @@ import gevent
 from gevent import getcurrent
 from gevent.hub import get_hub
 
-from django_websocket.connection import serves_clients
+from django_websocket.sweep import serves_clients
 
 from .broker import Listener
 

@@ -1,0 +1,133 @@
+"""Taking clients in: a greenlet for each while there is room, and an answer for those for whom there is none."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import gevent
+from gevent import Greenlet
+from gevent.hub import get_hub
+from gunicorn.util import close_graceful
+
+from .connection import WOULD_BLOCK
+from .log import report
+
+RETRY_AFTER = 5  # seconds, for who is refused now
+PATIENCE = 1.0  # seconds that clients wait to be accepted while there is no room and nothing goes on
+PAUSE = 0.2  # seconds until the next attempt when the system gives no more descriptors
+TURNED_AWAY = 64  # clients at most who are being told that there is no room
+LINGER = 1.0  # seconds to read what a refused client still sends: else it would not see the answer
+READ = 1  # libev's
+
+BODY = b"Try again later.\n"
+NO_ROOM = (
+    b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: %d\r\nConnection: close\r\nContent-Type: text/plain\r\n"
+    b"Content-Length: %d\r\n\r\n%s" % (RETRY_AFTER, len(BODY), BODY)
+)
+
+Serve = Callable[[socket.socket, socket.socket, Any], object]  # of the listening socket, the client's and its address
+
+
+class Acceptor:
+    """Accepts the clients of all listening sockets of a worker and runs `serve` in a greenlet for each.
+
+    At most `limit` at a time, who has a conversation not counted: then the others wait in the backlog, and if nobody
+    is done for `PATIENCE` seconds they are answered with 503, or closed at once with `tls`. Of each socket up to
+    `batch` clients are taken in a turn of the loop.
+    """
+
+    def __init__(self, sockets: Sequence[socket.socket], serve: Serve, limit: int, batch: int, *, tls: bool) -> None:
+        self._serve = serve
+        self._limit = limit
+        self._batch = batch
+        self._tls = tls
+        self._turning_away: set[Greenlet[..., Any]] = set()
+        self._paused = False
+        self._done_at = time.monotonic()  # when a client was done last
+        self._timer: Any = get_hub().loop.timer(PAUSE)
+        self._watchers: list[tuple[Any, Callable[[], None]]] = []
+        for sock in sockets:
+            sock.setblocking(False)
+            self._watchers.append((get_hub().loop.io(sock.fileno(), READ), partial(self._accept, sock)))
+        self.serving: set[Greenlet[..., Any]] = set()
+
+    def start(self) -> None:
+        """Begin to accept, or go on with it."""
+        self._paused = False
+        for watcher, callback in self._watchers:
+            watcher.start(callback)
+
+    def close(self) -> None:
+        """Accept nobody any more. The sockets are not closed: others may have them too."""
+        self._paused = False
+        self._timer.close()
+        for watcher, _ in self._watchers:
+            watcher.stop()
+            watcher.close()
+        self._watchers.clear()
+
+    def _pause(self, seconds: float) -> None:
+        self._paused = True
+        for watcher, _ in self._watchers:
+            watcher.stop()
+        self._timer.close()
+        self._timer = get_hub().loop.timer(seconds)
+        self._timer.start(self.start)
+
+    # In the hub.
+    def _accept(self, listening: socket.socket) -> None:
+        for _ in range(self._batch):
+            full = len(self.serving) >= self._limit
+            if full:
+                waited = time.monotonic() - self._done_at
+                if waited < PATIENCE:
+                    self._pause(PATIENCE - waited)
+                    return
+            try:
+                client, address = listening.accept()
+            except WOULD_BLOCK:
+                return
+            except ConnectionAbortedError:  # it has left already
+                continue
+            except OSError as error:
+                report("a client", None, "cannot be accepted", str(error))
+                self._pause(PAUSE)
+                return
+            if full:
+                self._turn_away(client, address)
+            else:
+                greenlet = gevent.Greenlet(self._serve, listening, client, address)
+                self.serving.add(greenlet)
+                greenlet.link(self._on_done)
+                greenlet.start()
+
+    def _on_done(self, greenlet: Greenlet[..., Any]) -> None:
+        self.serving.discard(greenlet)
+        self._done_at = time.monotonic()
+        if self._paused:
+            self._timer.stop()
+            self.start()
+
+    def _turn_away(self, client: socket.socket, address: Any) -> None:
+        report(address[0] if address else "unix", 503, "as many requests as worker_connections allows are in progress")
+        if self._tls or len(self._turning_away) >= TURNED_AWAY:
+            client.close()
+            return
+        greenlet = gevent.spawn(say_no_room, client)
+        self._turning_away.add(greenlet)
+        greenlet.link(self._turning_away.discard)
+
+
+def say_no_room(client: socket.socket) -> None:
+    """Answer with 503 whatever the client asks for."""
+    try:
+        client.settimeout(LINGER)
+        client.sendall(NO_ROOM)
+    except OSError:
+        client.close()
+    else:
+        close_graceful(client, LINGER)

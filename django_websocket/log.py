@@ -1,0 +1,67 @@
+"""One line in the log for each connection that was refused or failed; of many that failed alike, their number."""
+
+from __future__ import annotations
+
+import codecs
+import logging
+from collections import Counter, deque
+
+import gevent
+from gevent import getcurrent
+from gevent.hub import get_hub
+
+__all__ = ["printable", "report"]
+
+LINES = 10  # for one cause in a window; further ones are counted
+WINDOW = 60.0  # seconds
+CAUSES = 100  # that are told apart in a window
+
+logger = logging.getLogger("django_websocket")
+
+_counts: Counter[tuple[int | None, str]] = Counter()  # in the present window
+_waiting: deque[tuple[int, str]] = deque()  # levels and lines
+
+
+def report(who: str, code: int | None, cause: str, detail: str = "", level: int = logging.WARNING) -> None:
+    """Log why a connection was refused or failed, for any greenlet and for the hub.
+
+    `who` is the client's address and the path of its request, `code` an HTTP status or a close code, None where there
+    is neither. `cause` is one of a few sentences, by which lines are counted; `detail` may be anything.
+    """
+    key = (code, cause)
+    if key not in _counts and len(_counts) >= CAUSES:
+        key = (None, "other causes")
+    if not _counts:
+        gevent.spawn_later(WINDOW, _sum_up)
+    _counts[key] += 1
+    if _counts[key] > LINES:
+        return
+    line = f"{who}: {'' if code is None else f'{int(code)} '}{cause}"
+    _waiting.append((level, printable(f"{line}: {detail}" if detail else line)))
+    if getcurrent() is not get_hub():
+        _write()
+    elif len(_waiting) == 1:
+        gevent.spawn(_write)  # what handles the record is the project's, and may block
+
+
+def _write() -> None:
+    while _waiting:
+        logger.log(*_waiting.popleft())
+
+
+def _sum_up() -> None:
+    """Begin a new window."""
+    counts = dict(_counts)
+    _counts.clear()
+    for (code, cause), count in counts.items():
+        if count > LINES:
+            what = cause if code is None else f"{int(code)} {cause}"
+            logger.warning("%d more in %d seconds: %s", count - LINES, WINDOW, printable(what))
+
+
+ESCAPE = codecs.getencoder("unicode_escape")  # found now: a process without descriptors could not
+
+
+def printable(text: str) -> str:
+    """Return `text` for the log, in which it may not begin a line of its own."""
+    return ESCAPE(text)[0].decode("ascii")

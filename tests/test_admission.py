@@ -1,0 +1,241 @@
+"""Who is let in: deadlines of request heads, and what happens to those for whom there is no room."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from .clients import RawClient, at_once, close_frame, eventually, fetch, frame, notes, request
+from .conftest import StartSite
+from .servers import Server
+from .test_load import children, processor_time
+
+Raw = Callable[..., RawClient]
+
+HASTE = 1.0  # seconds, for WEBSOCKET_HANDSHAKE_TIMEOUT
+
+
+def answers(server: Server) -> None:
+    """Another client is served as if nothing were."""
+    with RawClient(server.port) as client, at_once():
+        client.open("/echo/", behind=frame("hello"))
+        assert client.frame().text == "hello"
+
+
+# --- deadlines -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=["2", "0"], ids=["keepalive", "no keepalive"])
+def hasty(start_site: StartSite, request: pytest.FixtureRequest) -> Iterator[Server]:
+    with start_site({"WEBSOCKET_HANDSHAKE_TIMEOUT": HASTE}, args=["--keep-alive", request.param]) as server:
+        yield server
+
+
+@pytest.mark.parametrize("begun", [b"", b"GET", request("/echo/")[:-2], b"GET /echo/ HTTP/1.1\r\nX-Long: "])
+def test_head_that_does_not_come_in_time_is_answered_with_408(hasty: Server, raw: Raw, begun: bytes) -> None:
+    begin = time.monotonic()
+    client = raw(hasty)
+    client.send(begun)
+    response = client.response()
+    assert (response.status, response.headers["connection"]) == (408, "close")
+    assert 0.9 * HASTE < time.monotonic() - begin < HASTE + 2
+    assert client.rest() == b""
+    assert "127.0.0.1: 408 the head of the request: it did not come in time\n" in hasty.log
+    answers(hasty)
+
+
+def test_one_deadline_holds_for_a_head_that_comes_byte_by_byte(hasty: Server, raw: Raw) -> None:
+    begin = time.monotonic()
+    client = raw(hasty)
+    client.sock.settimeout(0.05)
+    while time.monotonic() - begin < HASTE + 3:
+        client.send(b"G")
+        try:
+            received = client.sock.recv(1000)
+        except TimeoutError:
+            continue
+        except OSError:
+            break
+        assert received.startswith(b"HTTP/1.1 408 ")
+        break
+    else:
+        pytest.fail("it may go on for ever")
+    answers(hasty)
+
+
+def test_many_slow_heads_leave_others_alone_and_nothing_behind(hasty: Server) -> None:
+    (worker,) = children(hasty)
+    before = len(os.listdir(f"/proc/{worker}/fd"))
+    with ExitStack() as stack:
+        for _ in range(200):
+            stack.enter_context(RawClient(hasty.port)).send(b"GET /echo/ HTTP/1.1\r\n")
+        answers(hasty)
+        assert eventually(lambda: len(os.listdir(f"/proc/{worker}/fd")) <= before + 1)
+    assert hasty.log.count("408 the head of the request") <= 15  # the others are counted
+
+
+def test_time_between_requests_is_gunicorn_s_and_that_for_a_head_ours(start_site: StartSite, raw: Raw) -> None:
+    page = b"GET /page/ HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with start_site({"WEBSOCKET_HANDSHAKE_TIMEOUT": 2.5}, args=["--keep-alive", "1"]) as server:
+        idle, slow, quick = raw(server), raw(server), raw(server)
+        for client in (idle, slow, quick):
+            client.send(page)
+            assert client.response().status == 200
+        begin = time.monotonic()
+        slow.send(page[:20])
+        quick.send(page[:20])
+        assert idle.rest() == b""  # closed without a word
+        assert 0.8 < time.monotonic() - begin < 2
+        time.sleep(max(0.0, begin + 1.5 - time.monotonic()))  # beyond gunicorn's time, within ours
+        quick.send(page[20:])
+        assert quick.response().status == 200
+        assert slow.response().status == 408
+        assert time.monotonic() - begin > 2.4
+        assert "408" in server.log
+
+
+def test_deadline_covers_the_tls_handshake(start_site: StartSite, certificate: tuple[Path, Path], raw: Raw) -> None:
+    arguments = ["--certfile", certificate[0], "--keyfile", certificate[1]]
+    with start_site({"WEBSOCKET_HANDSHAKE_TIMEOUT": HASTE}, args=arguments, probe=b"") as server:
+        begin = time.monotonic()
+        silent, halfway = raw(server), raw(server)
+        halfway.send(b"\x16\x03\x01\x02\x00\x01")
+        assert silent.rest() == halfway.rest() == b""
+        assert time.monotonic() - begin < HASTE + 2
+        assert "127.0.0.1: the TLS handshake failed: it did not come in time\n" in server.log
+        plain = raw(server)
+        plain.send(request("/echo/"))
+        plain.rest()
+        slow = raw(server, tls=True)
+        slow.send(request("/echo/")[:-2])
+        assert slow.response().status == 408
+        with at_once():
+            client = raw(server, tls=True)
+            client.open("/echo/", behind=frame("hello"))
+            assert client.frame().text == "hello"
+        assert "Traceback" not in server.log
+
+
+def test_deadline_covers_the_proxy_line(start_site: StartSite, raw: Raw) -> None:
+    arguments = ["--proxy-protocol", "auto"]
+    with start_site({"WEBSOCKET_HANDSHAKE_TIMEOUT": HASTE}, args=arguments, probe=b"") as server:
+        client = raw(server)
+        client.send(b"PROXY TCP4 198.51.100.1 127.0.0.1 ")
+        assert client.response().status == 408
+
+
+# --- no room ---------------------------------------------------------------------------------------------------------
+
+
+def test_client_beyond_the_limit_is_refused_before_its_view_runs(start_site: StartSite, raw: Raw, key: str) -> None:
+    with start_site({"WEBSOCKET_MAX_CONNECTIONS": 3}) as server:
+        clients = [raw(server) for _ in range(3)]
+        for client in clients:
+            client.open("/echo/")
+        late = raw(server)
+        late.send(request(f"/echo/?key={key}"), frame("behind it"))
+        response = late.response()
+        assert (response.status, response.headers["retry-after"], response.headers["connection"]) == (503, "5", "close")
+        assert "127.0.0.1 /echo/: 503 as many clients as this process may have\n" in server.log
+        assert fetch(server.port, "/page/").status == 200  # pages are not refused
+        clients[0].send(close_frame(1000))
+        assert clients[0].rest() != b""
+        with RawClient(server.port) as client:
+            client.open("/echo/", behind=frame("there is room"))
+            assert client.frame().text == "there is room"
+        assert notes(server.port, key, 0) == []
+
+
+def with_descriptors(server: Server, number: int) -> Server:
+    """Have `server` open `number` files at most."""
+    server.args[:0] = ["/bin/sh", "-c", f'ulimit -n {number}; exec "$@"', "sh"]
+    return server
+
+
+def test_limit_of_clients_comes_from_that_of_open_files(start_site: StartSite) -> None:
+    with with_descriptors(start_site(), 160) as server, ExitStack() as stack:
+        clients = []
+        while True:
+            client = stack.enter_context(RawClient(server.port))
+            client.send(request("/echo/"))
+            response = client.response()
+            if response.status == 503:
+                break
+            clients.append(client)
+        assert 40 < len(clients) < 120  # a quarter is kept for files, databases and the like
+        for client in (clients[0], clients[-1]):
+            client.send(frame("hello"))
+            assert client.frame().text == "hello"
+        clients[0].reset()
+        assert eventually(lambda: accepted(server))
+        assert "more than half of the 160 files that the process may open" in server.log
+
+
+def accepted(server: Server) -> bool:
+    with RawClient(server.port) as client:
+        client.send(request("/echo/"))
+        return client.response().status == 101
+
+
+def test_worker_out_of_descriptors_neither_ends_nor_spins(start_site: StartSite) -> None:
+    settings = {"WEBSOCKET_HANDSHAKE_TIMEOUT": 60.0}
+    with with_descriptors(start_site(settings), 100) as server, ExitStack() as stack:
+        (worker,) = children(server)
+        client = stack.enter_context(RawClient(server.port))
+        client.open("/echo/")
+        idle = [stack.enter_context(RawClient(server.port)) for _ in range(120)]
+        assert eventually(lambda: "a client: cannot be accepted: [Errno 24] Too many open files" in server.log)
+        begin, computed = time.monotonic(), processor_time(worker)
+        time.sleep(2)  # what it does meanwhile is what is measured
+        assert (processor_time(worker) - computed) / (time.monotonic() - begin) < 0.25
+        client.send(frame("still here"))
+        assert client.frame().text == "still here"
+        for each in idle:
+            each.sock.close()
+        answers(server)
+        assert children(server) == [worker]
+        assert "Traceback" not in server.log
+        assert server.log.count("cannot be accepted") <= 12
+
+
+@pytest.fixture(scope="module")
+def crowded(start_site: StartSite) -> Iterator[tuple[Server, ExitStack]]:
+    """A server all of whose places for requests in progress are taken by clients that say nothing."""
+    with start_site(args=["--worker-connections", "5"]) as server, ExitStack() as stack:
+        for _ in range(5):
+            stack.enter_context(RawClient(server.port))
+        yield server, stack
+
+
+def test_client_is_told_at_once_when_no_request_is_done(crowded: tuple[Server, ExitStack], raw: Raw) -> None:
+    server, stack = crowded
+    begin = time.monotonic()
+    late = [raw(server) for _ in range(10)]
+    for client in late:
+        client.send(request("/echo/"))
+        response = client.response()
+        assert (response.status, response.headers["retry-after"]) == (503, "5")
+        assert client.rest() == b""
+    assert time.monotonic() - begin < 3
+    stack.close()
+    assert eventually(lambda: accepted(server))
+    assert "127.0.0.1: 503 as many requests as worker_connections allows are in progress\n" in server.log
+
+
+def test_burst_beyond_the_requests_in_progress_is_served_all_the_same(start_site: StartSite) -> None:
+    with start_site(args=["--worker-connections", "5"]) as server, ExitStack() as stack:
+        clients = [stack.enter_context(RawClient(server.port)) for _ in range(300)]
+        for client in clients:
+            client.send(request("/echo/"))
+        assert {client.response().status for client in clients} == {101}
+
+
+def test_handshake_within_http2_is_refused(start_site: StartSite, certificate: tuple[Path, Path]) -> None:
+    arguments = ["--certfile", certificate[0], "--keyfile", certificate[1], "--http-protocols", "h2,h1"]
+    with pytest.raises(RuntimeError, match="Remove h2 from http_protocols"), start_site(args=arguments, probe=b""):
+        pass
