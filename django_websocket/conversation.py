@@ -70,6 +70,7 @@ class Conversation(ViewGreenlet):
         self._view = view
         self._args = args
         self._kwargs = kwargs
+        self._who = who(request.META)
         self._options: Options = getattr(view, "websocket_options", Options())
         self.websocket = WebSocket(request.META, WebSocketResponse(), self._accept)
         request.META["wsgi.websocket"] = self.websocket
@@ -115,7 +116,7 @@ class Conversation(ViewGreenlet):
             options.limits(),
             discard=not options.receive,
             agreement=self._agreement,
-            who=who(self._request.META),
+            who=self._who,
         )
         self._connection = connection
         if self.ready():  # the view has ended while the 101 was on its way
@@ -205,7 +206,7 @@ class Conversation(ViewGreenlet):
         connection = self.websocket.connection
         if connection is None:
             if self._answer.ready():  # the chain went on, but the client did not get the 101
-                report(who(self._request.META), None, "the handshake came to nothing", str(error), logging.INFO)
+                report(self._who, None, "the handshake came to nothing", str(error), logging.INFO)
             elif isinstance(error, Exception):
                 self._answer.set_exception(error, sys.exc_info())
             else:
@@ -215,7 +216,7 @@ class Conversation(ViewGreenlet):
         elif isinstance(error, WebSocketError):
             connection.close()
         elif isinstance(error, BrokerError):
-            report(who(self._request.META), CloseCode.TRY_AGAIN_LATER, str(error), level=logging.ERROR)
+            report(self._who, CloseCode.TRY_AGAIN_LATER, str(error), level=logging.ERROR)
             connection.close(CloseCode.TRY_AGAIN_LATER, "try again later")
         elif isinstance(error, gevent.GreenletExit):
             connection.close(CloseCode.SERVICE_RESTART)

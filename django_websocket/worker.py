@@ -41,6 +41,7 @@ WSGIApplication = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]
 BATCH = 100  # clients that are accepted in a turn of the loop, by the only worker
 DRAIN_MARGIN = 2.0  # seconds before gunicorn's graceful_timeout at which the worker is gone, whatever goes on
 DRAIN_STEP = 20  # groups in which clients are told of a restart
+HEAD_GRACE = 1.0  # seconds that a request which has not come yet has, when the worker stops
 APP_LOAD_ERROR = 4  # the exit status by which gunicorn's arbiter knows that another worker would fail alike
 RESERVE = 256  # descriptors that clients may not use: views open files and connections too
 
@@ -300,7 +301,8 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
         The end is before gunicorn's graceful_timeout, at which the arbiter kills: neither a stuck view nor a dead
         client holds up the others or the process.
         """
-        end = time.monotonic() + max(0.0, self.cfg.graceful_timeout - DRAIN_MARGIN)
+        begin = time.monotonic()
+        end = begin + max(0.0, self.cfg.graceful_timeout - DRAIN_MARGIN)
         connections = list(open_connections())
         random.shuffle(connections)
         window = min(window, max(0.0, end - time.monotonic()) / 2)
@@ -314,7 +316,7 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
             for connection in tuple(open_connections()):  # one may have opened meanwhile
                 connection.close(CloseCode.SERVICE_RESTART, "restart")
             for greenlet in tuple(serving):
-                if greenlet.waits_for_head:  # type: ignore[attr-defined]
+                if greenlet.waits_for_head and time.monotonic() > begin + HEAD_GRACE:  # type: ignore[attr-defined]
                     greenlet.kill(StopIteration(), block=False)
             self.tmp.notify()
             gevent.sleep(0.05)

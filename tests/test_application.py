@@ -66,6 +66,8 @@ def test_conversation_knows_its_request(site: Server, connect: Connect) -> None:
         "kwargs": {"number": 7},
         "page": "/page/",
         "path": "/about/7/",
+        "secure": False,
+        "address": "127.0.0.1",
         "is_atomic": False,
         "websocket": ["/about/7/", f"http://127.0.0.1:{site.port}", None, "13"],
     }

@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import shlex
+import shutil
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from .clients import (
+    CLOSE,
     DEADLINE,
     PING,
     PONG,
@@ -163,6 +166,73 @@ def test_worker_that_has_served_its_max_requests_closes_with_1012(start_site: St
         clients = [connect(server, "/echo/") for _ in range(3)]
         assert [client.closing()[0] for client in clients] == [1012] * 3
         assert connect(server, "/echo/").ask("hello") == "hello"
+
+
+def test_change_of_the_code_closes_with_1012_and_goes_on_with_the_new_code(
+    tmp_path: Path, connect: Connect, raw: Raw
+) -> None:
+    shutil.copytree(TEST_PROJECT, tmp_path / "site")
+    with gunicorn(cwd=tmp_path / "site", args=["--reload", "--reload-engine", "poll"]) as server:
+        clients = [connect(server, path) for path in ("/echo/", "/chat/", "/ping/")]
+        raw(server).open("/echo/")  # answers no close frame
+        urls = tmp_path / "site" / "project" / "websocket_urls.py"
+        urls.write_text(urls.read_text().replace('"echo/"', '"renamed/"'))
+        assert [client.closing()[0] for client in clients] == [1012] * 3
+        assert connect(server, "/renamed/").ask("hello") == "hello"
+
+
+class Persistent(threading.Thread):
+    """A client that talks all the time, and comes again when it is told of a restart."""
+
+    def __init__(self, server: Server) -> None:
+        super().__init__()
+        self.server = server
+        self.over = threading.Event()
+        self.workers: list[str] = []  # in which it was, one after the other
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            while not self.over.is_set():
+                self.visit()
+        except BaseException as error:
+            self.error = error
+
+    def visit(self) -> None:
+        with RawClient(self.server.port) as client:
+            client.open(f"/selects/{id(self)}/")
+            self.workers.append(client.frame().text)
+            assert client.frame().text == "subscribed"
+            number = 0
+            while not self.over.is_set():
+                client.send(frame(f"{number}"))
+                answer = client.frame()
+                if answer.opcode == CLOSE:
+                    assert answer.close[0] == 1012
+                    client.send(close_frame(1012))
+                    return
+                assert answer.text == f"{number}"
+                number += 1
+
+
+def test_rolling_restart_under_load_loses_no_client_that_comes_again(start_site: StartSite) -> None:
+    with start_site({"WEBSOCKET_DRAIN_WINDOW": 1.0}, args=["-w", "2"]) as server:
+        clients = [Persistent(server) for _ in range(40)]
+        for client in clients:
+            client.start()
+        try:
+            for restart in range(1, 3):
+                assert eventually(lambda: all(len(client.workers) >= restart for client in clients))  # noqa: B023
+                server.send_signal(signal.SIGHUP)
+            assert eventually(lambda: all(len(client.workers) > 2 or client.error for client in clients), 20)
+        finally:
+            for client in clients:
+                client.over.set()
+            for client in clients:
+                client.join(DEADLINE)
+        assert [client.error for client in clients if client.error] == []
+        assert len({worker for client in clients for worker in client.workers}) >= 4
+        assert "Traceback" not in server.log
 
 
 # --- clients that do not answer --------------------------------------------------------------------------------------

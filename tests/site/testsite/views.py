@@ -88,6 +88,8 @@ def about(request: HttpRequest, websocket: WebSocket, number: int) -> None:
                 "kwargs": match.kwargs,
                 "page": reverse("page"),
                 "path": request.path,
+                "secure": request.is_secure(),
+                "address": request.META["REMOTE_ADDR"],
                 "is_atomic": connection.in_atomic_block,
                 "websocket": [websocket.path, websocket.origin, websocket.protocol, websocket.version],
             }

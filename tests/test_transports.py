@@ -1,0 +1,142 @@
+"""Each way on which a client reaches gunicorn: TCP, Unix socket, IPv6, several binds, TLS, the PROXY protocol."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import websockets.sync.client
+
+from .clients import DEADLINE, Client, eventually, unverified
+from .conftest import StartSite
+from .servers import Server, free_port, gunicorn
+from .test_load import children
+
+Opened = Callable[..., Client]
+
+
+@pytest.fixture
+def opened() -> Iterator[Opened]:
+    """Opens a WebSocket over a connected socket; `before` is what is sent ahead of the request, in clear."""
+    with ExitStack() as stack:
+
+        def open_over(sock: socket.socket, path: str = "/echo/", *, before: bytes = b"", **options: object) -> Client:
+            sock.settimeout(DEADLINE)
+            sock.sendall(before)
+            scheme = "wss" if options.get("ssl") else "ws"
+            client = websockets.sync.client.connect(
+                f"{scheme}://localhost{path}",
+                sock=sock,
+                compression=None,
+                max_size=None,
+                create_connection=Client,
+                **options,  # type: ignore[arg-type]
+            )
+            return stack.enter_context(client)  # type: ignore[return-value]
+
+        yield open_over
+
+
+def carries_messages(client: Client) -> None:
+    """A small and a large message come back, and the end does."""
+    for message in ("hello", os.urandom(1_000_000), "x" * 1_000_000):
+        client.send(message)
+        assert client.recv() == message
+    client.close()
+    assert client.close_code == 1000
+
+
+def about(client: Client) -> dict[str, Any]:
+    """What the view knows of its request."""
+    client.send("tell me")
+    known: dict[str, Any] = json.loads(client.recv())
+    return known
+
+
+def tcp(port: int, host: str = "127.0.0.1") -> socket.socket:
+    return socket.create_connection((host, port), DEADLINE)
+
+
+def test_tcp(site: Server, opened: Opened) -> None:
+    carries_messages(opened(tcp(site.port)))
+
+
+def test_unix_socket(tmp_path: Path, opened: Opened) -> None:
+    path = tmp_path / "websocket.sock"
+    with gunicorn(args=["-b", f"unix:{path}"]):
+        sock = socket.socket(socket.AF_UNIX)
+        sock.connect(str(path))
+        carries_messages(opened(sock))
+
+
+def test_several_binds_ipv6_among_them(tmp_path: Path, opened: Opened) -> None:
+    port, path = free_port(), tmp_path / "websocket.sock"
+    with gunicorn(args=["-b", f"[::1]:{port}", "-b", f"unix:{path}"]) as server:
+        unix = socket.socket(socket.AF_UNIX)
+        unix.connect(str(path))
+        clients = [opened(tcp(server.port)), opened(tcp(port, "::1")), opened(unix)]
+        for client in clients:
+            carries_messages(client)
+
+
+def test_tls(start_site: StartSite, certificate: tuple[Path, Path], opened: Opened) -> None:
+    arguments = ["--certfile", certificate[0], "--keyfile", certificate[1]]
+    with start_site(args=arguments, probe=b"") as server:
+        carries_messages(opened(tcp(server.port), ssl=unverified()))
+        client = opened(tcp(server.port), "/about/1/", ssl=unverified(), origin="https://localhost")
+        assert about(client)["secure"] is True
+
+
+# --- what a proxy says -----------------------------------------------------------------------------------------------
+
+V1 = b"PROXY TCP4 203.0.113.7 192.0.2.1 5555 443\r\n"
+V2 = b"\r\n\r\n\0\r\nQUIT\n\x21\x11" + struct.pack(
+    "!H4s4sHH", 12, bytes([203, 0, 113, 7]), bytes([192, 0, 2, 1]), 5555, 443
+)
+
+
+@pytest.mark.parametrize("line", [V1, V2], ids=["version 1", "version 2"])
+def test_proxy_protocol(start_site: StartSite, opened: Opened, line: bytes) -> None:
+    with start_site(args=["--proxy-protocol", "auto"], probe=b"") as server:
+        carries_messages(opened(tcp(server.port), before=line))
+        assert about(opened(tcp(server.port), "/about/1/", before=line))["address"] == "203.0.113.7"
+        bad = opened(tcp(server.port), before=line)
+        bad.socket.sendall(b"\x81\x00")  # not masked
+        assert bad.closing()[0] == 1002
+        assert eventually(lambda: "203.0.113.7 /echo/: 1002 a frame is not masked\n" in server.log)
+
+
+@pytest.mark.parametrize("believed", [True, False], ids=["a proxy that is believed", "one that is not"])
+def test_forwarded_allow_ips(start_site: StartSite, opened: Opened, believed: bool) -> None:
+    headers = {"X-Forwarded-Proto": "https", "X-Forwarded-For": "198.51.100.9, 203.0.113.7"}
+    allowed = "127.0.0.0/8" if believed else "192.0.2.1"
+    with start_site(args=["--forwarded-allow-ips", allowed]) as server:
+        origin = "https://localhost" if believed else "http://localhost"
+        client = opened(tcp(server.port), additional_headers=headers, origin=origin)
+        client.socket.sendall(b"\x81\x00")
+        assert client.closing()[0] == 1002
+        who = "203.0.113.7" if believed else "127.0.0.1"
+        assert eventually(lambda: f"{who} /echo/: 1002 a frame is not masked\n" in server.log)
+        client = opened(tcp(server.port), "/about/1/", additional_headers=headers, origin=origin)
+        assert about(client)["secure"] is believed
+
+
+# --- several gunicorns of one user -----------------------------------------------------------------------------------
+
+
+def test_gunicorns_of_the_deployment_s_configuration_do_not_share_a_control_socket(tmp_path: Path) -> None:
+    configuration = Path(__file__).resolve().parent.parent / "deploy" / "gunicorn.conf.py"
+    environment = {"HOME": str(tmp_path), "XDG_RUNTIME_DIR": str(tmp_path)}
+    with ExitStack() as stack:
+        for _ in range(2):
+            server = gunicorn(args=["-c", configuration], env=environment)
+            server.args.remove("--no-control-socket")  # so that the configuration has to say it
+            assert children(stack.enter_context(server))
+        assert not list(tmp_path.rglob("*.ctl"))
