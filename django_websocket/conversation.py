@@ -27,7 +27,7 @@ from gevent.event import AsyncResult
 
 from . import conf
 from .connection import Connection
-from .exceptions import BrokerError, HandshakeFailed, WebSocketError
+from .exceptions import BrokerError, HandshakeFailed, MessagesMissed, WebSocketError
 from .log import printable, report
 from .options import Options
 from .protocol.deflate import Agreement, negotiate
@@ -220,6 +220,9 @@ class Conversation(ViewGreenlet):
             connection.close(CloseCode.TRY_AGAIN_LATER, "try again later")
         elif isinstance(error, gevent.GreenletExit):
             connection.close(CloseCode.SERVICE_RESTART)
+        elif isinstance(error, MessagesMissed):
+            report(self._who, CloseCode.SERVICE_RESTART, "messages may have been missed")
+            connection.close(CloseCode.SERVICE_RESTART, "messages may have been missed")
         else:
             connection.close(CloseCode.INTERNAL_ERROR, "internal error")
             signals.got_request_exception.send(sender=type(self), request=self._request)

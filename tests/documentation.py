@@ -1,7 +1,8 @@
 """The examples of README.md and docs/, and a project in which they are put where they say.
 
 A block of code begins with a comment that names its file: `# chat/views.py` is the file's beginning, and whatever was
-there is replaced; `# chat/views.py: add` stands at its end. Blocks in `sh` are commands, one in each line.
+there is replaced; `# chat/views.py: add` stands at its end. Blocks in `sh` are commands, one in each line,
+and blocks of `text` what a program says.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ class Project:
     def put(self, page: str, replacements: Mapping[str, str] | None = None) -> None:
         """Put the blocks of a page where they say, with some strings of theirs replaced."""
         for block in blocks(page):
-            if block.language == "sh":
+            if block.language in ("sh", "text"):
                 continue
             code = block.code
             for old, new in (replacements or {}).items():

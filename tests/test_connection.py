@@ -1072,6 +1072,35 @@ def test_a_view_that_receives_slowly_is_not_taken_for_one_that_does_not_receive(
     assert got == [str(number) for number in range(10)]
 
 
+def test_latency_is_the_time_that_a_ping_took(pairs):
+    connection, peer = pairs(limits=QUICK)
+    own_clock(connection)
+    assert connection.latency is None
+    tick()
+    tick()
+    (ping,) = peer.until_frames(1)
+    peer.write(peer.engine.frame(PONG, b"unasked"))
+    until(lambda: connection._heard == sweep_of_loop().now)
+    peer.write(peer.engine.frame(PONG, b"unasked") + peer.engine.send("x"))
+    assert connection.receive(timeout=5) == "x"
+    assert connection.latency is None
+    gevent.sleep(0.05)
+    peer.write(peer.engine.frame(PONG, ping.payload) + peer.engine.send("y"))
+    assert connection.receive(timeout=5) == "y"
+    assert connection.latency is not None
+    assert 0.05 <= connection.latency < 5
+
+
+def test_connection_that_is_over_is_not_looked_at_any_more(pairs):
+    sweep = sweep_of_loop()
+    before = sum(map(len, sweep._due.values()))
+    for _ in range(5):
+        connection, peer = pairs()
+        peer.write(peer.engine.close(1000))
+        until(lambda: not connection.open)
+    assert sum(map(len, sweep._due.values())) == before
+
+
 def test_the_sweep_watches_over_all_connections(pairs):
     made = [pairs(limits=Limits(ping_interval=0.5)) for _ in range(5)]
     for _, peer in made:

@@ -238,7 +238,7 @@ def test_examples_of_a_page_are_right_as_they_stand(original: Project, page: str
             if block.file != "gunicorn.conf.py":  # gunicorn reads it, below
                 copy.shell(f"import {block.file.removesuffix('.py').replace('/', '.')}")
         else:
-            assert block.language == "sh", f"{page}: unknown language {block.language!r}"
+            assert block.language in ("sh", "text"), f"{page}: unknown language {block.language!r}"
 
 
 # docs/views.md
@@ -477,6 +477,34 @@ def test_missed_messages_are_told(publishing: Server, redis: Server) -> None:
         assert close_code(news) == CloseCode.SERVICE_RESTART
         redis_cli(redis, "redis-cli PUBLISH prices 44.00")
         assert receive(prices) == "44.00"
+
+
+# docs/security.md
+
+
+def test_view_for_browsers_only(original: Project, tmp_path: Path) -> None:
+    copy = original.copy(tmp_path / "mysite")
+    copy.put("docs/security.md")
+    copy.write(
+        "mysite/websocket_urls.py",
+        "from chat.views import browsers_only\nurlpatterns += [path('browsers/', browsers_only)]",
+        add=True,
+    )
+    with copy.gunicorn(command("README.md", "gunicorn -k")) as server:
+        with client(server, "/browsers/") as websocket:
+            assert receive(websocket) == "hello"
+        with pytest.raises(InvalidStatus) as refused, open_websocket(f"ws://{server.address}/browsers/"):
+            pass
+        assert refused.value.response.status_code == 403
+
+
+def test_lines_of_the_log_are_those_that_are_written() -> None:
+    sources = "".join(path.read_text() for path in (ROOT / "django_websocket").rglob("*.py"))
+    (block,) = [block for block in blocks("docs/security.md") if block.language == "text"]
+    for line in block.code.splitlines():
+        cause = re.fullmatch(r"(?:\S+ \S+|\d+ more in 60 seconds): \d+ ([a-z ]+)(?:: .*)?", line)
+        assert cause is not None, line
+        assert f'"{cause[1]}"' in sources, line
 
 
 # docs/settings.md

@@ -1,0 +1,141 @@
+"""Each limit is in force in a project that sets none of them."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+
+import pytest
+
+from .clients import PING, RawClient, close_frame, eventually, frame, request
+from .servers import TEST_PROJECT, Server, gunicorn
+
+NO_LIMITS = [f"WEBSOCKET_{name}" for name in ("URLCONF", "SERVER", "BROKER", "ALLOWED_ORIGINS")]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    settings = (TEST_PROJECT / "project" / "settings.py").read_text()
+    assert [line.split(" = ")[0] for line in settings.splitlines() if line.startswith("WEBSOCKET_")] == NO_LIMITS
+    with gunicorn() as server:
+        yield server
+
+
+def seconds(since: float) -> float:
+    return time.monotonic() - since
+
+
+def head_that_never_ends(server: Server) -> float:
+    """`WEBSOCKET_HANDSHAKE_TIMEOUT`."""
+    begin = time.monotonic()
+    with RawClient(server.port) as client:
+        client.sock.settimeout(60)
+        client.send(request("/echo/")[:-2])
+        assert client.response().status == 408
+    return seconds(begin)
+
+
+def silence_until_the_ping(server: Server) -> float:
+    """`WEBSOCKET_PING_INTERVAL`."""
+    begin = time.monotonic()
+    with RawClient(server.port) as client:
+        client.sock.settimeout(60)
+        client.open("/echo/")
+        assert client.frame().opcode == PING
+    return seconds(begin)
+
+
+def silence_until_the_end(server: Server) -> float:
+    """`WEBSOCKET_PING_INTERVAL` and `WEBSOCKET_PING_TIMEOUT`: a client that vanished without a word."""
+    begin = time.monotonic()
+    with RawClient(server.port) as client:
+        client.sock.settimeout(60)
+        client.open("/echo/")
+        assert client.frame().opcode == PING
+        assert client.closing()[0] == 1011
+        assert client.rest() == b""
+    return seconds(begin)
+
+
+def answers_that_nobody_reads(server: Server) -> float:
+    """`WEBSOCKET_SEND_TIMEOUT`, for what the view sends itself."""
+    with RawClient(server.port, receive_buffer=4096) as client:
+        client.sock.settimeout(0.5)
+        client.open("/echo/")
+        with suppress(TimeoutError):  # no more is read, since the view does not come to it
+            while True:
+                client.send(frame("x" * 60_000))
+        begin = time.monotonic()
+        assert eventually(lambda: "127.0.0.1 /echo/: 1008 does not read\n" in server.log, 30)
+    return seconds(begin)
+
+
+def end_that_is_not_acknowledged(server: Server) -> float:
+    """`WEBSOCKET_CLOSE_TIMEOUT`."""
+    with RawClient(server.port) as client:
+        client.open("/echo/", behind=b"\x81\x00")  # not masked
+        assert client.closing()[0] == 1002
+        begin = time.monotonic()
+        with suppress(OSError):
+            while seconds(begin) < 30:
+                client.send(b"\x81\x00")
+                time.sleep(0.1)
+    return seconds(begin)
+
+
+TIMES: list[tuple[Callable[[Server], float], float]] = [
+    (head_that_never_ends, 10),
+    (silence_until_the_ping, 20),
+    (silence_until_the_end, 40),
+    (answers_that_nobody_reads, 20),
+    (end_that_is_not_acknowledged, 5),
+]
+
+
+def test_times(server: Server) -> None:
+    with ThreadPoolExecutor(len(TIMES)) as pool:
+        running = [(pool.submit(measure, server), expected) for measure, expected in TIMES]
+        for future, expected in running:
+            assert expected - 1 < future.result() < expected + 5
+
+
+def test_size_of_a_message(server: Server, raw: Callable[..., RawClient]) -> None:
+    client = raw(server)
+    client.open("/echo/")
+    client.send(frame("x" * (1 << 20)))
+    assert len(client.frame().text) == 1 << 20
+    client.send(frame("x" * ((1 << 20) + 1))[:20])
+    assert client.closing()[0] == 1009
+
+
+def test_compression(server: Server, raw: Callable[..., RawClient]) -> None:
+    client = raw(server)
+    response = client.open("/echo/", {"Sec-WebSocket-Extensions": "permessage-deflate"})
+    assert "server_no_context_takeover" in response.headers["sec-websocket-extensions"]
+    client.send(frame("x" * 1023), frame("x" * 1024))
+    assert len(client.frame().text) == 1023
+    assert len(client.frame(compressed=True).payload) < 100
+
+
+def test_clients_are_told_of_a_restart_one_after_the_other() -> None:
+    with gunicorn() as server:
+        clients = [RawClient(server.port) for _ in range(40)]
+        for client in clients:
+            client.open("/echo/")
+        server.send_signal(signal.SIGTERM)
+        with ThreadPoolExecutor(len(clients)) as pool:
+
+            def told(client: RawClient) -> float:
+                assert client.closing()[0] == 1012
+                client.send(close_frame(1012))
+                return time.monotonic()
+
+            times = sorted(pool.map(told, clients))
+        for client in clients:
+            client.sock.close()
+        assert 0.5 < times[-1] - times[0] < 3
+        gaps = [after - before for before, after in zip(times, times[1:], strict=False)]
+        assert max(gaps) < 1
