@@ -8,10 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from django.conf import settings as django_settings
 from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import setting_changed
+from django.shortcuts import resolve_url
 
 from .connection import Limits
 from .protocol.deflate import Compression
@@ -41,6 +43,7 @@ class Settings:
     )
     broker: str = "memory://"  # what carries published messages: memory:// within a process, redis:// between them
     allowed_origins: tuple[str, ...] = ()  # sites beside this one whose pages may connect, as "https://example.com"
+    refuse: str = "http"  # how a handshake is refused: by its status, or by "close", with a code that pages can read
 
     # Sizes are in bytes, times in seconds.
     max_message_size: int = 1024 * 1024  # of a client's message; beyond it the connection is closed with 1009
@@ -82,6 +85,11 @@ class Settings:
     def middleware(self) -> list[str]:
         """Django's `MIDDLEWARE`."""
         return list(django_settings.MIDDLEWARE)
+
+    @property
+    def login_path(self) -> str:
+        """The path of Django's `LOGIN_URL`."""
+        return urlsplit(resolve_url(django_settings.LOGIN_URL)).path
 
     @cached_property
     def parsed_server(self) -> Server | None:
@@ -126,6 +134,8 @@ def _checked(setting: str, value: Any, default: Any) -> Any:
         if isinstance(value, (list, tuple, set, frozenset)) and all(isinstance(item, str) for item in value):
             return tuple(value)
         raise ImproperlyConfigured(f"{setting} is {value!r}, but must be a list of strings")
+    if setting == f"{PREFIX}REFUSE":
+        check_refuse(value)
     if isinstance(default, str):
         if isinstance(value, str):
             return value
@@ -137,6 +147,12 @@ def _checked(setting: str, value: Any, default: Any) -> Any:
     if value <= 0 or not math.isfinite(value):
         raise ImproperlyConfigured(f"{setting} is {value!r}, but must be above 0: nothing here is without a limit")
     return value
+
+
+def check_refuse(value: Any) -> None:
+    """Raise ImproperlyConfigured for what is no way to refuse a handshake."""
+    if value not in ("http", "close"):
+        raise ImproperlyConfigured(f'A handshake is refused by "http" or by "close", not by {value!r}')
 
 
 def _compression(value: Any) -> Compression | None:

@@ -11,6 +11,7 @@ import gevent
 from django.core.exceptions import ImproperlyConfigured
 from django.http import HttpRequest, HttpResponseBase
 
+from . import conf
 from .options import Options
 from .protocol.handshake import TOKEN
 from .websocket import WebSocket
@@ -31,6 +32,7 @@ def websocket(
     max_message_size: int | None = ...,
     receive: bool = ...,
     compression: bool = ...,
+    refuse: str | None = ...,
 ) -> Callable[[F], F]: ...
 def websocket(
     view: View | None = None,
@@ -41,21 +43,25 @@ def websocket(
     max_message_size: int | None = None,
     receive: bool = True,
     compression: bool = True,
+    refuse: str | None = None,
 ) -> Any:
     """Give the view the client's `WebSocket` as its second argument: `view(request, websocket, ...)`.
 
     Bare, `@websocket`, or with options: `origins` are sites beside the project's own whose pages may connect, such as
     "https://example.com"; `subprotocols` are those that the view speaks, the preferred one first; `max_message_size`,
     in bytes, takes the place of the setting; with `receive=False` what the client sends is read and dropped, for
-    views that only send; with `compression=False` nothing is compressed, whatever the setting says. Any other
-    decorator of Django may stand above it.
+    views that only send; with `compression=False` nothing is compressed, whatever the setting says. With
+    `refuse="close"` a refusal is a close code that the page can read, such as 4403, in place of the HTTP status, and
+    with `refuse="http"` it is not, whatever the setting says. Any other decorator of Django may stand above it.
     """
     for name in subprotocols:
         if not TOKEN.fullmatch(name):
             raise ValueError(f"{name!r} cannot be the name of a subprotocol: it may have no spaces, commas or quotes")
     if max_message_size is not None and (not isinstance(max_message_size, int) or max_message_size <= 0):
         raise ValueError(f"max_message_size is {max_message_size!r}, but must be a number of bytes above 0")
-    options = Options(tuple(origins), tuple(subprotocols), max_message_size, receive, compression)
+    if refuse is not None:
+        conf.check_refuse(refuse)
+    options = Options(tuple(origins), tuple(subprotocols), max_message_size, receive, compression, refuse)
 
     def decorate(function: View) -> View:
         refuse_async(function)

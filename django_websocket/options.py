@@ -18,6 +18,7 @@ class Options:
     max_message_size: int | None = None
     receive: bool = True
     compression: bool = True
+    refuse: str | None = None
 
     def limits(self) -> Limits:
         """Return the project's limits, with those that the view sets itself."""
@@ -25,6 +26,10 @@ class Options:
         if self.max_message_size is None:
             return limits
         return replace(limits, max_message_size=self.max_message_size)
+
+    def refuses_by_closing(self) -> bool:
+        """Whether a refusal is to be a close code, which a page can read, in place of an HTTP status."""
+        return (self.refuse or conf.current().refuse) == "close"
 
     def wanted_compression(self) -> Compression | None:
         """Return what the project wants of compression; None where it or the view wants none."""

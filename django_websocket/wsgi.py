@@ -20,14 +20,22 @@ from gevent import monkey
 from gevent.event import Event
 
 from . import checks, conf
-from .connection import WOULD_BLOCK, Connection
-from .conversation import Conversation
+from .connection import WOULD_BLOCK
+from .conversation import Conversation, WebSocketResponse
 from .decorators import refuse_async
 from .exceptions import BrokerError
 from .log import report
 from .options import Options
 from .origin import origin_is_allowed
-from .protocol.handshake import ClientHandshake, HandshakeError, check_request, is_upgrade, upgrade_required
+from .protocol.handshake import (
+    ClientHandshake,
+    HandshakeError,
+    accept_headers,
+    check_request,
+    is_upgrade,
+    upgrade_required,
+)
+from .refusal import Refusal, code_and_reason
 from .select import select as cooperative_select
 from .sockets import share
 from .upgrade import KEY, Upgrade, who
@@ -99,12 +107,10 @@ class WebSocketApplication:
                 result.close()  # gevent-websocket would not
             ended = Event()
             sock, early = take_from(stock)
-            if upgrade.accepted:
-                connection = upgrade.open(sock, early)
-            else:
+            if not upgrade.accepted:
                 upgrade.fail(f"The request was answered with {upgrade.status}: a middleware replaced the 101")
-                connection = Connection(sock, early, conf.current().limits, discard=True)
-                connection.close(4000 + int(upgrade.status[:3]), upgrade.status[4:])
+                upgrade.taker = Refusal(4000 + int(upgrade.status[:3]), upgrade.status[4:], who(environ))
+            connection = upgrade.open(sock, early)
             if connection.open:
                 connection.on_end.append(ended.set)
                 ended.wait()
@@ -135,6 +141,8 @@ class WebSocketHandler(WSGIHandler):
     def get_response(self, request: HttpRequest) -> HttpResponseBase:
         """Run the request through the middleware."""
         response = super().get_response(request)
+        if response.status_code != 101 and refuses_by_closing(request, response):
+            response = close_at_once(request, response)
         if response.status_code == 101:
             for name in NOT_ON_101:
                 response.headers.pop(name, None)
@@ -202,11 +210,40 @@ def try_again_later() -> HttpResponse:
     return response
 
 
+class ForeignOrigin(HttpResponseForbidden):
+    """The answer to the handshake of a page that may not connect."""
+
+
 def refuse_origin(request: HttpRequest) -> HttpResponse:
     """Answer the handshake of a page that may not connect."""
-    response = HttpResponseForbidden("This site may not open a WebSocket here.", content_type="text/plain")
+    response = ForeignOrigin("This site may not open a WebSocket here.", content_type="text/plain")
     response._has_been_logged = True  # type: ignore[attr-defined]  # in one line, by origin_is_allowed
     return response
+
+
+def refuses_by_closing(request: HttpRequest, response: HttpResponseBase) -> bool:
+    """Whether the client is to be refused by a close code.
+
+    Not a page of another site, and not who has the wrong Host: with them nothing is opened.
+    """
+    if request.META[KEY].answered:
+        return True
+    if isinstance(response, ForeignOrigin) or response.status_code == HTTPStatus.BAD_REQUEST:
+        return False
+    view = getattr(request.resolver_match, "func", None)
+    options: Options = getattr(view, "websocket_options", Options())
+    return options.refuses_by_closing()
+
+
+def close_at_once(request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
+    """Return the 101 after which the WebSocket is closed, with the cookies of `response`, in whose place it is."""
+    upgrade: Upgrade = request.META[KEY]
+    upgrade.fail(f"The request was answered with {response.status_code}: a middleware replaced the 101")
+    upgrade.taker = Refusal(*code_and_reason(response), who(request.META))
+    accepted = WebSocketResponse(headers=accept_headers(request.META[HANDSHAKE_KEY].key))
+    accepted.cookies = response.cookies
+    accepted._resource_closers = response._resource_closers  # type: ignore[attr-defined]
+    return accepted
 
 
 def client_handshake(environ: dict[str, Any]) -> ClientHandshake:

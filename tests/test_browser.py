@@ -17,6 +17,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.wait import WebDriverWait
 
+from .conftest import StartSite
 from .documentation import ENVIRONMENT, command, readme_project
 from .servers import HTTP_PROBE, TEST_PROJECT, Server, executable, free_port, gunicorn
 
@@ -376,3 +377,16 @@ def test_examples_of_the_page_about_pages(browser: Browser, tmp_path: Path) -> N
         server.start()
         window.wait_for_texts("#state", ["connected"])
         window.wait(lambda: window["body"].text.endswith("hellohello"))
+
+
+def test_page_reads_why_it_was_refused(browser: Browser, start_site: StartSite) -> None:
+    with start_site() as server:
+        window = browser.open(f"http://{server.address}/page/")
+        script = """
+            const [path, done] = arguments;
+            new WebSocket(`ws://${location.host}${path}`).onclose = ({ code, reason }) => done([code, reason]);
+        """
+        for how, expected in (("login", [4401, "Log in first"]), ("limit", [4429, "Too Many Requests"])):
+            assert window.driver.execute_async_script(script, f"/refuse-by-closing/{how}/") == expected
+        assert window.driver.execute_async_script(script, "/refuse-by-status/403/") == [1006, ""]
+        browser.errors()  # the browser's word about the last one

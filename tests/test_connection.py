@@ -1094,10 +1094,10 @@ def test_latency_is_the_time_that_a_ping_took(pairs):
 def test_connection_that_is_over_is_not_looked_at_any_more(pairs):
     sweep = sweep_of_loop()
     before = sum(map(len, sweep._due.values()))
-    for _ in range(5):
-        connection, peer = pairs()
+    made = [pairs() for _ in range(5)]
+    for _, peer in made:
         peer.write(peer.engine.close(1000))
-        until(lambda: not connection.open)
+    until(lambda: not any(connection.open for connection, _ in made))
     assert sum(map(len, sweep._due.values())) == before
 
 

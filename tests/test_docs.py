@@ -257,6 +257,7 @@ def publisher(request, websocket, channel):
 
 urlpatterns += [
     path("staff/", examples.staff),
+    path("inbox/", examples.inbox, name="inbox"),
     path("partner/", examples.partner),
     path("ping/", examples.ping),
     path("undecorated/", examples.undecorated),
@@ -325,6 +326,13 @@ def test_refusals_are_real_answers_and_the_session_is_saved(
         f"from django.contrib.sessions.backends.db import SessionStore; print(SessionStore({key!r})['visits'])"
     )
     assert visits.strip() == "2"
+
+
+def test_refusal_that_a_page_can_read(views: Server, cookies: dict[str, str]) -> None:
+    with client(views, "/inbox/") as websocket:
+        assert close_code(websocket) == 4401
+    with client(views, "/inbox/", cookies["member"]) as websocket:
+        assert receive(websocket) == "You have no mail."
 
 
 def test_options(views: Server) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import gevent
 from django.conf import settings
 from django.contrib.auth.decorators import login_required
+from django.contrib.auth.views import redirect_to_login
 from django.db import connection, connections, transaction
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase, HttpResponseForbidden
 from django.shortcuts import redirect
@@ -238,6 +239,27 @@ def refuse(request: HttpRequest, websocket: WebSocket, how: str) -> HttpResponse
     if how == "exit":
         sys.exit("before acceptance")
     raise ValueError("raised before acceptance")
+
+
+@websocket(refuse="close")
+def refuse_by_closing(request: HttpRequest, websocket: WebSocket, how: str) -> HttpResponseBase | None:
+    """The same, so that a page can read it."""
+    request.session["refused"] = how
+    if how == "limit":
+        return HttpResponse(status=429)
+    if how == "login":
+        return redirect_to_login(request.path)
+    if how == "elsewhere":
+        return redirect("https://elsewhere.example/")
+    if how == "accept":
+        return None
+    return refuse(request, how=how)
+
+
+@websocket(refuse="http")
+def refuse_by_status(request: HttpRequest, websocket: WebSocket, how: str) -> HttpResponseBase | None:
+    """The same, whatever the setting says."""
+    return refuse(request, how=how)
 
 
 @login_required

@@ -24,6 +24,8 @@ urlpatterns = [
     path("uncompressed/", views.uncompressed),
     path("sends-only/", views.sends_only),
     path("refuse/<str:how>/", views.refuse),
+    path("refuse-by-closing/<str:how>/", views.refuse_by_closing),
+    path("refuse-by-status/<str:how>/", views.refuse_by_status),
     path("members/", views.members),
     path("sets-cookies/", views.sets_cookies),
     path("accepts/", views.accepts),
