@@ -33,6 +33,7 @@ from .options import Options
 from .protocol.deflate import Agreement, negotiate
 from .protocol.frames import CloseCode
 from .protocol.handshake import ClientHandshake, accept_headers, choose_subprotocol
+from .signals import make_connection, websocket_connected
 from .upgrade import KEY, Upgrade, who
 from .waiting import ViewGreenlet
 from .websocket import WebSocket
@@ -110,7 +111,10 @@ class Conversation(ViewGreenlet):
     def opened(self, sock: socket.socket, early: bytes) -> Connection:
         """Let the view have its connection."""
         options = self._options
-        connection = Connection(
+        connection = make_connection(
+            self._view,
+            self._request,
+            self.websocket,
             sock,
             early,
             options.limits(),
@@ -187,8 +191,9 @@ class Conversation(ViewGreenlet):
         upgrade.taker = self
         self._request._stream = NO_BODY  # type: ignore[assignment]  # gunicorn's would keep all it knows of the request
         self._answer.set(response)
-        connection = self._opened.get()
+        connection = self.websocket.connection = self._opened.get()
         assert connection is not None
+        websocket_connected.send_robust(self._view, request=self._request, websocket=self.websocket)
         self._depths = {wrapper.alias: len(wrapper.atomic_blocks) for wrapper in self._shared}
         self._release_databases()
         return connection

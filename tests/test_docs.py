@@ -28,6 +28,7 @@ from websockets.sync.client import ClientConnection, connect
 from django_websocket.conf import PREFIX, Settings
 from django_websocket.protocol.frames import CloseCode
 
+from .clients import eventually
 from .documentation import PAGES, Project, arguments, blocks, command, commands, readme_project
 from .servers import ROOT, Server, executable, free_port, redis_server, unavailable
 
@@ -333,6 +334,23 @@ def test_refusal_that_a_page_can_read(views: Server, cookies: dict[str, str]) ->
         assert close_code(websocket) == 4401
     with client(views, "/inbox/", cookies["member"]) as websocket:
         assert receive(websocket) == "You have no mail."
+
+
+def test_receivers_of_signals(original: Project, tmp_path: Path) -> None:
+    copy = original.copy(tmp_path / "mysite")
+    copy.put("docs/views.md")
+    copy.write("mysite/websocket_urls.py", "import chat.receivers", add=True)
+    logging = """
+LOGGING = {
+    "version": 1,
+    "handlers": {"console": {"class": "logging.StreamHandler"}},
+    "loggers": {"visits": {"handlers": ["console"], "level": "INFO"}},
+}"""
+    copy.write("mysite/settings.py", logging, add=True)
+    with copy.gunicorn(command("README.md", "gunicorn -k")) as server:
+        with client(server, "/echo/") as websocket:
+            assert receive(websocket) == "Welcome to /echo/"
+        assert eventually(lambda: "/echo/: 1000 after 0 seconds" in server.log)
 
 
 def test_options(views: Server) -> None:

@@ -41,6 +41,26 @@ def echo(request: HttpRequest, websocket: WebSocket) -> None:
         probe.note(request, f"{websocket.close_code} {websocket.close_reason}".strip())
 
 
+def observed(request: HttpRequest, how: str) -> HttpResponseBase | None:
+    """Something of each kind, of which receivers of signals are told (receivers.py); its own decorator is inside."""
+    return observed_view(request, how=how)
+
+
+@websocket
+def observed_view(request: HttpRequest, websocket: WebSocket, how: str) -> HttpResponseBase | None:
+    if how == "refuse":
+        return HttpResponseForbidden("no entry")
+    if how == "listen":
+        return websocket.listen("nobody")
+    if how == "raise":
+        websocket.receive()
+        raise ValueError("raised in the conversation")
+    for message in websocket:
+        websocket.send(message)
+        websocket.send(message)
+    return None
+
+
 def undecorated(request: HttpRequest) -> None:
     """The same, without a decorator."""
     websocket = request.META["wsgi.websocket"]

@@ -2,10 +2,13 @@
 
 from django.urls import path
 
-from . import views
+from . import receivers, views
+
+__all__ = ["receivers", "urlpatterns"]
 
 urlpatterns = [
     path("echo/", views.echo, name="echo"),
+    path("observed/<str:how>/", views.observed),
     path("undecorated/", views.undecorated),
     path("class/<str:name>/", views.Echo.as_view()),
     path("loop/<str:name>/", views.loop),

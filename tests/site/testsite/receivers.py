@@ -1,0 +1,34 @@
+"""Receivers of the package's signals, which note what they were told."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.dispatch import receiver
+
+from django_websocket.signals import websocket_connected, websocket_disconnected
+from django_websocket.websocket import WebSocket
+
+from . import probe, views
+from .models import Note
+
+
+@receiver(websocket_connected, sender=views.observed)
+def connected(websocket: WebSocket, request: Any, **kwargs: Any) -> None:
+    Note.objects.create(text="connected")
+    probe.note(request, f"connected {websocket.path}")
+    websocket.send("welcome")
+
+
+@receiver(websocket_disconnected, sender=views.observed)
+def disconnected(request: Any, **told: Any) -> None:
+    Note.objects.create(text="disconnected")
+    probe.note(
+        request, f"{told['code']} {told['reason']} {told['received']} {told['sent']} {0 < told['duration'] < 60}"
+    )
+
+
+@receiver(websocket_connected, sender=views.observed)
+@receiver(websocket_disconnected, sender=views.observed)
+def broken(**kwargs: Any) -> None:
+    raise ValueError("a receiver that is broken")

@@ -1,0 +1,75 @@
+"""Signals: a client has come, a client has gone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from .clients import RawClient, close_frame, fetch_json, frame, notes, request
+from .servers import Server
+
+Raw = Callable[..., RawClient]
+
+
+@pytest.fixture(params=["site", "stock_site"])
+def server(request: pytest.FixtureRequest) -> Server:
+    found: Server = request.getfixturevalue(request.param)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("how", "sent", "note"),
+    [
+        ("echo", [frame("a"), frame(b"b"), close_frame(4321, "bye")], "4321 bye 2 5 True"),
+        ("echo", [frame("a"), b"\x81\x00"], "1002 a frame is not masked 1 3 True"),
+        ("listen", [frame("dropped"), close_frame(1000)], "1000  0 1 True"),
+        ("raise", [frame("go")], "1011 internal error 1 1 True"),
+    ],
+)
+def test_receivers_are_told(server: Server, raw: Raw, key: str, how: str, sent: list[bytes], note: str) -> None:
+    path = f"/observed/{how}/"
+    client = raw(server)
+    client.open(f"{path}?key={key}")
+    assert client.frame().text == "welcome"  # a receiver's own message, before the view's
+    client.send(*sent)
+    client.closing()
+    client.sock.close()
+    assert notes(server.port, key, 2) == [f"connected {path}", note]
+
+
+def test_client_that_vanishes_is_told_of(site: Server, raw: Raw, key: str) -> None:
+    client = raw(site)
+    client.open(f"/observed/echo/?key={key}")
+    client.reset()
+    assert notes(site.port, key, 2)[1] == "1006  0 1 True"
+
+
+def test_nothing_is_told_of_a_refused_handshake(site: Server, raw: Raw, key: str) -> None:
+    client = raw(site)
+    client.send(request(f"/observed/refuse/?key={key}"))
+    assert client.response().status == 403
+    client = raw(site)
+    client.open(f"/observed/echo/?key={key}-accepted")
+    client.reset()
+    assert len(notes(site.port, f"{key}-accepted", 2)) == 2
+    assert notes(site.port, key, 0) == []
+
+
+def test_receivers_leave_no_database_connection(site: Server, raw: Raw, key: str) -> None:
+    def state() -> dict[str, int]:
+        return {name: fetch_json(site.port, "/state/")[name] for name in ("greenlets", "descriptors")}
+
+    def visits(times: int) -> None:
+        for number in range(times):
+            client = raw(site)
+            client.open(f"/observed/echo/?key={key}{number}{times}")
+            client.reset()
+            notes(site.port, f"{key}{number}{times}", 2)
+
+    visits(5)
+    before = state()
+    visits(20)
+    after = state()
+    assert after["descriptors"] <= before["descriptors"] + 2
+    assert after["greenlets"] <= before["greenlets"] + 2
