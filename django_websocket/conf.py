@@ -59,6 +59,8 @@ class Settings:
     close_timeout: float = 5.0  # for the client's close frame; then the socket is closed
     drain_window: float = 2.0  # over which the clients of a stopping process are told to connect again (1012)
 
+    login_check_interval: float = 5.0  # between two looks at who is still logged in
+
     compression: bool | Mapping[str, Any] = True  # of messages; or a dict of what is wanted, as {"takeover": True}
 
     # Values that are made from others once, since they are needed for each connection.
@@ -85,6 +87,16 @@ class Settings:
     def middleware(self) -> list[str]:
         """Django's `MIDDLEWARE`."""
         return list(django_settings.MIDDLEWARE)
+
+    @property
+    def session_engine(self) -> str:
+        """Django's `SESSION_ENGINE`."""
+        return str(django_settings.SESSION_ENGINE)
+
+    @property
+    def session_cache_alias(self) -> str:
+        """Django's `SESSION_CACHE_ALIAS`."""
+        return str(django_settings.SESSION_CACHE_ALIAS)
 
     @property
     def login_path(self) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 
 import gevent
 from asgiref.sync import _restore_context  # carries over what a plain copy of the context does not
+from django.apps import apps
 from django.core import signals
 from django.core.handlers.wsgi import LimitedStream
 from django.db import connections
@@ -129,6 +130,10 @@ class Conversation(ViewGreenlet):
             connection.on_end.append(self._on_end)
         else:
             self._on_end()
+        if options.until_logout and apps.is_installed("django.contrib.auth"):
+            from .logins import watch  # which could not be imported without the models of django.contrib.auth
+
+            watch(self._request, connection)
         self._opened.set(connection)
         return connection
 

@@ -33,6 +33,7 @@ def websocket(
     receive: bool = ...,
     compression: bool = ...,
     refuse: str | None = ...,
+    until_logout: bool = ...,
 ) -> Callable[[F], F]: ...
 def websocket(
     view: View | None = None,
@@ -44,6 +45,7 @@ def websocket(
     receive: bool = True,
     compression: bool = True,
     refuse: str | None = None,
+    until_logout: bool = True,
 ) -> Any:
     """Give the view the client's `WebSocket` as its second argument: `view(request, websocket, ...)`.
 
@@ -61,7 +63,7 @@ def websocket(
         raise ValueError(f"max_message_size is {max_message_size!r}, but must be a number of bytes above 0")
     if refuse is not None:
         conf.check_refuse(refuse)
-    options = Options(tuple(origins), tuple(subprotocols), max_message_size, receive, compression, refuse)
+    options = Options(tuple(origins), tuple(subprotocols), max_message_size, receive, compression, refuse, until_logout)
 
     def decorate(function: View) -> View:
         refuse_async(function)

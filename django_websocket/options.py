@@ -19,6 +19,7 @@ class Options:
     receive: bool = True
     compression: bool = True
     refuse: str | None = None
+    until_logout: bool = True
 
     def limits(self) -> Limits:
         """Return the project's limits, with those that the view sets itself."""

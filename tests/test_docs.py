@@ -258,6 +258,8 @@ def publisher(request, websocket, channel):
 
 urlpatterns += [
     path("staff/", examples.staff),
+    path("cart/", examples.cart),
+    path("say/", examples.say),
     path("inbox/", examples.inbox, name="inbox"),
     path("partner/", examples.partner),
     path("ping/", examples.ping),
@@ -275,6 +277,7 @@ def views_project(original: Project, tmp_path_factory: pytest.TempPathFactory) -
     copy = original.copy(tmp_path_factory.mktemp("views") / "mysite")
     copy.put("docs/views.md", {"[], [], 60)": "[], [], 2)"})
     copy.write("mysite/websocket_urls.py", VIEWS, add=True)
+    copy.write("mysite/settings.py", 'MIDDLEWARE.insert(2, "django.middleware.locale.LocaleMiddleware")', add=True)
     # The page with the chat's address is not of this example.
     copy.run("python manage.py migrate --verbosity 0")
     return copy
@@ -334,6 +337,44 @@ def test_refusal_that_a_page_can_read(views: Server, cookies: dict[str, str]) ->
         assert close_code(websocket) == 4401
     with client(views, "/inbox/", cookies["member"]) as websocket:
         assert receive(websocket) == "You have no mail."
+
+
+def test_session_is_updated(views: Server) -> None:
+    with client(views, "/cart/") as websocket:
+        for number, item in enumerate(("apple", "pear"), 1):
+            websocket.send(item)
+            assert receive(websocket) == f"{number} items"
+
+
+def test_form_answers_in_the_language_of_the_user(views: Server) -> None:
+    headers = {"Accept-Language": "de"}
+    url = f"ws://{views.address}/say/"
+    with (
+        open_websocket(url, origin=f"http://{views.address}", additional_headers=headers) as websocket,
+    ):
+        websocket.send('{"room": "a room", "text": ""}')
+        answer = json.loads(receive(websocket))
+        assert answer["ok"] is False
+        assert answer["errors"]["text"] == ["Dieses Feld ist zwingend erforderlich."]
+        websocket.send('{"room": "lobby", "text": "hello"}')
+        assert json.loads(receive(websocket)) == {"ok": True}
+        websocket.send("no JSON")
+        assert close_code(websocket) == 4400
+
+
+def test_user_is_thrown_out(views: Server, views_project: Project, cookies: dict[str, str]) -> None:
+    with client(views, "/staff/", cookies["staff"]) as websocket:
+        assert receive(websocket) == "Welcome, staff"
+    names = views_project.shell(
+        """
+        from chat.bans import ban
+        from django.contrib.auth.models import User
+        user = User.objects.create(username="noisy")
+        ban(user)
+        print(User.objects.get(username="noisy").is_active)
+        """
+    )
+    assert names.strip().endswith("False")
 
 
 def test_receivers_of_signals(original: Project, tmp_path: Path) -> None:
@@ -565,7 +606,7 @@ def test_pages_name_only_settings_that_exist() -> None:
 
 
 def test_settings_page_has_every_close_code() -> None:
-    documented = {int(row[0]) for row in tables("docs/settings.md") if row[0].isdecimal()}
+    documented = {int(row[0]) for row in tables("docs/settings.md") if row[0].isdecimal() and int(row[0]) < 3000}
     source = "".join(path.read_text() for path in (ROOT / "django_websocket").rglob("*.py"))
     used = {code.value for code in CloseCode if re.search(rf"CloseCode\.{code.name}\b", source)}
     assert documented == used - {CloseCode.GOING_AWAY, CloseCode.NO_STATUS, CloseCode.UNSUPPORTED_DATA}

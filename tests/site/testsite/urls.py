@@ -1,12 +1,13 @@
 """The pages: some that a WebSocket has the path of as well, and some by which a test looks into the process."""
 
-from django.contrib.auth import get_user_model, login
+from django.contrib.auth import get_user_model, login, logout
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.urls import path
 
+from django_websocket.logins import disconnect
 from django_websocket.pubsub import publish
 
-from . import probe
+from . import probe, sessions
 from .models import Note
 
 
@@ -16,13 +17,39 @@ def page(request: HttpRequest) -> HttpResponse:
 
 def enter(request: HttpRequest) -> HttpResponse:
     """Log in."""
-    user, _ = get_user_model().objects.get_or_create(username="ann")
+    user, _ = get_user_model().objects.get_or_create(username=request.GET.get("name", "ann"))
     login(request, user, backend="django.contrib.auth.backends.ModelBackend")
     return HttpResponse("welcome")
 
 
+def leave(request: HttpRequest) -> HttpResponse:
+    """Log out."""
+    logout(request)
+    return HttpResponse("good-bye")
+
+
+def change(request: HttpRequest, what: str) -> HttpResponse:
+    """End the login of the user `name` in some other way."""
+    user = get_user_model().objects.get(username=request.GET["name"])
+    if what == "password":
+        user.set_password("another")
+        user.save()
+    elif what == "deactivate":
+        get_user_model().objects.filter(pk=user.pk).update(is_active=False)
+    elif what == "delete":
+        user.delete()
+    elif what == "expire":
+        request.session.set_expiry(-1)
+    else:
+        disconnect(user=user, reason="go away")
+    return HttpResponse("changed")
+
+
 def session(request: HttpRequest) -> JsonResponse:
     """Put the query into the session, and show it."""
+    if "broken" in request.GET:
+        sessions.broken = bool(request.GET["broken"])
+        return JsonResponse({})
     for name, value in request.GET.items():
         request.session[name] = value
     return JsonResponse(dict(request.session))
@@ -61,6 +88,8 @@ urlpatterns = [
     path("refuse/403/", page),
     path("login/", page, name="login"),
     path("enter/", enter),
+    path("leave/", leave),
+    path("change/<str:what>/", change),
     path("session/", session),
     path("publish/<str:channel>/", publish_page),
     path("notes/<str:key>/<int:count>/", notes),

@@ -10,6 +10,7 @@ import gevent
 from django.conf import settings
 from django.contrib.auth.decorators import login_required
 from django.contrib.auth.views import redirect_to_login
+from django.contrib.sessions.backends.base import UpdateError
 from django.db import connection, connections, transaction
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase, HttpResponseForbidden
 from django.shortcuts import redirect
@@ -22,6 +23,7 @@ from django_websocket.decorators import websocket, websocket_loop
 from django_websocket.exceptions import MessagesMissed, WebSocketError
 from django_websocket.pubsub import publish, subscribe
 from django_websocket.select import select
+from django_websocket.sessions import update_session
 from django_websocket.websocket import WebSocket
 
 from . import probe
@@ -289,6 +291,34 @@ def members(request: HttpRequest, websocket: WebSocket) -> None:
     websocket.send(f"hello {request.user.get_username()}")
     for message in websocket:
         websocket.send(message)
+
+
+@login_required
+@websocket
+def members_who_listen(request: HttpRequest, websocket: WebSocket) -> HttpResponseBase:
+    """The same without a greenlet."""
+    return websocket.listen("members")
+
+
+@login_required
+@websocket(until_logout=False)
+def members_who_stay(request: HttpRequest, websocket: WebSocket) -> None:
+    """The same, whatever becomes of the login."""
+    for message in websocket:
+        websocket.send(message)
+
+
+@websocket
+def updates_the_session(request: HttpRequest, websocket: WebSocket) -> None:
+    """Count messages in the session."""
+    for _ in websocket:
+        try:
+            with update_session(request) as session:
+                session["count"] = session.get("count", 0) + 1
+        except (RuntimeError, UpdateError) as error:
+            websocket.send(f"{type(error).__name__}: {error}")
+        else:
+            websocket.send_json(dict(request.session))
 
 
 @websocket

@@ -1,0 +1,225 @@
+"""Logins that end: who logs out, changes the password or is deactivated is disconnected with 4401, in every process.
+
+Each process asks for all its logins together every few seconds: one query for the sessions, one for the users.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from importlib import import_module
+from typing import Any, NamedTuple
+
+import gevent
+from django.contrib.auth import BACKEND_SESSION_KEY, HASH_SESSION_KEY, SESSION_KEY, get_user_model, load_backend
+from django.contrib.auth.backends import ModelBackend
+from django.contrib.sessions.backends import cache, cached_db, db, signed_cookies
+from django.core.cache import caches
+from django.db import connections
+from django.http import HttpRequest
+from django.utils import timezone
+from django.utils.crypto import constant_time_compare
+from gevent.hub import get_hub
+
+from . import conf, pubsub
+from .connection import Connection
+from .exceptions import BrokerError
+from .log import report
+from .pubsub.hub import Publication
+
+__all__ = ["disconnect"]
+
+CODE = 4401
+CHANNEL = "django_websocket.disconnect"  # on which processes tell each other whom to disconnect
+BATCH = 500  # logins in one query
+
+
+class Login(NamedTuple):
+    """What a session says of its user."""
+
+    session_key: str
+    user_id: str
+    auth_hash: str
+    backend: str
+    expires: float  # seconds since the epoch
+
+
+def disconnect(*, user: Any, reason: str = "") -> None:
+    """Close all WebSockets that `user` has, in every process, with 4401 and a reason of up to 123 bytes.
+
+    `user` is a user object or its primary key. Works from anywhere, as `publish` does, and raises `BrokerError` as it
+    does. WebSockets of views with `until_logout=False` stay.
+    """
+    user_id = str(getattr(user, "pk", user))
+    pubsub.publish(CHANNEL, json.dumps({"user": user_id, "reason": reason}))
+
+
+def watch(request: HttpRequest, connection: Connection) -> None:
+    """Close `connection` when the login ends with which `request` came, if it came with one."""
+    login = login_of(request)
+    if login is None or not connection.open:
+        return
+    hub = get_hub()
+    logins = _of_loop.get(hub)
+    if logins is None:
+        logins = _of_loop[hub] = Logins()
+    logins.add(login, connection)
+
+
+def login_of(request: HttpRequest) -> Login | None:
+    """Return the login of `request`, None without one, or if nobody has looked: then it made no difference."""
+    session = getattr(request, "session", None)
+    if session is None or not session.accessed or SESSION_KEY not in session:
+        return None
+    return Login(
+        session.session_key or "",
+        session[SESSION_KEY],
+        session.get(HASH_SESSION_KEY, ""),
+        session.get(BACKEND_SESSION_KEY, ""),
+        time.time() + session.get_expiry_age(),
+    )
+
+
+class Logins:
+    """The logins of the connections of one loop."""
+
+    def __init__(self) -> None:
+        self._connections: dict[Login, set[Connection]] = {}
+        self._running = False
+
+    def add(self, login: Login, connection: Connection) -> None:
+        """Watch over `login` as long as `connection` is open."""
+        self._connections.setdefault(login, set()).add(connection)
+        connection.on_end.append(partial(self._remove, login, connection))
+        if not self._running:
+            self._running = True
+            gevent.spawn(self._run)
+
+    def _remove(self, login: Login, connection: Connection) -> None:
+        of_login = self._connections[login]
+        of_login.discard(connection)
+        if not of_login:
+            del self._connections[login]
+
+    def _run(self) -> None:
+        hub = pubsub._hub()
+        joined = False
+        try:
+            while self._connections:
+                if not joined:
+                    try:
+                        hub.join(self, [CHANNEL])
+                        joined = True
+                    except BrokerError as error:
+                        report("disconnect()", None, "does not work at present", str(error))
+                gevent.sleep(conf.current().login_check_interval)
+                self._check()
+        finally:
+            self._running = False
+            if joined:
+                hub.leave(self, [CHANNEL])
+
+    def _check(self) -> None:
+        logins = list(self._connections)
+        try:
+            ended = set(logins) - valid(logins)
+        except Exception as error:  # whatever the databases and backends of the project raise; next time may be better
+            report("logins", None, "it cannot be asked who is still logged in", repr(error), logging.ERROR)
+            return
+        finally:
+            for wrapper in connections.all(initialized_only=True):
+                wrapper.close()
+        self._close(ended, "logged out")
+
+    def _close(self, logins: Iterable[Login], reason: str) -> None:
+        for login in logins:
+            for connection in tuple(self._connections.get(login, ())):
+                connection.close(CODE, reason)
+
+    # What others tell, by the hub of publish/subscribe.
+
+    def deliver(self, publication: Publication) -> None:
+        """Disconnect whom another process, or this one, has named."""
+        for message in publication.messages:
+            try:
+                order = json.loads(message)
+                user_id, reason = order["user"], str(order["reason"])
+            except (ValueError, KeyError, TypeError):
+                report(f"channel {CHANNEL}", None, "has a message that is not from disconnect()")
+                continue
+            self._close([login for login in self._connections if login.user_id == user_id], reason)
+
+    def missed(self) -> None:
+        """Nothing to do: who was to be disconnected then is still connected, as if nobody had been there to hear it."""
+
+
+_of_loop: weakref.WeakKeyDictionary[object, Logins] = weakref.WeakKeyDictionary()
+
+
+def valid(logins: Sequence[Login]) -> set[Login]:
+    """Return those of `logins` that still hold."""
+    found: set[Login] = set()
+    for begin in range(0, len(logins), BATCH):
+        batch = logins[begin : begin + BATCH]
+        found |= with_session(batch) & with_user(batch)
+    return found
+
+
+def with_session(logins: Sequence[Login]) -> set[Login]:
+    """Return the logins whose sessions are there and have not expired."""
+    store = import_module(conf.current().session_engine).SessionStore
+    keys = [login.session_key for login in logins]
+    present: set[str]
+    if issubclass(store, signed_cookies.SessionStore):  # it is the client's, who may keep it until then
+        return {login for login in logins if login.expires > time.time()}
+    if issubclass(store, (db.SessionStore, cached_db.SessionStore)):
+        sessions = store.get_model_class().objects.filter(session_key__in=keys, expire_date__gt=timezone.now())
+        present = set(sessions.values_list("session_key", flat=True))
+    elif issubclass(store, cache.SessionStore):
+        prefix = store.cache_key_prefix
+        values = caches[conf.current().session_cache_alias].get_many([prefix + key for key in keys])
+        present = {key.removeprefix(prefix) for key in values}
+    else:
+        present = {key for key in keys if SESSION_KEY in store(key)}
+    return {login for login in logins if login.session_key in present}
+
+
+def with_user(logins: Sequence[Login]) -> set[Login]:
+    """Return the logins whose users may log in, and have the password that they had."""
+    found = set()
+    by_backend: dict[str, list[Login]] = {}
+    for login in logins:
+        by_backend.setdefault(login.backend, []).append(login)
+    for path, of_backend in by_backend.items():
+        for login, user in users(load_backend(path), of_backend):
+            if user is not None and has_hash(user, login.auth_hash):
+                found.add(login)
+    return found
+
+
+def users(backend: Any, logins: Sequence[Login]) -> Iterator[tuple[Login, Any]]:
+    """Return the user of each login as `backend` has it, None for who is gone or may not log in."""
+    if type(backend).get_user is not ModelBackend.get_user:
+        for login in logins:
+            yield login, backend.get_user(login.user_id)
+        return
+    model = get_user_model()
+    keys = {login: model._meta.pk.to_python(login.user_id) for login in logins}
+    found = model._default_manager.in_bulk(set(keys.values()))
+    for login, key in keys.items():
+        user = found.get(key)
+        yield login, user if user is not None and backend.user_can_authenticate(user) else None
+
+
+def has_hash(user: Any, auth_hash: str) -> bool:
+    """Whether the session of `user` has the hash of the present password."""
+    if not hasattr(user, "get_session_auth_hash"):
+        return True
+    hashes = [user.get_session_auth_hash()]
+    if hasattr(user, "get_session_auth_fallback_hash"):
+        hashes += user.get_session_auth_fallback_hash()
+    return any(constant_time_compare(auth_hash, each) for each in hashes)

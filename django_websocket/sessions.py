@@ -1,0 +1,41 @@
+"""Changing the session in a conversation, which lasts longer than the session that its request has loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from django.contrib.sessions.backends import signed_cookies
+from django.contrib.sessions.backends.base import SessionBase, UpdateError
+from django.http import HttpRequest
+
+__all__ = ["update_session"]
+
+
+@contextmanager
+def update_session(request: HttpRequest) -> Iterator[SessionBase]:
+    """Load the session anew, for the block to change it, and save it then: what others have put there meanwhile stays.
+
+        with update_session(request) as session:
+            session["messages"] = session.get("messages", 0) + 1
+
+    `request.session` is the new one afterwards. It is saved if it was changed, and if the block raises nothing. Raises
+    `django.contrib.sessions.backends.base.UpdateError` if the session is gone, as after a logout, and RuntimeError if
+    there is none, or one that is kept in a cookie, since the client's cookies cannot be changed any more.
+    """
+    key = request.session.session_key
+    if key is None:
+        raise RuntimeError(
+            "There is no session to update: the client has none. Begin it before the WebSocket is accepted, while its "
+            "cookie can still travel in the handshake: request.session[...] = ..."
+        )
+    session = type(request.session)(key)
+    if isinstance(session, signed_cookies.SessionStore):
+        raise RuntimeError("Sessions that are kept in cookies can only be changed before the WebSocket is accepted.")
+    session.keys()  # loads it
+    if session.session_key != key:
+        raise UpdateError("The session is gone: the user has logged out, or it has expired.")
+    yield session
+    if session.modified:
+        session.save()
+    request.session = session

@@ -1,0 +1,165 @@
+"""Conversations end with the login that they began with, in every process; and the session in a conversation."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from .clients import RawClient, fetch, frame
+from .conftest import StartSite
+from .servers import Server, redis_server
+
+Raw = Callable[..., RawClient]
+
+ENGINES = ["db", "cached_db", "cache", "file", "signed_cookies"]
+SOON = {"WEBSOCKET_LOGIN_CHECK_INTERVAL": 0.3}
+PASSWORD_BACKEND = "django.contrib.auth.backends.ModelBackend"
+
+
+@pytest.fixture(scope="module")
+def quick(start_site: StartSite) -> Iterator[Server]:
+    with start_site(SOON) as server:
+        yield server
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def any_engine(
+    start_site: StartSite, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[str, Server]]:
+    """A server for each way to keep sessions."""
+    directory = tmp_path_factory.mktemp("sessions")
+    settings = {
+        **SOON,
+        "SESSION_ENGINE": f"django.contrib.sessions.backends.{request.param}",
+        "SESSION_FILE_PATH": str(directory),
+        "CACHES": {"default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}},
+    }
+    with start_site(settings) as server:
+        yield request.param, server
+
+
+def log_in(server: Server, name: str) -> dict[str, str]:
+    """Return the headers of who has logged in."""
+    return {"Cookie": f"sessionid={fetch(server.port, f'/enter/?name={name}').cookies['sessionid']}"}
+
+
+def talks(client: RawClient) -> bool:
+    client.send(frame("still here"))
+    while (text := client.frame().text) != "still here":
+        assert text.startswith("hello ")  # the view's greeting
+    return True
+
+
+@pytest.mark.parametrize("path", ["/members/", "/members-who-listen/"])
+@pytest.mark.parametrize("what", ["password", "deactivate", "delete"])
+def test_end_of_the_login(quick: Server, raw: Raw, key: str, what: str, path: str) -> None:
+    clients = [raw(quick) for _ in range(2)]
+    for client in clients:
+        client.open(path, log_in(quick, key))  # two sessions of one user
+    other, stays, anonymous = raw(quick), raw(quick), raw(quick)
+    other.open("/members/", log_in(quick, f"{key}-other"))
+    stays.open("/members-who-stay/", log_in(quick, key))
+    anonymous.open("/echo/")
+    assert fetch(quick.port, f"/change/{what}/?name={key}").status == 200
+    for client in clients:
+        assert client.closing() == (4401, "logged out")
+    time.sleep(2 * SOON["WEBSOCKET_LOGIN_CHECK_INTERVAL"])  # others would have been noticed too
+    for client in (other, stays, anonymous):
+        assert talks(client)
+
+
+def test_logout_and_expiry(any_engine: tuple[str, Server], raw: Raw, key: str) -> None:
+    engine, server = any_engine
+    mine, others = log_in(server, key), log_in(server, f"{key}-other")
+    leaving, staying = raw(server), raw(server)
+    leaving.open("/members/", mine)
+    staying.open("/members/", others)
+    if engine == "signed_cookies":  # it is in the browser: the server has nothing that could go
+        fetch(server.port, f"/change/password/?name={key}")
+    else:
+        fetch(server.port, "/leave/", mine)
+    assert leaving.closing() == (4401, "logged out")
+    assert talks(staying)
+    if engine != "signed_cookies":
+        fetch(server.port, f"/change/expire/?name={key}", others)
+        assert staying.closing() == (4401, "logged out")
+
+
+def test_signed_cookie_that_expires(start_site: StartSite, raw: Raw, key: str) -> None:
+    engine = "django.contrib.sessions.backends.signed_cookies"
+    with start_site({**SOON, "SESSION_ENGINE": engine, "SESSION_COOKIE_AGE": 2}) as server:
+        client = raw(server)
+        client.open("/members/", log_in(server, key))
+        begin = time.monotonic()
+        assert client.closing() == (4401, "logged out")
+        assert time.monotonic() - begin > 1
+
+
+def test_user_is_disconnected_by_hand_in_every_process(start_site: StartSite, raw: Raw, key: str) -> None:
+    with redis_server() as redis:
+        settings = {"WEBSOCKET_BROKER": f"redis://{redis.address}", "WEBSOCKET_LOGIN_CHECK_INTERVAL": 60.0}
+        first = start_site(settings)
+        second = start_site(settings)
+        second.env["DATABASE_NAME"] = first.env["DATABASE_NAME"]  # one site, two processes
+        with first, second:
+            mine, others = log_in(first, key), log_in(first, f"{key}-other")
+            clients = [raw(server) for server in (first, second)]
+            for client in clients:
+                client.open("/members/", mine)
+            other = raw(second)
+            other.open("/members/", others)
+            for client in clients:
+                assert talks(client)
+            assert fetch(first.port, f"/change/disconnect/?name={key}").status == 200
+            for client in clients:
+                assert client.closing() == (4401, "go away")
+            assert talks(other)
+
+
+def test_database_that_cannot_be_asked_disconnects_nobody(start_site: StartSite, raw: Raw, key: str) -> None:
+    with start_site({**SOON, "SESSION_ENGINE": "testsite.sessions"}) as server:
+        client = raw(server)
+        client.open("/members/", log_in(server, key))
+        fetch(server.port, "/session/?broken=1")
+        for _ in range(4):
+            time.sleep(SOON["WEBSOCKET_LOGIN_CHECK_INTERVAL"])
+            assert talks(client)
+        assert (
+            "logins: it cannot be asked who is still logged in: OperationalError('the database is broken')"
+            in server.log
+        )
+        fetch(server.port, "/session/?broken=")
+        fetch(server.port, f"/change/deactivate/?name={key}")
+        assert client.closing() == (4401, "logged out")
+
+
+# --- the session in a conversation -----------------------------------------------------------------------------------
+
+
+def test_session_is_updated_over_what_others_have_saved_meanwhile(site: Server, raw: Raw) -> None:
+    cookie = fetch(site.port, "/session/?colour=blue").cookies["sessionid"]
+    headers = {"Cookie": f"sessionid={cookie}"}
+    client = raw(site)
+    client.open("/updates-the-session/", headers)
+    client.send(frame("count"))
+    assert json.loads(client.frame().text) == {"colour": "blue", "count": 1}
+    fetch(site.port, "/session/?colour=red&size=large", headers)
+    client.send(frame("count"))
+    assert json.loads(client.frame().text) == {"colour": "red", "size": "large", "count": 2}
+    assert json.loads(fetch(site.port, "/session/", headers).body) == {"colour": "red", "size": "large", "count": 2}
+
+
+def test_session_that_is_gone_or_never_was_is_not_updated(site: Server, raw: Raw) -> None:
+    cookie = fetch(site.port, "/session/?colour=blue").cookies["sessionid"]
+    headers = {"Cookie": f"sessionid={cookie}"}
+    client, without = raw(site), raw(site)
+    client.open("/updates-the-session/", headers)
+    fetch(site.port, "/leave/", headers)
+    client.send(frame("count"))
+    assert client.frame().text.startswith("UpdateError")
+    without.open("/updates-the-session/")
+    without.send(frame("count"))
+    assert without.frame().text.startswith("RuntimeError: There is no session to update")
