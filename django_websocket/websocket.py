@@ -103,8 +103,11 @@ class WebSocket:
         return None if message is None else json.loads(message)
 
     def send_json(self, value: Any) -> None:
-        """Send `value` as JSON in a text message. Raises TypeError or ValueError for what JSON has no form for."""
-        self.send(json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")))
+        """Send `value` as JSON in a text message; dates, decimals and UUIDs as Django's JsonResponse has them.
+
+        Raises TypeError or ValueError for what JSON has no form for.
+        """
+        self.send(pubsub.as_json(value))
 
     # --- the end -------------------------------------------------------------------------------------------------
 

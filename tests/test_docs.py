@@ -527,7 +527,7 @@ def test_notification_leaves_when_the_transaction_is_committed(publish_project: 
             """
         )
         messages = [[next(lines).strip() for _ in range(3)][2] for _ in range(3)]
-        assert messages == ["first", '{"text": "hello"}', "last"]
+        assert messages == ["first", '{"text":"hello"}', "last"]
     finally:
         watcher.terminate()
         watcher.wait(DEADLINE)

@@ -13,8 +13,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime, timezone
+from decimal import Decimal
 from typing import Any
 from urllib.parse import urlsplit
+from uuid import UUID
 
 import gevent
 import gevent.pool
@@ -23,8 +26,11 @@ import gevent.socket
 import pytest
 import redis
 import redis.connection
+from django.db import connections, transaction
 from django.http import HttpResponse
 from django.test import override_settings
+from django.utils.safestring import mark_safe
+from django.utils.translation import gettext_lazy, override
 from redis._parsers import _RESP2Parser
 
 import django_websocket.pubsub.redis as redis_broker
@@ -214,6 +220,37 @@ def test_messages_keep_their_type_and_content(broker, message):
         nothing_more(subscription)
 
 
+@pytest.mark.parametrize(
+    "message, text",
+    [
+        ({"text": "\u00e9\u2028", "to": ["a", None, True, 1.5]}, '{"text":"\u00e9\u2028","to":["a",null,true,1.5]}'),
+        (["a", ("b",)], '["a",["b"]]'),
+        (None, "null"),
+        (42, "42"),
+        ({"price": Decimal("1.10")}, '{"price":"1.10"}'),
+        ({"at": datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc)}, '{"at":"2026-01-02T03:04:05Z"}'),
+        (UUID(int=5), '"00000000-0000-0000-0000-000000000005"'),
+        ([gettext_lazy("Yes")], '["Ja"]'),
+        (gettext_lazy("Yes"), "Ja"),  # text, like any str
+        ('{"already": "json"}', '{"already": "json"}'),
+        (mark_safe("<b>"), "<b>"),
+    ],
+    ids=ascii,
+)
+def test_what_is_neither_text_nor_bytes_is_published_as_json(memory, message, text):
+    with subscribe("news") as subscription:
+        with override("de"):
+            publish("news", message)
+        assert taken(subscription, 1) == [text]
+
+
+@pytest.mark.parametrize("kind", [bytearray, memoryview])
+def test_everything_like_bytes_is_binary(memory, kind):
+    with subscribe("news") as subscription:
+        publish("news", kind(b"\xffa"))
+        assert taken(subscription, 1) == [b"\xffa"]
+
+
 def test_every_member_gets_each_message_of_its_channels_once_and_in_order(broker):
     channels = ["a", "b", "c"]
     members = [subscribe(*names) for names in (["a"], ["b"], ["a", "b"], ["c", "a", "b"], ["a"])]
@@ -347,6 +384,74 @@ def test_bad_messages_among_good_ones_that_came_together(broker, pairs):
         broker.publish_raw("news", payload)
     assert peer.until_frames(2) == [text("a"), text("b")]
     forwarding.close()
+
+
+# --- publishing when a transaction commits ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def second_database(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setitem(connections.databases, "second", dict(connections.databases["default"]))
+    yield "second"
+    connections["second"].close()
+    del connections["second"]
+
+
+def test_on_commit_a_message_is_sent_when_the_transaction_commits(broker):
+    with subscribe("news") as subscription:
+        message = {"number": 1}
+        with transaction.atomic():
+            with transaction.atomic():
+                publish("news", message, on_commit=True)
+            message["number"] = 2  # too late
+            publish("news", "at once")
+            assert taken(subscription, 1) == ["at once"]
+        assert taken(subscription, 1) == ['{"number":1}']
+        nothing_more(subscription)
+
+
+def test_on_commit_nothing_is_sent_after_a_rollback(broker):
+    with subscribe("news") as subscription:
+        with pytest.raises(KeyError), transaction.atomic():
+            publish("news", "never", on_commit=True)
+            raise KeyError
+        with transaction.atomic():
+            publish("news", "a", on_commit=True)
+            with pytest.raises(KeyError), transaction.atomic():
+                publish("news", "nor this", on_commit=True)
+                raise KeyError
+            publish("news", "b", on_commit=True)
+        assert taken(subscription, 2) == ["a", "b"]
+        nothing_more(subscription)
+
+
+def test_on_commit_outside_of_a_transaction_a_message_is_sent_at_once(broker):
+    with subscribe("news") as subscription:
+        publish("news", "a", on_commit=True)
+        assert taken(subscription, 1) == ["a"]
+
+
+def test_on_commit_follows_the_database_that_is_named(memory, second_database):
+    with subscribe("news") as subscription:
+        with transaction.atomic(), transaction.atomic(using=second_database):
+            publish("news", "second", on_commit=True, using=second_database)
+            publish("news", "default", on_commit=True)
+            publish("news", "too", on_commit=True, using="default")
+        assert taken(subscription, 3) == ["second", "default", "too"]
+    with pytest.raises(TypeError, match="on_commit"):
+        publish("news", "a", using=second_database)
+
+
+def test_on_commit_a_broker_that_is_away_is_logged_and_keeps_nobody_from_their_turn(nowhere, caplog):
+    done = []
+    with transaction.atomic():
+        publish("news", "a", on_commit=True)
+        transaction.on_commit(lambda: done.append("the next"))
+    publish("news", "a", on_commit=True)
+    assert done == ["the next"]
+    assert [record.levelname for record in caplog.records] == ["ERROR"] * 2
+    for record in caplog.records:
+        assert "news" in record.getMessage() and nowhere in record.getMessage()
 
 
 # --- a subscription ---------------------------------------------------------------------------------------------
@@ -728,10 +833,13 @@ def test_no_channel_is_the_callers_error(broker, pairs):
         pubsub.forward([]).attach(connection)
 
 
-@pytest.mark.parametrize("message", [None, 5, ["a"], {"a": 1}])
-def test_a_wrong_message_is_the_callers_error(broker, message):
-    with pytest.raises(TypeError, match=type(message).__name__):
-        publish("news", message)
+@pytest.mark.parametrize("message", [object(), {"a": object()}, [b"bytes"], {("a",): 1}, float("nan"), [1e999]])
+@pytest.mark.parametrize("on_commit", [False, True])
+def test_a_message_that_json_has_no_form_for_is_the_callers_error(memory, message, on_commit):
+    with subscribe("news") as subscription:
+        with transaction.atomic(), pytest.raises((TypeError, ValueError)):
+            publish("news", message, on_commit=on_commit)
+        nothing_more(subscription)
 
 
 def test_text_that_is_no_utf8_is_the_callers_error(broker):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import weakref
 from collections.abc import Callable, Iterator
+from datetime import date
+from decimal import Decimal
 from typing import Any
 
 import gevent
@@ -273,6 +275,12 @@ def test_json_goes_as_text_and_comes_back(pairs, value):
     assert ws.receive_json() == value
     peer.text(frame.payload)  # binary will do
     assert ws.receive_json(timeout=5) == value
+
+
+def test_dates_and_decimals_are_sent_as_django_has_them_in_json(pairs):
+    ws, peer, _ = websocket(pairs)
+    ws.send_json({"day": date(2026, 1, 2), "price": Decimal("1.10")})
+    assert peer.until_frames(1) == [text('{"day":"2026-01-02","price":"1.10"}')]
 
 
 def test_what_json_has_no_form_for_is_refused(pairs):

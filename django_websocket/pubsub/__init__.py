@@ -8,10 +8,13 @@ Delivery is at most once. The broker is the one that the setting `WEBSOCKET_BROK
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from django_websocket.exceptions import BrokerError
 from django_websocket.waiting import close_at_end
 
 from .broker import Broker, broker_from, to_wire
@@ -23,28 +26,43 @@ if TYPE_CHECKING:
 
 __all__ = ["publish", "subscribe"]
 
+logger = logging.getLogger("django_websocket")
+
 _brokers: dict[tuple[int, str], Broker] = {}  # by process, since a fork shares nothing, and by URL
 _hubs: dict[tuple[int, str], Hub] = {}
 
 
-def publish(channel: str, message: str | bytes) -> None:
-    """Send `message`, text or bytes, to everybody who is subscribed to `channel`; return when the broker has taken it.
+def publish(channel: str, message: Any, *, on_commit: bool = False, using: str | None = None) -> None:
+    """Send `message` to everybody who is subscribed to `channel`; return when the broker has taken it.
 
-    Works in every kind of process, with gevent or without. Raises `BrokerError` if the broker cannot be reached: then
-    the message is lost, or it was delivered once; it is never sent twice. Raises ValueError for a message larger than
-    `WEBSOCKET_OUTBOX_SIZE`, which no client could be sent.
+    Text and bytes go as they are, a lazy translation as text in the current language, and anything else as the text of
+    its JSON. Works in every kind of process, with gevent or without.
+
+    With `on_commit`, the message is sent when the transaction that runs on the database `using` (its alias, without it
+    the default) commits, never after a rollback, and at once if none runs; see `transaction.on_commit` of Django. The
+    message is what it was when this was called.
+
+    Raises `BrokerError` if the broker cannot be reached: then the message is lost, or it was delivered once; it is
+    never sent twice. With `on_commit` that is logged instead, since what was committed stays. Raises TypeError or
+    ValueError for what JSON has no form for, and ValueError for a message larger than `WEBSOCKET_OUTBOX_SIZE`, which no
+    client could be sent.
     """
     _check_channel(channel)
-    if not isinstance(message, (str, bytes)):
-        raise TypeError(f"A message is a str or bytes, not {type(message).__name__}")
-    payload = to_wire(message)
+    payload = to_wire(_text_or_bytes(message))
     limit = _settings().limits.outbox_size
     if len(payload) > limit:
         raise ValueError(
             f"The message has {len(payload)} bytes, more than the {limit} of WEBSOCKET_OUTBOX_SIZE that may wait for a "
             f"client. Publish where it can be fetched instead, or raise the setting."
         )
-    _broker().publish(channel, payload)
+    if on_commit:
+        from django.db import transaction
+
+        transaction.on_commit(lambda: _publish_or_log(channel, payload), using=using)
+    elif using is not None:
+        raise TypeError("using= names the database of a transaction, and has a meaning with on_commit=True only")
+    else:
+        _broker().publish(channel, payload)
 
 
 def subscribe(*channels: str) -> Subscription:
@@ -73,6 +91,34 @@ def forward(channels: Sequence[str], *, for_good: bool = False) -> Forwarding:
     if not for_good:
         close_at_end(forwarding)
     return forwarding
+
+
+def as_json(value: Any) -> str:
+    """Return the text of `value` in JSON, with the types that Django knows: dates, decimals, UUIDs, lazy translations.
+
+    Raises TypeError or ValueError for what JSON has no form for, NaN for one.
+    """
+    from django.core.serializers.json import DjangoJSONEncoder
+
+    return json.dumps(value, cls=DjangoJSONEncoder, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+def _text_or_bytes(message: Any) -> str | bytes:
+    if isinstance(message, (str, bytes)):
+        return message
+    if isinstance(message, (bytearray, memoryview)):
+        return bytes(message)
+    from django.utils.functional import Promise
+
+    return str(message) if isinstance(message, Promise) else as_json(message)
+
+
+def _publish_or_log(channel: str, payload: bytes) -> None:
+    """Publish when a transaction has committed: whoever committed it cannot undo it, and others wait for their turn."""
+    try:
+        _broker().publish(channel, payload)
+    except BrokerError as error:
+        logger.error("What was to be published on %r after a commit is lost: %s", channel, error)
 
 
 def _check_channels(channels: Sequence[str]) -> None:
