@@ -27,6 +27,7 @@ ABSENT = {
     "django_websocket.pubsub.broker": ["gunicorn", "redis", *DJANGO],
     "django_websocket.pubsub.hub": ["gunicorn", "redis", *DJANGO],
     "django_websocket.pubsub.memory": ["gunicorn", "redis", *DJANGO],
+    "django_websocket.pubsub.pipeline": ["gunicorn", *DJANGO],
     "django_websocket.pubsub.redis": ["gunicorn", *DJANGO],
     "django_websocket.websocket": ["gunicorn", "redis", *DJANGO],
     "django_websocket.worker": [*PUBSUB, *DJANGO],

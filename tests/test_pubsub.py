@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from decimal import Decimal
+from functools import cached_property
 from typing import Any
 from urllib.parse import urlsplit
 from uuid import UUID
@@ -38,7 +39,7 @@ from django_websocket import pubsub
 from django_websocket.connection import Connection, Limits
 from django_websocket.exceptions import BrokerError, ConnectionClosed, HandshakeFailed, MessagesMissed
 from django_websocket.protocol.frames import Opcode
-from django_websocket.pubsub import hub, publish, subscribe
+from django_websocket.pubsub import hub, pipeline, publish, subscribe
 from django_websocket.pubsub.broker import broker_from
 from django_websocket.select import select
 from django_websocket.waiting import ViewGreenlet
@@ -87,14 +88,15 @@ class Broker:
             for message in messages:
                 publish(channel, message)
         else:
-            pipeline = self.redis.pipeline(transaction=True)
+            together = self.redis.pipeline(transaction=True)
             for message in messages:
-                pipeline.publish(self.prefix + channel, message)
-            pipeline.execute()
+                together.publish(self.prefix + channel, message)
+            together.execute()
 
-    @property
+    @cached_property
     def redis(self) -> redis.Redis:
-        return pubsub._broker()._client  # type: ignore[attr-defined]
+        """Redis itself, past the prefix."""
+        return redis.Redis.from_url(self.url.partition("?")[0])
 
     def subscribers(self, channel: str) -> int:
         """How many connections Redis knows that are subscribed to a channel."""
@@ -108,7 +110,10 @@ def using(url: str, prefix: str = "", **settings: Any) -> Iterator[Broker]:
         url = f"{url}?prefix={prefix}"
     with override_settings(WEBSOCKET_BROKER=url, **settings):
         key = os.getpid(), url
-        yield Broker(url, prefix)
+        ours = Broker(url, prefix)
+        yield ours
+        if "redis" in vars(ours):
+            ours.redis.close()
         made = pubsub._hubs.pop(key, None)
         broker = pubsub._brokers.pop(key, None)
         if made is not None:
@@ -119,12 +124,12 @@ def using(url: str, prefix: str = "", **settings: Any) -> Iterator[Broker]:
             subscriber = made._subscriber
 
             def ended() -> bool:
-                if subscriber._connection is not None:
-                    subscriber._connection._sock.shutdown(gevent.socket.SHUT_RDWR)
+                if subscriber._link is not None:
+                    subscriber._link._sock.shutdown(gevent.socket.SHUT_RDWR)
                 return not subscriber._running
 
             until(ended)
-        broker._pool.disconnect()
+        broker._pipeline._queues.clear()
 
 
 @pytest.fixture(params=PLAIN)
@@ -141,7 +146,7 @@ def broker(
         return
     with using(request.getfixturevalue("redis_url"), f"{key}:") as broker:
         if request.param == "redis without hiredis":
-            monkeypatch.setattr(redis_broker, "hiredis", None)
+            monkeypatch.setattr(pipeline, "hiredis", None)
             pubsub._broker()._pool.connection_kwargs["parser_class"] = _RESP2Parser
         yield broker
 
@@ -977,7 +982,7 @@ def test_redis_cli_takes_part(on_redis):
 
 IN_A_PATCHED_PROCESS = """
 import gevent, os, threading, time
-if sys.argv[1:] == ["without hiredis"]:
+if sys.argv[1] == "without hiredis":
     sys.modules["hiredis"] = None
 from django_websocket import pubsub
 from django_websocket.pubsub import publish, subscribe
@@ -1003,8 +1008,8 @@ with subscribe("news") as subscription:
     gevent.joinall(greenlets, raise_error=True)
     for name in range(64):
         assert [int(n) for who, n in got if who == str(name)] == list(range(20)), name
-    connections = [client for client in pubsub._broker()._client.client_list() if client["name"] == ""]
-    print(len(connections))
+    import redis
+    print(len(redis.Redis.from_url(sys.argv[2]).client_list()))
 assert longest < 2, longest
 """
 
@@ -1013,13 +1018,14 @@ FORKS = """
 import os
 from django_websocket.pubsub import publish
 publish("news", "before")
-if os.fork() == 0:
+pid = os.fork()
+if pid == 0:
     for number in range(100):
         publish("news", "child")
     os._exit(0)
 for number in range(100):
     publish("news", "parent")
-assert os.wait()[1] == 0
+assert os.waitpid(pid, 0) == (pid, 0)  # os.wait() knows nothing of gevent, which waits too
 """
 
 
@@ -1033,10 +1039,11 @@ def test_a_forked_process_publishes_on_connections_of_its_own(on_redis, patched)
 
 @pytest.mark.parametrize("reader", ["with hiredis", "without hiredis"])
 def test_in_a_patched_process_everybody_publishes_at_once(on_redis, reader):
-    """Sixty greenlets and some threads share a few connections, and the loop runs meanwhile."""
+    """Sixty greenlets and some threads share one connection, and the loop runs meanwhile."""
+    arguments = (reader, on_redis.url.partition("?")[0])
     before = len(on_redis.redis.client_list())
-    connections = int(child(IN_A_PATCHED_PROCESS, on_redis.url, patched=True, arguments=(reader,)))
-    assert connections - before <= redis_broker.PUBLISHERS + 1
+    connections = int(child(IN_A_PATCHED_PROCESS, on_redis.url, patched=True, arguments=arguments))
+    assert connections - before == 3  # one subscribes, one publishes, one looks
 
 
 def test_prefixes_keep_sites_apart(redis_url, key, cooperative, pairs):
@@ -1056,9 +1063,8 @@ def test_without_a_prefix_the_channel_has_its_name_on_the_wire(redis_url, key, c
 
 
 def test_a_prefix_is_kept_with_other_options_of_the_url(redis_url, key, cooperative, pairs):
-    with using(f"{redis_url}?prefix={key}%3A&client_name=site"), subscribe("news") as subscription:
-        raw = pubsub._broker()._client
-        raw.publish(f"{key}:news", "a")
+    with using(f"{redis_url}?prefix={key}%3A&client_name=site") as broker, subscribe("news") as subscription:
+        broker.redis.publish(f"{key}:news", "a")
         assert taken(subscription, 1) == ["a"]
 
 
@@ -1127,6 +1133,170 @@ def test_a_wrong_password_is_said_without_it(redis_url, cooperative, pairs, capl
     assert "very-secret" not in caplog.text
 
 
+# --- publishing to Redis from many at once ----------------------------------------------------------------------
+
+
+def together(function: Callable[[int], Any], count: int) -> list[Any]:
+    """Call a function in so many greenlets at once; return what it returned, or raised, in each."""
+
+    def call(number: int) -> Any:
+        try:
+            return function(number)
+        except Exception as error:
+            return error
+
+    return [greenlet.get(timeout=20) for greenlet in [gevent.spawn(call, number) for number in range(count)]]
+
+
+def test_what_many_greenlets_publish_at_once_leaves_in_one_write_on_one_connection(proxy):
+    with subscribe("news") as subscription:
+        assert together(lambda number: publish("news", str(number)), 200) == [None] * 200
+        assert taken(subscription, 200) == list(map(str, range(200)))
+        assert together(lambda number: publish("news", str(number)), 200) == [None] * 200
+        assert proxy.writes == [200, 200]
+        assert len(proxy.server.pool) == 2  # and one is the subscriber's
+
+
+def test_much_that_is_published_at_once_arrives(on_redis):
+    messages = [str(number % 10) * 300_000 for number in range(40)]
+    with subscribe("news") as subscription, override_settings(WEBSOCKET_OUTBOX_SIZE=1 << 24):
+        subscription._limit = 1 << 30
+        assert together(lambda number: publish("news", messages[number]), 40) == [None] * 40
+        assert taken(subscription, 40) == messages
+
+
+def test_each_publisher_has_its_own_outcome(own_redis, any_reader):
+    with redis.Redis(port=own_redis.port) as admin:
+        admin.execute_command("ACL", "SETUSER", "default", "resetchannels", "&allowed")
+    with subscribe("allowed") as subscription:
+        outcomes = together(lambda number: publish("forbidden" if number % 3 else "allowed", str(number)), 30)
+        assert [type(outcome) for outcome in outcomes] == [type(None), BrokerError, BrokerError] * 10
+        assert taken(subscription, 10) == [str(number) for number in range(0, 30, 3)]
+
+
+def test_who_is_interrupted_while_publishing_takes_nobody_elses_message_along(proxy):
+    with subscribe("news") as subscription:
+        publish("news", "before")
+        proxy.swallow = "and stay"
+        first = gevent.spawn(publish, "news", "sent already")
+        until(lambda: proxy.writes == [1, 1])
+        waiting = [gevent.spawn(publish, "news", str(number)) for number in range(4)]
+        gevent.sleep(0)
+        first.kill()
+        waiting[1].kill()  # its turn has not come, and never does
+        with pytest.raises(gevent.Timeout), gevent.Timeout(0.001):
+            publish("news", "nor the turn of this")
+        proxy.swallow = ""
+        until(lambda: all(greenlet.ready() for greenlet in waiting))
+        publish("news", "after")
+        got = taken(subscription, 2)
+        while got[-1] != "after":
+            got += taken(subscription, 1)
+        assert got[:2] == ["before", "sent already"]
+        sent = [str(number) for number in (0, 2, 3) if waiting[number].exception is None]
+        assert got[2:-1] == sent
+        nothing_more(subscription)
+
+
+def test_a_connection_that_ended_while_nobody_published_costs_no_message(own_redis, any_reader):
+    with redis.Redis(port=own_redis.port) as admin, admin.pubsub() as listener:
+        listener.subscribe("news")
+        publish("news", "a")
+        publisher = pubsub._broker()._pipeline._queues[gevent.get_hub()]._line
+        admin.client_kill_filter(_type="normal", skipme=True)
+        until(lambda: not publisher._link.quiet())
+        publish("news", "b")
+        assert [listener.get_message(timeout=10)["data"] for _ in range(3)] == [1, b"a", b"b"]
+
+
+THREADS = """
+import threading
+from gevent._hub_local import get_hub_if_exists
+from django_websocket.exceptions import BrokerError
+from django_websocket.pubsub import publish
+
+def publisher(name):
+    for number in range(50):
+        publish("news", f"{name} {number}")
+    assert get_hub_if_exists() is None, "a thread has made a loop for itself"
+
+threads = [threading.Thread(target=publisher, args=(name,)) for name in range(8)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+"""
+
+NATIVE_THREADS = """
+import gevent
+from django_websocket.pubsub import publish
+
+def publisher(name):
+    for number in range(50):
+        publish("news", f"{name} {number}")
+
+pool = gevent.get_hub().threadpool
+gevent.joinall([pool.spawn(publisher, name) for name in range(7)], raise_error=True)
+publisher(7)
+"""
+
+
+@pytest.mark.parametrize("source", [THREADS, NATIVE_THREADS], ids=["without gevent", "beside gevent's loop"])
+def test_threads_publish_each_in_its_order(on_redis, source):
+    with subscribe("news") as subscription:
+        child(source, on_redis.url, patched=source is NATIVE_THREADS)
+        got = [message.split() for message in taken(subscription, 400)]
+        for name in "01234567":
+            assert [int(number) for who, number in got if who == name] == list(range(50))
+        nothing_more(subscription)
+
+
+WITHOUT_GEVENT = """
+import os, signal, time
+import redis as redis_py
+from django_websocket import pubsub
+from django_websocket.exceptions import BrokerError
+from django_websocket.pubsub import publish, redis
+
+redis.TIMEOUT = 1.0
+
+def attempt(message, fails=False):
+    begun = time.monotonic()
+    try:
+        publish("news", message)
+    except BrokerError as error:
+        assert fails, error
+    else:
+        assert not fails, message
+    assert time.monotonic() - begun < 2, message
+
+with redis_py.Redis(port=int(sys.argv[1])) as admin:
+    attempt("a")
+    admin.client_kill_filter(_type="normal", skipme=True)
+    while pubsub._broker()._pipeline._lines[0]._link.quiet():
+        time.sleep(0.001)
+    attempt("b")
+    os.kill(int(sys.argv[2]), signal.SIGSTOP)
+    attempt("in doubt", fails=True)
+    attempt("not sent, since no connection could be made", fails=True)
+    os.kill(int(sys.argv[2]), signal.SIGCONT)
+    attempt("c")
+    connections = pubsub._broker()._pipeline._lines
+    assert len(connections) == 1, connections
+"""
+
+
+def test_publishing_without_gevent_has_the_same_deadlines_and_outcomes(own_redis):
+    with redis.Redis(port=own_redis.port) as admin, admin.pubsub() as listener:
+        listener.subscribe("news")
+        child(WITHOUT_GEVENT, f"redis://{own_redis.address}", arguments=(str(own_redis.port), str(own_redis.pid)))
+        got = [listener.get_message(timeout=10)["data"] for _ in range(4)]
+        if got[-1] == b"in doubt":
+            got = [*got[:-1], listener.get_message(timeout=10)["data"]]
+        assert got == [1, b"a", b"b", b"c"]
+        assert listener.get_message(timeout=0.1) is None
+
+
 # --- Redis goes away --------------------------------------------------------------------------------------------
 
 
@@ -1142,7 +1312,7 @@ def own_redis(cooperative: None, pairs: Pairs, monkeypatch: pytest.MonkeyPatch) 
 @pytest.fixture(params=["with hiredis", "without hiredis"])
 def any_reader(request: pytest.FixtureRequest, own_redis: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "without hiredis":
-        monkeypatch.setattr(redis_broker, "hiredis", None)
+        monkeypatch.setattr(pipeline, "hiredis", None)
         pubsub._broker()._pool.connection_kwargs["parser_class"] = _RESP2Parser
 
 
@@ -1243,7 +1413,7 @@ def test_who_subscribed_during_the_outage_and_was_told_so_may_try_again(own_redi
 def test_a_subscription_may_be_closed_during_the_outage(own_redis):
     closed, kept = subscribe("news"), subscribe("weather")
     own_redis.stop(signal.SIGKILL)
-    until(lambda: closed._hub._subscriber._connection is None)
+    until(lambda: closed._hub._subscriber._link is None)
     closed.close()
     own_redis.start()
     with pytest.raises(MessagesMissed):
@@ -1258,7 +1428,7 @@ def test_a_subscription_may_be_closed_during_the_outage(own_redis):
 def test_who_joins_while_the_connection_is_away_misses_nothing_from_then_on(own_redis, any_reader, channel):
     with subscribe("news") as before:
         own_redis.stop(signal.SIGKILL)
-        until(lambda: before._hub._subscriber._connection is None)
+        until(lambda: before._hub._subscriber._link is None)
         own_redis.start()  # and the next attempt to connect is still to come
         with subscribe(channel) as late:
             publish(channel, "a")
@@ -1320,12 +1490,13 @@ def test_silence_is_no_outage(own_redis, any_reader, caplog):
 
 
 class Proxy:
-    """Stands between the process and Redis; keeps for itself the replies to PUBLISH while `swallow` says how."""
+    """Stands between the process and Redis; keeps for itself replies to PUBLISH while `swallow` says how."""
 
     def __init__(self, port: int) -> None:
         self._redis = ("127.0.0.1", port)
         self.swallow = ""
-        self.published = 0  # commands that went through
+        self.passes = 0  # bytes of replies that still go through then
+        self.writes: list[int] = []  # how many commands came with each
         self.server = gevent.server.StreamServer(("127.0.0.1", 0), self._serve, spawn=gevent.pool.Pool())
 
     def _serve(self, client: gevent.socket.socket, address: Any) -> None:
@@ -1335,6 +1506,8 @@ class Proxy:
             def back() -> None:
                 while data := upstream.recv(65536):
                     if publisher and self.swallow:
+                        data, self.passes = data[: self.passes], max(0, self.passes - len(data))
+                        client.sendall(data)
                         if self.swallow == "and close":
                             client.shutdown(2)
                             return
@@ -1343,33 +1516,54 @@ class Proxy:
 
             replies = gevent.spawn(back)
             with contextlib.suppress(OSError):
-                while data := client.recv(65536):
-                    publisher = publisher or b"PUBLISH" in data
-                    self.published += data.count(b"PUBLISH")
+                while data := client.recv(1 << 20):
+                    if b"PUBLISH" in data:
+                        publisher = True
+                        self.writes.append(data.count(b"PUBLISH"))
                     upstream.sendall(data)
             replies.kill()
 
 
-@pytest.mark.parametrize("swallow", ["and close", "and stay"])
-def test_a_publish_whose_reply_is_lost_is_delivered_once(redis: Server, key, cooperative, pairs, monkeypatch, swallow):
+@pytest.fixture
+def proxy(redis: Server, key: str, cooperative: None, pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     monkeypatch.setattr(redis_broker, "TIMEOUT", 0.5)
     proxy = Proxy(redis.port)
     proxy.server.start()
     try:
-        with using(f"redis://127.0.0.1:{proxy.server.server_port}", f"{key}:"), subscribe("news") as subscription:
-            publish("news", "before")
-            proxy.swallow = swallow
-            begun = time.monotonic()
-            with pytest.raises(BrokerError):
-                publish("news", "reply lost")
-            assert time.monotonic() - begun < 2
-            proxy.swallow = ""
-            publish("news", "after")
-            assert taken(subscription, 3) == ["before", "reply lost", "after"]
-            assert proxy.published == 3
-            nothing_more(subscription)
+        with using(f"redis://127.0.0.1:{proxy.server.server_port}", f"{key}:"):
+            yield proxy
     finally:
         proxy.server.stop(timeout=1)
+
+
+@pytest.mark.parametrize("swallow", ["and close", "and stay"])
+def test_a_publish_whose_reply_is_lost_is_delivered_once(proxy, swallow):
+    with subscribe("news") as subscription:
+        publish("news", "before")
+        proxy.swallow = swallow
+        begun = time.monotonic()
+        with pytest.raises(BrokerError):
+            publish("news", "reply lost")
+        assert time.monotonic() - begun < 2
+        proxy.swallow = ""
+        publish("news", "after")
+        assert taken(subscription, 3) == ["before", "reply lost", "after"]
+        assert proxy.writes == [1, 1, 1]
+        nothing_more(subscription)
+
+
+@pytest.mark.parametrize("swallow", ["and close", "and stay"])
+def test_of_many_publishes_at_once_those_whose_replies_are_lost_fail_and_all_are_delivered_once(proxy, swallow):
+    with subscribe("news") as subscription:
+        publish("news", "before")
+        proxy.swallow, proxy.passes = swallow, 12  # bytes: three replies
+        outcomes = together(lambda number: publish("news", str(number)), 50)
+        assert [type(outcome) for outcome in outcomes] == [type(None)] * 3 + [BrokerError] * 47
+        proxy.swallow = ""
+        publish("news", "after")
+        assert taken(subscription, 52) == ["before", *map(str, range(50)), "after"]
+        assert proxy.writes == [1, 50, 1]
+        nothing_more(subscription)
 
 
 def test_a_message_that_ends_in_two_pieces_is_whole(redis: Server, key, cooperative, pairs):

@@ -1,8 +1,8 @@
 """`redis://`, `rediss://` and `unix://`: publish/subscribe through Redis.
 
-Publishing goes through redis-py. The subscriber has a bare connection of its own, which hiredis reads where it is
-installed: redis-py's own way to read a subscription would cost as much as encoding and sending a message, and it
-reconnects silently, while here everybody who may have missed a message is told.
+redis-py makes the connections. What is published goes through a `Pipeline`. The subscriber has a connection of its own:
+redis-py's way to read a subscription would cost as much as encoding and sending a message, and it reconnects silently,
+while here everybody who may have missed a message is told.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import logging
 import random
 from collections import deque
 from collections.abc import Sequence
-from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import gevent
@@ -23,15 +22,10 @@ from redis.retry import Retry
 from django_websocket.exceptions import BrokerError
 
 from .broker import Listener
-
-try:
-    import hiredis
-except ImportError:  # the extra "speed"
-    hiredis = None  # type: ignore[assignment]
+from .pipeline import Link, Pipeline, pack
 
 TIMEOUT = 5.0  # seconds for one call of Redis: connecting, publishing, subscribing
 PING_INTERVAL = 3.0  # seconds of silence after which the subscriber asks whether Redis is there, and gives it as many
-PUBLISHERS = 16  # connections at most on which a process publishes
 FIRST_DELAY, LONGEST_DELAY = 0.05, 2.0  # seconds between two attempts to connect; jittered
 
 logger = logging.getLogger("django_websocket")
@@ -47,21 +41,15 @@ class RedisBroker:
         self.place = f"{parts.scheme}://{parts.hostname or 'localhost'}:{parts.port or 6379}"
         if parts.scheme == "unix":
             self.place = f"unix://{parts.path}"
-        self._pool = redis.BlockingConnectionPool.from_url(
-            f"{url.partition('?')[0]}?{urlencode(options)}",
-            max_connections=PUBLISHERS,
-            timeout=TIMEOUT,
-            socket_timeout=TIMEOUT,
-            socket_connect_timeout=TIMEOUT,
-            retry=Retry(NoBackoff(), 0),  # a publish whose reply was lost may have been delivered
-            protocol=2,
+        self._pool = redis.ConnectionPool.from_url(
+            f"{url.partition('?')[0]}?{urlencode(options)}", retry=Retry(NoBackoff(), 0), protocol=2
         )
-        self._client = redis.Redis(connection_pool=self._pool)
+        self._pipeline = Pipeline(self.connect)
 
     def publish(self, channel: str, payload: bytes) -> None:
         """Publish once, and wait for Redis to say so."""
         try:
-            self._client.publish(self.prefix + channel, payload)
+            self._pipeline.call(TIMEOUT, b"PUBLISH", (self.prefix + channel).encode(), payload)
         except (redis.RedisError, OSError) as error:
             raise self.error(error) from error
 
@@ -69,9 +57,10 @@ class RedisBroker:
         """Return a subscriber, which connects when it has something to subscribe to."""
         return RedisSubscriber(self, listener)
 
-    def connect(self) -> redis.Connection:
-        """Return a connection of its own, outside the pool of those that publish."""
-        connection: redis.Connection = self._pool.connection_class(**self._pool.connection_kwargs)
+    def connect(self, timeout: float) -> redis.Connection:
+        """Return a new connection, on which Redis answers within `timeout` seconds. Raises RedisError or OSError."""
+        timeouts = {"socket_timeout": timeout, "socket_connect_timeout": timeout}
+        connection: redis.Connection = self._pool.connection_class(**{**self._pool.connection_kwargs, **timeouts})
         connection.connect()  # type: ignore[no-untyped-call]
         return connection
 
@@ -91,8 +80,8 @@ class RedisSubscriber:
         self._listener = listener
         self._channels: dict[str, None] = {}  # that are to be received
         self._pending: dict[str, deque[AsyncResult[None]]] = {}  # who waits for replies, in their order
-        self._connection: redis.Connection | None = None
-        self._commands: deque[Sequence[str]] = deque()  # that wait to be sent
+        self._link: Link | None = None
+        self._commands: deque[bytes] = deque()  # that wait to be sent
         self._in_flight: deque[tuple[str, str]] = deque()  # commands without a reply, and their channels
         self._running = False
         self._writing = False
@@ -107,7 +96,7 @@ class RedisSubscriber:
             reply: AsyncResult[None] = AsyncResult()
             self._pending.setdefault(channel, deque()).append(reply)
             replies.append(reply)
-        if self._connection is not None:
+        if self._link is not None:
             for channel in channels:
                 self._send("SUBSCRIBE", channel)
         elif not self._running:
@@ -121,7 +110,7 @@ class RedisSubscriber:
         """Unsubscribe; the reply does not matter."""
         for channel in channels:
             self._channels.pop(channel, None)
-            if self._connection is None:  # nothing was sent for those who wait, so no reply is owed to them
+            if self._link is None:  # nothing was sent for those who wait, so no reply is owed to them
                 for reply in self._pending.pop(channel, ()):
                     reply.set_exception(self._broker.error(ConnectionError("not connected")))
             else:
@@ -135,12 +124,12 @@ class RedisSubscriber:
         lost = False
         while True:
             try:
-                self._connection = self._broker.connect()
+                self._link = Link(self._broker.connect(TIMEOUT))
                 if lost:
                     logger.warning("Redis at %s is back", self._broker.place)
                 delay = FIRST_DELAY
                 self._begin(lost)
-                self._read(self._connection)
+                self._read(self._link)
             except (redis.RedisError, OSError) as error:
                 self._disconnect(error)
                 if self._channels and not lost:
@@ -166,9 +155,9 @@ class RedisSubscriber:
 
     def _disconnect(self, error: BaseException) -> None:
         """Drop the connection, and tell those who wait for a reply; their channels are not received then."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.disconnect()  # type: ignore[no-untyped-call]
+        link, self._link = self._link, None
+        if link is not None:
+            link.close()
         self._commands.clear()
         self._in_flight.clear()
         pending, self._pending = self._pending, {}
@@ -184,29 +173,28 @@ class RedisSubscriber:
         Each concerns one channel, so that each has one reply, and a refusal concerns no other.
         """
         self._in_flight.append((name, channel))
-        self._commands.append((name, self._broker.prefix + channel) if channel else (name,))
+        words = (name, self._broker.prefix + channel) if channel else (name,)
+        self._commands.append(pack(*[word.encode() for word in words]))
         if not self._writing:
             self._writing = True
             gevent.spawn(self._write)
 
     def _write(self) -> None:
         try:
-            while self._commands and self._connection is not None:
-                commands = [self._commands.popleft() for _ in range(len(self._commands))]
-                packed = self._connection.pack_commands(commands)  # type: ignore[no-untyped-call]
-                self._connection.send_packed_command(packed, check_health=False)  # type: ignore[no-untyped-call]
-        except (redis.RedisError, OSError) as error:
+            while self._commands and self._link is not None:
+                commands, self._commands = self._commands, deque()
+                self._link.send(b"".join(commands), TIMEOUT)
+        except OSError as error:
             logger.debug("Redis at %s took no command: %s", self._broker.place, error)  # reading fails too
         finally:
             self._writing = False
 
-    def _read(self, connection: redis.Connection) -> None:
+    def _read(self, link: Link) -> None:
         """Receive until the connection fails."""
-        receive = _replies(connection)
         asked = False
         while True:
             try:
-                replies = receive()
+                replies = link.receive(PING_INTERVAL)
             except TimeoutError:
                 if asked:
                     raise ConnectionError(f"no answer to PING within {PING_INTERVAL} seconds") from None
@@ -248,37 +236,3 @@ class RedisSubscriber:
             if not self._resubscribing:
                 missed, self._missed = self._missed, []
                 self._listener.missed(missed)
-
-
-def _replies(connection: redis.Connection) -> Any:
-    """Return a function that waits for replies and returns those that came together; TimeoutError after silence."""
-    if hiredis is None:
-
-        def receive_one() -> list[Any]:
-            try:
-                return [connection.read_response(timeout=PING_INTERVAL, disconnect_on_error=False)]
-            except redis.ResponseError as error:
-                return [error]
-            except redis.TimeoutError as error:
-                raise TimeoutError from error
-
-        return receive_one
-
-    sock = connection._sock
-    assert sock is not None
-    sock.settimeout(PING_INTERVAL)
-    reader = hiredis.Reader()
-
-    def receive() -> list[Any]:
-        while True:
-            data = sock.recv(65536)
-            if not data:
-                raise ConnectionError("Redis closed the connection")
-            reader.feed(data)
-            replies = []
-            while (reply := reader.gets()) is not False:
-                replies.append(reply)
-            if replies:
-                return replies
-
-    return receive

@@ -1,0 +1,242 @@
+"""Commands for Redis from many greenlets, or threads: what is asked at once leaves in one write, in one connection.
+
+redis-py makes the connections, and would send and read one command after the other, each on a connection of its own.
+"""
+
+from __future__ import annotations
+
+import ssl
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import gevent
+import gevent.socket
+import redis
+import redis.connection
+from gevent.event import AsyncResult
+from gevent.hub import Hub, get_hub
+
+try:
+    import hiredis
+except ImportError:  # the extra "speed"
+    hiredis = None  # type: ignore[assignment]
+
+BATCH_SIZE = 1024 * 1024  # bytes of commands that are sent in one write, or one command
+NOTHING_TO_READ = (BlockingIOError, ssl.SSLWantReadError)
+
+Connect = Callable[[float], redis.Connection]  # within so many seconds
+if TYPE_CHECKING:
+    Result = AsyncResult[Any]
+else:
+    Result = AsyncResult
+
+
+def pack(*words: bytes) -> bytes:
+    """Return a command as Redis reads it."""
+    return b"*%d\r\n%b" % (len(words), b"".join([b"$%d\r\n%b\r\n" % (len(word), word) for word in words]))
+
+
+class Link:
+    """A connection that redis-py has made; hiredis reads it where it is installed."""
+
+    def __init__(self, connection: redis.Connection) -> None:
+        self._connection = connection  # which closes the socket when it goes
+        self._sock: Any = connection._sock
+        self._reader: Any = None
+        if hiredis is not None:
+            self._reader = hiredis.Reader(protocolError=redis.InvalidResponse, replyError=redis.ResponseError)
+
+    def quiet(self) -> bool:
+        """Whether nothing has come since the last reply: not the end of the connection either."""
+        self._sock.settimeout(0)
+        try:
+            self._sock.recv(1)
+        except NOTHING_TO_READ:
+            return True
+        except OSError:
+            return False
+        return False
+
+    def send(self, data: bytes, timeout: float | None) -> None:
+        """Send commands. Raises OSError, TimeoutError for one, after which some may have been sent."""
+        self._sock.settimeout(timeout)
+        self._sock.sendall(data)
+
+    def receive(self, timeout: float) -> list[Any]:
+        """Wait for replies and return those that came together; one that is an error is an exception among them.
+
+        Raises OSError, or TimeoutError after `timeout` seconds of silence.
+        """
+        if self._reader is None:
+            try:
+                return [self._connection.read_response(timeout=timeout, disconnect_on_error=False)]
+            except redis.ResponseError as error:
+                return [error]
+            except redis.TimeoutError as error:
+                raise TimeoutError("timed out") from error
+        self._sock.settimeout(timeout)
+        while True:
+            data = self._sock.recv(65536)
+            if not data:
+                raise ConnectionError("Redis closed the connection")
+            self._reader.feed(data)
+            replies = []
+            while (reply := self._reader.gets()) is not False:
+                replies.append(reply)
+            if replies:
+                return replies
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.disconnect()  # type: ignore[no-untyped-call]
+
+
+class Call(Result):
+    """A command, and the place for its reply, or for the exception that came instead."""
+
+    def __init__(self, command: bytes) -> None:
+        super().__init__()
+        self.command = command
+        self.given_up = False  # nobody waits for the reply any more
+
+
+class Line:
+    """A connection that is made when it is needed, and anew when it has failed."""
+
+    def __init__(self, connect: Connect) -> None:
+        self._connect = connect
+        self._link: Link | None = None
+
+    def open(self, deadline: float) -> None:
+        """See to it that there is a connection. One that ended in silence is replaced before anything is lost."""
+        if self._link is not None and not self._link.quiet():
+            self._link.close()
+            self._link = None
+        if self._link is None:
+            self._link = Link(self._connect(remaining(deadline)))
+
+    def exchange(self, calls: Sequence[Call], deadline: float) -> None:
+        """Send the commands together, once, and give each call its reply, in their order."""
+        link, self._link = self._link, None
+        assert link is not None
+        try:
+            link.send(b"".join([call.command for call in calls]), remaining(deadline))
+            done = 0
+            while done < len(calls):
+                for reply in link.receive(remaining(deadline)):
+                    calls[done].set(reply)
+                    done += 1
+        except BaseException:  # whoever interrupts this leaves replies behind that nobody could tell from others
+            link.close()
+            raise
+        self._link = link
+
+
+class Queue:
+    """The calls of a loop's greenlets, on one line.
+
+    A greenlet of its own makes them: whoever is interrupted while waiting for a reply takes nobody else's along.
+    """
+
+    def __init__(self, connect: Connect) -> None:
+        self._line = Line(connect)
+        self._calls: deque[Call] = deque()
+        self._running = False
+
+    def make(self, call: Call, timeout: float) -> None:
+        """Have a call made, and return when it is done, or after `timeout` seconds."""
+        self._calls.append(call)
+        if not self._running:
+            self._running = True
+            gevent.spawn(self._run, timeout)  # when it runs, all who want something now have said so
+        try:
+            call.wait(timeout)
+        finally:
+            call.given_up = True
+
+    def _run(self, timeout: float) -> None:
+        try:
+            while self._calls:
+                deadline = time.monotonic() + timeout
+                calls: Sequence[Call] = self._calls
+                try:
+                    self._line.open(deadline)
+                    calls = self._take()
+                    self._line.exchange(calls, deadline)
+                except Exception as error:
+                    for call in tuple(calls):
+                        if not call.ready():
+                            call.set(error)
+                    if calls is self._calls:
+                        self._calls.clear()
+        finally:
+            self._running = False
+
+    def _take(self) -> Sequence[Call]:
+        """Take what waits, as much as one write should have."""
+        calls: list[Call] = []
+        size = 0
+        while self._calls and size < BATCH_SIZE:
+            call = self._calls.popleft()
+            if not call.given_up:
+                calls.append(call)
+                size += len(call.command)
+        return calls
+
+
+class Pipeline:
+    """Takes commands from any greenlet or thread, with gevent or without."""
+
+    def __init__(self, connect: Connect) -> None:
+        self._connect = connect
+        self._queues: weakref.WeakKeyDictionary[Hub, Queue] = weakref.WeakKeyDictionary()
+        self._lines: list[Line] = []  # of threads without a loop, while none of them uses it
+
+    def call(self, timeout: float, *words: bytes) -> Any:
+        """Send a command once, and return its reply within `timeout` seconds.
+
+        Raises OSError or RedisError, after which the command may have been carried out, or not.
+        """
+        call = Call(pack(*words))
+        if redis.connection.socket.socket is gevent.socket.socket:  # type: ignore[attr-defined]
+            self._queue().make(call, timeout)
+        else:
+            self._make(call, timeout)
+        reply = call.value if call.ready() else TimeoutError()
+        if isinstance(reply, TimeoutError):
+            raise TimeoutError(f"no reply within {timeout} seconds") from None
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
+
+    def _queue(self) -> Queue:
+        hub = get_hub()
+        queue = self._queues.get(hub)
+        if queue is None:
+            queue = self._queues[hub] = Queue(self._connect)
+        return queue
+
+    def _make(self, call: Call, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        try:
+            line = self._lines.pop()
+        except IndexError:
+            line = Line(self._connect)
+        try:
+            line.open(deadline)
+            line.exchange([call], deadline)
+        except Exception as error:
+            call.set(error)
+        finally:
+            self._lines.append(line)
+
+
+def remaining(deadline: float) -> float:
+    """Return the seconds until a deadline. Raises TimeoutError when it has passed."""
+    seconds = deadline - time.monotonic()
+    if seconds <= 0:
+        raise TimeoutError("timed out")
+    return seconds
