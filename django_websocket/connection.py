@@ -83,6 +83,7 @@ class Connection(Readable):
         "_reader",
         "_refills",
         "_sock",
+        "_sources",
         "_sweep",
         "_waiting",
         "_writer",
@@ -131,6 +132,7 @@ class Connection(Readable):
         self._outbox: deque[bytes | memoryview] = deque()
         self._outbox_size = 0  # bytes
         self._left = 0  # bytes that the kernel has taken from the outbox
+        self._sources: deque[Callable[[], bytes]] | None = None  # of frames, for when the outbox is empty
         self._pong_last = False  # whether the last frame in the outbox is a pong
         self._blocked = False  # the kernel takes no more; the write watcher runs
         self._flush_scheduled = False
@@ -366,6 +368,40 @@ class Connection(Readable):
         if self._outbox_size > self.limits.outbox_size:
             self._give_up(CloseCode.TRY_AGAIN_LATER, "too slow for what is sent")
 
+    def offer(self, frames: Sequence[bytes], joined: bytes) -> int:
+        """Send frames as `push` does, but only as long as the kernel takes them; return how many it has begun.
+
+        `joined` is all of them in one.
+        """
+        if self._closing:
+            return len(frames)
+        if self._blocked:
+            return 0
+        if self.agreement is not None:
+            self._engine.forget_sent()
+        self._write(joined)
+        begun = len(frames)
+        if self._outbox:
+            last = self._outbox.pop()
+            rest = len(last)
+            while begun and len(frames[begun - 1]) <= rest:
+                begun -= 1
+                rest -= len(frames[begun])
+            if rest:
+                self._outbox.append(last[:rest])
+            self._outbox_size -= len(last) - rest
+        return begun
+
+    def take_from(self, source: Callable[[], bytes]) -> None:
+        """Send what `source` returns each time the outbox is empty, until it returns nothing.
+
+        For frames that may still be dropped as long as the client does not read. Only after `offer` has refused some.
+        """
+        if self._sources is None:
+            self._sources = deque()
+        if source not in self._sources:
+            self._sources.append(source)
+
     def close(self, code: int = CloseCode.NORMAL, reason: str = "") -> None:
         """Begin the close handshake (RFC 6455, section 7.1.2), or end it if the client began. Does not wait.
 
@@ -443,7 +479,7 @@ class Connection(Readable):
     def _flush(self) -> None:
         """Give the kernel what it takes of the outbox."""
         sock = self._sock
-        while sock is not None and self._outbox:
+        while sock is not None and (self._outbox or (self._sources and self._refill())):
             data = self._next_data()
             try:
                 sent = sock.send(data)
@@ -460,6 +496,21 @@ class Connection(Readable):
             self._drained.set()
         if not self._outbox and self._closing:
             self._finish()
+
+    def _refill(self) -> bool:
+        """Put what is next of one of the sources into the outbox; return whether there was anything."""
+        sources = self._sources
+        while sources:
+            frames = sources[0]()
+            if frames:
+                sources.rotate(-1)
+                if self.agreement is not None:
+                    self._engine.forget_sent()
+                self._outbox.append(frames)
+                self._outbox_size += len(frames)
+                return True
+            sources.popleft()
+        return False
 
     def _next_data(self) -> bytes | memoryview:
         """Take frames from the outbox, several small ones as one."""
@@ -505,6 +556,7 @@ class Connection(Readable):
         if self._closing:
             return
         report(self.who, code, reason, level=logging.INFO if code == CloseCode.INTERNAL_ERROR else logging.WARNING)
+        self._sources = None
         begun = self._outbox.popleft() if self._outbox else None  # it may have left in part
         self._outbox.clear()
         self._outbox_size = 0
@@ -519,6 +571,8 @@ class Connection(Readable):
         self.ended = True
         self._set_deadline()
         if self._sock is not None:
+            while self._refill():  # what waits was there before the close
+                pass
             self._write(close_frame)
         if not self._outbox:
             self._finish()
@@ -561,6 +615,7 @@ class Connection(Readable):
         self._closing = True
         self._outbox.clear()
         self._outbox_size = 0
+        self._sources = None
         if self._drained is not None:
             self._drained.set()
         callbacks, self.on_end = self.on_end, []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from . import pubsub
 from .connection import Connection
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["WebSocket"]
 
 Message = str | bytes | bytearray | memoryview
+OnSlow = Literal["close", "drop_oldest", "latest"]
 
 
 class Handler(NamedTuple):
@@ -156,26 +157,37 @@ class WebSocket:
         """Return a descriptor for `select()` and the like: readable exactly when `receive()` would return at once."""
         return (self.connection or self._open()).fileno()
 
-    def subscribe(self, *channels: str) -> Forwarding:
+    def subscribe(self, *channels: str, on_slow: OnSlow = "close", on_missed: Any = None) -> Forwarding:
         """Have what is published to `channels` sent to this client, as it is, until the returned object is closed.
 
         It is a context manager. When the client learns that it is connected, the subscription is in force: nothing
-        published later is missed. Raises `BrokerError` if the broker cannot be reached.
-        """
-        return self._forward(channels)
+        published later is missed.
 
-    def listen(self, *channels: str) -> HttpResponse:
+        `on_slow` says what happens when the client does not keep up: "close" closes the connection with 1013 when
+        `WEBSOCKET_OUTBOX_SIZE` bytes wait for it; "drop_oldest" drops the oldest messages instead, as many as needed;
+        "latest" keeps only the newest of each channel as soon as messages have to wait. What the view sends itself is
+        never dropped, and does not wait behind what may be.
+
+        `on_missed` is a message, as `publish` takes it, that the client is sent when others may have been missed,
+        because the broker was away; without it the connection is closed then, with 1012.
+
+        Raises `BrokerError` if the broker cannot be reached.
+        """
+        return self._forward(channels, on_slow=on_slow, on_missed=on_missed)
+
+    def listen(self, *channels: str, on_slow: OnSlow = "close", on_missed: Any = None) -> HttpResponse:
         """Subscribe this client to `channels` for good; return the result from the view, which is over then.
 
-        The connection stays, without a greenlet: what is published goes to the client, what it sends is dropped.
+        The connection stays, without a greenlet: what is published goes to the client, what it sends is dropped. The
+        options are those of `subscribe`.
         """
-        self._forward(channels, for_good=True)
+        self._forward(channels, on_slow=on_slow, on_missed=on_missed, for_good=True)
         self._open().drop_input()
         self.listening = True
         return self.response
 
-    def _forward(self, channels: tuple[str, ...], *, for_good: bool = False) -> Forwarding:
-        forwarding = pubsub.forward(channels, for_good=for_good)
+    def _forward(self, channels: tuple[str, ...], **options: Any) -> Forwarding:
+        forwarding = pubsub.forward(channels, **options)
         try:
             return forwarding.attach(self.connection or self._open())
         except BaseException:

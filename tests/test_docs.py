@@ -462,11 +462,9 @@ def redis() -> Iterator[Server]:
 def publish_project(original: Project, redis: Server, tmp_path_factory: pytest.TempPathFactory) -> Project:
     copy = original.copy(tmp_path_factory.mktemp("publish") / "mysite")
     copy.put("docs/publish.md", {"localhost:6379": redis.address})
-    urls = "from chat import prices, views\nfrom django.urls import path\n"
-    copy.write(
-        "mysite/websocket_urls.py",
-        f'{urls}urlpatterns = [path("news/", views.news), path("prices/", prices.prices)]',
-    )
+    urls = "from chat import board, prices, views\nfrom django.urls import path\n"
+    paths = 'path("news/", views.news), path("prices/", prices.prices), path("board/", board.board)'
+    copy.write("mysite/websocket_urls.py", f"{urls}urlpatterns = [{paths}]")
     copy.write("mysite/urls.py", f'{urls}urlpatterns += [path("announce/", views.announce)]', add=True)
     copy.run("python manage.py migrate --verbosity 0")
     return copy
@@ -535,15 +533,20 @@ def test_notification_leaves_when_the_transaction_is_committed(publish_project: 
 
 
 def test_missed_messages_are_told(publishing: Server, redis: Server) -> None:
-    with client(publishing, "/prices/") as prices, client(publishing, "/news/") as news:
+    with (
+        client(publishing, "/prices/") as prices,
+        client(publishing, "/news/") as news,
+        client(publishing, "/board/") as board,
+    ):
         assert receive(prices) == "42.00"
         redis_cli(redis, "redis-cli PUBLISH prices 43.00")
         assert receive(prices) == "43.00"
         redis_cli(redis, "redis-cli CLIENT KILL TYPE pubsub")
         assert receive(prices) == "42.00"
         assert close_code(news) == CloseCode.SERVICE_RESTART
+        assert [receive(board), receive(board)] == ["43.00", '{"type":"reload"}']
         redis_cli(redis, "redis-cli PUBLISH prices 44.00")
-        assert receive(prices) == "44.00"
+        assert receive(prices) == receive(board) == "44.00"
 
 
 # docs/security.md

@@ -178,9 +178,9 @@ def nothing_more(*subscriptions: hub.Subscription) -> None:
         assert [message for message in got if str(message)[:7] != "the end"] == []
 
 
-def forward(connection: Connection, *channels: str) -> hub.Forwarding:
+def forward(connection: Connection, *channels: str, **options: Any) -> hub.Forwarding:
     """Have a client sent what is published, as a view does."""
-    return WebSocket({}, HttpResponse(), lambda subprotocol: connection).subscribe(*channels)
+    return WebSocket({}, HttpResponse(), lambda subprotocol: connection).subscribe(*channels, **options)
 
 
 def listen(connection: Connection, *channels: str) -> None:
@@ -520,7 +520,7 @@ def test_a_subscription_that_nobody_reads_forgets_and_says_so(broker):
         for number in range(200):
             publish("news", f"{number:03}" + "." * 100)
             assert quick.get(timeout=5)[:3] == f"{number:03}"
-        assert slow._size <= 5000
+        assert slow._queue._size <= 5000
         with pytest.raises(MessagesMissed):
             slow.get()
         rest = []
@@ -1160,7 +1160,7 @@ def test_what_many_greenlets_publish_at_once_leaves_in_one_write_on_one_connecti
 def test_much_that_is_published_at_once_arrives(on_redis):
     messages = [str(number % 10) * 300_000 for number in range(40)]
     with subscribe("news") as subscription, override_settings(WEBSOCKET_OUTBOX_SIZE=1 << 24):
-        subscription._limit = 1 << 30
+        subscription._queue._limit = 1 << 30
         assert together(lambda number: publish("news", messages[number]), 40) == [None] * 40
         assert taken(subscription, 40) == messages
 
@@ -1373,6 +1373,84 @@ def test_a_client_that_missed_something_while_it_was_accepted_is_sent_away(own_r
 
     WebSocket({}, HttpResponse(), accept).subscribe("news").close()
     assert peer.until_frames(1)[0].payload[:2] == (1012).to_bytes(2, "big")
+
+
+@pytest.mark.parametrize("on_slow", ["close", "drop_oldest", "latest"])
+@pytest.mark.parametrize("method", [WebSocket.subscribe, WebSocket.listen], ids=["subscribe", "listen"])
+def test_a_client_is_sent_what_is_meant_for_those_who_missed_something_and_stays(own_redis, pairs, method, on_slow):
+    connection, peer = pairs()
+    ws = WebSocket({}, HttpResponse(), lambda subprotocol: connection)
+    method(ws, "news", "weather", on_slow=on_slow, on_missed={"type": "reload"})
+    publish("news", "before")
+    assert peer.until_frames(1) == [text("before")]
+    for number in range(1, 4):
+        kill_clients(own_redis)
+        assert peer.until_frames(2 * number)[2 * number - 1] == text('{"type":"reload"}')
+        publish("weather", "after")
+        assert peer.until_frames(2 * number + 1)[2 * number] == text("after")
+    connection.close()
+    assert peer.until_frames(8)[7] == close(1000)
+    peer.close_frame()
+    peer.until_end()
+
+
+def test_what_a_client_that_missed_something_while_it_was_accepted_is_sent_comes_first(own_redis, pairs):
+    connection, peer = pairs()
+
+    def accept(subprotocol: str | None) -> Connection:
+        with subscribe("news") as other:
+            publish("news", "in doubt as well")
+            assert taken(other, 1) == ["in doubt as well"]
+            kill_clients(own_redis)
+            with pytest.raises(MessagesMissed):
+                other.get(timeout=10)
+            publish("news", "after")
+            assert taken(other, 1) == ["after"]
+        return connection
+
+    with WebSocket({}, HttpResponse(), accept).subscribe("news", on_missed=b"reload"):
+        assert peer.until_frames(2) == [Frame(Opcode.BINARY, b"reload"), text("after")]
+
+
+def test_a_stuck_client_that_missed_something_is_told_that_and_not_what_waited_for_it(memory, pairs):
+    connection, peer = pairs(narrow=True)
+    with forward(connection, "news", on_slow="drop_oldest", on_missed="reload") as forwarding:
+        for number in range(100):
+            publish("news", f"{number}".ljust(1000))
+        until(lambda: forwarding._backlog)
+        until(lambda: not pubsub._broker()._subscriber._pending)
+        forwarding.missed()
+        publish("news", "after")
+        until(lambda: peer.pump() and text("after") in peer.frames)
+    assert peer.frames[-2:] == [text("reload"), text("after")]
+    assert len(peer.frames) < 50
+
+
+def test_a_large_audience_is_told_in_slices_that_let_others_run(own_redis):
+    members = [subscribe("news") for _ in range(2 * hub.SLICE + 1)]
+    turns = []
+
+    def other() -> None:
+        while not members[-1].ready():
+            turns.append(sum(member.ready() for member in members))
+            gevent.sleep(0)
+
+    watching = gevent.spawn(other)
+    kill_clients(own_redis)
+    watching.get(timeout=10)
+    assert any(0 < turn < len(members) for turn in turns)
+    for member in members:
+        with pytest.raises(MessagesMissed):
+            member.get(timeout=5)
+        member.close()
+
+
+@pytest.mark.parametrize("on_missed", [object(), float("nan")])
+def test_what_cannot_be_sent_to_those_who_missed_something_is_refused_at_once(memory, pairs, on_missed):
+    connection, _ = pairs()
+    with pytest.raises((TypeError, ValueError)):
+        forward(connection, "news", on_missed=on_missed)
+    assert memory.hub._channels == {}
 
 
 def test_while_redis_is_away_publish_and_subscribe_fail_soon(own_redis, caplog):

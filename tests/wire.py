@@ -17,6 +17,7 @@ import gevent
 from gevent.hub import get_hub
 
 from django_websocket.connection import Connection, Limits
+from django_websocket.protocol.deflate import Agreement
 from django_websocket.protocol.engine import Engine, Role
 from django_websocket.protocol.frames import Opcode
 from django_websocket.sweep import open_connections
@@ -204,6 +205,7 @@ class Pairs:
         early: bytes = b"",
         discard: bool = False,
         narrow: bool = False,
+        agreement: Agreement | None = None,
         sockets: Callable[[], tuple[socket.socket, socket.socket]] = unix_pair,
     ) -> tuple[Connection, Peer]:
         server, client = sockets()
@@ -212,7 +214,7 @@ class Pairs:
             # TCP with a window smaller than a segment waits for its timers
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 if client.family == socket.AF_UNIX else 1 << 17)
         peer = Peer(client)
-        connection = Connection(server, early, limits, discard=discard)
+        connection = Connection(server, early, limits, discard=discard, agreement=agreement)
         self._made.append((connection, peer))
         return connection, peer
 

@@ -12,7 +12,7 @@ import json
 import logging
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from django_websocket.exceptions import BrokerError
 from django_websocket.waiting import close_at_end
@@ -65,29 +65,41 @@ def publish(channel: str, message: Any, *, on_commit: bool = False, using: str |
         _broker().publish(channel, payload)
 
 
-def subscribe(*channels: str) -> Subscription:
+def subscribe(*channels: str, on_slow: Literal["raise", "drop_oldest", "latest"] = "raise") -> Subscription:
     """Subscribe the running view to `channels`; nothing that is published after this returns is missed.
 
-    The subscription ends with `close()`, its `with` block or the view. Raises `BrokerError` if the broker cannot be
-    reached.
+    The subscription ends with `close()`, its `with` block or the view. `on_slow` says what becomes of messages when
+    more than `WEBSOCKET_OUTBOX_SIZE` wait for the view: "raise" drops them all and has `get` raise `MessagesMissed`,
+    "drop_oldest" drops as many as needed, and "latest" keeps only the newest of each channel that the view has not
+    taken, however few they are. Raises `BrokerError` if the broker cannot be reached.
     """
     from .hub import Subscription
 
     _check_channels(channels)
-    subscription = Subscription(_hub(), channels, _settings().limits.outbox_size)
+    _check_option("on_slow", on_slow, ("raise", "drop_oldest", "latest"))
+    subscription = Subscription(_hub(), channels, _settings().limits.outbox_size, on_slow)
     close_at_end(subscription)
     return subscription
 
 
-def forward(channels: Sequence[str], *, for_good: bool = False) -> Forwarding:
+def forward(
+    channels: Sequence[str], *, on_slow: str = "close", on_missed: Any = None, for_good: bool = False
+) -> Forwarding:
     """Have the hub keep what is published to `channels` for a client, to which it is attached then.
 
     See `WebSocket.subscribe` and, with `for_good`, `WebSocket.listen`.
     """
-    from .hub import Forwarding
+    from .hub import Forwarding, LossyForwarding
 
     _check_channels(channels)
-    forwarding = Forwarding(_hub(), channels, _settings().limits.outbox_size)
+    _check_option("on_slow", on_slow, ("close", "drop_oldest", "latest"))
+    notice = None if on_missed is None else _text_or_bytes(on_missed)
+    limit = _settings().limits.outbox_size
+    forwarding: Forwarding
+    if on_slow == "close":
+        forwarding = Forwarding(_hub(), channels, limit, notice)
+    else:
+        forwarding = LossyForwarding(_hub(), channels, limit, notice, latest=on_slow == "latest")
     if not for_good:
         close_at_end(forwarding)
     return forwarding
@@ -119,6 +131,11 @@ def _publish_or_log(channel: str, payload: bytes) -> None:
         _broker().publish(channel, payload)
     except BrokerError as error:
         logger.error("What was to be published on %r after a commit is lost: %s", channel, error)
+
+
+def _check_option(name: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise ValueError(f"{name} is {value!r}, but must be one of {', '.join(map(repr, known))}")
 
 
 def _check_channels(channels: Sequence[str]) -> None:

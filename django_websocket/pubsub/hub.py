@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import gevent
 from gevent.event import AsyncResult
 
-from django_websocket.connection import Connection
+from django_websocket.connection import WRITE_SIZE, Connection
 from django_websocket.exceptions import BrokerError, ConnectionClosed, MessagesMissed
 from django_websocket.protocol.deflate import Agreement, encode_compressed
 from django_websocket.protocol.frames import CloseCode, encode_message
@@ -23,6 +23,9 @@ JOIN_TIMEOUT = 6.0  # seconds; longer than a subscriber takes to say that it doe
 OVERHEAD = 100  # bytes that a waiting message costs beside its own
 
 logger = logging.getLogger("django_websocket")
+
+T = TypeVar("T", bound="str | bytes")
+Variant = tuple[int, int] | None  # of compression; None is none
 
 
 class Publication:
@@ -39,19 +42,74 @@ class Publication:
                     channel,
                 )
 
-        self._frames: dict[tuple[int, int] | None, bytes] = {}
+        self.channel = channel
+        self._single: dict[Variant, list[bytes]] = {}
+        self._frames: dict[Variant, bytes] = {}
 
     def frames(self, agreement: Agreement | None) -> bytes:
         """Return the messages as a client gets them with whom `agreement` was made: one encoding for all like it."""
         variant = None if agreement is None else (agreement.window_bits, agreement.threshold)
         frames = self._frames.get(variant)
         if frames is None:
-            if variant is None:
-                frames = b"".join(map(encode_message, self.messages))
-            else:
-                frames = b"".join([encode_compressed(message, *variant) for message in self.messages])
-            self._frames[variant] = frames
+            frames = self._frames[variant] = b"".join(self.single_frames(agreement))
         return frames
+
+    def single_frames(self, agreement: Agreement | None) -> list[bytes]:
+        """Return the same, each message by itself."""
+        variant = None if agreement is None else (agreement.window_bits, agreement.threshold)
+        frames = self._single.get(variant)
+        if frames is None:
+            if variant is None:
+                frames = list(map(encode_message, self.messages))
+            else:
+                frames = [encode_compressed(message, *variant) for message in self.messages]
+            self._single[variant] = frames
+        return frames
+
+
+class Backlog(Generic[T]):
+    """What waits for somebody slow; when it becomes too much the oldest goes. `latest` keeps one for each channel."""
+
+    __slots__ = ("_count", "_items", "_latest", "_limit", "_size")
+
+    def __init__(self, limit: int, latest: bool) -> None:
+        self._limit = limit  # bytes
+        self._latest = latest
+        self._items: OrderedDict[str | int, T] = OrderedDict()
+        self._size = 0
+        self._count = 0  # of all that ever waited
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def append(self, channel: str, item: T) -> bool:
+        """Add what has come on a channel; return whether something else had to go, for lack of room."""
+        self._count += 1
+        key = channel if self._latest else self._count
+        if key in self._items:
+            self._size -= cost(self._items.pop(key))
+        self._items[key] = item
+        self._size += cost(item)
+        full = self._size > self._limit and len(self._items) > 1
+        while self._size > self._limit and len(self._items) > 1:
+            self.popleft()
+        return full
+
+    def popleft(self) -> T:
+        """Take the oldest."""
+        _, item = self._items.popitem(last=False)
+        self._size -= cost(item)
+        return item
+
+    def clear(self) -> None:
+        """Drop everything."""
+        self._items.clear()
+        self._size = 0
+
+
+def cost(message: str | bytes) -> int:
+    """Return the bytes that a message costs while it waits."""
+    return len(message) + OVERHEAD
 
 
 class Member(Protocol):
@@ -145,14 +203,16 @@ class Hub:
 
     def missed(self, names: Sequence[str]) -> None:
         """Tell who was a member when the broker went away, each once, that messages may have been lost."""
-        channels = [self._channels[name] for name in names if name in self._channels]
-        for member in dict.fromkeys(
-            member for channel in channels for member in channel.stale if member in channel.members
-        ):
-            member.missed()
-        for channel in channels:
+        stale: dict[Member, Channel] = {}
+        for channel in [self._channels[name] for name in names if name in self._channels]:
+            stale.update(dict.fromkeys(channel.stale, channel))
             channel.stale = ()
             channel.joined.set(None)
+        for number, (member, channel) in enumerate(stale.items(), 1):
+            if member in channel.members:
+                member.missed()
+            if not number % SLICE:
+                gevent.sleep(0)
 
     def lost(self, names: Sequence[str]) -> None:
         """Let whoever joins one of the channels from now on wait until the broker is back."""
@@ -165,13 +225,28 @@ class Hub:
 class Forwarding:
     """What is published to `channels` goes to a client, as it is, until `close()`.
 
-    Without a greenlet: the hub pushes. What comes before `attach()` names the connection waits for it. A client that
-    missed messages is closed with 1012, so that it comes again.
+    Without a greenlet: the hub pushes. What comes before `attach()` names the connection waits for it. A client too
+    slow for it is closed with 1013. One that missed messages is sent `on_missed`, or without that closed with 1012, so
+    that it comes again.
     """
 
-    def __init__(self, hub: Hub, channels: Sequence[str], limit: int) -> None:
+    __slots__ = (
+        "__weakref__",
+        "_closed",
+        "_connection",
+        "_hub",
+        "_limit",
+        "_missed",
+        "_on_missed",
+        "_size",
+        "_waiting",
+        "channels",
+    )
+
+    def __init__(self, hub: Hub, channels: Sequence[str], limit: int, on_missed: str | bytes | None = None) -> None:
         self._hub = hub
         self._limit = limit  # bytes that may wait for the connection
+        self._on_missed = on_missed
         self._connection: Connection | None = None
         self._waiting: list[Publication] = []
         self._size = 0  # bytes that wait
@@ -194,10 +269,10 @@ class Forwarding:
         connection.on_end.append(self.close)
         self._connection = connection
         waiting, self._waiting = self._waiting, []
-        for publication in waiting:
-            self.deliver(publication)
         if self._missed:
             self.missed()
+        for publication in waiting:
+            self.deliver(publication)
         return self
 
     def close(self) -> None:
@@ -215,20 +290,70 @@ class Forwarding:
         if self._closed:
             return  # a large fan-out was on its way
         if self._connection is None:
-            self._waiting.append(publication)
-            self._size += sum(map(len, publication.messages))
-            if self._size > self._limit:
-                self._missed = True
-                self._waiting.clear()
+            self._wait(publication)
         else:
             self._connection.push(publication.frames(self._connection.agreement))
 
+    def _wait(self, publication: Publication) -> None:
+        self._waiting.append(publication)
+        self._size += sum(map(cost, publication.messages))
+        if self._size > self._limit and len(self._waiting) > 1:
+            self.missed()
+
     def missed(self) -> None:
-        """Send the client away, to come again and begin anew."""
+        """Tell the client, or send it away, to come again and begin anew."""
         if self._connection is None:
             self._missed = True
-        else:
+            self._waiting.clear()
+            self._size = 0
+        elif self._on_missed is None:
             self._connection.close(CloseCode.SERVICE_RESTART, "messages may have been missed")
+        else:
+            self._connection.push(encode_message(self._on_missed))
+
+
+class LossyForwarding(Forwarding):
+    """The same for messages that a slow client need not have all: it stays, and the oldest that wait are dropped.
+
+    With `latest`, only the newest of each channel waits. A frame that has left in part is sent whole.
+    """
+
+    __slots__ = ("_backlog",)
+
+    def __init__(
+        self, hub: Hub, channels: Sequence[str], limit: int, on_missed: str | bytes | None = None, *, latest: bool
+    ) -> None:
+        self._backlog: Backlog[bytes] = Backlog(limit, latest)
+        super().__init__(hub, channels, limit, on_missed)
+
+    def deliver(self, publication: Publication) -> None:
+        """Send the messages to the client if it takes them, else keep what the policy says."""
+        if self._closed:
+            return
+        connection = self._connection
+        if connection is None:
+            self._wait(publication)
+            return
+        frames = publication.single_frames(connection.agreement)
+        begun = connection.offer(frames, publication.frames(connection.agreement))
+        if begun < len(frames):
+            connection.take_from(self._next_frames)
+            for frame in frames[begun:]:
+                self._backlog.append(publication.channel, frame)
+
+    def _next_frames(self) -> bytes:
+        """Return the oldest that wait, for the connection that takes them."""
+        frames = []
+        size = 0
+        while self._backlog and size < WRITE_SIZE:
+            frames.append(self._backlog.popleft())
+            size += len(frames[-1])
+        return b"".join(frames)
+
+    def missed(self) -> None:
+        """Tell the client, or send it away; what it still has to get is in doubt as well, and older than the news."""
+        self._backlog.clear()
+        super().missed()
 
 
 class Subscription(Readable):
@@ -241,20 +366,18 @@ class Subscription(Readable):
         "_client_left",
         "_closed",
         "_hub",
-        "_limit",
+        "_lossy",
         "_missed",
         "_queue",
-        "_size",
         "channels",
     )
 
-    def __init__(self, hub: Hub, channels: Sequence[str], limit: int) -> None:
+    def __init__(self, hub: Hub, channels: Sequence[str], limit: int, on_slow: str = "raise") -> None:
         super().__init__()
         self._hub = hub
         self.channels = channels
-        self._limit = limit  # bytes that may wait
-        self._queue: deque[str | bytes] = deque()
-        self._size = 0
+        self._queue: Backlog[str | bytes] = Backlog(limit, on_slow == "latest")
+        self._lossy = on_slow != "raise"
         self._missed = False
         self._closed = False
         self._client_left: ConnectionClosed | None = None
@@ -274,8 +397,9 @@ class Subscription(Readable):
 
         Waits for it, without holding a database connection meanwhile; for at most `timeout` seconds, after which it
         raises TimeoutError. Raises `MessagesMissed` once after the broker was away, or when too many messages had
-        piled up here, and goes on with the next call; ConnectionClosed when the client of the view has left, for whom
-        it would wait in vain; RuntimeError inside an `atomic()` block that the view entered.
+        piled up here (unless they may be dropped), and goes on with the next call; ConnectionClosed when the client of
+        the view has left, for whom it would wait in vain; RuntimeError inside an `atomic()` block that the view
+        entered.
         """
         while not self.ready():
             if self._client_left is not None:
@@ -288,9 +412,7 @@ class Subscription(Readable):
                 raise MessagesMissed("Messages may have been missed: fetch the present state from where it is stored.")
             if not self._queue:
                 return None
-            message = self._queue.popleft()
-            self._size -= len(message) + OVERHEAD
-            return message
+            return self._queue.popleft()
         finally:
             if self._signal is not None:
                 self._signal.set(self.ready() or self.abandoned)
@@ -319,15 +441,13 @@ class Subscription(Readable):
         return self._client_left is not None
 
     def deliver(self, publication: Publication) -> None:
-        """Keep the messages until the view takes them; if they become too many, it is told that it missed some."""
+        """Keep the messages until the view takes them."""
         if self._closed:
             return
-        self._queue.extend(publication.messages)
-        self._size += sum(map(len, publication.messages)) + OVERHEAD * len(publication.messages)
-        if self._size > self._limit:
-            self._queue.clear()
-            self._size = 0
-            self._missed = True
+        for message in publication.messages:
+            if self._queue.append(publication.channel, message) and not self._lossy:
+                self._queue.clear()
+                self._missed = True
         self._changed()
 
     def missed(self) -> None:

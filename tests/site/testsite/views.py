@@ -359,9 +359,11 @@ def hesitates(request: HttpRequest, websocket: WebSocket) -> None:
 
 @websocket
 def listen(request: HttpRequest, websocket: WebSocket, channel: str) -> HttpResponseBase:
-    """Over at once; the client stays."""
+    """Over at once; the client stays. The query has further channels and the options."""
+    query = request.GET
+    options: Any = {name: query[name] for name in ("on_slow", "on_missed") if name in query}
     try:
-        return websocket.listen(channel)
+        return websocket.listen(channel, *query.getlist("and"), **options)
     finally:
         probe.note(request, "over")
 

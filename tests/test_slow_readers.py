@@ -1,0 +1,434 @@
+"""Clients and views that do not keep up with what is published: what is dropped then, and that nobody else waits."""
+
+from __future__ import annotations
+
+import gc
+import resource
+import selectors
+import socket
+import time
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis as redis_py
+from django.http import HttpResponse
+from django.test import override_settings
+
+from django_websocket import pubsub
+from django_websocket.connection import Connection, Limits
+from django_websocket.exceptions import MessagesMissed
+from django_websocket.protocol.deflate import Agreement
+from django_websocket.protocol.engine import Engine, Role
+from django_websocket.protocol.frames import Opcode
+from django_websocket.pubsub import hub, publish, subscribe
+from django_websocket.websocket import WebSocket
+
+from .clients import TEXT, RawClient
+from .conftest import StartSite
+from .servers import Server
+from .wire import Frame, Pairs, Peer, close, packet_pair, text, until
+
+LOSSY = ["drop_oldest", "latest"]
+LIMIT = 100_000
+
+
+@pytest.fixture
+def pairs() -> Iterator[Pairs]:
+    with Pairs() as pairs:
+        yield pairs
+
+
+@pytest.fixture(autouse=True)
+def memory(key: str, pairs: Pairs) -> Iterator[None]:
+    with override_settings(WEBSOCKET_BROKER=f"memory://{key}", WEBSOCKET_OUTBOX_SIZE=LIMIT):
+        yield
+
+
+def forward(connection: Connection, *channels: str, **options: Any) -> hub.Forwarding:
+    """Have a client sent what is published, as a view does."""
+    return WebSocket({}, HttpResponse(), lambda subprotocol: connection).subscribe(*channels, **options)
+
+
+def delivered() -> None:
+    """Wait until everything that was published has been handed out."""
+    with subscribe("the end") as subscription:
+        publish("the end", "")
+        subscription.get(timeout=10)
+
+
+def numbered(count: int, size: int = 2000, channel: str = "news") -> list[str]:
+    """Publish so many messages, each with its number; return them."""
+    messages = [f"{channel} {number} ".ljust(size, ".") for number in range(count)]
+    for message in messages:
+        publish(channel, message)
+    delivered()
+    return messages
+
+
+def stuck(pairs: Pairs, **options: Any) -> tuple[Connection, Peer]:
+    """A client that reads nothing until its peer is pumped, and for which the kernel keeps a few KiB only."""
+    return pairs(narrow=True, limits=Limits(outbox_size=LIMIT), **options)
+
+
+def texts(frames: Sequence[Frame]) -> list[str]:
+    return [frame.payload.decode() for frame in frames if frame.opcode == Opcode.TEXT]
+
+
+# --- a client that does not read --------------------------------------------------------------------------------
+
+
+def test_close_is_what_happens_without_a_policy(pairs):
+    for options in ({}, {"on_slow": "close"}):
+        connection, _ = stuck(pairs)
+        forward(connection, "news", **options)
+        numbered(100)
+        assert (connection.close_code, connection.close_reason) == (1013, "too slow for what is sent")
+
+
+def test_drop_oldest_keeps_the_newest_that_have_room(pairs):
+    connection, peer = stuck(pairs)
+    with forward(connection, "news", on_slow="drop_oldest"):
+        messages = numbered(500)
+        publish("news", "the end")
+        got = texts(peer.until_frames(1)) and until_text(peer, "the end")
+    assert connection.close_code is None
+    first = next(number for number, message in enumerate(got) if message != messages[number])  # what the kernel had
+    assert got[first:-1] == messages[-(len(got) - first - 1) :]
+    assert LIMIT * 0.8 < sum(map(len, got[first:])) <= LIMIT
+
+
+def until_text(peer: Peer, last: str) -> list[str]:
+    """Let the client read until a text comes; return all."""
+    until(lambda: peer.pump() and last in texts(peer.frames[-50:]) or last in texts(peer.frames[-50:]))
+    return texts(peer.frames)
+
+
+def test_latest_keeps_the_newest_of_each_channel(pairs):
+    connection, peer = stuck(pairs)
+    with forward(connection, "a", "b", "c", on_slow="latest"):
+        numbered(20, channel="a")
+        for number in range(100):
+            for channel in "bca":
+                publish(channel, f"{channel} {number}")
+        delivered()
+        publish("b", "b end")
+        delivered()
+        publish("a", "a end")
+        delivered()
+        got = until_text(peer, "a end")
+    assert connection.close_code is None
+    assert got[-3:] == ["c 99", "b end", "a end"]  # in the order in which they came
+    assert all(message.startswith("a ") and len(message) == 2000 for message in got[:-3])
+    assert len(got) < 10  # what the kernel had
+
+
+def test_latest_keeps_the_newest_also_of_those_that_came_together(pairs):
+    connection, peer = stuck(pairs)
+    with forward(connection, "news", on_slow="latest"):
+        for message in [f"{number:03}" * 500 for number in range(40)]:
+            publish("news", message)
+        delivered()
+        assert until_text(peer, "039" * 500)[-2] < "010"
+
+
+@pytest.mark.parametrize("on_slow", LOSSY)
+def test_a_client_that_keeps_up_gets_everything_and_what_came_together_together(pairs, on_slow):
+    connection, peer = pairs(sockets=packet_pair)
+    with forward(connection, "news", "weather", on_slow=on_slow):
+        for _ in range(50):
+            for message in ("a", "b", "c"):
+                publish("news", message)
+            publish("weather", "sun")
+            delivered()
+            peer.pump()
+            peer.pump()
+    assert peer.until_frames(200) == [text("a"), text("b"), text("c"), text("sun")] * 50
+    assert len(peer.segments) == 100
+
+
+@pytest.mark.parametrize("on_slow", LOSSY)
+def test_frames_stay_whole_and_the_newest_arrives_however_the_client_reads(pairs, on_slow):
+    connection, peer = stuck(pairs)
+    with forward(connection, "news", on_slow=on_slow):
+        last = -1
+        for number in range(300):
+            publish("news", f"{number:05}" * (number * 7 % 9000))
+            delivered()
+            if number % 3:
+                peer.pump(1 + number * 37 % 3000)
+        publish("news", "the end")
+        for message in until_text(peer, "the end")[:-1]:
+            if message:
+                assert message == message[:5] * (len(message) // 5)
+                assert int(message[:5]) > last
+                last = int(message[:5])
+    assert connection.close_code is None
+
+
+@pytest.mark.parametrize("on_slow", LOSSY)
+def test_what_the_view_sends_and_control_frames_are_never_dropped(pairs, on_slow):
+    connection, peer = stuck(pairs)
+    with forward(connection, "news", on_slow=on_slow):
+        numbered(20)
+        for number in range(100):
+            connection.send(f"own {number}")
+            publish("news", f"{number:05}" * 1000)
+        peer.ping(b"here?")
+        until(lambda: connection._pong_last)
+        delivered()
+        connection.send("own 100")
+        numbered(100)
+        publish("news", "the end")
+        delivered()
+        got = until_text(peer, "the end")
+    assert [message for message in got if message[:3] == "own"] == [f"own {number}" for number in range(101)]
+    assert Frame(Opcode.PONG, b"here?") in peer.frames
+    assert connection.close_code is None
+
+
+def test_what_the_view_sends_does_not_wait_behind_what_may_be_dropped(pairs):
+    connection, peer = stuck(pairs)
+    with forward(connection, "news", on_slow="drop_oldest"):
+        numbered(100)
+        connection.send("own")
+        assert "own" in texts(peer.until_frames(10))
+
+
+@pytest.mark.parametrize("on_slow", LOSSY)
+@pytest.mark.parametrize("end", ["close", "leave"])
+def test_what_waits_is_sent_before_the_close_frame_or_after_the_block(pairs, on_slow, end):
+    connection, peer = stuck(pairs)
+    with forward(connection, "news", on_slow=on_slow):
+        numbered(30)
+        publish("news", "final score")
+        delivered()
+        if end == "close":
+            connection.close(1000)
+    publish("news", "too late")
+    delivered()
+    if end == "leave":
+        connection.close(1000)
+    until(lambda: peer.pump() and peer.frames and peer.frames[-1].opcode == Opcode.CLOSE)
+    assert peer.frames[-2:] == [text("final score"), close(1000)]
+
+
+@pytest.mark.parametrize("on_slow", LOSSY)
+def test_subscriptions_of_one_client_take_turns(pairs, on_slow):
+    connection, peer = stuck(pairs)
+    with forward(connection, "news", on_slow=on_slow), forward(connection, "weather", on_slow="drop_oldest"):
+        for channel in ("news", "weather"):
+            numbered(200, channel=channel)
+        publish("news", "the last news")
+        publish("weather", "the last weather")
+        delivered()
+        news = until_text(peer, "the last news")
+        assert len([message for message in news if message.startswith("weather")]) < 50
+        until_text(peer, "the last weather")
+        numbered(3)
+    for _ in range(20):  # reads a little, and gets stuck again
+        with forward(connection, "news", on_slow=on_slow):
+            numbered(20)
+            peer.pump(3000)
+    assert len(connection._sources) <= 21
+
+
+@pytest.mark.parametrize("on_slow", LOSSY)
+def test_getting_stuck_again_and_again_costs_nothing(pairs, on_slow):
+    connection, peer = stuck(pairs)
+    with forward(connection, "news", on_slow=on_slow):
+        for _ in range(100):
+            numbered(5)
+            until(lambda: peer.pump(2000))
+        assert len(connection._sources) <= 1
+        publish("news", "the end")
+        until_text(peer, "the end")
+        until(lambda: not connection._sources)
+
+
+@pytest.mark.parametrize("on_slow", LOSSY)
+@pytest.mark.parametrize("how", ["vanishes", "is given up"])
+def test_of_a_client_that_never_reads_again_nothing_stays(pairs, on_slow, how):
+    connection, peer = stuck(pairs)
+    forwarding = forward(connection, "news", on_slow=on_slow)
+    numbered(100)
+    gone = weakref.ref(forwarding)
+    del forwarding
+    if how == "vanishes":
+        peer.sock.close()
+        until(lambda: not connection.open)
+    else:
+        connection._give_up(1011, "no answer to a ping")
+        connection._terminate(1011)
+    gc.collect()
+    assert gone() is None
+    assert pubsub._hub()._channels == {}
+
+
+@pytest.mark.parametrize("on_slow", LOSSY)
+def test_compressed_messages_that_waited_can_be_inflated(pairs, on_slow):
+    agreement = Agreement(takeover=True, peer_takeover=True)
+    connection, peer = stuck(pairs, agreement=agreement)
+    client = Engine(Role.CLIENT, agreement=agreement, max_queued_messages=10_000)
+    received = bytearray()
+
+    def all_read() -> bool:
+        try:
+            received.extend(peer.sock.recv(65536))
+        except BlockingIOError:
+            return False
+        return b"the end" in received
+
+    with forward(connection, "news", on_slow=on_slow):
+        for number in range(50):
+            connection.send(f"own {number} " * 200)
+            numbered(3, size=3000)
+        publish("news", "the end")
+        until(all_read)
+        assert client.receive(bytes(received)) == []
+        messages = list(client.messages)
+        assert [message for message in messages if message[:3] == "own"] == [f"own {n} " * 200 for n in range(50)]
+        assert messages[-1] == "the end"
+
+
+# --- a view that does not take its messages ---------------------------------------------------------------------
+
+
+def test_a_subscription_may_drop_the_oldest(pairs):
+    with subscribe("news", on_slow="drop_oldest") as subscription:
+        messages = numbered(500)
+        got = [subscription.get(timeout=5)]
+        while subscription.ready():
+            got.append(subscription.get())
+        assert got == messages[-len(got) :]
+        assert LIMIT * 0.8 < sum(map(len, got)) <= LIMIT
+
+
+def test_a_subscription_may_keep_the_latest_of_each_channel(pairs):
+    with subscribe("a", "b", on_slow="latest") as subscription:
+        fd = subscription.fileno()
+        for number in range(3):
+            for channel in ("b", "a", "b"):
+                publish(channel, f"{channel} {number}")
+        delivered()
+        assert {subscription.get(timeout=5), subscription.get(timeout=5)} == {"a 2", "b 2"}
+        assert not subscription.ready()
+        assert fd == subscription.fileno()
+        publish("a", "a 3")
+        assert subscription.get(timeout=5) == "a 3"
+
+
+def test_a_subscription_raises_without_a_policy(pairs):
+    for options in ({}, {"on_slow": "raise"}):
+        with subscribe("news", **options) as subscription:
+            messages = numbered(500)
+            with pytest.raises(MessagesMissed):
+                subscription.get()
+            assert subscription.get(timeout=5) in messages
+
+
+@pytest.mark.parametrize("on_slow", ["raise", *LOSSY])
+def test_a_message_as_large_as_may_wait_reaches_a_subscription(pairs, on_slow):
+    with subscribe("news", on_slow=on_slow) as subscription:
+        for _ in range(3):
+            publish("news", "x" * LIMIT)
+            assert subscription.get(timeout=5) == "x" * LIMIT
+
+
+@pytest.mark.parametrize("on_slow", ["close", *LOSSY])
+def test_a_message_as_large_as_may_wait_reaches_a_client(pairs, on_slow):
+    connection, peer = pairs(limits=Limits(outbox_size=LIMIT))
+    with forward(connection, "news", on_slow=on_slow):
+        for number in range(3):
+            publish("news", "x" * LIMIT)
+            assert texts(peer.until_frames(number + 1))[number] == "x" * LIMIT
+
+
+@pytest.mark.parametrize("on_slow", ["", None, "drop", "newest", True])
+def test_an_unknown_policy_is_answered_with_the_known_ones(pairs, on_slow):
+    connection, _ = pairs()
+    with pytest.raises(ValueError, match="'close', 'drop_oldest', 'latest'"):
+        forward(connection, "news", on_slow=on_slow)
+    with pytest.raises(ValueError, match="'raise', 'drop_oldest', 'latest'"):
+        subscribe("news", on_slow=on_slow)
+    assert pubsub._hub()._channels == {}
+
+
+# --- and the others ---------------------------------------------------------------------------------------------
+
+
+CLIENTS, ROUNDS = 500, 120
+FLOOD = "x" * 64 * 1024
+
+
+@pytest.mark.parametrize("on_slow", ["close", *LOSSY])
+def test_one_stuck_client_among_five_hundred_holds_up_nobody_and_its_messages_do_not_pile_up(
+    start_site: StartSite, redis_url: str, key: str, on_slow: str
+) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 4096)), hard))
+    with (
+        start_site({"WEBSOCKET_BROKER": redis_url}, env={"COVERAGE_PROCESS_CONFIG": ""}) as server,
+        redis_py.Redis.from_url(redis_url) as publisher,
+        ExitStack() as stack,
+    ):
+        clients = [stack.enter_context(RawClient(server.port)) for _ in range(CLIENTS - 1)]
+        for client in clients:
+            client.open(f"/listen/{key}/")
+        latencies(publisher, key, clients)  # everything has been used once
+        alone = latencies(publisher, key, clients)
+        used = memory_of(server)
+        one = stack.enter_context(RawClient(server.port, receive_buffer=4096))
+        one.open(f"/listen/{key}/?and=flood-{key}&on_slow={on_slow}")
+        beside = latencies(publisher, key, clients)
+        grown = memory_of(server) - used
+        again = latencies(publisher, key, clients)
+        # Each round sent it 64 KiB, 15 MiB in all; a third is twice what the kernel may have buffered for it.
+        assert grown < 5 * 1024, f"{grown} KiB"
+        assert percentile(beside) < 2 * max(percentile(alone), percentile(again)) + 0.01
+        if on_slow == "close":
+            assert "1013 too slow for what is sent" in server.log
+        else:
+            publisher.publish(key, "the end")
+            while one.frame() != (TEXT, b"the end"):
+                pass
+
+
+def latencies(publisher: Any, key: str, clients: Sequence[RawClient]) -> list[float]:
+    """Publish to all, one message after the other, and to whoever wants a flood; return the seconds to each client."""
+    taken = []
+    with selectors.DefaultSelector() as selector:
+        for client in clients:
+            client.sock.setblocking(False)
+            selector.register(client.sock, selectors.EVENT_READ)
+        for number in range(ROUNDS):
+            missing = {client.sock for client in clients}
+            message = f"{number:04}"
+            begun = time.perf_counter()
+            publisher.publish(f"flood-{key}", FLOOD)
+            publisher.publish(key, message)
+            while missing:
+                ready = selector.select(10)
+                assert ready, "a client got nothing"
+                now = time.perf_counter()
+                for selected, _ in ready:
+                    sock = selected.fileobj
+                    assert isinstance(sock, socket.socket)
+                    if sock.recv(100)[-4:] == message.encode():
+                        missing.discard(sock)
+                        taken.append(now - begun)
+    return taken
+
+
+def percentile(values: Sequence[float]) -> float:
+    return sorted(values)[len(values) * 99 // 100]
+
+
+def memory_of(server: Server) -> int:
+    """Resident memory of the worker in KiB."""
+    (worker,) = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()
+    lines = Path(f"/proc/{worker}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:"))
