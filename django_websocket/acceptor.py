@@ -35,8 +35,8 @@ Serve = Callable[[socket.socket, socket.socket, Any], object]  # of the listenin
 class Acceptor:
     """Accepts the clients of all listening sockets of a worker and runs `serve` in a greenlet for each.
 
-    At most `limit` at a time, who has a conversation not counted: then the others wait in the backlog, and if nobody
-    is done for `PATIENCE` seconds they are answered with 503, or closed at once with `tls`. Of each socket up to
+    At most `limit` at a time, who has a conversation not counted: then the others wait in the backlog, and if for
+    `PATIENCE` seconds nobody is done they are answered with 503, or closed at once with `tls`. Of each socket up to
     `batch` clients are taken in a turn of the loop.
     """
 
@@ -47,7 +47,7 @@ class Acceptor:
         self._tls = tls
         self._turning_away: set[Greenlet[..., Any]] = set()
         self._paused = False
-        self._done_at = time.monotonic()  # when a client was done last
+        self._moved_at = time.monotonic()  # when a client was taken or done last
         self._timer: Any = get_hub().loop.timer(PAUSE)
         self._watchers: list[tuple[Any, Callable[[], None]]] = []
         for sock in sockets:
@@ -83,7 +83,7 @@ class Acceptor:
         for _ in range(self._batch):
             full = len(self.serving) >= self._limit
             if full:
-                waited = time.monotonic() - self._done_at
+                waited = time.monotonic() - self._moved_at
                 if waited < PATIENCE:
                     self._pause(PATIENCE - waited)
                     return
@@ -102,12 +102,13 @@ class Acceptor:
             else:
                 greenlet = gevent.Greenlet(self._serve, listening, client, address)
                 self.serving.add(greenlet)
+                self._moved_at = time.monotonic()
                 greenlet.link(self._on_done)
                 greenlet.start()
 
     def _on_done(self, greenlet: Greenlet[..., Any]) -> None:
         self.serving.discard(greenlet)
-        self._done_at = time.monotonic()
+        self._moved_at = time.monotonic()
         if self._paused:
             self._timer.stop()
             self.start()

@@ -229,6 +229,7 @@ def test_client_is_told_at_once_when_no_request_is_done(crowded: tuple[Server, E
 
 def test_burst_beyond_the_requests_in_progress_is_served_all_the_same(start_site: StartSite) -> None:
     with start_site(args=["--worker-connections", "5"]) as server, ExitStack() as stack:
+        time.sleep(1.2)  # longer than clients are let wait: nothing went on before the burst either
         clients = [stack.enter_context(RawClient(server.port)) for _ in range(300)]
         for client in clients:
             client.send(request("/echo/"))
