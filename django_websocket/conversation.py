@@ -168,6 +168,8 @@ class Conversation(ViewGreenlet):
                 self.close_all()
             finally:
                 self._close_databases()
+                for wrapper in self._shared:
+                    wrapper.dec_thread_sharing()
 
     def _adopt_context(self) -> None:
         assert self._context is not None
@@ -277,10 +279,12 @@ class Conversation(ViewGreenlet):
                 )
 
     def _release_databases(self) -> None:
+        held = False
         for wrapper in self._databases():
             if not wrapper.in_atomic_block:
                 wrapper.close()
-        self.before_waiting = None
+            held = held or wrapper.connection is not None  # a test's, in whose transaction the view runs
+        self.before_waiting = self._give_back if held else None
 
     def _close_databases(self) -> None:
         """Give back what the view has used, unless the chain is not done with it."""
