@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import gevent
-from gevent import Greenlet, getcurrent
+from gevent import Greenlet, getcurrent, monkey
 from gevent.hub import get_hub
 from greenlet import greenlet
 
@@ -19,6 +19,11 @@ __all__ = ["Readable", "ViewGreenlet", "close_at_end", "readable_with", "wait"]
 SECOND_WAITER = (
     "Another greenlet waits for this already. Let one greenlet receive and hand the messages on, for example through "
     "a gevent.queue.Queue."
+)
+NOT_PATCHED = (
+    "fileno() is for select() and the like, which would block this whole process, and the client in it: gevent has not "
+    "patched it, as in tests. Use django_websocket.select.select, which works everywhere, and give it the WebSocket or "
+    "the subscription itself instead of a number."
 )
 
 
@@ -144,12 +149,17 @@ class Readable:
         return False
 
     def fileno(self) -> int:
-        """Return a file descriptor that is readable exactly while a call would return. For waiting, not for reading."""
+        """Return a file descriptor that is readable exactly while a call would return. For waiting, not for reading.
+
+        Raises RuntimeError in a view of a process that gevent has not patched, where waiting for it would be for ever.
+        """
         if self._signal is None:
+            current = getcurrent()
+            if isinstance(current, ViewGreenlet) and not monkey.is_module_patched("select"):
+                raise RuntimeError(NOT_PATCHED)
             self._signal = Signal()
             self._signal.set(self.ready() or self.abandoned)
             _with_signal[self._signal.fileno()] = self
-            current = getcurrent()
             if isinstance(current, ViewGreenlet):
                 if current._with_fileno is None:
                     current._with_fileno = weakref.WeakSet()

@@ -12,6 +12,7 @@ from typing import Any
 
 import gevent
 import pytest
+from gevent import monkey
 from gevent.hub import get_hub
 
 from django_websocket.connection import Connection
@@ -66,6 +67,12 @@ class Box(Readable):
             if not wait((self,), timeout):
                 raise TimeoutError
         return self.things.pop(0)
+
+
+@pytest.fixture
+def patched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in the worker, where the standard library's select() is ours."""
+    monkeypatch.setitem(monkey.saved, "select", {})
 
 
 class View(ViewGreenlet):
@@ -361,7 +368,7 @@ def test_outside_a_view_nothing_is_closed():
     assert opened.closed == 0
 
 
-def test_the_descriptor_of_a_websocket_lives_until_the_view_returns_and_no_longer(pairs):
+def test_the_descriptor_of_a_websocket_lives_until_the_view_returns_and_no_longer(pairs, patched):
     connection, peer = pairs()
     before = descriptors()
     numbers = []
@@ -384,7 +391,7 @@ def test_the_descriptor_of_a_websocket_lives_until_the_view_returns_and_no_longe
     assert len(descriptors()) == len(before) - 1  # nor is the connection's socket there
 
 
-def test_a_connection_with_a_descriptor_is_not_kept_for_ever(pairs):
+def test_a_connection_with_a_descriptor_is_not_kept_for_ever(pairs, patched):
     """A thousand clients of a view with a select loop would otherwise stay in memory."""
 
     def function() -> weakref.ref[Connection]:
@@ -401,3 +408,13 @@ def test_a_connection_with_a_descriptor_is_not_kept_for_ever(pairs):
     del view
     gc.collect()
     assert reference() is None
+
+
+def test_a_view_is_told_that_select_would_block_a_process_that_is_not_patched(pairs):
+    connection, peer = pairs()
+    before = descriptors()
+    view = View(WebSocket({}, None, lambda subprotocol: connection).fileno)
+    view.start()
+    with pytest.raises(RuntimeError, match=r"Use django_websocket\.select\.select"):
+        view.get(timeout=10)
+    assert descriptors() == before
