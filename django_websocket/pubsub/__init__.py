@@ -14,6 +14,9 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from gevent.hub import Hub as Loop
+from gevent.hub import get_hub
+
 from django_websocket.exceptions import BrokerError
 from django_websocket.waiting import close_at_end
 
@@ -29,7 +32,7 @@ __all__ = ["publish", "subscribe"]
 logger = logging.getLogger("django_websocket")
 
 _brokers: dict[tuple[int, str], Broker] = {}  # by process, since a fork shares nothing, and by URL
-_hubs: dict[tuple[int, str], Hub] = {}
+_hubs: dict[tuple[int, str, Loop], Hub] = {}  # and by loop, of which each thread has its own
 
 
 def publish(channel: str, message: Any, *, on_commit: bool = False, using: str | None = None) -> None:
@@ -170,8 +173,10 @@ def _broker() -> Broker:
 def _hub() -> Hub:
     from .hub import Hub
 
-    key = os.getpid(), _settings().broker
+    key = os.getpid(), _settings().broker, get_hub()
     hub = _hubs.get(key)
     if hub is None:
+        for ended in [key for key in _hubs if key[2].loop is None]:
+            del _hubs[ended]
         hub = _hubs[key] = Hub(_broker())
     return hub

@@ -23,17 +23,17 @@ logger = logging.getLogger("django_websocket")
 
 
 class MemoryBroker:
-    """Hands what is published in a process to the subscribers of the same process."""
+    """Hands what is published in a process to the subscribers of the same process, one for each loop."""
 
     def __init__(self, url: str = "memory://") -> None:
-        self._subscriber: MemorySubscriber | None = None
+        self._subscribers: list[MemorySubscriber] = []
         self._warned = False
 
     def publish(self, channel: str, payload: bytes) -> None:
-        """Deliver soon, in the thread of the loop that serves the subscribers."""
-        if self._subscriber is not None:
-            self._subscriber.take(channel, payload)
-        elif not self._warned and not serves_clients():
+        """Deliver soon, to each subscriber in the thread of its loop."""
+        for subscriber in self._subscribers:
+            subscriber.take(channel, payload)
+        if not (self._subscribers or self._warned or serves_clients()):
             self._warned = True
             logger.warning(
                 "Something was published to memory://, which does not leave the process, in one that serves no "
@@ -41,10 +41,10 @@ class MemoryBroker:
             )
 
     def subscriber(self, listener: Listener) -> MemorySubscriber:
-        """Return the process's subscriber."""
-        if self._subscriber is None:
-            self._subscriber = MemorySubscriber(listener)
-        return self._subscriber
+        """Return a subscriber for the running loop."""
+        subscriber = MemorySubscriber(listener)
+        self._subscribers = [*(one for one in self._subscribers if one.alive), subscriber]
+        return subscriber
 
 
 class MemorySubscriber:
@@ -64,8 +64,15 @@ class MemorySubscriber:
     def unsubscribe(self, channels: Sequence[str]) -> None:
         """Nothing to do; the listener drops what nobody wants."""
 
+    @property
+    def alive(self) -> bool:
+        """Whether its loop is still there: a thread may have ended."""
+        return self._hub.loop is not None
+
     def take(self, channel: str, payload: bytes) -> None:
         """Take what was published, from any thread."""
+        if not self.alive:
+            return
         self._pending.append((channel, payload))
         self._size += len(payload) + OVERHEAD
         if threading.get_native_id() != self._thread:
