@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -21,6 +22,7 @@ from .protocol.deflate import Compression
 __all__ = ["Settings", "current"]
 
 PREFIX = "WEBSOCKET_"
+TEST_BROKER = "memory://tests"
 SERVER = re.compile(r"(?:(wss?)://(?=[^:/]))?([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])?(:[0-9]+)?(/(?!/)[^?#\s]*)?")
 
 
@@ -120,6 +122,8 @@ class Settings:
 
 
 _current: Settings | None = None
+_current_in_tests: Settings | None = None
+_broker_overrides = 0  # that tests have in force
 
 
 def current() -> Settings:
@@ -128,6 +132,21 @@ def current() -> Settings:
     if _current is None:
         _current = _read()
     return _current
+
+
+def for_publishing() -> Settings:
+    """Return the settings that publishing and subscribing go by.
+
+    In Django's test environment that is the memory of the process, where Django puts the e-mails, too: a test must not
+    publish to the clients of a site. One that overrides `WEBSOCKET_BROKER` itself has what it asks for.
+    """
+    global _current_in_tests
+    utils = sys.modules.get("django.test.utils")
+    if utils is None or _broker_overrides or not hasattr(utils._TestState, "saved_data"):
+        return current()
+    if _current_in_tests is None:
+        _current_in_tests = replace(current(), broker=TEST_BROKER)
+    return _current_in_tests
 
 
 def _read() -> Settings:
@@ -190,10 +209,12 @@ def _compression(value: Any) -> Compression | None:
     )
 
 
-def _forget(*, setting: str, **kwargs: Any) -> None:
-    global _current
+def _forget(*, setting: str, enter: bool, **kwargs: Any) -> None:
+    global _current, _current_in_tests, _broker_overrides
     if setting.startswith(PREFIX) or setting in ("CSRF_TRUSTED_ORIGINS", "DEBUG"):
-        _current = None
+        _current = _current_in_tests = None
+    if setting == f"{PREFIX}BROKER":
+        _broker_overrides += 1 if enter else -1
 
 
 setting_changed.connect(_forget)

@@ -159,7 +159,7 @@ def _settings() -> Settings:
         conf,  # not before the project's settings are needed: the rest of this package knows no Django
     )
 
-    return conf.current()
+    return conf.for_publishing()
 
 
 def _broker() -> Broker:

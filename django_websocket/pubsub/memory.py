@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import gevent
 from gevent import getcurrent
@@ -15,6 +15,7 @@ from django_websocket.sweep import serves_clients
 
 from .broker import Listener
 
+TESTS = "memory://tests"  # the broker of Django's test environment, where nobody need be told what memory:// is
 MAX_PENDING = 256 * 1024  # bytes that a greenlet may publish before it lets the loop deliver them
 BATCH_SIZE = 64 * 1024  # bytes that are delivered together, so that clients can read in between
 OVERHEAD = 100  # bytes that a message costs beside its own
@@ -26,11 +27,14 @@ class MemoryBroker:
     """Hands what is published in a process to the subscribers of the same process, one for each loop."""
 
     def __init__(self, url: str = "memory://") -> None:
+        self.observers: list[Callable[[str, bytes], object]] = []  # called with all that is published
         self._subscribers: list[MemorySubscriber] = []
-        self._warned = False
+        self._warned = url == TESTS
 
     def publish(self, channel: str, payload: bytes) -> None:
         """Deliver soon, to each subscriber in the thread of its loop."""
+        for observe in self.observers:
+            observe(channel, payload)
         for subscriber in self._subscribers:
             subscriber.take(channel, payload)
         if not (self._subscribers or self._warned or serves_clients()):

@@ -1,0 +1,19 @@
+"""Tests of WebSocket views: a client that needs no server, and a live server for browsers.
+
+from django.test import TestCase
+from django_websocket.testing import Client
+
+class EchoTests(TestCase):
+    client_class = Client
+
+    def test_echo(self):
+        with self.client.websocket("/echo/") as ws:
+            ws.send("hello")
+            self.assertEqual(ws.receive(), "hello")
+"""
+
+from __future__ import annotations
+
+from .client import Client, ClientWebSocket, HandshakeRefused, captured_messages
+
+__all__ = ["Client", "ClientWebSocket", "HandshakeRefused", "captured_messages"]
