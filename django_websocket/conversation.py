@@ -42,6 +42,10 @@ from .websocket import WebSocket
 NO_BODY = LimitedStream(BytesIO(), 0)
 KILL_TIMEOUT = 1.0  # seconds that a view gets for its `finally` blocks when its time for the handshake is over
 
+# Databases that another thread uses at the same time, so that a transaction may be the other's: those in memory, which
+# a test shares with its live server.
+used_elsewhere: set[BaseDatabaseWrapper] = set()
+
 logger = logging.getLogger("django.request")
 
 
@@ -272,7 +276,7 @@ class Conversation(ViewGreenlet):
 
     def _check_no_atomic(self, what: str) -> None:
         for wrapper in self._databases():
-            if len(wrapper.atomic_blocks) > self._depths.get(wrapper.alias, 0):
+            if wrapper not in used_elsewhere and len(wrapper.atomic_blocks) > self._depths.get(wrapper.alias, 0):
                 raise RuntimeError(
                     f"{what} inside a transaction, which would stay open for as long as the client does: "
                     f'end the atomic() block of the database "{wrapper.alias}" first.'

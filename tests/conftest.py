@@ -25,6 +25,13 @@ sys.path += [str(SITE), str(TESTS)]
 os.environ["DJANGO_SETTINGS_MODULE"] = "testsite.settings"
 django.setup()
 
+from django.test.utils import (  # noqa: E402
+    setup_databases,
+    setup_test_environment,
+    teardown_databases,
+    teardown_test_environment,
+)
+
 from django_websocket import log  # noqa: E402
 
 from .clients import DEADLINE, Client, RawClient, eventually  # noqa: E402
@@ -206,6 +213,16 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     command += ["-nodes", "-out", str(paths[0]), "-keyout", str(paths[1]), *subject]
     subprocess.run(command, check=True, capture_output=True, timeout=60)
     return paths
+
+
+@pytest.fixture(scope="module")
+def test_runner() -> Iterator[None]:
+    """What a test runner of Django sets up, for tests that are those of a project."""
+    setup_test_environment(debug=False)
+    names = setup_databases(verbosity=0, interactive=False)
+    yield
+    teardown_databases(names, verbosity=0)
+    teardown_test_environment()
 
 
 # --- clients ---------------------------------------------------------------------------------------------------------

@@ -20,7 +20,6 @@ from django.core.exceptions import ImproperlyConfigured, SynchronousOnlyOperatio
 from django.db import connection, connections, transaction
 from django.http import HttpRequest, HttpResponse, HttpResponseBase
 from django.test import TestCase, TransactionTestCase, override_settings
-from django.test.utils import setup_databases, setup_test_environment, teardown_databases, teardown_test_environment
 from django.urls import include, path
 from gevent.event import Event
 from gevent.hub import get_hub
@@ -41,19 +40,11 @@ from django_websocket.websocket import WebSocket
 
 from .wire import descriptors
 
-
-@pytest.fixture(scope="module", autouse=True)
-def environment() -> Iterator[None]:
-    """What a test runner of Django sets up."""
-    setup_test_environment(debug=False)
-    names = setup_databases(verbosity=0, interactive=False)
-    yield
-    teardown_databases(names, verbosity=0)
-    teardown_test_environment()
+pytestmark = pytest.mark.usefixtures("test_runner")
 
 
 @pytest.fixture(autouse=True)
-def nothing_stays(environment: None) -> Iterator[None]:
+def nothing_stays(test_runner: None) -> Iterator[None]:
     """After each test no view runs, no connection is open, and no descriptor but those of the loop."""
     ended.clear()
     gevent.sleep(0)  # has the loop's

@@ -15,5 +15,6 @@ class EchoTests(TestCase):
 from __future__ import annotations
 
 from .client import Client, ClientWebSocket, HandshakeRefused, captured_messages
+from .live import WebSocketLiveServerTestCase
 
-__all__ = ["Client", "ClientWebSocket", "HandshakeRefused", "captured_messages"]
+__all__ = ["Client", "ClientWebSocket", "HandshakeRefused", "WebSocketLiveServerTestCase", "captured_messages"]
