@@ -98,13 +98,14 @@ class Project:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"{path.read_text()}\n\n{code}" if add else code)
 
-    def run(self, line: str, *, cwd: Path | None = None) -> str:
-        """Run a command and return what it writes to standard output."""
+    def run(self, line: str, *, cwd: Path | None = None, errors: bool = False) -> str:
+        """Run a command and return what it writes to standard output, and with `errors` to standard error."""
         result = subprocess.run(
             arguments(line),
             cwd=cwd or self.directory,
             env={name: value for name, value in os.environ.items() if name not in NOT_INHERITED} | ENVIRONMENT,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT if errors else subprocess.PIPE,
             text=True,
             timeout=60,
             check=False,
@@ -142,7 +143,7 @@ def arguments(line: str) -> list[str]:
     program, *rest = shlex.split(line)
     if program == "python":
         return [sys.executable, *rest]
-    if program in ("gunicorn", "django-admin"):
+    if program in ("gunicorn", "django-admin", "pytest"):
         return [str(Path(sys.executable).parent / program), *rest]
     return [program, *rest]
 

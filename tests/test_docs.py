@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import http.client
+import importlib.util
 import json
 import os
 import re
@@ -31,6 +32,7 @@ from django_websocket.protocol.frames import CloseCode
 from .clients import eventually
 from .documentation import PAGES, Project, arguments, blocks, command, commands, readme_project
 from .servers import ROOT, Server, executable, free_port, redis_server, unavailable
+from .test_browser import OPTIONS as CHROMIUM
 
 DEADLINE = 20  # seconds
 DEFAULT_REDIS = "redis://localhost:6379/0"
@@ -176,6 +178,8 @@ TESTED_BELOW = {
     "python manage.py startapp chat": "test_readme_followed_step_by_step_gives_a_chat",
     "redis-cli PUBLISH news hello": "test_publishing_from_pages_shell_and_redis_cli",
     "kill -HUP $(cat gunicorn.pid)": "test_hup_tells_the_clients_and_starts_a_new_worker",
+    "python manage.py test": "test_examples_of_tests_pass",
+    "pytest --ds mysite.settings": "test_examples_of_tests_pass",
 }
 
 
@@ -730,6 +734,42 @@ def test_stock_worker_closes_with_4000_and_the_status(project: Project) -> None:
             assert close_code(websocket) == 4404
         with client(server, "/chat/lobby/", origin="https://evil.example") as websocket:
             assert close_code(websocket) == 4403
+
+
+# docs/testing.md
+
+
+@pytest.fixture(scope="module")
+def tested(original: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The README's project with all tests of the page, and a browser that runs for root, too."""
+    copy = original.copy(tmp_path_factory.mktemp("testing") / "mysite")
+    options = f"""options.binary_location = {executable("chromium")!r}
+        for option in {CHROMIUM!r}:
+            options.add_argument(option)"""
+    copy.put("docs/testing.md", {'options.add_argument("--headless=new")': options})
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("line", "count"), [("python manage.py test", 8), ("pytest --ds mysite.settings", 3)], ids=["Django", "pytest"]
+)
+def test_examples_of_tests_pass(tested: Project, line: str, count: int) -> None:
+    line = command("docs/testing.md", line)
+    if line.startswith("pytest") and importlib.util.find_spec("pytest_django") is None:
+        unavailable("pytest-django is not installed")
+    output = tested.run(line, errors=True)
+    assert f"Ran {count} tests" in output or f"{count} passed" in output
+
+
+@pytest.mark.parametrize("how", ["in a file", "patched"])
+def test_examples_of_tests_pass_elsewhere(tested: Project, tmp_path: Path, how: str) -> None:
+    """On a database of which each thread has its own connection, and in a process that gevent has patched."""
+    copy = tested.copy(tmp_path / "mysite")
+    line = command("docs/testing.md", "python manage.py test")
+    if how == "patched":
+        line = line.replace("python", "python -m gevent.monkey")
+    copy.write("mysite/settings.py", 'DATABASES["default"]["TEST"] = {"NAME": BASE_DIR / "test.sqlite3"}', add=True)
+    assert "Ran 8 tests" in copy.run(line, errors=True)
 
 
 # docs/upgrading.md

@@ -176,7 +176,7 @@ def _hub() -> Hub:
     key = os.getpid(), _settings().broker, get_hub()
     hub = _hubs.get(key)
     if hub is None:
-        for ended in [key for key in _hubs if key[2].loop is None]:
+        for ended in [key for key in list(_hubs) if key[2].loop is None]:
             del _hubs[ended]
         hub = _hubs[key] = Hub(_broker())
     return hub
