@@ -134,6 +134,12 @@ def current() -> Settings:
     return _current
 
 
+def in_tests() -> bool:
+    """Whether this is Django's test environment."""
+    utils = sys.modules.get("django.test.utils")
+    return utils is not None and hasattr(utils._TestState, "saved_data")
+
+
 def for_publishing() -> Settings:
     """Return the settings that publishing and subscribing go by.
 
@@ -141,8 +147,7 @@ def for_publishing() -> Settings:
     publish to the clients of a site. One that overrides `WEBSOCKET_BROKER` itself has what it asks for.
     """
     global _current_in_tests
-    utils = sys.modules.get("django.test.utils")
-    if utils is None or _broker_overrides or not hasattr(utils._TestState, "saved_data"):
+    if _broker_overrides or not in_tests():
         return current()
     if _current_in_tests is None:
         _current_in_tests = replace(current(), broker=TEST_BROKER)

@@ -134,7 +134,8 @@ class Conversation(ViewGreenlet):
             connection.on_end.append(self._on_end)
         else:
             self._on_end()
-        if options.until_logout and apps.is_installed("django.contrib.auth"):
+        # In tests, a query at some moment from another greenlet would see nothing of the test's transaction.
+        if options.until_logout and apps.is_installed("django.contrib.auth") and not conf.in_tests():
             from .logins import watch  # which could not be imported without the models of django.contrib.auth
 
             watch(self._request, connection)

@@ -1419,7 +1419,7 @@ def test_a_stuck_client_that_missed_something_is_told_that_and_not_what_waited_f
         for number in range(100):
             publish("news", f"{number}".ljust(1000))
         until(lambda: forwarding._backlog)
-        until(lambda: not pubsub._broker()._subscriber._pending)
+        until(lambda: not any(subscriber._pending for subscriber in pubsub._broker()._subscribers))
         forwarding.missed()
         publish("news", "after")
         until(lambda: peer.pump() and text("after") in peer.frames)
