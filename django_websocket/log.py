@@ -7,8 +7,6 @@ import logging
 from collections import Counter, deque
 
 import gevent
-from gevent import getcurrent
-from gevent.hub import get_hub
 
 __all__ = ["printable", "report"]
 
@@ -19,15 +17,17 @@ CAUSES = 100  # that are told apart in a window
 logger = logging.getLogger("django_websocket")
 
 _counts: Counter[tuple[int | None, str]] = Counter()  # in the present window
-_waiting: deque[tuple[int, str]] = deque()  # levels and lines
+_waiting: deque[tuple[int, str]] = deque(maxlen=LINES * CAUSES)  # levels and lines
+_writing = False
 
 
 def report(who: str, code: int | None, cause: str, detail: str = "", level: int = logging.WARNING) -> None:
-    """Log why a connection was refused or failed, for any greenlet and for the hub.
+    """Log why a connection was refused or failed, for any greenlet and for the hub. Neither waits nor raises.
 
     `who` is the client's address and the path of its request, `code` an HTTP status or a close code, None where there
     is neither. `cause` is one of a few sentences, by which lines are counted; `detail` may be anything.
     """
+    global _writing
     key = (code, cause)
     if key not in _counts and len(_counts) >= CAUSES:
         key = (None, "other causes")
@@ -38,15 +38,19 @@ def report(who: str, code: int | None, cause: str, detail: str = "", level: int 
         return
     line = f"{who}: {'' if code is None else f'{int(code)} '}{cause}"
     _waiting.append((level, printable(f"{line}: {detail}" if detail else line)))
-    if getcurrent() is not get_hub():
-        _write()
-    elif len(_waiting) == 1:
-        gevent.spawn(_write)  # what handles the record is the project's, and may block
+    if not _writing:
+        _writing = True
+        gevent.spawn(_write)
 
 
 def _write() -> None:
-    while _waiting:
-        logger.log(*_waiting.popleft())
+    """Log what waits. In a greenlet of its own: what handles the records is the project's, and may block or raise."""
+    global _writing
+    try:
+        while _waiting:
+            logger.log(*_waiting.popleft())
+    finally:
+        _writing = False
 
 
 def _sum_up() -> None:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import gevent
 import pytest
 from gevent.hub import get_hub
 
 from django_websocket import log
+from django_websocket.connection import Connection
 from django_websocket.log import report
 
 from .clients import RawClient, close_frame, eventually, frame, request
 from .conftest import StartSite
 from .servers import Server
-from .wire import until
+from .wire import unix_pair, until
 
 Raw = Callable[..., RawClient]
 
@@ -23,7 +25,12 @@ Raw = Callable[..., RawClient]
 @pytest.fixture
 def lines(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], list[str]]]:
     caplog.set_level(logging.INFO, logger="django_websocket")
-    yield lambda: [record.getMessage() for record in caplog.records]
+
+    def written() -> list[str]:
+        until(lambda: not log._writing)
+        return [record.getMessage() for record in caplog.records]
+
+    yield written
 
 
 def test_line_has_who_code_cause_and_detail(lines, caplog):
@@ -63,26 +70,58 @@ def test_causes_that_never_repeat_are_counted_too(lines):
     assert len(log._counts) == log.CAUSES + 1
 
 
-def test_logging_never_runs_in_the_hub(caplog):
-    caplog.set_level(logging.INFO, logger="django_websocket")
-    greenlets = []
-
-    class Blocking(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            gevent.sleep(0)  # as one that sends the record somewhere
-            greenlets.append(gevent.getcurrent())
-
-    handler = Blocking()
-    logger = logging.getLogger("django_websocket")
-    logger.addHandler(handler)
+@contextmanager
+def handler(emit: Callable[[logging.LogRecord], None]) -> Iterator[None]:
+    """Have the logger's records handled by `emit` too."""
+    added = logging.Handler()
+    added.emit = emit  # type: ignore[method-assign]
+    logging.getLogger("django_websocket").addHandler(added)
     try:
+        yield
+    finally:
+        logging.getLogger("django_websocket").removeHandler(added)
+
+
+def test_who_reports_does_not_wait_for_the_log(lines):
+    emitted = []
+
+    def emit(record: logging.LogRecord) -> None:
+        gevent.sleep(0)  # as one that sends the record somewhere
+        emitted.append(gevent.getcurrent())
+
+    with handler(emit):
         for number in range(3):
             get_hub().loop.run_callback(report, "192.0.2.1", 1002, f"cause {number}")
-        until(lambda: len(greenlets) == 3)
-    finally:
-        logger.removeHandler(handler)
-    assert get_hub() not in greenlets
-    assert [record.getMessage()[-1] for record in caplog.records] == ["0", "1", "2"]
+        until(lambda: len(emitted) == 3)
+        report("192.0.2.1", 1002, "cause 3")
+        assert len(emitted) == 3
+        until(lambda: len(emitted) == 4)
+    assert get_hub() not in emitted and gevent.getcurrent() not in emitted
+    assert [line[-1] for line in lines()] == ["0", "1", "2", "3"]
+
+
+def test_log_that_fails_once_goes_on(lines):
+    def emit(record: logging.LogRecord) -> None:
+        if "cause 0" in record.getMessage():
+            raise OSError("no space left on device")
+
+    with handler(emit):
+        for number in range(3):
+            report("192.0.2.1", 1002, f"cause {number}")
+        assert lines() == []
+        report("192.0.2.1", 1002, "cause 3")
+        assert [line[-1] for line in lines()] == ["1", "2", "3"]
+
+
+def test_nobody_meets_a_connection_that_is_half_closed_while_the_log_blocks(lines):
+    server, client = unix_pair()
+    connection = Connection(server)
+    client.close()
+    other = gevent.spawn(connection.push, b"\x81\x00")
+    with handler(lambda record: gevent.sleep(0.01)):
+        connection.push(b"\x81\x00")  # finds that the client has vanished
+        other.get(timeout=5)
+        assert lines() == [": 1006 the client vanished"]
 
 
 # --- against a running server ----------------------------------------------------------------------------------------
