@@ -13,6 +13,7 @@ __all__ = ["printable", "report"]
 LINES = 10  # for one cause in a window; further ones are counted
 WINDOW = 60.0  # seconds
 CAUSES = 100  # that are told apart in a window
+LENGTH = 300  # characters of what a client may have made up, before they are escaped
 
 logger = logging.getLogger("django_websocket")
 
@@ -36,8 +37,8 @@ def report(who: str, code: int | None, cause: str, detail: str = "", level: int 
     _counts[key] += 1
     if _counts[key] > LINES:
         return
-    line = f"{who}: {'' if code is None else f'{int(code)} '}{cause}"
-    _waiting.append((level, printable(f"{line}: {detail}" if detail else line)))
+    line = f"{who[:LENGTH]}: {'' if code is None else f'{int(code)} '}{cause}"
+    _waiting.append((level, printable(f"{line}: {detail[:LENGTH]}" if detail else line)))
     if not _writing:
         _writing = True
         gevent.spawn(_write)

@@ -70,6 +70,13 @@ def test_causes_that_never_repeat_are_counted_too(lines):
     assert len(log._counts) == log.CAUSES + 1
 
 
+def test_nothing_of_a_client_makes_a_long_line(lines):
+    report("192.0.2.1 /" + "x" * 4000, 403, "another site", "\xff" * 8000)
+    (line,) = lines()
+    assert line.startswith("192.0.2.1 /xxx") and ": 403 another site: " in line
+    assert len(line) < 5 * log.LENGTH + 100
+
+
 @contextmanager
 def handler(emit: Callable[[logging.LogRecord], None]) -> Iterator[None]:
     """Have the logger's records handled by `emit` too."""
