@@ -278,25 +278,28 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
             self.sockets, partial(self._serve, tls), self.worker_connections, batch, tls=tls is not None
         )
         self._acceptor.start()
-        window = self._settings.drain_window
+        # Who develops does not wait for a reload.
+        self._drain_window = 0.0 if self.cfg.reload else self._settings.drain_window
         try:
             while self.alive:
                 self.notify()
                 gevent.sleep(1.0)
-        except SystemExit:  # SIGINT, SIGQUIT, and the reloader, which is in a hurry
-            window = 0.0
+        except SystemExit:  # SIGINT, SIGQUIT
+            self._drain_window = 0.0
             raise
         finally:
             self._acceptor.close()
             for sock in self.sockets:
                 sock.close()
-            draining = gevent.spawn(self._drain, window)
+            draining = gevent.spawn(self._drain)
             while not draining.ready():
-                with contextlib.suppress(SystemExit):  # Ctrl-C comes twice: from the terminal and from the arbiter
+                try:
                     draining.join()
+                except SystemExit:  # the arbiter kills soon; Ctrl-C comes twice, from the terminal and from it
+                    self._drain_window = 0.0
 
-    def _drain(self, window: float) -> None:
-        """Tell the clients that the service restarts (1012), spread over `window` seconds, and wait until all is over.
+    def _drain(self) -> None:
+        """Tell the clients that the service restarts (1012), spread over some seconds, and wait until all is over.
 
         The end is before gunicorn's graceful_timeout, at which the arbiter kills: neither a stuck view nor a dead
         client holds up the others or the process.
@@ -305,11 +308,11 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
         end = begin + max(0.0, self.cfg.graceful_timeout - DRAIN_MARGIN)
         connections = list(open_connections())
         random.shuffle(connections)
-        window = min(window, max(0.0, end - time.monotonic()) / 2)
         for number, connection in enumerate(connections, 1):
             connection.close(CloseCode.SERVICE_RESTART, "restart")
             if number * DRAIN_STEP // len(connections) != (number - 1) * DRAIN_STEP // len(connections):
                 self.tmp.notify()
+                window = min(self._drain_window, (end - begin) / 2)
                 gevent.sleep(window / DRAIN_STEP * random.uniform(0.5, 1.0))
         serving = self._acceptor.serving
         while (open_connections() or ViewGreenlet.running or serving) and time.monotonic() < end:

@@ -127,6 +127,19 @@ def test_clients_are_told_of_a_restart(
         assert "Traceback" not in server.log
 
 
+def test_clients_are_told_at_once_when_a_quick_end_is_asked_for_meanwhile(
+    start_site: StartSite, connect: Connect
+) -> None:
+    with start_site({"WEBSOCKET_DRAIN_WINDOW": 10.0}, args=["--graceful-timeout", "30"]) as server:
+        clients = [connect(server, "/echo/?key=told") for _ in range(40)]
+        server.send_signal(signal.SIGTERM)
+        assert eventually(lambda: "note told: 1012" in server.log)
+        server.send_signal(signal.SIGINT)  # gunicorn gives the worker two more seconds
+        assert [client.closing()[0] for client in clients] == [1012] * 40
+        server.wait(5)
+        assert "SIGKILL" not in server.log
+
+
 def test_stuck_view_does_not_hold_up_the_process_and_nobody_new_is_accepted(
     start_site: StartSite, connect: Connect, key: str
 ) -> None:
@@ -172,12 +185,16 @@ def test_change_of_the_code_closes_with_1012_and_goes_on_with_the_new_code(
     tmp_path: Path, connect: Connect, raw: Raw
 ) -> None:
     shutil.copytree(TEST_PROJECT, tmp_path / "site")
+    with (tmp_path / "site" / "project" / "settings.py").open("a") as settings:
+        settings.write("WEBSOCKET_DRAIN_WINDOW = 30.0\n")  # which a reload does not use
     with gunicorn(cwd=tmp_path / "site", args=["--reload", "--reload-engine", "poll"]) as server:
-        clients = [connect(server, path) for path in ("/echo/", "/chat/", "/ping/")]
+        clients = [connect(server, path) for path in ("/echo/", "/chat/", "/ping/") * 7]
         raw(server).open("/echo/")  # answers no close frame
         urls = tmp_path / "site" / "project" / "websocket_urls.py"
         urls.write_text(urls.read_text().replace('"echo/"', '"renamed/"'))
-        assert [client.closing()[0] for client in clients] == [1012] * 3
+        begin = time.monotonic()
+        assert [client.closing()[0] for client in clients] == [1012] * 21
+        assert time.monotonic() - begin < 5
         assert connect(server, "/renamed/").ask("hello") == "hello"
 
 
