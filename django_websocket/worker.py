@@ -184,6 +184,8 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
         """Answer a request that is none, or that did not come in time, in a line of the log for each."""
+        current: Any = getcurrent()
+        current.deadline.close()
         why = type(exc).__name__  # what it says more may be of the client's making
         if isinstance(exc, SlowHead):
             status, why = HTTPStatus.REQUEST_TIMEOUT, str(exc)
@@ -196,7 +198,8 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
             super().handle_error(req, client, addr, exc)
             return
         report(peer(addr), status, "the head of the request", why)
-        write_error(client, status.value, status.phrase, "")
+        with contextlib.suppress(OSError):
+            write_error(client, status.value, status.phrase, "")
         close_graceful(client, LINGER)
 
     def _call(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:

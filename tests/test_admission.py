@@ -68,6 +68,20 @@ def test_one_deadline_holds_for_a_head_that_comes_byte_by_byte(hasty: Server, ra
     answers(hasty)
 
 
+def test_deadline_is_over_when_the_head_is_answered(hasty: Server, raw: Raw) -> None:
+    client = raw(hasty)
+    time.sleep(0.7 * HASTE)
+    begin = len(hasty.log)
+    client.send(b"NONSENSE\r\n\r\n")
+    assert client.response().status == 400
+    with pytest.raises(OSError):  # a reset: for a second, what still comes is read
+        while True:
+            client.send(b"x")
+            time.sleep(0.05)
+    answers(hasty)
+    assert hasty.log[begin:] == "127.0.0.1: 400 the head of the request: InvalidRequestLine\n"
+
+
 def test_many_slow_heads_leave_others_alone_and_nothing_behind(hasty: Server) -> None:
     (worker,) = children(hasty)
     before = len(os.listdir(f"/proc/{worker}/fd"))
