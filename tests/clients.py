@@ -7,8 +7,10 @@ import json
 import os
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -276,3 +278,29 @@ def at_once() -> Iterator[None]:
     yield
     took = time.monotonic() - begin
     assert took < 2, f"it took {took:.1f} s"
+
+
+@contextmanager
+def undisturbed(port: int) -> Iterator[None]:
+    """Whatever happens in the block, another client of the server is answered within two seconds, all the time."""
+    over = threading.Event()
+    waits: list[float] = []
+
+    def ask(client: RawClient) -> None:
+        last = False
+        while not last:
+            last = over.wait(0.02)
+            begin = time.monotonic()
+            client.send(frame("hello"))
+            assert client.frame().text == "hello"
+            waits.append(time.monotonic() - begin)
+
+    with RawClient(port) as client, ThreadPoolExecutor(1) as thread:
+        client.open("/echo/")
+        asking = thread.submit(ask, client)
+        try:
+            yield
+        finally:
+            over.set()
+        asking.result()
+    assert max(waits) < 2, f"another client waited for {max(waits):.1f} s"

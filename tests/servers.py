@@ -46,6 +46,8 @@ NOT_INHERITED = (
     "WEB_CONCURRENCY",
 )
 
+NOT_MEASURED = {"COVERAGE_PROCESS_CONFIG": ""}  # measuring coverage would cost four times what such a test measures
+
 
 def free_port() -> int:
     """A port on which nothing listens.

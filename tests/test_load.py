@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import resource
 import selectors
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 
 import pytest
 
 from .clients import PING, TEXT, RawClient, close_frame, eventually, frame
 from .conftest import StartSite
-from .servers import ROOT, Server, gunicorn, unavailable
+from .processes import descriptors, memory, processor_time, worker_of
+from .servers import NOT_MEASURED, ROOT, Server, gunicorn, unavailable
 
 MEMBERS, MESSAGES = 300, 10
 CLIENTS, OF_THEM_SELECTING = 2000, 500
-NOT_MEASURED = {"COVERAGE_PROCESS_CONFIG": ""}  # measuring coverage would cost four times what is measured here
 
 
 def receive_from_all(clients: Sequence[RawClient], count: int, within: float = 60) -> list[tuple[str, ...]]:
@@ -69,26 +67,6 @@ def open_files(limit: int | None = None) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-def children(server: Server) -> list[int]:
-    return [int(pid) for pid in Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()]
-
-
-def descriptors(pid: int) -> int:
-    return len(os.listdir(f"/proc/{pid}/fd"))
-
-
-def memory(pid: int) -> int:
-    """Resident memory in KiB."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:"))
-
-
-def processor_time(pid: int) -> float:
-    """Seconds that the process has computed."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 # --- one chat --------------------------------------------------------------------------------------------------------
@@ -153,7 +131,7 @@ def test_two_thousand_clients_of_one_worker_with_the_deployment_s_settings() -> 
         with open_files(1024):  # as shells have it; the worker raises it
             server = servers.enter_context(gunicorn(args=arguments, env=NOT_MEASURED))
         servers.enter_context(open_files())
-        (worker,) = children(server)
+        worker = worker_of(server)
         before = descriptors(worker), memory(worker)
         after: list[int] = []
         for _ in range(2):
@@ -180,7 +158,7 @@ def test_two_thousand_clients_of_one_worker_with_the_deployment_s_settings() -> 
 
 def test_worker_does_nothing_while_its_clients_are_idle(start_site: StartSite) -> None:
     with start_site({"WEBSOCKET_PING_INTERVAL": 2.0}, env=NOT_MEASURED) as server, ExitStack() as stack:
-        (worker,) = children(server)
+        worker = worker_of(server)
         clients = [stack.enter_context(RawClient(server.port)) for _ in range(30)]
         for number, client in enumerate(clients):
             # Half a frame, a whole ping: neither may keep select() from sleeping.
@@ -194,7 +172,7 @@ def test_worker_does_nothing_while_its_clients_are_idle(start_site: StartSite) -
 
 def test_connections_that_come_and_go_leave_nothing() -> None:
     with gunicorn(env=NOT_MEASURED) as server:
-        (worker,) = children(server)
+        worker = worker_of(server)
 
         def come_and_go(times: int) -> None:
             for number in range(times):
@@ -205,9 +183,11 @@ def test_connections_that_come_and_go_leave_nothing() -> None:
                         client.send(close_frame(1000))
                         client.closing()
 
+        begin = memory(worker)
         come_and_go(300)
         assert eventually(lambda: descriptors(worker) < 50)
         before = descriptors(worker), memory(worker)
-        come_and_go(1500)
+        come_and_go(2700)
         assert eventually(lambda: descriptors(worker) <= before[0] + 2)
         assert memory(worker) - before[1] < 8 * 1024
+        assert memory(worker) - begin < 24 * 1024

@@ -10,7 +10,7 @@ import pwd
 import resource
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -32,13 +32,24 @@ UPGRADE = {
 TEMPORARY_FILES = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
 
 
+# The lines that keep one address from taking all connections.
+LIMIT = {
+    "# limit_conn_zone $binary_remote_addr": "limit_conn_zone $binary_remote_addr",
+    "# limit_conn websockets 20;": "limit_conn websockets 20;",
+    "# limit_conn_status 429;": "limit_conn_status 429;",
+}
+
+
 @contextmanager
-def configured_nginx(django: int, websockets: int, static: Path) -> Iterator[Server]:
-    """nginx with deploy/nginx.conf, of which only ports, paths and the user are changed."""
+def configured_nginx(
+    django: int, websockets: int, static: Path, changes: Mapping[str, str] | None = None
+) -> Iterator[Server]:
+    """nginx with deploy/nginx.conf, of which only ports, paths and the user are changed, and what `changes` says."""
     port = free_port()
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     text = (ROOT / "deploy" / "nginx.conf").read_text()
     for old, new in {
+        **(changes or {}),
         "user www-data;": f"user {pwd.getpwuid(os.getuid()).pw_name};",
         "pid /run/nginx.pid;": "pid nginx.pid;",
         "error_log /var/log/nginx/error.log;": "error_log stderr;",
@@ -288,3 +299,22 @@ def test_offer_of_http2_gets_the_page(site: Server) -> None:
     response, body = get(site, "/echo/", headers)
     assert response.status == 200
     assert b"<html" in body
+
+
+def test_one_address_gets_no_more_websockets_than_the_limit_says(static: Path) -> None:
+    with (
+        gunicorn("project.wsgi:application", "gthread") as django,
+        gunicorn() as websockets,
+        configured_nginx(django.port, websockets.port, static, LIMIT) as server,
+        ExitStack() as stack,
+    ):
+        url = f"ws://{server.address}/echo/"
+        clients = [stack.enter_context(connect(url)) for _ in range(20)]
+        with pytest.raises(InvalidStatus) as refusal, connect(url):
+            pass
+        assert refusal.value.response.status_code == 429
+        assert get(server, "/echo/")[0].status == 200  # pages are not counted
+        clients.pop().close()
+        with connect(url) as websocket:
+            websocket.send("hello")
+            assert websocket.recv(timeout=10) == "hello"

@@ -74,6 +74,10 @@ def state(request: HttpRequest) -> JsonResponse:
     return JsonResponse(probe.state())
 
 
+def census(request: HttpRequest) -> JsonResponse:
+    return JsonResponse(probe.census())
+
+
 def database(request: HttpRequest, key: str) -> JsonResponse:
     """Whether a view's greenlet holds a connection of the database, and how many notes others see."""
     wrapper = probe.databases.get(key)
@@ -95,5 +99,6 @@ urlpatterns = [
     path("notes/<str:key>/<int:count>/", notes),
     path("gate/<str:key>/", gate),
     path("state/", state),
+    path("census/", census),
     path("database/<str:key>/", database),
 ]

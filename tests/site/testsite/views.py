@@ -191,6 +191,27 @@ def deaf(request: HttpRequest, websocket: WebSocket) -> None:
 
 
 @websocket
+def computes(request: HttpRequest, websocket: WebSocket) -> None:
+    """Keep the process to itself."""
+    websocket.receive()
+    while True:
+        pass
+
+
+@websocket
+def crowd(request: HttpRequest, websocket: WebSocket, channel: str) -> None:
+    """Five greenlets send at once, beside what is published."""
+
+    def send(letter: str) -> None:
+        for size in range(1, 200):
+            websocket.send(letter * size * 200)
+
+    with websocket.subscribe(channel):
+        gevent.joinall([gevent.spawn(send, letter) for letter in "abcde"], raise_error=True)
+        websocket.send("over")
+
+
+@websocket
 def flood(request: HttpRequest, websocket: WebSocket) -> None:
     """Send without end."""
     try:
@@ -354,6 +375,12 @@ def hesitates(request: HttpRequest, websocket: WebSocket) -> None:
         probe.note(request, "finally")
 
 
+@websocket
+def takes_its_time(request: HttpRequest, websocket: WebSocket) -> None:
+    """Accept when the client may have left."""
+    gevent.sleep(0.5)
+
+
 # --- publish/subscribe -----------------------------------------------------------------------------------------------
 
 
@@ -397,6 +424,23 @@ def selects(request: HttpRequest, websocket: WebSocket, channel: str) -> None:
                         websocket.send(message)
                 except MessagesMissed:
                     websocket.send("MessagesMissed")
+
+
+@websocket
+def by_number(request: HttpRequest, websocket: WebSocket, channel: str) -> None:
+    """The same with the numbers of descriptors; and with a use of the database whenever there is something to do."""
+    Note.objects.count()
+    messages = subscribe(channel)
+    sources = {websocket.handler.socket.fileno(): websocket.receive, messages.fileno(): messages.get}
+    try:
+        while not websocket.closed:
+            for number in select(list(sources), [], [])[0]:
+                message = sources[number]()
+                Note.objects.count()
+                if message is not None:
+                    websocket.send(message)
+    finally:
+        Note.objects.count()
 
 
 @websocket

@@ -1,0 +1,45 @@
+"""What a process uses, as Linux tells it in /proc."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from .servers import Server
+
+
+def worker_of(server: Server) -> int:
+    """The process id of gunicorn's only worker."""
+    (worker,) = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()
+    return int(worker)
+
+
+def descriptors(pid: int) -> int:
+    """The number of open files."""
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def memory(pid: int) -> int:
+    """Resident memory in KiB."""
+    return _status(pid, "VmRSS:")
+
+
+def peak_memory(pid: int) -> int:
+    """The most resident memory in KiB that it had since `forget_peak()`."""
+    return _status(pid, "VmHWM:")
+
+
+def forget_peak(pid: int) -> None:
+    """Let `peak_memory` begin anew with what is resident now."""
+    Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+
+def processor_time(pid: int) -> float:
+    """Seconds that the process has computed."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _status(pid: int, name: str) -> int:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name))

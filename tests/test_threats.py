@@ -1,0 +1,233 @@
+"""What attackers, networks and outages do, and the tests that mount it: most of them against a running server.
+
+Whoever adds a defence names its test here; whoever renames or deletes a test is told which threat it was for.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).resolve().parent
+
+HANDSHAKE = {
+    "a foreign page opens a WebSocket with its visitor's cookies": [
+        "test_handshake.py::test_foreign_origin_is_refused_before_any_decorator_or_view_runs",
+        "test_handshake.py::test_two_origins_are_refused",
+        "test_handshake.py::test_origin_that_may_connect",
+        "test_origin.py::test_refused",
+        "test_stock_worker.py::test_foreign_origin_is_refused_before_the_view_runs",
+    ],
+    "a request for another host, or a name that was bound to this address": [
+        "test_handshake.py::test_wrong_host_is_refused_before_the_view_runs",
+        "test_threats_handshake.py::test_page_whose_name_was_bound_to_this_address_is_refused",
+    ],
+    "an upgrade that middleware, login or the urlconf would have refused": [
+        "test_handshake.py::test_refusal_is_an_http_response_of_the_whole_chain_before_any_101",
+        "test_handshake.py::test_login_is_asked_for_and_honoured",
+        "test_application.py::test_answer_that_a_middleware_gives_instead_of_the_101_reaches_the_client",
+    ],
+    "a handshake with a wrong key, version, method or HTTP version": [
+        "test_handshake.py::test_malformed_handshake_is_refused_and_the_connection_closed",
+        "test_threats_handshake.py::test_no_handshake_however_garbled_is_an_error_of_the_server",
+        "test_application.py::test_plain_request_is_told_to_upgrade",
+    ],
+    "headers smuggled into a request or an answer": [
+        "test_threats_handshake.py::test_nothing_but_a_line_break_ends_a_line",
+        "test_threats_handshake.py::test_no_header_of_the_answer_repeats_what_was_sent",
+        "test_application.py::test_subprotocol_of_the_view_is_chosen",
+    ],
+    "a head that is too large, or has no end": [
+        "test_worker.py::test_too_large_request_head_is_refused",
+        "test_threats_handshake.py::test_head_without_end_is_refused_and_not_kept",
+    ],
+    "a header on which a regular expression works for years": [
+        "test_threats_handshake.py::test_long_value_is_read_in_no_time",
+    ],
+    "a view that never decides": [
+        "test_handshake.py::test_view_that_neither_accepts_nor_answers_is_given_up",
+    ],
+    "a second request hidden behind a handshake": [
+        "test_handshake.py::test_malformed_handshake_is_refused_and_the_connection_closed",
+        "test_handshake.py::test_refusal_is_an_http_response_of_the_whole_chain_before_any_101",
+        "test_worker.py::test_upgrade_follows_ordinary_requests_on_one_connection",
+    ],
+    "frames in the segment of the handshake": [
+        "test_handshake.py::test_messages_in_the_segment_of_the_handshake_are_answered_at_once",
+        "test_handshake.py::test_half_a_message_in_the_segment_of_the_handshake_is_completed_later",
+        "test_handshake.py::test_ping_in_the_segment_of_the_handshake_is_answered",
+        "test_worker.py::test_tls_messages_in_one_segment_and_in_that_of_the_handshake",
+    ],
+    "headers in which a client claims to be a proxy": [
+        "test_nginx.py::test_client_host_and_scheme_are_passed_on_and_claims_about_them_are_not",
+        "test_threats_handshake.py::test_claims_of_a_client_that_is_no_trusted_proxy_count_for_nothing",
+        "test_threats_handshake.py::test_page_names_no_address_that_a_client_made_up",
+        "test_addresses.py::test_the_tag_never_reflects_an_unknown_host",
+    ],
+    "an ordinary page asked for by way of the WebSocket server": [
+        "test_handshake.py::test_refusal_is_an_http_response_of_the_whole_chain_before_any_101",
+        "test_application.py::test_plain_request_is_told_to_upgrade",
+        "test_nginx.py::test_internal_prefix_is_not_found_from_outside",
+    ],
+}
+
+FRAMES = {
+    "a huge declared length": [
+        "test_application.py::test_message_larger_than_the_setting_is_refused_with_1009",
+        "test_application.py::test_message_larger_than_the_view_allows_is_refused_with_1009",
+        "test_threats_frames.py::test_broken_frame_ends_the_connection_at_once_with_its_code",
+        "test_threats_frames.py::test_declared_length_takes_no_memory",
+    ],
+    "fragments without end, and messages that are never finished": [
+        "test_threats_frames.py::test_message_of_fragments_without_end_is_refused",
+        "test_threats_frames.py::test_unfinished_messages_take_as_much_as_has_come_of_them",
+    ],
+    "frames that are not masked, reserved bits and opcodes, control frames of any kind, fragments in any order": [
+        "test_threats_frames.py::test_broken_frame_ends_the_connection_at_once_with_its_code",
+        "test_stock_worker.py::test_protocol_errors_are_ours_to_judge",
+    ],
+    "text that is not UTF-8, or comes in so many pieces that validating it takes minutes": [
+        "test_threats_frames.py::test_broken_frame_ends_the_connection_at_once_with_its_code",
+        "test_threats_frames.py::test_text_in_small_pieces_is_validated_once",
+    ],
+    "close frames with wrong codes, with data behind them, or without an answer": [
+        "test_threats_frames.py::test_broken_frame_ends_the_connection_at_once_with_its_code",
+        "test_threats_frames.py::test_close_frame_is_answered_once_and_nothing_behind_it_counts",
+        "test_threats_frames.py::test_client_that_never_answers_a_close_is_let_go",
+    ],
+    "binary data where text is awaited, and empty messages": [
+        "test_worker.py::test_echo_keeps_text_and_binary_and_the_empty_message",
+        "test_websocket.py::test_messages_keep_their_types_and_the_end_is_none",
+    ],
+    "two messages in one segment, for a view with select()": [
+        "test_handshake.py::test_two_messages_in_one_segment_are_both_answered_at_once",
+        "test_worker.py::test_tls_select_sees_what_the_encryption_holds",
+    ],
+    "half a frame, and then silence": [
+        "test_threats_frames.py::test_member_with_half_a_frame_gets_what_is_published_as_everybody_does",
+    ],
+    "a flood of pings or pongs": [
+        "test_threats_frames.py::test_flood_of_empty_control_frames_disturbs_nobody",
+        "test_threats_frames.py::test_pongs_for_a_client_that_does_not_read_do_not_pile_up",
+    ],
+    "a flood of messages for a view that does not receive": [
+        "test_threats_frames.py::test_view_that_does_not_receive_keeps_an_inbox_and_no_more",
+        "test_application.py::test_messages_for_a_busy_view_wait_for_it",
+    ],
+    "compressed messages that inflate to much more, or were not agreed on": [
+        "test_compression.py::test_client_that_breaks_the_rules_is_closed",
+        "test_compression.py::test_client_of_a_view_that_receives_nothing_cannot_keep_the_server_busy",
+        "test_threats_frames.py::test_message_that_inflates_beyond_the_limit_is_refused_before_it_has",
+        "test_threats_frames.py::test_messages_that_inflate_to_the_limit_disturb_nobody",
+        "test_threats_frames.py::test_idle_clients_keep_nothing_of_what_was_compressed",
+    ],
+    "several greenlets that write to one client": [
+        "test_connection.py::test_frames_of_many_senders_never_mix",
+        "test_threats_frames.py::test_frames_of_all_who_write_to_one_client_never_mix",
+    ],
+}
+
+CLIENTS = {
+    "a client that vanishes without a word": [
+        "test_worker.py::test_silent_client_gets_a_ping_and_is_closed_with_1011",
+        "test_application.py::test_finally_of_the_view_runs_when_the_client_vanishes",
+        "test_threats_leaks.py::test_clients_that_vanished_leave_nothing",
+    ],
+    "a client that reads slowly or not at all": [
+        "test_worker.py::test_listener_that_does_not_read_is_closed_with_1013_and_holds_up_nobody",
+        "test_worker.py::test_view_is_told_when_its_client_does_not_read",
+        "test_threats_outages.py::test_slow_readers_take_an_outbox_each_and_no_more",
+    ],
+    "a connection that ends at any moment, in any way": [
+        "test_closing.py::test_the_client_ends_after_any_byte",
+        "test_handshake.py::test_client_that_leaves_during_the_handshake_leaves_nothing",
+        "test_threats_leaks.py::test_connections_that_end_in_any_way_leave_nothing",
+    ],
+    "descriptors that are at their end or not read, and wake the worker all the time": [
+        "test_load.py::test_worker_does_nothing_while_its_clients_are_idle",
+        "test_threats_outages.py::test_worker_does_nothing_for_clients_that_are_gone_or_not_received",
+    ],
+    "memory that grows with the connections that came and went, or is taken by those that are idle": [
+        "test_load.py::test_connections_that_come_and_go_leave_nothing",
+        "test_load.py::test_two_thousand_clients_of_one_worker_with_the_deployment_s_settings",
+    ],
+    "all connections taken by one address": [
+        "test_nginx.py::test_one_address_gets_no_more_websockets_than_the_limit_says",
+    ],
+    "all clients that come back at once after a restart": [
+        "test_browser.py::test_page_connects_again_when_the_server_is_back",
+        "test_worker.py::test_reload_closes_with_1012_and_goes_on_with_new_workers",
+    ],
+}
+
+OUTAGES = {
+    "Redis that is not there, goes away, is restarted or hangs": [
+        "test_redis.py::test_chat_without_redis_is_refused_and_the_log_names_the_remedy",
+        "test_redis.py::test_restart_of_redis_is_noticed_by_everybody_and_messages_flow_again",
+        "test_redis.py::test_redis_that_hangs_is_noticed",
+        "test_threats_outages.py::test_redis_that_hangs_holds_up_nobody_who_does_not_need_it",
+    ],
+    "a subscription that Redis ends": [
+        "test_redis.py::test_killed_subscription_is_noticed",
+        "test_threats_outages.py::test_subscription_that_redis_ended_because_it_was_not_read_is_noticed",
+    ],
+    "a message that is published before the subscription is in force": [
+        "test_threats_outages.py::test_what_is_published_when_the_client_knows_that_it_is_connected_reaches_it",
+        "test_pubsub.py::test_a_subscription_is_in_force_when_subscribe_returns",
+    ],
+    "as many connections to Redis as clients, or more than it takes": [
+        "test_redis.py::test_channel_is_subscribed_to_once_for_each_worker_and_left_with_its_last_member",
+        "test_threats_outages.py::test_redis_that_takes_no_more_connections_is_said_and_does_not_stay_so",
+    ],
+    "messages of other programs that are neither text nor binary, or larger than clients can take": [
+        "test_redis.py::test_payload_that_is_neither_text_nor_binary_is_dropped_and_logged",
+        "test_threats_outages.py::test_message_that_no_client_could_take_is_refused_where_it_is_published",
+    ],
+    "markup in a chat's messages": [
+        "test_browser.py::test_markup_is_shown_as_text",
+    ],
+}
+
+PROCESS = {
+    "database connections and transactions that are held as long as a client stays": [
+        "test_django.py::test_no_database_connection_is_held_while_a_view_waits",
+        "test_django.py::test_no_database_connection_is_held_after_a_conversation",
+        "test_django.py::test_conversation_is_in_no_transaction",
+        "test_application.py::test_request_is_over_for_django_when_the_conversation_begins",
+    ],
+    "a restart that says nothing, or waits for the dead and the stuck": [
+        "test_worker.py::test_clients_are_told_of_a_restart",
+        "test_worker.py::test_stuck_view_does_not_hold_up_the_process_and_nobody_new_is_accepted",
+        "test_worker.py::test_worker_that_has_served_its_max_requests_closes_with_1012",
+    ],
+    "a view that keeps the process to itself": [
+        "test_threats_outages.py::test_worker_that_a_view_keeps_busy_is_replaced",
+    ],
+    "a project that is loaded before the standard library is patched": [
+        "test_application.py::test_preloaded_application_is_refused_with_a_clear_sentence",
+    ],
+    "an exception in a view, sys.exit() included": [
+        "test_application.py::test_error_in_a_view_closes_with_1011_and_is_reported_once",
+        "test_application.py::test_whatever_a_view_raises_ends_that_view_only",
+    ],
+}
+
+THREATS = HANDSHAKE | FRAMES | CLIENTS | OUTAGES | PROCESS
+
+
+def names_in(file: Path) -> set[str]:
+    return {f"{file.name}::{name}" for name in re.findall(r"^def (test_\w+)\(", file.read_text(), re.MULTILINE)}
+
+
+@pytest.mark.parametrize("threat", THREATS)
+def test_threat_is_mounted_by_tests_that_exist(threat: str) -> None:
+    assert THREATS[threat]
+    for name in THREATS[threat]:
+        assert name in names_in(TESTS / name.partition("::")[0])
+
+
+def test_each_test_that_mounts_a_threat_is_named() -> None:
+    written = {name for file in TESTS.glob("test_threats_*.py") for name in names_in(file)}
+    assert written <= {name for names in THREATS.values() for name in names}

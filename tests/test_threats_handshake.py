@@ -1,0 +1,172 @@
+"""Handshakes that were made to do harm, sent to a running server; test_threats.py has the list of all threats."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import socket
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from .clients import RawClient, at_once, eventually, fetch, notes, request, undisturbed
+from .conftest import StartSite
+from .processes import descriptors, forget_peak, memory, peak_memory, worker_of
+from .servers import NOT_MEASURED, TEST_PROJECT, Server, gunicorn
+
+Raw = Callable[..., RawClient]
+
+
+@pytest.fixture(scope="module")
+def server(start_site: StartSite) -> Iterator[Server]:
+    """The test site, in a process whose memory and time are looked at."""
+    with start_site(env=NOT_MEASURED) as server:
+        yield server
+
+
+# --- where it comes from, and where it says it goes ------------------------------------------------------------------
+
+
+def test_page_whose_name_was_bound_to_this_address_is_refused(server: Server, raw: Raw, key: str) -> None:
+    """DNS rebinding: to the browser, the attacker's page and this server are the same site."""
+    client = raw(server)
+    client.send(request(f"/accepts/?key={key}", {"Host": "evil.example", "Origin": "http://evil.example"}))
+    assert client.response().status == 400
+    assert client.rest() == b""
+    raw(server).open(f"/accepts/?key={key}")
+    assert notes(server.port, key, 2) == ["accepted", "finally"]  # of the second handshake alone
+
+
+def test_claims_of_a_client_that_is_no_trusted_proxy_count_for_nothing(start_site: StartSite, raw: Raw) -> None:
+    claims = {"X-Forwarded-Proto": "https", "X-Forwarded-Host": "friend.example", "Forwarded": "proto=https"}
+    with start_site(args=["--forwarded-allow-ips", "192.0.2.1"]) as server:
+        raw(server).open("/echo/", {**claims, "Origin": "http://localhost"})
+        for origin in ("https://localhost", "http://friend.example"):
+            client = raw(server)
+            client.send(request("/echo/", {**claims, "Origin": origin}))
+            assert client.response().status == 403
+
+
+def test_page_names_no_address_that_a_client_made_up() -> None:
+    with gunicorn("project.wsgi:application", cwd=TEST_PROJECT) as server:
+        assert fetch(server.port, "/echo/", {"Host": "evil.example"}).status == 400
+        page = fetch(server.port, "/echo/", {"X-Forwarded-Host": "evil.example"})
+        assert "ws://localhost/echo/" in page.body.decode()
+        assert b"evil.example" not in page.body
+
+
+# --- heads that are none ---------------------------------------------------------------------------------------------
+
+
+def garbled(data: bytes, chance: random.Random) -> bytes:
+    """A request in which something was changed, doubled, lost or added."""
+    for _ in range(chance.randint(1, 3)):
+        begin = chance.randrange(len(data))
+        end = min(len(data), begin + chance.choice((1, 1, 1, 5, 40)))
+        part = chance.choice((b"", data[begin:end] * 2, chance.randbytes(1), b" ", b"\r\n", b":", b","))
+        data = data[:begin] + part + data[end:]
+    return data
+
+
+def test_no_handshake_however_garbled_is_an_error_of_the_server(start_site: StartSite) -> None:
+    chance = random.Random(1)
+    statuses = set()
+    offered = {"Origin": "http://localhost", "Sec-WebSocket-Protocol": "a, b", "Cookie": "sessionid=x; messages=y"}
+    offered["Sec-WebSocket-Extensions"] = "permessage-deflate; client_max_window_bits=15"
+    with start_site(env=NOT_MEASURED) as server:
+        with undisturbed(server.port):
+            for _ in range(500):
+                with RawClient(server.port) as client:
+                    client.send(garbled(request("/echo/?a=b", offered), chance))
+                    client.sock.shutdown(socket.SHUT_WR)  # nothing more will come
+                    answer = client.rest()
+                    if answer:
+                        statuses.add(int(answer.split(b" ", 2)[1]))
+        assert statuses >= {101, 400, 403, 426}
+        assert not statuses & {*range(500, 600)} - {505}, statuses
+        assert "Internal Server Error" not in server.log
+        assert "Error handling request" not in server.log
+
+
+@pytest.mark.parametrize(
+    "separator", ["\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\x85", "\r", "\n", "\r\r", "\n\n", "\0", "\xa0", "\u00ad"]
+)
+def test_nothing_but_a_line_break_ends_a_line(server: Server, raw: Raw, separator: str) -> None:
+    session = f"sessionid={fetch(server.port, '/enter/').cookies['sessionid']}"
+    raw(server).open("/members/", {"Cookie": session})  # this is what a smuggled line would do
+    for name in ("X-Note", "Origin", "Sec-WebSocket-Protocol", "Sec-WebSocket-Extensions"):
+        client = raw(server)
+        client.send(request("/members/", {name: f"a{separator}Cookie: {session}"}))
+        assert client.response().status in (302, 400, 403)
+        assert client.rest() == b""
+    client = raw(server)
+    client.send(request(f"/members/ HTTP/1.1{separator}Cookie: {session}{separator}X: "))
+    assert client.response().status == 400
+
+
+@pytest.mark.parametrize(
+    ("path", "headers"),
+    [
+        ("/members/?next=%0d%0aX-Bad:%201%0d%0a%0d%0a", {}),  # into a Location
+        ("/members/%0d%0aX-Bad:%201/", {}),
+        ("//evil.example/%0d%0aX-Bad:%201/", {}),
+        ("/subprotocols/", {"Sec-WebSocket-Protocol": "v9.example, X-Bad"}),
+        ("/echo/", {"Sec-WebSocket-Extensions": "x-bad; x-bad=1, permessage-deflate; x-bad"}),
+        ("/echo/", {"X-Bad": "1", "Cookie": "x-bad=1", "Accept-Language": "x-bad", "User-Agent": "X-Bad: 1"}),
+    ],
+)
+def test_no_header_of_the_answer_repeats_what_was_sent(
+    server: Server, raw: Raw, path: str, headers: dict[str, str]
+) -> None:
+    client = raw(server)
+    client.send(request(path, headers))
+    response = client.response()
+    assert response.status in (101, 302, 404)
+    assert "x-bad" not in response.headers
+    assert not [value for name, value in response.headers.items() if name != "location" and "x-bad" in value.lower()]
+    assert (response.status == 302) == response.headers.get("location", "").startswith("/login/?next=/members/")
+
+
+# --- heads that are too much -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("begin", "without_end", "status"),
+    [
+        pytest.param(b"GET /echo/?", b"x" * 4096, 414, id="request line"),
+        pytest.param(b"GET /echo/ HTTP/1.1\r\nHost: localhost\r\nX-Long: ", b"x" * 4096, 431, id="header"),
+        pytest.param(b"GET /echo/ HTTP/1.1\r\nHost: localhost\r\n", b"X-Many: 1\r\n" * 400, 431, id="headers"),
+        pytest.param(b"GET /echo/ HTTP/1.1\r\nHost: localhost\r\n", b"X-Many: 1\r\n \tfolded" * 200, 431, id="folded"),
+    ],
+)
+def test_head_without_end_is_refused_and_not_kept(
+    server: Server, raw: Raw, begin: bytes, without_end: bytes, status: int
+) -> None:
+    worker = worker_of(server)
+    before = memory(worker), descriptors(worker)
+    forget_peak(worker)
+    with undisturbed(server.port), contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(RawClient(server.port)) for _ in range(5)]
+        for client in clients:
+            client.send(begin)
+            with contextlib.suppress(ConnectionResetError, BrokenPipeError):
+                for _ in range(4 * 1024 * 1024 // len(without_end)):
+                    client.send(without_end)
+                pytest.fail("a head of four mebibytes is read on")
+            assert int(client.rest().split(b" ", 2)[1]) == status
+    assert peak_memory(worker) - before[0] < 10 * 1024
+    assert eventually(lambda: descriptors(worker) <= before[1])
+
+
+@pytest.mark.parametrize(
+    "name", ["Sec-WebSocket-Protocol", "Sec-WebSocket-Extensions", "Connection", "Upgrade", "Origin"]
+)
+def test_long_value_is_read_in_no_time(server: Server, raw: Raw, name: str) -> None:
+    """An expression that tries each way to divide what it is given would take years for one of these."""
+    for piece in (" ", "\t", ",", ", ", ";", "; ", "a;", ";a=", 'a="', '";a="\\', ";a=a", "a,a;", "a.", "a"):
+        long = piece * (8000 // len(piece))
+        for value in (long, f"a{long}", f"a{long}\x7f", f'a;a{long}"', f"websocket, upgrade{long}!"):
+            client = raw(server)
+            with at_once():
+                client.send(request("/echo/", {name: value}))
+                assert client.response().status in (101, 200, 400, 403, 426)

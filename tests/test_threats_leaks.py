@@ -1,0 +1,184 @@
+"""Connections that end in every way that there is, two thousand of them, and nothing of them stays."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import NamedTuple
+
+import redis as redis_py
+
+from .clients import RawClient, close_frame, eventually, fetch_json, frame, request
+from .conftest import StartSite
+from .processes import memory, worker_of
+from .servers import NOT_MEASURED, Server, redis_server
+
+EACH = 20  # connections of each view in each way
+VIEWS = ("/echo/", "/selects/{}/", "/forward/{}/", "/listen/{}/", "/by-number/{}/")
+
+# By how much the process may hold more when the connections of one way have ended: of some things not at all, of memory
+# blocks and of each type of objects not as many as if each connection of only one view left one.
+EXACT = ("open connections", "views", "descriptors", "descriptors of readables", "open databases", "channels")
+ALLOWED = dict.fromkeys(EXACT, 0) | {"active watchers": 1}
+ALLOWED_OF_ANYTHING_ELSE = EACH * 3 // 4
+ATTEMPTS = 4  # what is made once, and kept, was made in one of the first; a leak is there in each
+
+UNMASKED = b"\x81\x00"  # a mistake, which the server answers with 1002
+HEAD = request("/echo/", {"Cookie": "a=b"})
+
+
+class Way(NamedTuple):
+    """How connections come to their end: each begins, given the path of its view, and when all have begun each ends."""
+
+    name: str
+    begin: Callable[[RawClient, str], object]
+    end: Callable[[RawClient], object]
+
+
+def opened(data: bytes = b"", path: str = "") -> Callable[[RawClient, str], object]:
+    """Open a WebSocket, with `data` behind the request."""
+    return lambda client, view: client.open(path or view, behind=data)
+
+
+def sent(data: bytes) -> Callable[[RawClient, str], object]:
+    """Send something instead of a request, or a request without waiting for the answer."""
+    return lambda client, view: client.send(data)
+
+
+def close(client: RawClient) -> None:
+    client.send(close_frame(1000))
+    assert client.closing()[0] == 1000
+    assert client.rest() == b""
+
+
+def be_closed(code: int, data: bytes = b"") -> Callable[[RawClient], object]:
+    """Send something that makes the server close, and answer its close frame."""
+
+    def end(client: RawClient) -> None:
+        client.send(data)
+        assert client.closing()[0] == code
+        client.send(close_frame(code))
+        assert client.rest() == b""
+
+    return end
+
+
+def be_refused(client: RawClient) -> None:
+    assert client.response().status in (403, 426)
+    assert client.rest() == b""
+
+
+def half_close(client: RawClient) -> None:
+    client.sock.shutdown(socket.SHUT_WR)
+    client.rest()
+
+
+def leave(client: RawClient) -> None:
+    client.sock.close()
+
+
+def reset(data: bytes = b"") -> Callable[[RawClient], object]:
+    def end(client: RawClient) -> None:
+        client.send(data)
+        client.reset()
+
+    return end
+
+
+def stay(client: RawClient) -> None:
+    """Neither read nor send nor leave."""
+
+
+WAYS = [
+    Way("clean", opened(), close),
+    Way("clean, after a message", opened(frame("hello")), close),
+    Way("clean, begun by the server", opened(), be_closed(1002, UNMASKED)),
+    Way("begun by the server, and never answered", opened(UNMASKED), stay),
+    Way("the view returns", opened(frame("go"), "/end/return/"), be_closed(1000)),
+    Way("the view raises", opened(frame("go"), "/end/raise/"), be_closed(1011)),
+    Way("half-closed", opened(), half_close),
+    Way("half-closed in a message of fragments", opened(frame("x" * 9000, fin=False)), half_close),
+    Way("half-closed in a close frame", opened(close_frame(1000, "bye")[:5]), half_close),
+    Way("the end of the stream", opened(), leave),
+    Way("the end of the stream in a frame", opened(frame("x" * 100)[:50]), leave),
+    Way("the end of the stream in the head", sent(HEAD[:-30]), leave),
+    Way("a reset", opened(), reset()),
+    Way("a reset in a frame", opened(frame("x" * 100)[:50]), reset()),
+    Way("a reset in a close frame", opened(close_frame(1000, "bye")[:5]), reset()),
+    Way("a reset behind a close frame", opened(), reset(close_frame(1000))),
+    Way("a reset behind more than an inbox", opened(), reset(frame("x" * 100) * 1000 + close_frame(1000))),
+    Way("a reset in the head", sent(HEAD[:10]), reset()),
+    Way("a reset before the answer", lambda client, view: reset(request(view))(client), stay),
+    Way("a reset while the view decides", sent(request("/takes-its-time/")), reset()),
+    Way("refused for its origin", sent(request("/echo/", {"Origin": "null"})), be_refused),
+    Way("refused for its version", sent(request("/echo/", {"Sec-WebSocket-Version": "8"})), be_refused),
+]
+
+
+def census(server: Server) -> dict[str, int]:
+    """What the process holds."""
+    with RawClient(server.port) as client:  # what Redis sent last is kept until it sends more: let it be little
+        client.open("/listen/last/", behind=close_frame(1000))
+        client.rest()
+    found: dict[str, int] = fetch_json(server.port, "/census/")
+    return found
+
+
+def is_quiet(server: Server) -> bool:
+    found = census(server)
+    return not found["open connections"] and not found["views"]
+
+
+def come_and_go(server: Server, way: Way, channels: str) -> None:
+    """Have connections of each view, on channels of their own, come to their end, and wait until they have."""
+    with ExitStack() as stack:
+        clients = []
+        for number in range(EACH):
+            for view in VIEWS:
+                client = stack.enter_context(RawClient(server.port))
+                way.begin(client, view.format(f"{channels}-{number}"))
+                clients.append(client)
+        for client in clients:
+            way.end(client)
+        assert eventually(lambda: is_quiet(server)), f"{way.name}: connections or views are left"
+
+
+def leave_nothing(server: Server, ways: Sequence[Way], redis: Server, channels: str) -> None:
+    """Have connections end in each way, and compare what the server holds before and after."""
+
+    def more() -> dict[str, int]:
+        grown = {name: count - before.get(name, 0) for name, count in census(server).items()}
+        return {name: count for name, count in grown.items() if count > ALLOWED.get(name, ALLOWED_OF_ANYTHING_ELSE)}
+
+    come_and_go(server, ways[0], channels)
+    worker = worker_of(server)
+    kibibytes = memory(worker)
+    for way in ways:
+        for attempt in range(1, ATTEMPTS + 1):
+            before = census(server)
+            come_and_go(server, way, channels)
+            if eventually(lambda: not more(), 2):
+                break
+            assert attempt < ATTEMPTS, f"{way.name}: there is more of {more()}"
+    assert memory(worker) - kibibytes < 16 * 1024
+    with redis_py.Redis(port=redis.port) as client:
+        assert not client.pubsub_channels()
+        assert len(client.client_list()) <= 16 + 2  # who publishes, who is subscribed, and this one
+
+
+def test_connections_that_end_in_any_way_leave_nothing(start_site: StartSite, key: str) -> None:
+    with (
+        redis_server() as redis,
+        start_site({"WEBSOCKET_BROKER": f"redis://{redis.address}/0"}, env=NOT_MEASURED) as server,
+    ):
+        leave_nothing(server, WAYS, redis, key)
+
+
+def test_clients_that_vanished_leave_nothing(start_site: StartSite, key: str) -> None:
+    impatient = {"WEBSOCKET_PING_INTERVAL": 0.5, "WEBSOCKET_PING_TIMEOUT": 0.5}
+    with (
+        redis_server() as redis,
+        start_site({"WEBSOCKET_BROKER": f"redis://{redis.address}/0", **impatient}, env=NOT_MEASURED) as server,
+    ):
+        leave_nothing(server, [Way("vanished", opened(), stay)], redis, key)

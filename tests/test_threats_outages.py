@@ -1,0 +1,212 @@
+"""What goes wrong around a running server: Redis, clients that are slow or gone, views that keep a process busy.
+
+test_threats.py has the list of all threats.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+import redis as redis_py
+
+from .clients import (
+    PING,
+    RawClient,
+    at_once,
+    close_frame,
+    eventually,
+    fetch,
+    frame,
+    request,
+    undisturbed,
+)
+from .conftest import Connect, StartSite
+from .processes import descriptors, forget_peak, memory, peak_memory, processor_time, worker_of
+from .servers import NOT_MEASURED, Server, redis_server
+
+Raw = Callable[..., RawClient]
+
+
+@pytest.fixture
+def publisher(redis_url: str) -> Iterator[Any]:
+    """Any other program that knows Redis."""
+    client = redis_py.Redis.from_url(redis_url)
+    yield client
+    client.close()
+
+
+def selecting(stack: ExitStack, server: Server, channel: str) -> RawClient:
+    """A client of the view with select(), subscribed to the channel."""
+    client = stack.enter_context(RawClient(server.port))
+    client.open(f"/selects/{channel}/")
+    client.frame()
+    assert client.frame().text == "subscribed"
+    return client
+
+
+# --- Redis -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("view", ["listen", "forward"])
+def test_what_is_published_when_the_client_knows_that_it_is_connected_reaches_it(
+    start_site: StartSite, redis_url: str, publisher: Any, key: str, view: str
+) -> None:
+    """Nothing is between the 101 and the publication: the subscription must have been in force before."""
+    with start_site({"WEBSOCKET_BROKER": redis_url}) as server:
+        for number in range(100):
+            with RawClient(server.port) as client:
+                client.open(f"/{view}/{key}-{number}/")
+                publisher.publish(f"{key}-{number}", "hello")
+                assert client.frame().text == "hello"
+
+
+def test_subscription_that_redis_ended_because_it_was_not_read_is_noticed(start_site: StartSite, key: str) -> None:
+    with (
+        redis_server(args=["--client-output-buffer-limit", "pubsub 262144 0 0"]) as redis,
+        start_site({"WEBSOCKET_BROKER": f"redis://{redis.address}/0"}) as server,
+        redis_py.Redis(port=redis.port) as publisher,
+        ExitStack() as stack,
+    ):
+        client = selecting(stack, server, key)
+        worker = worker_of(server)
+        os.kill(worker, signal.SIGSTOP)
+        try:
+            assert eventually(lambda: not publisher.publish(key, "x" * 500_000))  # nobody is subscribed any more
+        finally:
+            os.kill(worker, signal.SIGCONT)
+        while client.frame().text != "MessagesMissed":
+            pass
+        assert eventually(lambda: publisher.publish(key, "again") == 1)
+        while client.frame().text != "again":
+            pass
+
+
+def test_redis_that_takes_no_more_connections_is_said_and_does_not_stay_so(start_site: StartSite, key: str) -> None:
+    with (
+        redis_server(args=["--maxclients", "10"]) as redis,
+        start_site({"WEBSOCKET_BROKER": f"redis://{redis.address}/0"}) as server,
+        undisturbed(server.port),
+        ExitStack() as stack,
+    ):
+        with ExitStack() as others:
+            full = False
+            while not full:
+                other = others.enter_context(RawClient(redis.port))
+                other.send(b"PING\r\n")
+                full = other.sock.recv(100) != b"+PONG\r\n"
+            client = stack.enter_context(RawClient(server.port))
+            with at_once():
+                client.send(request(f"/listen/{key}/"))
+                assert client.response().status == 503
+            assert "max number of clients reached" in server.log
+            assert "Traceback" not in server.log
+        client = stack.enter_context(RawClient(server.port))
+        client.open(f"/forward/{key}/", behind=frame("hello"))
+        assert client.frame().text == "hello"
+
+
+def test_redis_that_hangs_holds_up_nobody_who_does_not_need_it(start_site: StartSite, key: str) -> None:
+    """More views publish than there are connections for that."""
+    with (
+        redis_server() as redis,
+        start_site({"WEBSOCKET_BROKER": f"redis://{redis.address}/0"}) as server,
+        undisturbed(server.port),
+        ExitStack() as stack,
+    ):
+        clients = [stack.enter_context(RawClient(server.port)) for _ in range(40)]
+        for client in clients:
+            client.open(f"/forward/{key}/")
+        clients[0].send(frame("hello"))
+        assert [client.frame().text for client in clients] == ["hello"] * 40
+        redis.send_signal(signal.SIGSTOP)
+        try:
+            for client in clients:
+                client.send(frame("hello?"))
+                client.sock.settimeout(15)
+            late = stack.enter_context(RawClient(server.port))
+            late.send(request(f"/listen/late-{key}/"))
+            assert late.response().status == 503
+            assert [client.closing()[0] for client in clients] == [1013] * 40
+        finally:
+            redis.send_signal(signal.SIGCONT)
+        again = stack.enter_context(RawClient(server.port))
+        again.open(f"/forward/{key}/", behind=frame("hello"))
+        while again.frame().text != "hello":  # what hung may still be published
+            pass
+        assert "Traceback" not in server.log
+
+
+def test_message_that_no_client_could_take_is_refused_where_it_is_published(site: Server, raw: Raw, key: str) -> None:
+    client = raw(site)
+    client.open(f"/listen/{key}/")
+    assert fetch(site.port, f"/publish/{key}/?text=x&times=1048577").status == 500
+    assert fetch(site.port, f"/publish/{key}/?text=fine").status == 200
+    assert client.frame().text == "fine"
+
+
+# --- clients that are slow or gone -----------------------------------------------------------------------------------
+
+
+def test_slow_readers_take_an_outbox_each_and_no_more(start_site: StartSite, key: str) -> None:
+    with start_site(env=NOT_MEASURED) as server, undisturbed(server.port), ExitStack() as stack:
+        worker = worker_of(server)
+        files = descriptors(worker)
+        begin = memory(worker)
+        forget_peak(worker)
+        for number in range(10):  # each on a channel of its own, so that they do not share what waits for them
+            client = stack.enter_context(RawClient(server.port, receive_buffer=4096))
+            client.open(f"/listen/{key}-{number}/")
+            for _ in range(40):
+                assert fetch(server.port, f"/publish/{key}-{number}/?text=x&times=500000").status == 200
+        assert peak_memory(worker) - begin < 20 * 1024  # KiB
+        assert eventually(lambda: descriptors(worker) <= files)  # they were given up
+
+
+def test_worker_does_nothing_for_clients_that_are_gone_or_not_received(start_site: StartSite, key: str) -> None:
+    """Descriptors that are readable, or at their end, while nobody reads them must wake nobody."""
+    settings = {"WEBSOCKET_PING_INTERVAL": 3.0, "WEBSOCKET_PING_TIMEOUT": 60.0, "WEBSOCKET_CLOSE_TIMEOUT": 60.0}
+    with start_site(settings, env=NOT_MEASURED) as server, ExitStack() as stack:
+        worker = worker_of(server)
+        clock = stack.enter_context(RawClient(server.port))
+        for number in range(30):
+            client = stack.enter_context(RawClient(server.port, receive_buffer=4096))
+            client.open((f"/busy/?key={key}", f"/selects/{key}/", "/flood/")[number % 3])
+            how = number // 3 % 5
+            if how == 0:  # more than its view receives
+                client.send(*(frame("x" * 60_000) for _ in range(30)))
+            elif how == 1:  # a close frame behind a message, and the end of the stream behind that
+                client.send(frame("x"), close_frame(1000))
+                client.sock.shutdown(1)
+            elif how == 2:  # a mistake, of which it does not hear
+                client.send(b"\x81\x00", frame("x") * 1000)
+            elif how == 3:  # half a frame, and the end
+                client.send(frame("x" * 100)[:50])
+                client.sock.shutdown(1)
+            else:  # a close frame, and nothing any more
+                client.send(close_frame(1000))
+        clock.open("/echo/")
+        begin, computed = time.monotonic(), processor_time(worker)
+        while clock.frame().opcode != PING:
+            pass
+        assert (processor_time(worker) - computed) / (time.monotonic() - begin) < 0.25
+        fetch(server.port, f"/gate/{key}/")
+
+
+# --- views that keep the process busy --------------------------------------------------------------------------------
+
+
+def test_worker_that_a_view_keeps_busy_is_replaced(start_site: StartSite, connect: Connect) -> None:
+    with start_site(args=["--timeout", "2"]) as server:
+        before = worker_of(server)
+        other = connect(server, "/echo/")
+        connect(server, "/computes/").send("go")
+        assert other.closing()[0] in (1006, 1012)
+        assert "WORKER TIMEOUT" in server.log
+        assert connect(server, "/echo/").ask("hello") == "hello"
+        assert worker_of(server) != before
