@@ -29,7 +29,7 @@ NO_ROOM = (
     b"Content-Length: %d\r\n\r\n%s" % (RETRY_AFTER, len(BODY), BODY)
 )
 
-Serve = Callable[[socket.socket, socket.socket, Any], object]  # of the listening socket, the client's and its address
+Serve = Callable[[Any, socket.socket, Any], object]  # of the address that was listened at, the client and its address
 
 
 class Acceptor:
@@ -52,7 +52,8 @@ class Acceptor:
         self._watchers: list[tuple[Any, Callable[[], None]]] = []
         for sock in sockets:
             sock.setblocking(False)
-            self._watchers.append((get_hub().loop.io(sock.fileno(), READ), partial(self._accept, sock)))
+            callback = partial(self._accept, sock, sock.getsockname())
+            self._watchers.append((get_hub().loop.io(sock.fileno(), READ), callback))
         self.serving: set[Greenlet[..., Any]] = set()
 
     def start(self) -> None:
@@ -79,7 +80,7 @@ class Acceptor:
         self._timer.start(self.start)
 
     # In the hub.
-    def _accept(self, listening: socket.socket) -> None:
+    def _accept(self, listening: socket.socket, at: Any) -> None:
         for _ in range(self._batch):
             full = len(self.serving) >= self._limit
             if full:
@@ -100,7 +101,7 @@ class Acceptor:
             if full:
                 self._turn_away(client, address)
             else:
-                greenlet = gevent.Greenlet(self._serve, listening, client, address)
+                greenlet = gevent.Greenlet(self._serve, at, client, address)
                 self.serving.add(greenlet)
                 self._moved_at = time.monotonic()
                 greenlet.link(self._on_done)

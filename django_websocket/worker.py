@@ -68,6 +68,16 @@ class Handover(NamedTuple):
     started: datetime
 
 
+class Listener(NamedTuple):
+    """Stands where gunicorn asks for the address of a listening socket, which may be closed by then."""
+
+    address: Any
+
+    def getsockname(self) -> Any:
+        """Return the address."""
+        return self.address
+
+
 class SlowHead(gevent.Timeout):
     """The head of a request, with the PROXY line and the TLS handshake before it, did not come in time."""
 
@@ -146,7 +156,7 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
 
     # --- a request -----------------------------------------------------------------------------------------------
 
-    def _serve(self, tls: ssl.SSLContext | None, listening: Any, client: Any, address: Any) -> None:
+    def _serve(self, tls: ssl.SSLContext | None, at: Any, client: Any, address: Any) -> None:
         """Serve one client, until it leaves or its socket is given away; in a greenlet of its own."""
         current: Any = getcurrent()
         current.request = None
@@ -157,7 +167,7 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
             if tls is not None:
                 client = current.client = tls.wrap_socket(client, server_side=True, do_handshake_on_connect=False)
                 client.do_handshake()
-            self.handle(listening, client, address)
+            self.handle(Listener(at), client, address)
         except StopIteration:
             pass  # the worker stops
         except (SlowHead, OSError) as error:

@@ -164,6 +164,23 @@ def test_stuck_view_does_not_hold_up_the_process_and_nobody_new_is_accepted(
         assert "SIGKILL" not in server.log
 
 
+def test_tls_handshake_that_the_end_of_the_service_meets_is_carried_through(
+    start_site: StartSite, certificate: tuple[Path, Path], raw: Raw
+) -> None:
+    arguments = ["--certfile", certificate[0], "--keyfile", certificate[1]]
+    with start_site(args=arguments, probe=b"") as server:
+        late = raw(server)
+        other = raw(server, tls=True)
+        other.open("/echo/")  # so that both were taken
+        server.send_signal(signal.SIGTERM)
+        assert other.closing()[0] == 1012
+        late.sock = unverified().wrap_socket(late.sock)
+        late.open("/echo/")
+        assert late.closing()[0] == 1012
+        server.wait()
+        assert "Traceback" not in server.log
+
+
 def test_reload_closes_with_1012_and_goes_on_with_new_workers(start_site: StartSite, connect: Connect) -> None:
     with start_site() as server:
         client = connect(server, "/selects/x/")
