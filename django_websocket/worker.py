@@ -34,7 +34,7 @@ from .protocol.handshake import is_upgrade
 from .select import select as cooperative_select
 from .sockets import give_away
 from .sweep import open_connections
-from .upgrade import KEY, Upgrade
+from .upgrade import KEY, Upgrade, who
 from .waiting import ViewGreenlet
 
 WSGIApplication = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
@@ -223,7 +223,7 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
         request.force_close()
         upgrade = environ[KEY] = Upgrade(self._address(request, environ))
         if not self._has_room(environ["gunicorn.socket"]):
-            report(f"{upgrade.address} {environ['PATH_INFO']}", 503, "as many clients as this process may have")
+            report(who(environ), 503, "as many clients as this process may have")
             headers = [("Content-Type", "text/plain"), ("Content-Length", str(len(BODY)))]
             start_response("503 Service Unavailable", [*headers, ("Retry-After", str(RETRY_AFTER))])
             return [BODY]
@@ -247,9 +247,10 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
     def _address(self, request: Any, environ: dict[str, Any]) -> str:
         """Return the client's address for the log: what a proxy that is to be believed says, or the peer's."""
         forwarded = environ.get("HTTP_X_FORWARDED_FOR")
-        if forwarded and believes(self.cfg, request.peer_addr):
+        # Who speaks the PROXY protocol says it there, and passes on headers as they came.
+        if forwarded and not request.proxy_protocol_info and believes(self.cfg, request.peer_addr):
             return str(forwarded.rpartition(",")[2].strip()[:64])
-        return environ["REMOTE_ADDR"] or "unix"
+        return str(environ["REMOTE_ADDR"])
 
     def is_already_handled(self, respiter: Any) -> bool:
         """Hand an upgraded socket over, and leave gunicorn's loop over the requests of a connection."""
