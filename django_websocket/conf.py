@@ -43,7 +43,9 @@ class Settings:
     server: str = (
         ""  # where they are served: "" the page's host, ":8001" another port, "host:port", "wss://host/prefix"
     )
-    broker: str = "memory://"  # what carries published messages: memory:// within a process, redis:// between them
+    # What carries published messages: memory:// within a process, redis:// between them; or a dict with such a url and
+    # options. Not shown, since there may be a password in it.
+    broker: str | Mapping[str, Any] = field(default="memory://", repr=False)
     allowed_origins: tuple[str, ...] = ()  # sites beside this one whose pages may connect, as "https://example.com"
     refuse: str = "http"  # how a handshake is refused: by its status, or by "close", with a code that pages can read
 
@@ -65,14 +67,16 @@ class Settings:
 
     compression: bool | Mapping[str, Any] = True  # of messages; or a dict of what is wanted, as {"takeover": True}
 
-    # Values that are made from others once, since they are needed for each connection.
+    # Values that are made from others once, since they are needed for each connection or message.
     limits: Limits = field(init=False, repr=False, compare=False)
     wanted_compression: Compression | None = field(init=False, repr=False, compare=False)
+    broker_key: str = field(init=False, repr=False, compare=False)  # the same as `broker`, for a dict's key
 
     def __post_init__(self) -> None:
         values = {name: getattr(self, name) for name in Limits.__dataclass_fields__}
         object.__setattr__(self, "limits", Limits(**values))
         object.__setattr__(self, "wanted_compression", _compression(self.compression))
+        object.__setattr__(self, "broker_key", _broker_key(self.broker))
 
     @cached_property
     def origins(self) -> frozenset[str]:
@@ -160,7 +164,8 @@ def _read() -> Settings:
         setting = PREFIX + name.upper()
         if attribute.init and hasattr(django_settings, setting):
             value = getattr(django_settings, setting)
-            values[name] = value if name == "compression" else _checked(setting, value, attribute.default)
+            unchecked = name in ("broker", "compression")  # they may be dicts: what is made of them is checked
+            values[name] = value if unchecked else _checked(setting, value, attribute.default)
     return Settings(**values)
 
 
@@ -189,6 +194,13 @@ def check_refuse(value: Any) -> None:
     """Raise ImproperlyConfigured for what is no way to refuse a handshake."""
     if value not in ("http", "close"):
         raise ImproperlyConfigured(f'A handshake is refused by "http" or by "close", not by {value!r}')
+
+
+def _broker_key(value: Any) -> str:
+    """Return what tells brokers apart."""
+    if not isinstance(value, (str, Mapping)):  # nor is it shown: there may be a password in it
+        raise ImproperlyConfigured(f"{PREFIX}BROKER must be a URL or a dict, but it is a {type(value).__name__}")
+    return value if isinstance(value, str) else repr(value)
 
 
 def _compression(value: Any) -> Compression | None:

@@ -148,7 +148,7 @@ def broker(
     with using(request.getfixturevalue("redis_url"), f"{key}:") as broker:
         if request.param == "redis without hiredis":
             monkeypatch.setattr(pipeline, "hiredis", None)
-            pubsub._broker()._pool.connection_kwargs["parser_class"] = _RESP2Parser
+            pubsub._broker().address.arguments["parser_class"] = _RESP2Parser
         yield broker
 
 
@@ -1314,7 +1314,7 @@ def own_redis(cooperative: None, pairs: Pairs, monkeypatch: pytest.MonkeyPatch) 
 def any_reader(request: pytest.FixtureRequest, own_redis: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "without hiredis":
         monkeypatch.setattr(pipeline, "hiredis", None)
-        pubsub._broker()._pool.connection_kwargs["parser_class"] = _RESP2Parser
+        pubsub._broker().address.arguments["parser_class"] = _RESP2Parser
 
 
 def restart(server: Server) -> None:

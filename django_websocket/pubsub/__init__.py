@@ -31,7 +31,7 @@ __all__ = ["publish", "subscribe"]
 
 logger = logging.getLogger("django_websocket")
 
-_brokers: dict[tuple[int, str], Broker] = {}  # by process, since a fork shares nothing, and by URL
+_brokers: dict[tuple[int, str], Broker] = {}  # by process, since a fork shares nothing, and by what is set
 _hubs: dict[tuple[int, str, Loop], Hub] = {}  # and by loop, of which each thread has its own
 
 
@@ -163,17 +163,18 @@ def _settings() -> Settings:
 
 
 def _broker() -> Broker:
-    key = os.getpid(), _settings().broker
+    settings = _settings()
+    key = os.getpid(), settings.broker_key
     broker = _brokers.get(key)
     if broker is None:
-        broker = _brokers[key] = broker_from(key[1])
+        broker = _brokers[key] = broker_from(settings.broker)
     return broker
 
 
 def _hub() -> Hub:
     from .hub import Hub
 
-    key = os.getpid(), _settings().broker, get_hub()
+    key = os.getpid(), _settings().broker_key, get_hub()
     hub = _hubs.get(key)
     if hub is None:
         for ended in [key for key in list(_hubs) if key[2].loop is None]:

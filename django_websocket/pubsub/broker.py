@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from importlib import import_module
-from typing import Protocol
-from urllib.parse import urlsplit
+from typing import Any, Protocol
+from urllib.parse import parse_qsl
 
 BINARY = b"\xff"  # stands before binary messages: no UTF-8 text contains it
 
@@ -15,6 +16,7 @@ SCHEMES = {
     "rediss": "django_websocket.pubsub.redis.RedisBroker",
     "unix": "django_websocket.pubsub.redis.RedisBroker",
 }
+URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://[^/?#]*([^?#]*)(?:\?([^#]*))?")
 
 
 class Listener(Protocol):
@@ -41,7 +43,12 @@ class Subscriber(Protocol):
 
 
 class Broker(Protocol):
-    """Carries messages. It is made from its URL, and connects when it is first needed."""
+    """Carries messages; connects when it is first needed.
+
+    It is made with what `WEBSOCKET_BROKER` says, as keyword arguments: `url`, where there is one, and those options
+    that the class names in `OPTIONS`. What stood behind the `?` of the URL is an option, too, and a string. It raises
+    ValueError for what it cannot use.
+    """
 
     def publish(self, channel: str, payload: bytes) -> None:
         """Hand `payload` to the broker, once: returns when it was taken, else raises `BrokerError`.
@@ -53,15 +60,61 @@ class Broker(Protocol):
         """Return the subscriber of this process, which brings what it receives to `listener`."""
 
 
-def broker_from(url: str) -> Broker:
-    """Return the broker that `url` names. Raises ValueError for a scheme that is not known."""
-    scheme = urlsplit(url).scheme
-    if scheme not in SCHEMES:
-        known = ", ".join(f"{name}://" for name in SCHEMES)
-        raise ValueError(f"WEBSOCKET_BROKER is {url!r}, but the brokers are {known}")
-    module, name = SCHEMES[scheme].rsplit(".", 1)
-    broker: Broker = getattr(import_module(module), name)(url)
-    return broker
+def broker_from(setting: str | Mapping[str, Any]) -> Broker:
+    """Return the broker that `WEBSOCKET_BROKER`, a URL or a dict of options, asks for.
+
+    Raises ValueError, which names the mistake, and the names that are known in the place of one that is not; it never
+    repeats what could be a password.
+    """
+    options = {"url": setting} if isinstance(setting, str) else dict(setting)
+    kind = _class(options)
+    keys = options.pop("encryption_keys", None)
+    names = ["url", *getattr(kind, "OPTIONS", ())]
+    unknown = [name for name in options if name not in names]
+    if unknown:
+        known = ", ".join(["class", "encryption_keys", *names])
+        raise ValueError(f"WEBSOCKET_BROKER has the option {unknown[0]!r}. Those of its broker are {known}.")
+    broker: Broker = kind(**options)
+    if keys is None:
+        return broker
+    try:
+        from .encryption import EncryptedBroker
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            "WEBSOCKET_BROKER has encryption_keys, which need the library cryptography: "
+            'pip install "django-gevent-websocket[encryption]"'
+        ) from error
+    return EncryptedBroker(broker, keys)
+
+
+def _class(options: dict[str, Any]) -> Any:
+    """Return the class of the broker, having taken its name and what stands behind the URL's `?` to the options."""
+    path = options.pop("class", None)
+    known = ", ".join(f"{name}://" for name in SCHEMES)
+    if "url" in options:
+        url = options["url"]
+        match = URL.fullmatch(url) if isinstance(url, str) else None
+        if match is None or "@" in f"{match[2]}{match[3]}":  # it may be a piece of a password that stands behind the @
+            raise ValueError(
+                f"WEBSOCKET_BROKER must be a URL such as redis://:password@localhost:6379/0, or a dict with one as its "
+                f"url; the brokers are {known}. In a password, each of / ? # @ % has to be written in its "
+                f"percent-encoded form; or give it in a dict, as the option password."
+            )
+        options["url"] = url.partition("?")[0]
+        options.update({**dict(parse_qsl(match[3] or "", keep_blank_values=True)), **options})
+        if path is None:
+            path = SCHEMES.get(match[1].lower())
+            if path is None:
+                raise ValueError(
+                    f"WEBSOCKET_BROKER is a URL that begins with {match[1]}://, but the brokers are {known}"
+                )
+    if path is None:
+        raise ValueError(f"WEBSOCKET_BROKER is a dict without a url, which would name one of the brokers {known}")
+    module, _, name = str(path).rpartition(".")
+    try:
+        return getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"The class of WEBSOCKET_BROKER, {path}, cannot be imported: {error}") from error
 
 
 def to_wire(message: str | bytes) -> bytes:

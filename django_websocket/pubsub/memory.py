@@ -26,6 +26,8 @@ logger = logging.getLogger("django_websocket")
 class MemoryBroker:
     """Hands what is published in a process to the subscribers of the same process, one for each loop."""
 
+    OPTIONS = ()
+
     def __init__(self, url: str = "memory://") -> None:
         self.observers: list[Callable[[str, bytes], object]] = []  # called with all that is published
         self._subscribers: list[MemorySubscriber] = []

@@ -11,18 +11,17 @@ import logging
 import random
 from collections import deque
 from collections.abc import Sequence
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from typing import Any
 
 import gevent
 import redis
 from gevent.event import AsyncResult
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from django_websocket.exceptions import BrokerError
 
 from .broker import Listener
 from .pipeline import Link, Pipeline, pack
+from .redis_address import OPTIONS, RedisAddress
 
 TIMEOUT = 5.0  # seconds for one call of Redis: connecting, publishing, subscribing
 PING_INTERVAL = 3.0  # seconds of silence after which the subscriber asks whether Redis is there, and gives it as many
@@ -32,18 +31,21 @@ logger = logging.getLogger("django_websocket")
 
 
 class RedisBroker:
-    """Redis at `url`, in the form that redis-py takes; `?prefix=` is put before the names of channels."""
+    """Redis at `url`. See `RedisAddress` for its form and the options."""
 
-    def __init__(self, url: str) -> None:
-        parts = urlsplit(url)
-        options = dict(parse_qsl(parts.query))
-        self.prefix = options.pop("prefix", "")
-        self.place = f"{parts.scheme}://{parts.hostname or 'localhost'}:{parts.port or 6379}"
-        if parts.scheme == "unix":
-            self.place = f"unix://{parts.path}"
-        self._pool = redis.ConnectionPool.from_url(
-            f"{url.partition('?')[0]}?{urlencode(options)}", retry=Retry(NoBackoff(), 0), protocol=2
-        )
+    OPTIONS = tuple(OPTIONS)
+
+    def __init__(self, url: str, **options: Any) -> None:
+        self.address = RedisAddress(url, options)
+        if self.address.scheme != "unix":
+            self.address.use_db(self.address.path)
+        if len(self.address.hosts) > 1:
+            raise ValueError(
+                f"WEBSOCKET_BROKER names several hosts, but {self.address.scheme}:// has one. The URLs of Sentinel and "
+                f"Cluster begin with redis+sentinel:// and redis+cluster://."
+            )
+        self.prefix = self.address.prefix
+        self.place = self.address.place
         self._pipeline = Pipeline(self.connect)
 
     def publish(self, channel: str, payload: bytes) -> None:
@@ -59,10 +61,7 @@ class RedisBroker:
 
     def connect(self, timeout: float) -> redis.Connection:
         """Return a new connection, on which Redis answers within `timeout` seconds. Raises RedisError or OSError."""
-        timeouts = {"socket_timeout": timeout, "socket_connect_timeout": timeout}
-        connection: redis.Connection = self._pool.connection_class(**{**self._pool.connection_kwargs, **timeouts})
-        connection.connect()  # type: ignore[no-untyped-call]
-        return connection
+        return self.address.connect(timeout)
 
     def error(self, cause: BaseException) -> BrokerError:
         """Return the error that tells a developer what to do about `cause`."""

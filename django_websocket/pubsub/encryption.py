@@ -1,0 +1,97 @@
+"""Encrypted messages: a broker around another one, which sees the names of channels, but not what is said there."""
+
+from __future__ import annotations
+
+import base64
+import hmac
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from cryptography.fernet import Fernet, InvalidToken, MultiFernet
+
+from .broker import Broker, Listener, Subscriber
+
+SHORTEST_KEY = 32  # characters
+LOG_INTERVAL = 60.0  # seconds between two lines about messages that cannot be decrypted
+
+logger = logging.getLogger("django_websocket")
+
+
+class EncryptedBroker:
+    """Encrypts what goes to `broker` with the first of `keys`, and decrypts what comes from it with any of them.
+
+    A key is a string of at least 32 characters that nobody can guess. Raises ValueError for what is none.
+    """
+
+    def __init__(self, broker: Broker, keys: Any) -> None:
+        if not isinstance(keys, (list, tuple)) or not keys or not all(isinstance(key, str) for key in keys):
+            raise ValueError("The option 'encryption_keys' of WEBSOCKET_BROKER must be a list of strings")
+        if min(map(len, keys)) < SHORTEST_KEY:
+            raise ValueError(
+                f"One of the 'encryption_keys' of WEBSOCKET_BROKER is shorter than {SHORTEST_KEY} characters. Make one "
+                f"that cannot be guessed: python -c 'import secrets; print(secrets.token_urlsafe(32))'"
+            )
+        self._broker = broker
+        self._fernet = MultiFernet([Fernet(_derived(key)) for key in keys])
+
+    def publish(self, channel: str, payload: bytes) -> None:
+        """Publish `payload`, which only those can read who have the key."""
+        self._broker.publish(channel, self._fernet.encrypt(_bound(channel) + payload))
+
+    def subscriber(self, listener: Listener) -> Subscriber:
+        """Return the broker's subscriber, which brings `listener` what it can read."""
+        return self._broker.subscriber(Decrypting(self._fernet, listener))
+
+
+class Decrypting:
+    """Brings `listener` what a subscriber receives, decrypted."""
+
+    def __init__(self, fernet: MultiFernet, listener: Listener) -> None:
+        self._fernet = fernet
+        self._listener = listener
+        self._dropped = 0
+        self._logged = -LOG_INTERVAL  # when
+        self.lost = listener.lost
+        self.missed = listener.missed
+
+    def deliver(self, batch: Sequence[tuple[str, bytes]]) -> None:
+        """Hand on what can be decrypted, and drop the rest."""
+        readable = []
+        for channel, token in batch:
+            bound = _bound(channel)
+            try:
+                payload = self._fernet.decrypt(token)
+            except InvalidToken:
+                payload = b""
+            if payload.startswith(bound):
+                readable.append((channel, payload[len(bound) :]))
+            else:
+                self._drop(channel)
+        if readable:
+            self._listener.deliver(readable)
+
+    def _drop(self, channel: str) -> None:
+        self._dropped += 1
+        now = time.monotonic()
+        if now - self._logged >= LOG_INTERVAL:
+            logger.warning(
+                "Messages dropped: %d, the last one on channel %r. None of the encryption_keys of WEBSOCKET_BROKER "
+                "opens them: whoever publishes there has other keys, or none.",
+                self._dropped,
+                channel,
+            )
+            self._logged = now
+            self._dropped = 0
+
+
+def _derived(key: str) -> bytes:
+    """Return the key as Fernet takes it; of no use elsewhere, where the same string may serve too."""
+    return base64.urlsafe_b64encode(hmac.digest(key.encode(), b"django_websocket.pubsub", "sha256"))
+
+
+def _bound(channel: str) -> bytes:
+    """Return what stands before a payload, so that it counts on its channel only."""
+    name = channel.encode()
+    return len(name).to_bytes(4, "big") + name

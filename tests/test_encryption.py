@@ -1,0 +1,140 @@
+"""Encrypted messages: who has a key reads them, and nobody else learns or forges anything."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import gevent.socket
+import pytest
+import redis as redis_py
+from django.test import override_settings
+
+from django_websocket import pubsub
+from django_websocket.pubsub import encryption, publish, subscribe
+from django_websocket.pubsub.encryption import EncryptedBroker
+from django_websocket.pubsub.memory import MemoryBroker
+
+from .servers import Server
+from .wire import until
+
+OLD, NEW, OTHER = "the old key ".ljust(32, "-"), "the new key ".ljust(32, "-"), "another key ".ljust(32, "-")
+
+
+class Listener:
+    """Keeps what it is brought."""
+
+    def __init__(self) -> None:
+        self.received: list[tuple[str, bytes]] = []
+
+    def deliver(self, batch: Sequence[tuple[str, bytes]]) -> None:
+        assert batch
+        self.received += batch
+
+    def lost(self, channels: Sequence[str]) -> None:
+        raise AssertionError
+
+    def missed(self, channels: Sequence[str]) -> None:
+        raise AssertionError
+
+
+@pytest.fixture
+def memory() -> MemoryBroker:
+    return MemoryBroker()
+
+
+@pytest.fixture
+def listener(memory: MemoryBroker) -> Listener:
+    """Who reads with the new key, or the old one."""
+    listener = Listener()
+    EncryptedBroker(memory, [NEW, OLD]).subscriber(listener).subscribe(["news"])
+    return listener
+
+
+@pytest.mark.parametrize("keys", [[OLD], [NEW], [OLD, NEW], [NEW, OTHER]])
+def test_the_keys_change_one_after_the_other(memory: MemoryBroker, listener: Listener, keys: list[str]) -> None:
+    publisher = EncryptedBroker(memory, keys)
+    for payload in (b"text", b"\xff binary", b"", b"x" * 1_000_000):
+        publisher.publish("news", payload)
+    publisher.publish("Grüße \0", b"text")
+    assert until(lambda: len(listener.received) == 5)
+    assert listener.received == [
+        ("news", b"text"),
+        ("news", b"\xff binary"),
+        ("news", b""),
+        ("news", b"x" * 1_000_000),
+        ("Grüße \0", b"text"),
+    ]
+
+
+def test_what_cannot_be_read_is_dropped_with_one_line_for_many(
+    memory: MemoryBroker, listener: Listener, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for payload in (b"plain text", b"", b"\xff", *[b"more"] * 1000):
+        memory.publish("news", payload)
+    EncryptedBroker(memory, [OTHER, NEW]).publish("news", b"only the first key counts")
+    EncryptedBroker(memory, [NEW]).publish("news", b"fine")
+    assert until(lambda: listener.received == [("news", b"fine")])
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "dropped: 1, " in record.getMessage()
+    assert "encryption_keys" in record.getMessage()
+
+    monkeypatch.setattr(encryption, "LOG_INTERVAL", 0)
+    memory.publish("other", b"one more, later")
+    assert until(lambda: len(caplog.records) == 2)
+    assert "dropped: 1004, the last one on channel 'other'" in caplog.messages[1]
+
+
+def test_a_message_counts_on_its_own_channel_only(memory: MemoryBroker, listener: Listener) -> None:
+    """Who can write to the broker, but has no key, cannot pass a message on to others than it was meant for."""
+
+    class Overheard(MemoryBroker):
+        def publish(self, channel: str, payload: bytes) -> None:
+            for name in ("news", "admins", "new", "news:1", channel):
+                memory.publish(name, payload)
+
+    EncryptedBroker(Overheard(), [NEW]).publish("users", b"for users")
+    EncryptedBroker(memory, [NEW]).publish("news", b"the last")
+    assert until(lambda: ("news", b"the last") in listener.received)
+    assert listener.received == [("users", b"for users"), ("news", b"the last")]
+
+
+@pytest.fixture
+def cooperative(monkeypatch: pytest.MonkeyPatch) -> None:
+    """redis-py's sockets let other greenlets run, as they do in a worker, where everything is patched."""
+    monkeypatch.setattr(redis_py.connection, "socket", gevent.socket)
+
+
+@pytest.fixture
+def encrypted_redis(redis: Server, cooperative: None) -> Iterator[None]:
+    broker = {"url": f"redis://{redis.address}", "encryption_keys": [NEW, OLD]}
+    with override_settings(WEBSOCKET_BROKER=broker):
+        yield
+        key = os.getpid(), repr(broker)
+        subscriber: Any = pubsub._hubs.pop(key)._subscriber
+        del pubsub._brokers[key]
+
+        def ended() -> bool:
+            if subscriber._link is not None:
+                subscriber._link._sock.shutdown(gevent.socket.SHUT_RDWR)
+            return not subscriber._running
+
+        assert until(ended)
+
+
+def test_redis_sees_the_channel_and_nothing_else(redis: Server, encrypted_redis: None, key: str) -> None:
+    with redis_py.Redis(port=redis.port) as client, client.pubsub() as watcher, subscribe(key) as messages:
+        watcher.subscribe(key)
+        watcher.get_message(timeout=5)
+        publish(key, "top secret")
+        assert messages.get(5) == "top secret"
+        message: Any = watcher.get_message(timeout=5)
+        assert message["channel"] == key.encode()
+        assert b"secret" not in message["data"]
+        assert key.encode() not in message["data"]
+        client.publish(key, "plain text")
+        publish(key, b"\xff\0")
+        assert messages.get(5) == b"\xff\0"
