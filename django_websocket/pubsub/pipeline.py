@@ -74,7 +74,7 @@ class Link:
             try:
                 return [self._connection.read_response(timeout=timeout, disconnect_on_error=False)]
             except redis.ResponseError as error:
-                return [error]
+                return [error.with_traceback(None)]  # which would keep the connection for as long as the error is kept
             except redis.TimeoutError as error:
                 raise TimeoutError("timed out") from error
         self._sock.settimeout(timeout)
