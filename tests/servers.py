@@ -18,12 +18,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
+import redis
+
+from .clients import eventually
 
 ROOT = Path(__file__).resolve().parent.parent
 TEST_PROJECT = ROOT / "test_project"
@@ -118,6 +121,11 @@ class Server:
     def address(self) -> str:
         """Host and port, as in a Host header or a URL."""
         return f"127.0.0.1:{self.port}"
+
+    @property
+    def running(self) -> bool:
+        """Whether it was started and not stopped since."""
+        return self._process is not None
 
     @property
     def pid(self) -> int:
@@ -247,6 +255,150 @@ def redis_server(port: int | None = None, args: Sequence[str] = ()) -> Iterator[
         command = [executable("redis-server"), "--bind", "127.0.0.1", "--port", str(port), "--dir", directory]
         with Server([*command, "--save", "", *args], port=port, probe=b"PING\r\n") as server:
             yield server
+
+
+class Sentinel:
+    """Two Redis, of which the first is the master at the start, and the three sentinels that watch over them."""
+
+    service = "main"
+    password = "of the servers"  # the sentinels' is twice the same
+
+    def __init__(self, servers: Sequence[Server], sentinels: Sequence[Server]) -> None:
+        self.servers = servers
+        self.sentinels = sentinels
+
+    def ask(self, server: Server, *words: object) -> Any:
+        """Send a command to a server or a sentinel."""
+        password = self.password * (1 + (server in self.sentinels))
+        with redis.Redis(port=server.port, password=password, protocol=2) as client:
+            return client.execute_command(*words)
+
+    def master(self) -> Server | None:
+        """Who is the master, if all sentinels that run agree upon that and it agrees with them."""
+        question = "SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.service
+        answers = {int(self.ask(sentinel, *question)[1]) for sentinel in self.sentinels if sentinel.running}
+        for server in self.servers:
+            if {server.port} == answers and server.running and self.ask(server, "ROLE")[0] == b"master":
+                return server
+        return None
+
+    def complete(self) -> bool:
+        """Whether all run, know each other, and the replica has the master."""
+        master = self.master()
+        if master is None or len(self.ask(master, "ROLE")[2]) != 1:
+            return False
+        for sentinel in self.sentinels:
+            words = self.ask(sentinel, "SENTINEL", "MASTER", self.service)
+            state = dict(zip(words[::2], words[1::2], strict=True))
+            if (state[b"num-other-sentinels"], state[b"num-slaves"]) != (b"2", b"1") or state[b"flags"] != b"master":
+                return False
+        return True
+
+
+@contextmanager
+def redis_sentinel() -> Iterator[Sentinel]:
+    """A Redis with a replica and sentinels, all with passwords."""
+    ports = [free_port(), free_port()]
+    login = ["--requirepass", Sentinel.password, "--masterauth", Sentinel.password, "--repl-diskless-sync-delay", "0"]
+    with ExitStack() as stack:
+        servers = [
+            stack.enter_context(redis_server(ports[0], login)),
+            stack.enter_context(redis_server(ports[1], [*login, "--replicaof", "127.0.0.1", str(ports[0])])),
+        ]
+        sentinels = []
+        for _ in range(3):
+            port = free_port()
+            directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            configuration = directory / "sentinel.conf"  # a file of its own, to which it writes
+            configuration.write_text(
+                f"port {port}\n"
+                f"bind 127.0.0.1\n"
+                f"dir {directory}\n"
+                f'requirepass "{Sentinel.password * 2}"\n'
+                f"sentinel monitor {Sentinel.service} 127.0.0.1 {ports[0]} 2\n"
+                f'sentinel auth-pass {Sentinel.service} "{Sentinel.password}"\n'
+                f"sentinel down-after-milliseconds {Sentinel.service} 1000\n"
+                f"sentinel failover-timeout {Sentinel.service} 5000\n"
+            )
+            command = [executable("redis-server"), configuration, "--sentinel"]
+            sentinels.append(stack.enter_context(Server(command, port=port, probe=b"PING\r\n")))
+        sentinel = Sentinel(servers, sentinels)
+        assert eventually(sentinel.complete, 20)
+        yield sentinel
+
+
+class Cluster:
+    """Nodes that share the slots of a Redis Cluster, and behind them one replica of the first."""
+
+    def __init__(self, nodes: Sequence[Server], ids: Sequence[str]) -> None:
+        self.nodes = nodes
+        self.ids = ids
+
+    def ask(self, node: Server, *words: object) -> Any:
+        """Send a command to a node."""
+        with redis.Redis(port=node.port, protocol=2) as client:
+            return client.execute_command(*words)
+
+    def owner(self, slot: int) -> Server | None:
+        """The node that has a slot, if all that run agree upon that and say that the cluster is well."""
+        found = set()
+        for node in self.nodes:
+            if node.running:
+                if b"cluster_state:ok" not in self.ask(node, "CLUSTER", "INFO"):
+                    return None
+                ranges = self.ask(node, "CLUSTER", "SLOTS")
+                found |= {int(address[1]) for first, last, address, *_ in ranges if first <= slot <= last} or {0}
+        return next((node for node in self.nodes if found == {node.port}), None)
+
+    def complete(self) -> bool:
+        """Whether all run, and there is a replica that has its master."""
+        if not all(self.owner(slot) for slot in (0, 8000, 16383)):
+            return False
+        roles = [self.ask(node, "ROLE") for node in self.nodes]
+        return sorted(role[0] for role in roles) == [b"master"] * (len(roles) - 1) + [b"slave"] and all(
+            role[3] == b"connected" for role in roles if role[0] == b"slave"
+        )
+
+    def move(self, slot: int, target: Server) -> None:
+        """Give a slot to another node, as `redis-cli --cluster reshard` does."""
+        source = self.owner(slot)
+        assert source is not None
+        ids = dict(zip(self.nodes, self.ids, strict=True))
+        self.ask(target, "CLUSTER", "SETSLOT", slot, "IMPORTING", ids[source])
+        self.ask(source, "CLUSTER", "SETSLOT", slot, "MIGRATING", ids[target])
+        for node in (target, source):
+            self.ask(node, "CLUSTER", "SETSLOT", slot, "NODE", ids[target])
+
+
+@contextmanager
+def redis_cluster(masters: int = 3) -> Iterator[Cluster]:
+    """A Redis Cluster, whose nodes know each other from the start: introducing them would take seconds."""
+    ids = [os.urandom(20).hex() for _ in range(masters + 1)]
+    ports = [(free_port(), free_port()) for _ in ids]
+    bounds = [number * 16384 // masters for number in range(masters + 1)]
+    with ExitStack() as stack:
+        nodes = []
+        for own in ids:
+            lines = [f"vars currentEpoch {masters} lastVoteEpoch 0"]
+            for number, (id, (port, bus)) in enumerate(zip(ids, ports, strict=True)):
+                myself = "myself," if id == own else ""
+                line = f"{id} 127.0.0.1:{port}@{bus} {myself}"
+                if number < masters:
+                    line += f"master - 0 0 {number + 1} connected {bounds[number]}-{bounds[number + 1] - 1}"
+                else:
+                    line += f"slave {ids[0]} 0 0 1 connected"
+                lines.insert(0, line)
+            port, bus = ports[len(nodes)]
+            directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            Path(directory, "nodes.conf").write_text("\n".join([*lines, ""]))
+            options = [
+                *("--cluster-enabled", "yes", "--cluster-port", str(bus), "--cluster-node-timeout", "1000"),
+                *("--repl-diskless-sync-delay", "0", "--dir", str(directory)),
+            ]
+            nodes.append(stack.enter_context(redis_server(port, options)))
+        cluster = Cluster(nodes, ids)
+        assert eventually(cluster.complete, 20)
+        yield cluster
 
 
 @contextmanager

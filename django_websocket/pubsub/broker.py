@@ -15,6 +15,10 @@ SCHEMES = {
     "redis": "django_websocket.pubsub.redis.RedisBroker",
     "rediss": "django_websocket.pubsub.redis.RedisBroker",
     "unix": "django_websocket.pubsub.redis.RedisBroker",
+    "redis+sentinel": "django_websocket.pubsub.sentinel.SentinelBroker",
+    "rediss+sentinel": "django_websocket.pubsub.sentinel.SentinelBroker",
+    "redis+cluster": "django_websocket.pubsub.cluster.ClusterBroker",
+    "rediss+cluster": "django_websocket.pubsub.cluster.ClusterBroker",
 }
 URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://[^/?#]*([^?#]*)(?:\?([^#]*))?")
 

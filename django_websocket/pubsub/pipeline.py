@@ -5,11 +5,14 @@ redis-py makes the connections, and would send and read one command after the ot
 
 from __future__ import annotations
 
+import os
+import socket
 import ssl
 import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import gevent
@@ -48,6 +51,11 @@ class Link:
         self._reader: Any = None
         if hiredis is not None:
             self._reader = hiredis.Reader(protocolError=redis.InvalidResponse, replyError=redis.ResponseError)
+
+    @property
+    def host(self) -> tuple[str, int]:
+        """The name of the server's host, and its port."""
+        return self._connection.host, self._connection.port
 
     def quiet(self) -> bool:
         """Whether nothing has come since the last reply: not the end of the connection either."""
@@ -88,6 +96,12 @@ class Link:
                 replies.append(reply)
             if replies:
                 return replies
+
+    def hang_up(self) -> None:
+        """Have whoever waits for a reply find that the connection has ended."""
+        # Not by its own method: with TLS, that would take away what the other one is in the middle of.
+        with suppress(OSError), socket.socket(fileno=os.dup(self._sock.fileno())) as sock:
+            sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Close the connection."""

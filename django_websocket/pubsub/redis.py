@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import random
+import time
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
@@ -20,7 +21,7 @@ from gevent.event import AsyncResult
 from django_websocket.exceptions import BrokerError
 
 from .broker import Listener
-from .pipeline import Link, Pipeline, pack
+from .pipeline import Link, Pipeline, pack, remaining
 from .redis_address import OPTIONS, RedisAddress
 
 TIMEOUT = 5.0  # seconds for one call of Redis: connecting, publishing, subscribing
@@ -33,25 +34,23 @@ logger = logging.getLogger("django_websocket")
 class RedisBroker:
     """Redis at `url`. See `RedisAddress` for its form and the options."""
 
-    OPTIONS = tuple(OPTIONS)
+    OPTIONS = [name for name in OPTIONS if not name.startswith("sentinel_")]
+    PUBLISH, SUBSCRIBE, UNSUBSCRIBE, MESSAGE = "PUBLISH", "SUBSCRIBE", "UNSUBSCRIBE", b"message"
 
     def __init__(self, url: str, **options: Any) -> None:
         self.address = RedisAddress(url, options)
-        if self.address.scheme != "unix":
-            self.address.use_db(self.address.path)
-        if len(self.address.hosts) > 1:
-            raise ValueError(
-                f"WEBSOCKET_BROKER names several hosts, but {self.address.scheme}:// has one. The URLs of Sentinel and "
-                f"Cluster begin with redis+sentinel:// and redis+cluster://."
-            )
         self.prefix = self.address.prefix
         self.place = self.address.place
         self._pipeline = Pipeline(self.connect)
 
     def publish(self, channel: str, payload: bytes) -> None:
         """Publish once, and wait for Redis to say so."""
+        self.publish_until(time.monotonic() + TIMEOUT, channel, payload)
+
+    def publish_until(self, deadline: float, channel: str, payload: bytes) -> None:
+        """Publish once, and wait for Redis to say so until `deadline`, in the seconds of time.monotonic()."""
         try:
-            self._pipeline.call(TIMEOUT, b"PUBLISH", (self.prefix + channel).encode(), payload)
+            self._pipeline.call(remaining(deadline), self.PUBLISH.encode(), (self.prefix + channel).encode(), payload)
         except (redis.RedisError, OSError) as error:
             raise self.error(error) from error
 
@@ -65,10 +64,15 @@ class RedisBroker:
 
     def error(self, cause: BaseException) -> BrokerError:
         """Return the error that tells a developer what to do about `cause`."""
-        why = str(cause).rstrip(".")
-        return BrokerError(
-            f"Redis at {self.place} cannot be used: {why}. Start it, or have WEBSOCKET_BROKER name the right one."
-        )
+        return unusable(f"Redis at {self.place}", cause)
+
+
+def unusable(what: str, cause: BaseException) -> BrokerError:
+    """Return the error that tells a developer what to do about `cause`."""
+    why = str(cause).rstrip(".")
+    error = BrokerError(f"{what} cannot be used: {why}. Start it, or have WEBSOCKET_BROKER name the right one.")
+    error.__cause__ = cause
+    return error
 
 
 class RedisSubscriber:
@@ -85,10 +89,17 @@ class RedisSubscriber:
         self._running = False
         self._writing = False
         self._resubscribing: set[str] = set()  # after an outage: channels without a reply
-        self._missed: list[str] = []  # and those whose subscribers are to be told
+        self._missed: dict[str, None] = {}  # and those whose subscribers are to be told
 
     def subscribe(self, channels: Sequence[str]) -> None:
         """Subscribe, and wait for the replies."""
+        replies = self.request(channels)
+        with gevent.Timeout(TIMEOUT, self._broker.error(TimeoutError(f"no reply within {TIMEOUT} seconds"))):
+            for reply in replies:
+                reply.get()
+
+    def request(self, channels: Sequence[str]) -> list[AsyncResult[None]]:
+        """Subscribe; return the places of the replies."""
         replies = []
         for channel in channels:
             self._channels[channel] = None
@@ -97,23 +108,22 @@ class RedisSubscriber:
             replies.append(reply)
         if self._link is not None:
             for channel in channels:
-                self._send("SUBSCRIBE", channel)
+                self._send(self._broker.SUBSCRIBE, channel)
         elif not self._running:
             self._running = True
             gevent.spawn(self._run)
-        with gevent.Timeout(TIMEOUT, self._broker.error(TimeoutError(f"no reply within {TIMEOUT} seconds"))):
-            for reply in replies:
-                reply.get()
+        return replies
 
     def unsubscribe(self, channels: Sequence[str]) -> None:
         """Unsubscribe; the reply does not matter."""
         for channel in channels:
             self._channels.pop(channel, None)
+            self._missed.pop(channel, None)
             if self._link is None:  # nothing was sent for those who wait, so no reply is owed to them
                 for reply in self._pending.pop(channel, ()):
                     reply.set_exception(self._broker.error(ConnectionError("not connected")))
             else:
-                self._send("UNSUBSCRIBE", channel)
+                self._send(self._broker.UNSUBSCRIBE, channel)
 
     # --- the connection ------------------------------------------------------------------------------------------
 
@@ -148,9 +158,9 @@ class RedisSubscriber:
         channels = list(self._channels)
         if lost:
             self._resubscribing = set(channels)
-            self._missed = [channel for channel in channels if channel not in self._pending]
+            self._missed = {channel: None for channel in channels if channel not in self._pending}
         for channel in channels:
-            self._send("SUBSCRIBE", channel)
+            self._send(self._broker.SUBSCRIBE, channel)
 
     def _disconnect(self, error: BaseException) -> None:
         """Drop the connection, and tell those who wait for a reply; their channels are not received then."""
@@ -203,14 +213,18 @@ class RedisSubscriber:
             asked = False
             batch = []
             for reply in replies:
-                if isinstance(reply, list) and reply[0] == b"message":
+                if isinstance(reply, list) and reply[0] == self._broker.MESSAGE:
                     batch.append((self._name(reply[1]), reply[2]))
-                    continue
-                command, channel = self._in_flight.popleft()
-                if command == "SUBSCRIBE":
-                    self._confirm(channel, self._broker.error(reply) if isinstance(reply, Exception) else None)
+                else:
+                    self._take(reply)
             if batch:
                 self._listener.deliver(batch)
+
+    def _take(self, reply: Any) -> None:
+        """Take the reply to the command that has waited longest for one."""
+        command, channel = self._in_flight.popleft()
+        if command == self._broker.SUBSCRIBE:
+            self._confirm(channel, self._broker.error(reply) if isinstance(reply, Exception) else None)
 
     def _name(self, channel: bytes) -> str:
         return channel.decode(errors="replace")[len(self._broker.prefix) :]
@@ -226,12 +240,16 @@ class RedisSubscriber:
                 reply.set_exception(error)
             if not replies:
                 del self._pending[channel]
-        elif error is not None:  # after an outage: its members are not to wait in silence
-            logger.error("Channel %r: %s", channel, error)
-            self._listener.lost([channel])
-            self._listener.missed([channel])
+        elif error is not None:
+            self._refused(channel, error)
         if self._missed:
             self._resubscribing.discard(channel)
             if not self._resubscribing:
-                missed, self._missed = self._missed, []
-                self._listener.missed(missed)
+                missed, self._missed = self._missed, {}
+                self._listener.missed(list(missed))
+
+    def _refused(self, channel: str, error: BrokerError) -> None:
+        """Let a channel's members not wait in silence, which is not received any more after an outage."""
+        logger.error("Channel %r: %s", channel, error)
+        self._listener.lost([channel])
+        self._listener.missed([channel])

@@ -7,7 +7,7 @@ import re
 import ssl
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 import redis
@@ -15,6 +15,7 @@ from redis.backoff import NoBackoff
 from redis.credentials import CredentialProvider
 from redis.retry import Retry
 
+PORT, SENTINEL_PORT = 6379, 26379
 HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^][:]*)(?::([0-9]{1,5}))?")
 
 
@@ -51,8 +52,8 @@ def _provider(value: Any) -> CredentialProvider:
     return value
 
 
-# The options, all but the first with the names that redis-py gives them: what makes a value right or raises, and what
-# it must be.
+# The options, those of connections with the names that redis-py has: what makes a value right or raises, and what it
+# must be.
 OPTIONS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "prefix": (_text, "a string"),
     "username": (_text, "a string"),
@@ -67,29 +68,44 @@ OPTIONS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "ssl_password": (_text, "a string"),
     "ssl_cert_reqs": (_requirement, '"required", "optional" or "none"'),
     "ssl_check_hostname": (_switch, "True or False"),
+    "sentinel_username": (_text, "a string"),
+    "sentinel_password": (_text, "a string"),
 }
 
 
+class Host(NamedTuple):
+    """Where a server is."""
+
+    name: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.name}]:{self.port}" if ":" in self.name else f"{self.name}:{self.port}"
+
+
 class RedisAddress:
-    """What a URL says: `scheme://[[username]:password@]host[:port][,host[:port]...][/path]`, or `unix://[...@]/path`.
+    """What a URL says.
+
+    `redis://[[username]:password@]host[:port][/db]`, with TLS if it begins with `rediss`; `unix://[...@]/path`;
+    `redis+sentinel://[...@]host[:port][,host[:port]...]/service[/db]`; `redis+cluster://[...@]host[:port][,host...]`.
 
     Args:
-        url: Its scheme, if it begins with `rediss`, asks for TLS.
+        url: One of these, without what stands behind a `?`.
         options: Some of `OPTIONS`, which count more than the same in the URL.
-        port: The default.
 
     Raises ValueError, which names the mistake and never repeats a password.
     """
 
-    def __init__(self, url: str, options: Mapping[str, Any], port: int = 6379) -> None:
+    def __init__(self, url: str, options: Mapping[str, Any]) -> None:
         scheme, _, rest = url.partition("://")
         authority, slash, path = rest.partition("/")
         login, _, hosts = authority.rpartition("@")
         username, _, password = map(unquote, login.partition(":"))
-        self.scheme = scheme.lower()
+        path = unquote(path)
+        self.scheme, _, self.topology = scheme.lower().partition("+")
+        port = SENTINEL_PORT if self.topology == "sentinel" else PORT
         self.hosts = [_host(host, port) for host in hosts.split(",")]
-        self.path = unquote(path)
-        self.place = f"{self.scheme}://{hosts or 'localhost'}"  # for people, without what is secret
+        self.service = ""  # what the sentinels call the master
         self.arguments: dict[str, Any] = {  # of connections
             "username": username or None,
             "password": password or None,
@@ -97,34 +113,62 @@ class RedisAddress:
             "protocol": 2,
             **{name: _right(name, value) for name, value in options.items()},
         }
+        if "credential_provider" in options and (self.arguments["username"] or self.arguments["password"]):
+            raise ValueError("WEBSOCKET_BROKER has a 'credential_provider', and a username or password beside it")
+        self.prefix: str = self.arguments.pop("prefix", "")  # of channels
+        self.sentinel_login = {
+            name: self.arguments.pop(f"sentinel_{name}", None) for name in ("username", "password")
+        } | {"credential_provider": None}
         self.kind: Any = redis.Connection
         if self.scheme == "unix":
+            self.place = f"unix://{slash}{path}"  # for people, without what is secret
             self.kind = redis.UnixDomainSocketConnection
-            self.arguments["path"] = slash + self.path
-            self.place = f"unix://{slash}{self.path}"
+            self.arguments["path"] = slash + path
+            if not path:
+                raise ValueError("The URL of WEBSOCKET_BROKER names no socket, as in unix:///run/redis/redis.sock")
         else:
+            self.place = f"{scheme}://{','.join(map(str, self.hosts))}"
             self.arguments["host"], self.arguments["port"] = self.hosts[0]
-        self.prefix: str = self.arguments.pop("prefix", "")  # of channels
-        if self.scheme.startswith("rediss"):
+            self._take_path(path)
+        if self.scheme == "rediss":
             self.kind = redis.SSLConnection
             _check_certificates(self.arguments)
-        misplaced = [name for name in options if name.startswith("ssl_")]
-        if misplaced and self.kind is not redis.SSLConnection:
+        elif misplaced := [name for name in options if name.startswith("ssl_")]:
             raise ValueError(
-                f"WEBSOCKET_BROKER has the option {misplaced[0]!r}, but {self.scheme}:// is without TLS: its URL would "
-                f"have to begin with rediss"
+                f"WEBSOCKET_BROKER has the option {misplaced[0]!r}, but its URL begins with {scheme}:// and not with "
+                f"rediss, so that there is no TLS"
             )
 
-    def use_db(self, number: str) -> None:
-        """Have connections use the database that the path of the URL names, unless an option names one."""
-        if number:
-            self.arguments.setdefault("db", _right("db", number))
+    def _take_path(self, path: str) -> None:
+        if self.topology == "cluster":
+            if path not in ("", "0"):
+                raise ValueError(
+                    f"The URL of WEBSOCKET_BROKER ends with /{path}, but Redis Cluster has only database 0"
+                )
+            return
+        if self.topology == "sentinel":
+            self.service, _, path = path.partition("/")
+            if not self.service:
+                raise ValueError(
+                    f"The URL of WEBSOCKET_BROKER does not end with the name that the sentinels have for the master, "
+                    f"as in {self.place}/mymaster"
+                )
+            self.place += f"/{self.service}"
+        elif len(self.hosts) > 1:
+            raise ValueError(
+                f"WEBSOCKET_BROKER names several hosts, but {self.scheme}:// has one. The URLs of Sentinel and Cluster "
+                f"begin with redis+sentinel:// and redis+cluster://."
+            )
+        if path:
+            self.arguments.setdefault("db", _right("db", path))
 
-    def connect(self, timeout: float, **arguments: Any) -> redis.Connection:
-        """Return a connection to the first server, or with other arguments than those that the URL and options give.
+    def connect(self, timeout: float, host: Host | None = None, **arguments: Any) -> redis.Connection:
+        """Return a connection to `host`, or to the first one, with `arguments` in the place of those that it has.
 
-        Each reply has `timeout` seconds, and so has the connection itself. Raises RedisError or OSError.
+        It has `timeout` seconds, and so has each reply. Raises RedisError or OSError.
         """
+        if host is not None:
+            arguments["host"], arguments["port"] = host
         timeouts = {"socket_timeout": timeout, "socket_connect_timeout": timeout}
         connection: redis.Connection = self.kind(**{**self.arguments, **timeouts, **arguments})
         connection.connect()  # type: ignore[no-untyped-call]
@@ -140,11 +184,11 @@ def _right(name: str, value: Any) -> Any:
         raise ValueError(f"The option {name!r} of WEBSOCKET_BROKER must be {kind}") from None
 
 
-def _host(host: str, port: int) -> tuple[str, int]:
+def _host(host: str, port: int) -> Host:
     match = HOST.fullmatch(host)
     if match is None or not 0 < int(match[2] or port) < 65536:
         raise ValueError(f"WEBSOCKET_BROKER has {host!r} where a host and its port should stand, as in localhost:6379")
-    return unquote(match[1]).strip("[]") or "localhost", int(match[2] or port)
+    return Host(unquote(match[1]).strip("[]") or "localhost", int(match[2] or port))
 
 
 def _check_certificates(options: Mapping[str, Any]) -> None:

@@ -1,0 +1,339 @@
+"""`redis+cluster://` and `rediss+cluster://`: sharded publish/subscribe through a Redis Cluster.
+
+Each channel belongs to one of 16384 slots, and each slot to a node, until another node gets it or a replica takes the
+place of one that failed. A subscriber for each node receives what is published to the channels in its slots.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import re
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import gevent
+import redis
+from gevent.event import Event
+from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
+from redis.exceptions import ClusterDownError
+
+from django_websocket.exceptions import BrokerError
+
+from .broker import Listener
+from .pipeline import remaining
+from .redis import FIRST_DELAY, TIMEOUT, RedisBroker, RedisSubscriber, unusable
+from .redis_address import Host, RedisAddress
+
+CHECK_INTERVAL = 1.0  # seconds between two looks at which node has which slot
+NODE_TIMEOUT = 1.0  # seconds that a node has to tell, since others can be asked
+ATTEMPTS = 5  # to find the node that has a slot
+MOVED = re.compile(r"(?:MOVED )?([0-9]+) (.*):([0-9]+)")
+
+logger = logging.getLogger("django_websocket")
+
+
+class Node(RedisBroker):
+    """One node, and the channels in its slots."""
+
+    PUBLISH, SUBSCRIBE, UNSUBSCRIBE, MESSAGE = "SPUBLISH", "SSUBSCRIBE", "SUNSUBSCRIBE", b"smessage"
+
+    def call(self, timeout: float, *words: bytes) -> Any:
+        """Return the reply to a command. Raises RedisError or OSError."""
+        return self._pipeline.call(timeout, *words)
+
+
+class ClusterBroker:
+    """A Redis Cluster. See `RedisAddress` for the URL, which names some of the nodes: they know the others."""
+
+    OPTIONS = [name for name in RedisBroker.OPTIONS if name != "db"]
+
+    def __init__(self, url: str, **options: Any) -> None:
+        self._address = address = RedisAddress(url, options)
+        login = {name: value for name in ("username", "password") if (value := address.arguments[name])}
+        self._options = {**options, **login}
+        self._nodes: dict[Host, Node] = {}
+        self._asked = deque(random.sample(address.hosts, len(address.hosts)))  # whom to ask about slots, in this order
+        self.slots: list[Host | None] = [None] * REDIS_CLUSTER_HASH_SLOTS  # by number, who has it
+        self.version = 0  # of that
+        self.doubtful = True  # whether that may have changed
+
+    def publish(self, channel: str, payload: bytes) -> None:
+        """Publish once, and wait for the channel's node to say so."""
+        deadline = time.monotonic() + TIMEOUT
+        for attempt in range(ATTEMPTS):
+            try:
+                return self.node(self.owner(channel, deadline)).publish_until(deadline, channel, payload)
+            except BrokerError as error:
+                # Only a node that has sent us to another one has certainly not taken it.
+                if not self.moved(error) or attempt == ATTEMPTS - 1:
+                    self.doubtful = True
+                    raise
+
+    def subscriber(self, listener: Listener) -> ClusterSubscriber:
+        """Return a subscriber, which connects to the nodes that have channels to receive."""
+        return ClusterSubscriber(self, listener)
+
+    def node(self, host: Host) -> Node:
+        """Return the node at `host`."""
+        node = self._nodes.get(host)
+        if node is None:
+            node = self._nodes[host] = Node(f"{self._address.scheme}://{host}", **self._options)
+        return node
+
+    def owner(self, channel: str, deadline: float) -> Host:
+        """Return where a channel's node is. Raises BrokerError if that is not known, nor found until `deadline`."""
+        if self.doubtful:
+            self.learn(deadline)
+        owner = self.slots[self.slot(channel)]
+        if owner is None:
+            raise self.error(redis.RedisError(f"no node has slot {self.slot(channel)}, that of channel {channel!r}"))
+        return owner
+
+    def slot(self, channel: str) -> int:
+        """Return the number of a channel's slot."""
+        return key_slot((self._address.prefix + channel).encode())
+
+    def learn(self, deadline: float) -> None:
+        """Ask the nodes which of them has which slot, until one knows. Raises BrokerError if none does."""
+        problem: Exception | None = None
+        for host in tuple(self._asked):
+            node = self.node(host)
+            try:
+                # One that has lost sight of the others does not know.
+                if b"cluster_state:ok" not in node.call(min(NODE_TIMEOUT, remaining(deadline)), b"CLUSTER", b"INFO"):
+                    raise ClusterDownError(f"the node at {host} says that the cluster is down")
+                ranges = node.call(min(NODE_TIMEOUT, remaining(deadline)), b"CLUSTER", b"SLOTS")
+                break
+            except (redis.RedisError, OSError) as error:
+                if not isinstance(problem, ClusterDownError):  # which says more than that one node is away
+                    problem = error
+                if self._asked[0] == host:
+                    self._asked.rotate(-1)
+        else:
+            raise self.error(problem or TimeoutError())
+        slots: list[Host | None] = [None] * REDIS_CLUSTER_HASH_SLOTS
+        owners = [host]
+        for first, last, (name, port, *_), *_ in ranges:
+            owner = Host(name.decode() if name else host.name, port)
+            owners.append(owner)
+            slots[first : last + 1] = [owner] * (last + 1 - first)
+        if slots != self.slots:
+            self.slots = slots
+            self.version += 1
+            self._asked = deque(dict.fromkeys([*owners, *self._address.hosts]))
+        self.doubtful = False
+
+    def moved(self, error: BrokerError) -> bool:
+        """Whether `error` says that another node has the slot, of which note is taken then."""
+        match = MOVED.fullmatch(str(error.__cause__)) if isinstance(error.__cause__, redis.ResponseError) else None
+        if match is None:
+            return False
+        self.slots[int(match[1])] = Host(match[2], int(match[3]))
+        self.version += 1
+        return True
+
+    def error(self, cause: BaseException) -> BrokerError:
+        """Return the error that tells a developer what to do about `cause`."""
+        return unusable(f"The Redis Cluster at {self._address.place}", cause)
+
+
+class Place:
+    """Where a channel is received."""
+
+    __slots__ = ("host", "settling", "slot")
+
+    def __init__(self, slot: int) -> None:
+        self.slot = slot
+        self.host: Host | None = None  # None if nowhere
+        self.settling = True  # whether somebody sees to it
+
+
+class ClusterSubscriber:
+    """The subscribers of the nodes; has channels follow their slots from one to another."""
+
+    def __init__(self, broker: ClusterBroker, listener: Listener) -> None:
+        self._broker = broker
+        self._listener = listener
+        self._subscribers: dict[Host, NodeSubscriber] = {}
+        self._places: dict[str, Place] = {}  # of the channels that are to be received
+        self._astray = False  # whether some may be received nowhere
+        self._look = Event()  # set when slots seem to have moved
+        self._following = False
+        self._failing = False  # whether the log says so
+        self.deliver = listener.deliver
+        self.missed = listener.missed
+
+    def subscribe(self, channels: Sequence[str]) -> None:
+        """Subscribe, and wait for the replies."""
+        places = {channel: Place(self._broker.slot(channel)) for channel in channels}
+        self._places.update(places)
+        if not self._following:
+            self._following = True
+            gevent.spawn(self._follow)
+        for error in self._settle(places).values():
+            raise error
+
+    def unsubscribe(self, channels: Sequence[str]) -> None:
+        """Unsubscribe; the reply does not matter."""
+        for channel in channels:
+            place = self._places.pop(channel, None)
+            if place is not None and place.host is not None:
+                self._subscribers[place.host].unsubscribe([channel])
+
+    def lost(self, channels: Sequence[str]) -> None:
+        """Take note that the connection to a node has ended."""
+        self._listener.lost(channels)
+        self._look.set()
+
+    def taken_away(self, host: Host, channel: str) -> None:
+        """Take note that a node does not have a channel any more."""
+        place = self._places.get(channel)
+        if place is not None and place.host == host:
+            place.host = None
+            self._broker.doubtful = True
+            self._listener.lost([channel])
+            self._astray = True
+            self._look.set()
+
+    # --- channels and nodes --------------------------------------------------------------------------------------
+
+    def _settle(self, places: Mapping[str, Place]) -> dict[str, BrokerError]:
+        """Subscribe to channels at the nodes that have them; return those for which that failed, and why."""
+        deadline = time.monotonic() + TIMEOUT
+        failures: dict[str, BrokerError] = {}
+        asked: dict[str, Host] = {}
+        try:
+            for _ in range(ATTEMPTS):
+                groups: dict[Host, list[str]] = {}
+                for channel in self._received_nowhere(places):
+                    try:
+                        owner = self._broker.owner(channel, deadline)
+                    except BrokerError as error:
+                        failures[channel] = error
+                    else:
+                        if owner != asked.get(channel):  # else nothing has changed since it refused
+                            asked[channel] = owner
+                            groups.setdefault(owner, []).append(channel)
+                if not groups:
+                    break
+                for answer in [gevent.spawn(self._ask, places, *group, deadline) for group in groups.items()]:
+                    failures.update(answer.get())
+        finally:
+            for place in places.values():
+                place.settling = False
+        return {channel: failures[channel] for channel in self._received_nowhere(places)}
+
+    def _received_nowhere(self, places: Mapping[str, Place]) -> list[str]:
+        return [name for name, place in places.items() if place.host is None and self._places.get(name) is place]
+
+    def _ask(
+        self, places: Mapping[str, Place], host: Host, channels: Sequence[str], deadline: float
+    ) -> dict[str, BrokerError]:
+        """Subscribe to channels at one node; return what may be said of each that is not received there after all."""
+        node = self._broker.node(host)
+        subscriber = self._subscribers.get(host)
+        if subscriber is None:
+            subscriber = self._subscribers[host] = NodeSubscriber(node, host, self)
+        replies = subscriber.request(channels)
+        gevent.wait(replies, max(0, deadline - time.monotonic()))
+        failures = {}
+        for channel, reply in zip(channels, replies, strict=True):
+            error = reply.exception
+            if not isinstance(error, BrokerError):
+                error = node.error(TimeoutError("no reply in time, or the slot has moved"))
+            failures[channel] = error
+            if reply.successful() and subscriber.has(channel) and channel in self._places:
+                places[channel].host = host
+                continue
+            subscriber.unsubscribe([channel])  # it was refused, or left
+            if not self._broker.moved(error):
+                self._broker.doubtful = True
+        return failures
+
+    def _follow(self) -> None:
+        """Look, as long as there are channels, whether each is received where it belongs."""
+        seen = -1
+        while self._places:
+            self._look.wait(CHECK_INTERVAL)
+            self._look.clear()
+            try:
+                self._broker.learn(time.monotonic() + TIMEOUT)
+            except BrokerError as error:
+                logger.debug("%s", error)
+            except Exception:
+                logger.exception("The slots of the Redis Cluster cannot be understood")
+            if self._astray or self._broker.version != seen:
+                self._astray = False
+                seen = self._broker.version
+                self._move()
+            gevent.sleep(FIRST_DELAY)
+        self._following = False
+
+    def _move(self) -> None:
+        """Have channels received where they belong, if that is elsewhere than where they are received."""
+        moving = {
+            channel: place
+            for channel, place in self._places.items()
+            if not place.settling and place.host != self._broker.slots[place.slot]
+        }
+        if not moving:
+            return
+        for channel, place in moving.items():
+            place.settling = True
+            if place.host is not None:
+                self._subscribers[place.host].unsubscribe([channel])
+                place.host = None
+        self._listener.lost(list(moving))
+        gevent.spawn(self._moved, moving)
+
+    def _moved(self, places: Mapping[str, Place]) -> None:
+        try:
+            failures = self._settle(places)
+        finally:
+            self._astray = True  # look again, since the slots may have moved meanwhile
+        settled = [channel for channel in places if channel in self._places and channel not in failures]
+        if settled:
+            logger.warning("Channels that are now received from another node of the Redis Cluster: %d", len(settled))
+            self._listener.missed(settled)
+        if failures and not self._failing:
+            logger.error("Channels that no node sends: %d. %s", len(failures), next(iter(failures.values())))
+        self._failing = bool(failures)
+
+
+class NodeSubscriber(RedisSubscriber):
+    """The connection to one node. Its channels may be taken away, with a slot that moves."""
+
+    def __init__(self, node: Node, host: Host, cluster: ClusterSubscriber) -> None:
+        super().__init__(node, cluster)
+        self._host = host
+        self._cluster = cluster
+
+    def has(self, channel: str) -> bool:
+        """Whether the node has not taken the channel away since it confirmed it."""
+        return channel in self._channels
+
+    def _take(self, reply: Any) -> None:
+        expected, channel = self._in_flight[0] if self._in_flight else ("", "")
+        if isinstance(reply, list) and reply[0] != b"pong":
+            command, name = reply[0].decode().upper(), self._name(reply[1])
+            if (command, name) != (expected, channel):
+                if command != self._broker.UNSUBSCRIBE:
+                    raise ConnectionError(f"it answered {command} where {expected or 'nothing'} was asked")
+                self._dismiss(name)
+                return
+        # When a slot moves while an UNSUBSCRIBE is on its way, that has two answers, of which this may be the second.
+        match = MOVED.fullmatch(str(reply)) if isinstance(reply, redis.ResponseError) else None
+        if match and not (channel and int(match[1]) == key_slot((self._broker.prefix + channel).encode())):
+            return
+        super()._take(reply)
+
+    def _refused(self, channel: str, error: BrokerError) -> None:
+        self._dismiss(channel)
+
+    def _dismiss(self, channel: str) -> None:
+        self._channels.pop(channel, None)
+        self._missed.pop(channel, None)
+        self._cluster.taken_away(self._host, channel)
