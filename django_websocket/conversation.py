@@ -134,8 +134,7 @@ class Conversation(ViewGreenlet):
             connection.on_end.append(self._on_end)
         else:
             self._on_end()
-        # In tests, a query at some moment from another greenlet would see nothing of the test's transaction.
-        if options.until_logout and apps.is_installed("django.contrib.auth") and not conf.in_tests():
+        if options.until_logout and apps.is_installed("django.contrib.auth"):
             from .logins import watch  # which could not be imported without the models of django.contrib.auth
 
             watch(self._request, connection)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -12,8 +11,8 @@ import pytest
 
 from .clients import RawClient, at_once, close_frame, eventually, fetch, frame, notes, request
 from .conftest import StartSite
+from .processes import descriptors, processor_time, worker_of
 from .servers import Server
-from .test_load import children, processor_time
 
 Raw = Callable[..., RawClient]
 
@@ -83,13 +82,13 @@ def test_deadline_is_over_when_the_head_is_answered(hasty: Server, raw: Raw) -> 
 
 
 def test_many_slow_heads_leave_others_alone_and_nothing_behind(hasty: Server) -> None:
-    (worker,) = children(hasty)
-    before = len(os.listdir(f"/proc/{worker}/fd"))
+    worker = worker_of(hasty)
+    before = descriptors(worker)
     with ExitStack() as stack:
         for _ in range(200):
             stack.enter_context(RawClient(hasty.port)).send(b"GET /echo/ HTTP/1.1\r\n")
         answers(hasty)
-        assert eventually(lambda: len(os.listdir(f"/proc/{worker}/fd")) <= before + 1)
+        assert eventually(lambda: descriptors(worker) <= before + 1)
     assert hasty.log.count("408 the head of the request") <= 15  # the others are counted
 
 
@@ -199,7 +198,7 @@ def accepted(server: Server) -> bool:
 def test_worker_out_of_descriptors_neither_ends_nor_spins(start_site: StartSite) -> None:
     settings = {"WEBSOCKET_HANDSHAKE_TIMEOUT": 60.0}
     with with_descriptors(start_site(settings), 100) as server, ExitStack() as stack:
-        (worker,) = children(server)
+        worker = worker_of(server)
         client = stack.enter_context(RawClient(server.port))
         client.open("/echo/")
         idle = [stack.enter_context(RawClient(server.port)) for _ in range(120)]
@@ -212,7 +211,7 @@ def test_worker_out_of_descriptors_neither_ends_nor_spins(start_site: StartSite)
         for each in idle:
             each.sock.close()
         answers(server)
-        assert children(server) == [worker]
+        assert worker_of(server) == worker
         assert "Traceback" not in server.log
         assert server.log.count("cannot be accepted") <= 12
 

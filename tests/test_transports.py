@@ -16,8 +16,8 @@ import websockets.sync.client
 
 from .clients import DEADLINE, Client, eventually, unverified
 from .conftest import StartSite
+from .processes import worker_of
 from .servers import Server, free_port, gunicorn
-from .test_load import children
 
 Opened = Callable[..., Client]
 
@@ -139,5 +139,5 @@ def test_gunicorns_of_the_deployment_s_configuration_do_not_share_a_control_sock
         for _ in range(2):
             server = gunicorn(args=["-c", configuration], env=environment)
             server.args.remove("--no-control-socket")  # so that the configuration has to say it
-            assert children(stack.enter_context(server))
+            assert worker_of(stack.enter_context(server))
         assert not list(tmp_path.rglob("*.ctl"))

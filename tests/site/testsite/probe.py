@@ -16,7 +16,7 @@ from gevent.hub import get_hub
 from greenlet import greenlet
 
 from django_websocket import pubsub, waiting
-from django_websocket.connection import open_connections
+from django_websocket.sweep import open_connections
 from django_websocket.waiting import ViewGreenlet
 
 WAIT = 10.0  # seconds that a page waits for a note, and a view for its gate
