@@ -6,10 +6,12 @@ gunicorn -k django_websocket.worker.GeventWebSocketWorker project.wsgi:websocket
 from __future__ import annotations
 
 import contextlib
+import errno
 import ipaddress
 import random
 import resource
 import select
+import socket
 import ssl
 import sys
 import time
@@ -106,8 +108,10 @@ class NextHead:
             wait_read(self._client.fileno(), self._keepalive, StopIteration())
         current.deadline = SlowHead.start_new(self._timeout)
 
-    def __exit__(self, *exc_info: object) -> None:
-        pass  # whoever handles the request stops the deadline
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if given_up(error):
+            raise StopIteration  # with the answer before it
+        # Whoever handles the request stops the deadline.
 
 
 class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
@@ -164,6 +168,7 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
         current.waits_for_head = True
         current.deadline = SlowHead.start_new(self._settings.handshake_timeout)
         try:
+            give_up_after(self._settings.send_timeout, client)
             if tls is not None:
                 client = current.client = tls.wrap_socket(client, server_side=True, do_handshake_on_connect=False)
                 client.do_handshake()
@@ -190,7 +195,13 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
         current.deadline.close()
         current.waits_for_head = False
         current.request = req
-        return super().handle_request(listener_name, req, sock, addr)
+        try:
+            return super().handle_request(listener_name, req, sock, addr)
+        except TimeoutError as error:
+            if not given_up(error):
+                raise
+            report(peer(addr), None, "the answer was not read")
+            raise StopIteration from None
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
         """Answer a request that is none, or that did not come in time, in a line of the log for each."""
@@ -274,6 +285,7 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
                 if hasattr(result, "close"):
                     result.close()  # the end of the request, for Django
             if upgrade.taker is not None:
+                give_up_after(0, sock)  # from here on the connection sees to it
                 early = request.unreader.take_buffered()
                 for name in REQUEST_ONLY:
                     environ.pop(name, None)
@@ -346,6 +358,20 @@ def raise_descriptor_limit() -> int:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return sys.maxsize if soft == resource.RLIM_INFINITY else soft
+
+
+def give_up_after(seconds: float, sock: Any) -> None:
+    """Have the system end a TCP connection whose peer takes nothing of what was sent for so long; 0 is for ever.
+
+    gunicorn waits without a limit until its answer is taken.
+    """
+    if sock.family != socket.AF_UNIX and sys.platform == "linux":
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * seconds))
+
+
+def given_up(error: BaseException | None) -> bool:
+    """Whether the system has ended a connection because its peer takes nothing."""
+    return isinstance(error, TimeoutError) and error.errno == errno.ETIMEDOUT
 
 
 def peer(address: Any) -> str:

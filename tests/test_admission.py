@@ -249,6 +249,27 @@ def test_burst_beyond_the_requests_in_progress_is_served_all_the_same(start_site
         assert {client.response().status for client in clients} == {101}
 
 
+def fill(client: RawClient, data: bytes) -> None:
+    """Send `data` again and again, without reading, until the server takes no more, or has given up already."""
+    client.sock.settimeout(1)
+    with pytest.raises(OSError):
+        while True:
+            client.send(data)
+
+
+@pytest.mark.parametrize("path", ["/page/", "/echo/"])
+def test_clients_that_do_not_read_the_answers_give_up_their_places(start_site: StartSite, path: str) -> None:
+    app = "testsite.wsgi:application" if path == "/page/" else "testsite.wsgi:websocket"
+    data = f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode() * 100
+    arguments = ["--worker-connections", "3"]
+    with start_site({"WEBSOCKET_SEND_TIMEOUT": 2.0}, app=app, args=arguments) as server, ExitStack() as stack:
+        for _ in range(3):
+            fill(stack.enter_context(RawClient(server.port, receive_buffer=4096)), data)
+        assert eventually(lambda: accepted(server))
+        assert eventually(lambda: server.log.count("127.0.0.1: the answer was not read\n") == 3)
+        assert "Traceback" not in server.log
+
+
 def test_handshake_within_http2_is_refused(start_site: StartSite, certificate: tuple[Path, Path]) -> None:
     arguments = ["--certfile", certificate[0], "--keyfile", certificate[1], "--http-protocols", "h2,h1"]
     with pytest.raises(RuntimeError, match="Remove h2 from http_protocols"), start_site(args=arguments, probe=b""):
