@@ -210,7 +210,7 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
         why = type(exc).__name__  # what it says more may be of the client's making
         if isinstance(exc, SlowHead):
             status, why = HTTPStatus.REQUEST_TIMEOUT, str(exc)
-        elif isinstance(exc, errors.ParseException) and not isinstance(exc, errors.ConfigurationProblem):
+        elif current.waits_for_head and isinstance(exc, errors.ParseException):
             status = STATUS.get(type(exc), HTTPStatus.BAD_REQUEST)
         elif isinstance(exc, ssl.SSLError):
             report(peer(addr), None, "TLS failed", str(exc))

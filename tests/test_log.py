@@ -196,6 +196,15 @@ def test_failed_connection(talkative: Server, raw: Raw, sent: bytes | None, line
     assert SECRET not in new
 
 
+def test_header_that_no_client_sent_is_not_the_client_s_mistake(talkative: Server, raw: Raw) -> None:
+    begin = len(talkative.log)
+    client = raw(talkative)
+    client.send(request("/refuse/header/"))
+    assert client.response().status == 500
+    assert "Error handling request GET /refuse/header/" in talkative.log[begin:]
+    assert "No Name" in talkative.log[begin:]
+
+
 def test_connection_that_ends_well_is_not_in_the_log(talkative: Server, raw: Raw) -> None:
     begin = len(talkative.log)
     client = raw(talkative)

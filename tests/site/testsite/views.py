@@ -277,6 +277,8 @@ def refuse(request: HttpRequest, websocket: WebSocket, how: str) -> HttpResponse
         return HttpResponseForbidden("no entry")
     if how == "302":
         return redirect("/elsewhere/")
+    if how == "header":
+        return HttpResponseForbidden("no entry", headers={"No Name": "of a header"})
     if how == "404":
         raise Http404("nobody here")
     if how == "exit":
