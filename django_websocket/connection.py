@@ -143,7 +143,7 @@ class Connection(Readable):
         self._sweep = sweep = sweep_of_loop()
         self._heard = sweep.now  # the tick at which the last byte came
         self._ping_tick = -1  # at which the last ping was sent
-        self._ping_time = 0.0  # and the time, in seconds of `time.perf_counter`
+        self._ping_time = 0.0  # and the time, in seconds of `time.perf_counter`; 0 when it was answered
         self.latency: float | None = None
         self._waiting = (0, 0)  # how far the view had come, while reading pauses, when this was looked at last
         self._deadline = 0  # the tick at which the socket is closed without further ado; 0 is none
@@ -221,8 +221,9 @@ class Connection(Readable):
         for event in events:
             if isinstance(event, Ping):
                 pings.append(event.payload)
-            elif isinstance(event, Pong) and event.payload == PING_PAYLOAD.pack(self._ping_time):
+            elif self._ping_time and isinstance(event, Pong) and event.payload == PING_PAYLOAD.pack(self._ping_time):
                 self.latency = time.perf_counter() - self._ping_time
+                self._ping_time = 0.0
         if pings:
             self._send_pongs(pings)
         if events and isinstance(events[-1], (Close, Failure)):  # nothing follows it
