@@ -108,7 +108,9 @@ class Conversation(ViewGreenlet):
         except BaseException as error:
             if not self._answer.ready():  # it is not the view's own: nobody waits for its answer any more
                 self._over = True
-                self.kill(block=error is late, timeout=KILL_TIMEOUT)
+                # With an Exception, which GreenletExit is none: what a view may wait in tidies up for no other, such as
+                # the queue for a pool's connections.
+                self.kill(HandshakeFailed("The request is over"), block=error is late, timeout=KILL_TIMEOUT)
             raise
         assert response is not None  # a view that returns None accepts
         return response
@@ -293,9 +295,16 @@ class Conversation(ViewGreenlet):
     def _close_databases(self) -> None:
         """Give back what the view has used, unless the chain is not done with it."""
         accepted = self.websocket.connection is not None
-        for wrapper in self._databases():
+        for wrapper in connections.all(initialized_only=True):
             if (accepted or wrapper not in self._shared) and not wrapper.in_atomic_block:
                 wrapper.close()
+
+
+def close_databases() -> None:
+    """Close what the running greenlet has open, and is not in the middle of, whatever `CONN_MAX_AGE` says."""
+    for wrapper in connections.all(initialized_only=True):
+        if not wrapper.in_atomic_block:
+            wrapper.close()
 
 
 def _note_database(**kwargs: Any) -> None:

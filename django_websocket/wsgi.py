@@ -21,7 +21,7 @@ from gevent.event import Event
 
 from . import checks, conf
 from .connection import WOULD_BLOCK
-from .conversation import Conversation, WebSocketResponse
+from .conversation import Conversation, WebSocketResponse, close_databases
 from .decorators import refuse_async
 from .exceptions import BrokerError
 from .log import report
@@ -146,6 +146,8 @@ class WebSocketHandler(WSGIHandler):
         if response.status_code == 101:
             for name in NOT_ON_101:
                 response.headers.pop(name, None)
+        closers: list[Callable[[], None]] = response._resource_closers  # type: ignore[attr-defined]
+        closers.append(close_databases)  # the greenlet that could use them again ends, too
         return response
 
     def load_middleware(self, is_async: bool = False) -> None:
