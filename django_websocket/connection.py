@@ -88,6 +88,7 @@ class Connection(Readable):
         "_waiting",
         "_writer",
         "agreement",
+        "before_taking",
         "close_code",
         "close_reason",
         "discard",
@@ -123,6 +124,7 @@ class Connection(Readable):
         self.inbox = self._engine.messages
         self.discard = discard
         self.agreement = agreement
+        self.before_taking: Callable[[], None] | None = None  # called when a message is asked for; it may raise
         self.ended = False
         self.close_code: int | None = None
         self.close_reason = ""
@@ -273,6 +275,8 @@ class Connection(Readable):
 
     def receive(self, timeout: float | None = None) -> str | bytes | None:
         """Return the next message, or None when there will be none; see `WebSocket.receive`."""
+        if self.before_taking is not None:
+            self.before_taking()
         inbox = self.inbox
         while not inbox:
             if self.ended:
@@ -291,6 +295,8 @@ class Connection(Readable):
         """Iterate over the messages; the loop of `receive()` without a call for each message that waits already."""
         inbox = self.inbox
         while True:
+            if self.before_taking is not None:
+                self.before_taking()
             if inbox:
                 message = inbox.popleft()
                 if not inbox and (self._engine.paused or self._signal is not None):

@@ -266,7 +266,21 @@ class Conversation(ViewGreenlet):
     def note_database(self) -> None:
         """Take note that the view uses a database."""
         self._uses_databases = True
-        self.before_waiting = self._give_back
+        self._watch_databases(True)
+
+    def _watch_databases(self, held: bool) -> None:
+        """Have this asked before the view waits for a message or takes one, if it holds a database connection."""
+        self.before_waiting = self._give_back if held else None
+        self.before_taking = self._refuse_in_atomic if held else None
+        if self._connection is not None:
+            self._connection.before_taking = self.before_taking
+
+    def _refuse_in_atomic(self) -> None:
+        """See that the view is in no transaction, also when it need not wait: another time it would have to."""
+        if self.message_is_there:
+            self.message_is_there = False
+        elif getcurrent() is self:
+            self._check_no_atomic("A view cannot wait for a message")
 
     def _give_back(self) -> None:
         """Release the databases: what waits for hours may not hold a connection. Not from inside a transaction."""
@@ -278,10 +292,13 @@ class Conversation(ViewGreenlet):
 
     def _check_no_atomic(self, what: str) -> None:
         for wrapper in self._databases():
-            if wrapper not in used_elsewhere and len(wrapper.atomic_blocks) > self._depths.get(wrapper.alias, 0):
+            if wrapper not in used_elsewhere and (
+                len(wrapper.atomic_blocks) > self._depths.get(wrapper.alias, 0) or lacks_autocommit(wrapper)
+            ):
                 raise RuntimeError(
                     f"{what} inside a transaction, which would stay open for as long as the client does: "
-                    f'end the atomic() block of the database "{wrapper.alias}" first.'
+                    f'end the atomic() block of the database "{wrapper.alias}", or what set_autocommit(False) has '
+                    f"begun, first."
                 )
 
     def _release_databases(self) -> None:
@@ -290,7 +307,7 @@ class Conversation(ViewGreenlet):
             if not wrapper.in_atomic_block:
                 wrapper.close()
             held = held or wrapper.connection is not None  # a test's, in whose transaction the view runs
-        self.before_waiting = self._give_back if held else None
+        self._watch_databases(held)
 
     def _close_databases(self) -> None:
         """Give back what the view has used, unless the chain is not done with it."""
@@ -298,6 +315,13 @@ class Conversation(ViewGreenlet):
         for wrapper in connections.all(initialized_only=True):
             if (accepted or wrapper not in self._shared) and not wrapper.in_atomic_block:
                 wrapper.close()
+
+
+def lacks_autocommit(wrapper: BaseDatabaseWrapper) -> bool:
+    """Whether a transaction was begun that is no `atomic()`."""
+    if wrapper.in_atomic_block or wrapper.connection is None:
+        return False
+    return wrapper.settings_dict["AUTOCOMMIT"] and not wrapper.autocommit
 
 
 def close_databases() -> None:

@@ -99,9 +99,11 @@ def websocket_loop(view: F) -> F:
     @functools.wraps(view)
     def loop(request: HttpRequest, client: WebSocket, *args: Any, **kwargs: Any) -> None:
         source = client.readiness
+        current: Any = gevent.getcurrent()
         while not source.closed:
             if source.ready():
                 waiting = len(source.inbox)
+                current.message_is_there = True
                 view(request, client, *args, **kwargs)
                 if len(source.inbox) >= waiting:
                     gevent.sleep(0)  # the view took nothing: others are not to suffer from it

@@ -9,7 +9,7 @@ import gevent
 from gevent import monkey
 from gevent.hub import get_hub
 
-from .waiting import Readable, readable_with, wait
+from .waiting import Readable, check_before_taking, readable_with, wait
 
 # What gevent may have replaced; `select.poll` is missing on some systems, and then plain files cannot be waited for.
 _poll = monkey.get_original("select", "poll")
@@ -47,6 +47,8 @@ def select(
             readers.append((item, fd))
         else:
             sources.append((item, source))
+    if sources and timeout != 0:
+        check_before_taking()
     writers = [(item, _fileno(item)) for item in wlist]
     others = [(item, _fileno(item)) for item in xlist]
 
@@ -149,7 +151,7 @@ def _wait(
     try:
         for watcher in watchers:
             watcher.start(files._on_event)
-        return wait([*waited_for, files], timeout)
+        return wait([*waited_for, files], timeout, for_message=bool(waited_for))
     finally:
         for watcher in watchers:
             watcher.stop()

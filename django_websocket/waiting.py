@@ -44,15 +44,18 @@ else:
 
 
 class ViewGreenlet(PlainGreenlet):
-    """The greenlet in which a view runs; what is below Django asks it for two favours.
+    """The greenlet in which a view runs; what is below Django asks it for some favours.
 
-    `before_waiting` is called when the view is about to wait for a message: it may give things back meanwhile, or
-    raise. What was given to `close_at_end` is closed by `close_all`. `running` are those that have begun and not ended;
-    a subclass keeps it.
+    `before_taking` is called when the view asks for a message, there or not; it may raise. `message_is_there` says that
+    it was called because one is there. `before_waiting` is called when the view has to wait for a message: it may give
+    things back meanwhile, or raise. What was given to `close_at_end` is closed by `close_all`. `running` are those that
+    have begun and not ended; a subclass keeps it.
     """
 
     running: ClassVar[set[ViewGreenlet]] = set()
 
+    before_taking: Callable[[], None] | None = None
+    message_is_there = False
     before_waiting: Callable[[], None] | None = None
     _left: tuple[int, str] | None = None
     _with_fileno: weakref.WeakSet[Readable] | None = None
@@ -203,13 +206,21 @@ class Readable:
             waiter.switch()
 
 
-def wait(sources: Collection[Readable], timeout: float | None = None) -> bool:
+def check_before_taking() -> None:
+    """Let the view that runs say whether it may take a message now."""
+    hook = getattr(getcurrent(), "before_taking", None)
+    if hook is not None:
+        hook()
+
+
+def wait(sources: Collection[Readable], timeout: float | None = None, *, for_message: bool = True) -> bool:
     """Let the running greenlet wait until one of `sources` may be ready, and the view give back what it need not hold.
 
     `timeout` is in seconds. Returns False if it passed. A source has one waiter: a second one gets a RuntimeError.
+    Unless it is `for_message`, nothing is given back: a library may wait, in the middle of something.
     """
     current = getcurrent()
-    hook = getattr(current, "before_waiting", None)
+    hook = getattr(current, "before_waiting", None) if for_message else None
     if hook is not None:
         hook()
         if any(source.ready() or source.abandoned for source in sources):  # the hook let others run

@@ -14,7 +14,7 @@ from django_websocket.connection import WRITE_SIZE, Connection
 from django_websocket.exceptions import BrokerError, ConnectionClosed, MessagesMissed
 from django_websocket.protocol.deflate import Agreement, encode_compressed
 from django_websocket.protocol.frames import CloseCode, encode_message
-from django_websocket.waiting import Readable, wait
+from django_websocket.waiting import Readable, check_before_taking, wait
 
 from .broker import Broker, from_wire
 
@@ -401,6 +401,7 @@ class Subscription(Readable):
         the view has left, for whom it would wait in vain; RuntimeError inside an `atomic()` block that the view
         entered.
         """
+        check_before_taking()
         while not self.ready():
             if self._client_left is not None:
                 raise self._client_left
