@@ -36,7 +36,7 @@ from django_websocket import log  # noqa: E402
 
 from .clients import DEADLINE, Client, RawClient, eventually  # noqa: E402
 from .servers import WORKER as OUR_WORKER  # noqa: E402
-from .servers import Server, executable, gunicorn, redis_server  # noqa: E402
+from .servers import Server, executable, gunicorn, postgresql, redis_server  # noqa: E402
 
 STOCK_WORKER = "geventwebsocket.gunicorn.workers.GeventWebSocketWorker"
 
@@ -119,14 +119,15 @@ def marked_processes() -> list[str]:
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A database of the test site, with its tables."""
     path = tmp_path_factory.mktemp("database") / "empty.sqlite3"
-    environment = {
-        **os.environ,
-        "DATABASE_NAME": str(path),
-        "PYTHONPATH": f"{SITE}{os.pathsep}{os.environ.get('PYTHONPATH', '')}".rstrip(os.pathsep),
-    }
-    command = [sys.executable, "-m", "django", "migrate", "--run-syncdb", "--verbosity", "0"]
-    subprocess.run(command, env=environment, cwd=SITE, check=True, timeout=60)
+    make_tables({"DATABASE_NAME": str(path)})
     return path
+
+
+def make_tables(env: Mapping[str, str]) -> None:
+    """Make the tables of the test site in the database that the environment names."""
+    path = f"{SITE}{os.pathsep}{os.environ.get('PYTHONPATH', '')}".rstrip(os.pathsep)
+    command = [sys.executable, "-m", "django", "migrate", "--run-syncdb", "--verbosity", "0"]
+    subprocess.run(command, env={**os.environ, **env, "PYTHONPATH": path}, cwd=SITE, check=True, timeout=60)
 
 
 @pytest.fixture(scope="session")
@@ -202,6 +203,27 @@ def redis() -> Iterator[Server]:
 def redis_url(redis: Server) -> str:
     """Its address, as `WEBSOCKET_BROKER` takes it."""
     return f"redis://{redis.address}/0"
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Server]:
+    """A PostgreSQL for all tests, for few clients, with the tables of the test site in its database `postgres`."""
+    with postgresql(["-c", "max_connections=20", "-c", "client_connection_check_interval=100"]) as server:
+        make_tables({"TESTSITE_SETTINGS": json.dumps({"DATABASES": {"default": postgres_database(server, "migrate")}})})
+        yield server
+
+
+def postgres_database(server: Server, name: str, **settings: Any) -> dict[str, Any]:
+    """An entry for Django's DATABASES; under `name` the connections are known to the server."""
+    return {
+        "ENGINE": "django.db.backends.postgresql",
+        "HOST": "127.0.0.1",
+        "PORT": server.port,
+        "USER": "test",
+        "NAME": "postgres",
+        **settings,
+        "OPTIONS": {"application_name": name, **settings.get("OPTIONS", {})},
+    }
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Real servers for tests: gunicorn, Redis and nginx as child processes on free loopback ports.
+"""Real servers for tests: gunicorn, Redis, nginx and PostgreSQL as child processes on free loopback ports.
 
 Each is a context manager: it has started when the block begins and has ended when the block is left.
 
@@ -77,7 +77,10 @@ def unavailable(reason: str) -> NoReturn:
 
 def executable(name: str) -> str:
     """The path of a system's program, on which the test depends."""
-    found = shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}:/usr/local/sbin:/usr/sbin:/sbin")
+    # Debian has PostgreSQL's in a directory for each version.
+    places = [os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", "/sbin"]
+    places += sorted(map(str, Path("/usr/lib/postgresql").glob("*/bin")))
+    found = shutil.which(name, path=os.pathsep.join(places))
     if found is None:
         unavailable(f"{name} is not installed; scripts/test installs it")
     return found
@@ -93,6 +96,7 @@ class Server:
             a connection is accepted, which gunicorn does before its workers have loaded the application.
         cwd: The directory it runs in.
         env: Environment variables on top of this process's own, without `NOT_INHERITED`.
+        user: Whose it is, if not this process's.
         start_timeout, stop_timeout: Deadlines in seconds.
     """
 
@@ -104,6 +108,7 @@ class Server:
         probe: bytes = b"",
         cwd: Path | None = None,
         env: Mapping[str, str] | None = None,
+        user: str | None = None,
         start_timeout: float = 30,
         stop_timeout: float = 15,
     ) -> None:
@@ -112,6 +117,7 @@ class Server:
         self.probe = probe
         self.cwd = cwd
         self.env = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED} | dict(env or {})
+        self.user = user
         self.start_timeout = start_timeout
         self.stop_timeout = stop_timeout
         self._process: subprocess.Popen[bytes] | None = None
@@ -151,6 +157,7 @@ class Server:
             self.args,
             cwd=self.cwd,
             env=self.env,
+            user=self.user,
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=self._log,
@@ -409,4 +416,43 @@ def nginx(configuration: str, port: int) -> Iterator[Server]:
         path.write_text(configuration)
         command = [executable("nginx"), "-p", directory, "-c", str(path), "-e", "stderr", "-g", "daemon off;"]
         with Server(command, port=port) as server:
+            yield server
+
+
+class PostgreSQL(Server):
+    """Serves when it lets clients in, and ends without waiting until they have left."""
+
+    def _answers(self) -> bool:
+        command = [
+            executable("pg_isready"),
+            "-q",
+            "-h",
+            "127.0.0.1",
+            "-p",
+            str(self.port),
+            "-U",
+            "test",
+            "-d",
+            "postgres",
+        ]
+        return subprocess.run(command, check=False).returncode == 0
+
+    def stop(self, number: signal.Signals = signal.SIGINT) -> int | None:
+        return super().stop(number)
+
+
+@contextmanager
+def postgresql(args: Sequence[str] = ()) -> Iterator[Server]:
+    """A PostgreSQL of its own that syncs nothing to the disk; its user `test` needs no password and may do all."""
+    port = free_port()
+    user = "postgres" if os.geteuid() == 0 else None  # root may not run it; the package has made this user
+    with tempfile.TemporaryDirectory() as directory:
+        if user is not None:
+            shutil.chown(directory, user)
+        data = f"{directory}/data"
+        options = ["-U", "test", "-A", "trust", "-E", "UTF8", "--no-locale", "--no-sync"]
+        command = [executable("initdb"), "-D", data, *options]
+        subprocess.run(command, cwd=directory, user=user, check=True, capture_output=True, timeout=60)
+        command = [executable("postgres"), "-D", data, "-F", "-h", "127.0.0.1", "-p", str(port), "-k", ""]
+        with PostgreSQL([*command, *args], port=port, user=user, cwd=Path(directory)) as server:
             yield server

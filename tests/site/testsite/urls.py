@@ -2,12 +2,12 @@
 
 from django.contrib.auth import get_user_model, login, logout
 from django.http import HttpRequest, HttpResponse, JsonResponse
-from django.urls import path
+from django.urls import include, path
 
 from django_websocket.logins import disconnect
 from django_websocket.pubsub import publish
 
-from . import probe, sessions
+from . import probe, queries, sessions
 from .models import Note
 
 
@@ -101,4 +101,5 @@ urlpatterns = [
     path("state/", state),
     path("census/", census),
     path("database/<str:key>/", database),
+    path("queries/", include(queries.pages)),
 ]

@@ -1,8 +1,8 @@
 """The WebSocket endpoints."""
 
-from django.urls import path
+from django.urls import include, path
 
-from . import receivers, views
+from . import queries, receivers, views
 
 __all__ = ["receivers", "urlpatterns"]
 
@@ -49,4 +49,5 @@ urlpatterns = [
     path("writes/<str:how>/", views.writes),
     path("inside-atomic/<str:what>/", views.inside_atomic),
     path("keeps-the-session/", views.keeps_the_session),
+    path("queries/", include(queries.urlpatterns)),
 ]

@@ -1,0 +1,216 @@
+"""WebSocket views that use databases, pages that look at what they hold, and what ends them in the middle of it."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import sys
+from select import select as standard_select
+
+import gevent
+from django.db import connection, connections, transaction
+from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.urls import path
+from gevent import Greenlet
+
+from django_websocket.decorators import websocket, websocket_loop
+from django_websocket.pubsub import subscribe
+from django_websocket.select import select
+from django_websocket.websocket import WebSocket
+
+from . import probe
+from .models import Note
+
+greenlets: dict[str, Greenlet[..., object]] = {}  # of views, by the request's `key`
+
+
+@websocket
+def asks(request: HttpRequest, websocket: WebSocket) -> None:
+    """Use the ORM before acceptance, and then for each message."""
+    websocket.send(str(Note.objects.count()))
+    for _ in websocket:
+        websocket.send(str(Note.objects.count()))
+
+
+@websocket
+def asks_all(request: HttpRequest, websocket: WebSocket) -> None:
+    """Use several databases, for each message."""
+    for _ in websocket:
+        answers = {}
+        for alias in connections:
+            with connections[alias].cursor() as cursor:
+                cursor.execute("SELECT 1")
+                answers[alias] = cursor.fetchone()[0]
+        websocket.send_json(answers)
+
+
+@websocket
+def sleeps(request: HttpRequest, websocket: WebSocket) -> None:
+    """Run a query that takes as long as a test likes."""
+    websocket.send("begins")
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_sleep(60)")
+
+
+@websocket
+def ends(request: HttpRequest, websocket: WebSocket, how: str) -> None:
+    """Write within a transaction, and end in the middle of it."""
+    greenlets[request.GET["key"]] = gevent.getcurrent()  # type: ignore[assignment]
+    Note.objects.count()
+    websocket.accept()
+    try:
+        with transaction.atomic():
+            Note.objects.create(text=request.GET["key"])
+            websocket.send("written")
+            if how == "raise":
+                raise ValueError("raised in a transaction")
+            if how == "exit":
+                sys.exit("in a transaction")
+            if how == "send":
+                probe.wait_at_gate(request)
+                websocket.send("too late")
+            with connection.cursor() as cursor, contextlib.suppress(gevent.Timeout):
+                if how == "timeout":
+                    with gevent.Timeout(0.1):
+                        cursor.execute("SELECT pg_sleep(60)")
+                cursor.execute("SELECT pg_sleep(60)")
+    finally:
+        probe.note(request, f"{how}: finally")
+
+
+@websocket
+def tenant(request: HttpRequest, websocket: WebSocket) -> None:
+    """Say which schema the database looks into."""
+    websocket.accept()
+    if "tenant" in request.GET:
+        connection.tenant = request.GET["tenant"]  # type: ignore[attr-defined]
+    while not websocket.closed:
+        with connection.cursor() as cursor:
+            cursor.execute("SHOW search_path")
+            websocket.send(cursor.fetchone()[0])
+        websocket.receive()
+
+
+@websocket
+def in_atomic(request: HttpRequest, websocket: WebSocket, what: str) -> None:
+    """Wait for something in a transaction, while it is there already."""
+    websocket.accept()
+    websocket.send("open")
+    with subscribe(request.GET["key"]) as messages:
+        probe.wait_at_gate(request)
+        try:
+            with transaction.atomic():
+                if what == "receive":
+                    websocket.receive()
+                elif what == "receive-within":
+                    websocket.receive(timeout=5)
+                elif what == "iteration":
+                    next(iter(websocket))
+                elif what == "get":
+                    messages.get()
+                elif what == "select":
+                    select([websocket], [], [], 5)
+                elif what == "look":
+                    select([websocket, messages], [], [], 0)
+        except RuntimeError as error:
+            probe.note(request, f"RuntimeError: {error}")
+        else:
+            probe.note(request, "fine")
+
+
+ACCEPTING = {
+    "accept": WebSocket.accept,
+    "send": lambda websocket: websocket.send("x"),
+    "receive": WebSocket.receive,
+    "iteration": lambda websocket: next(iter(websocket)),
+    "select": lambda websocket: select([websocket], [], []),
+    "fileno": WebSocket.fileno,
+    "socket": lambda websocket: websocket.handler.socket.fileno(),
+    "subscribe": lambda websocket: websocket.subscribe("x"),
+    "listen": lambda websocket: websocket.listen("x"),
+    "close": lambda websocket: websocket.close(4000),
+}
+
+
+@websocket
+def accepts_in_atomic(request: HttpRequest, websocket: WebSocket, how: str) -> HttpResponse:
+    """Accept in a transaction, in each of the ways there are; and answer with what becomes of it."""
+    try:
+        with transaction.atomic():
+            ACCEPTING[how](websocket)
+    except RuntimeError as error:
+        return HttpResponse(f"RuntimeError: {error}", status=409)
+    return HttpResponse("fine", status=409)
+
+
+@websocket_loop
+@transaction.atomic
+def loop_in_atomic(request: HttpRequest, websocket: WebSocket) -> None:
+    """Handle each message in a transaction of its own."""
+    Note.objects.create(text=websocket.receive())
+    if websocket.readiness.inbox and request.GET.get("greedy"):
+        websocket.receive()
+    websocket.send("written")
+
+
+@websocket
+def library_in_atomic(request: HttpRequest, websocket: WebSocket) -> None:
+    """Call something that waits for a socket of its own, as drivers of databases do, in a transaction."""
+    websocket.accept()
+
+    def backend() -> int:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_backend_pid()")
+            return int(cursor.fetchone()[0])
+
+    ours, theirs = socket.socketpair()
+    with ours, theirs, transaction.atomic():
+        before = backend()
+        gevent.spawn_later(0.05, theirs.send, b"x")
+        ready, _, _ = standard_select([ours], [], [])
+        websocket.send(f"{len(ready)} {before == backend()}")
+
+
+@websocket
+def without_autocommit(request: HttpRequest, websocket: WebSocket) -> None:
+    """Wait with a transaction open that is no `atomic()`."""
+    websocket.accept()
+    try:
+        transaction.set_autocommit(False)
+        Note.objects.create(text=request.GET["key"])
+        websocket.receive()
+    except RuntimeError as error:
+        probe.note(request, f"RuntimeError: {error}")
+    else:
+        probe.note(request, "fine")
+
+
+urlpatterns = [
+    path("asks/", asks),
+    path("asks-all/", asks_all),
+    path("sleeps/", sleeps),
+    path("ends/<str:how>/", ends),
+    path("tenant/", tenant),
+    path("in-atomic/<str:what>/", in_atomic),
+    path("accepts-in-atomic/<str:how>/", accepts_in_atomic),
+    path("loop-in-atomic/", loop_in_atomic),
+    path("library-in-atomic/", library_in_atomic),
+    path("without-autocommit/", without_autocommit),
+]
+
+
+def kill(request: HttpRequest, key: str) -> HttpResponse:
+    """End a view's greenlet, wherever it is."""
+    greenlets.pop(key).kill(block=False)
+    return HttpResponse("killed")
+
+
+def pool(request: HttpRequest) -> JsonResponse:
+    """What Django's connection pool says of itself."""
+    return JsonResponse(connection.pool.get_stats())  # type: ignore[attr-defined]
+
+
+pages = [
+    path("kill/<str:key>/", kill),
+    path("pool/", pool),
+]

@@ -1,0 +1,1 @@
+"""A database engine as projects with tenants have one: what a middleware sets on it holds for each connection."""

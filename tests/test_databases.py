@@ -1,0 +1,423 @@
+"""Databases in conversations, with PostgreSQL: what is held while a view waits, and what is left when it ends."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable, Iterator
+
+import psycopg
+import pytest
+
+from .clients import RawClient, at_once, eventually, fetch, fetch_json, frame, notes
+from .clients import request as handshake
+from .conftest import STOCK_WORKER, Connect, StartSite, postgres_database
+from .servers import Server
+
+Raw = Callable[..., RawClient]
+
+POOL = {"pool": {"min_size": 2, "max_size": 4, "timeout": 20}}
+
+
+class Database:
+    """What PostgreSQL itself knows."""
+
+    def __init__(self, server: Server) -> None:
+        self._connection = psycopg.connect(
+            host="127.0.0.1", port=server.port, user="test", dbname="postgres", autocommit=True
+        )
+        self.close = self._connection.close
+
+    def _count(self, query: str, *args: str) -> int:
+        row = self._connection.execute(query, args).fetchone()
+        assert row is not None
+        return int(row[0])
+
+    def held(self, name: str) -> int:
+        """How many connections the clients have that call themselves `name`."""
+        return self._count("SELECT count(*) FROM pg_stat_activity WHERE application_name = %s", name)
+
+    def asleep(self, name: str) -> int:
+        """How many of these clients are in the middle of `pg_sleep`."""
+        return self._count(
+            "SELECT count(*) FROM pg_stat_activity "
+            "WHERE application_name = %s AND state = 'active' AND query LIKE 'SELECT pg_sleep%%'",
+            name,
+        )
+
+    def terminate(self, name: str) -> None:
+        """End the connections of these clients, as a restart of the server does."""
+        self._connection.execute(
+            "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE application_name = %s", [name]
+        )
+
+    def written(self, key: str) -> int:
+        """How many notes with this text are in the table."""
+        return self._count("SELECT count(*) FROM testsite_note WHERE text = %s", key)
+
+
+@pytest.fixture(scope="session")
+def database(postgres: Server) -> Iterator[Database]:
+    database = Database(postgres)
+    yield database
+    database.close()
+
+
+@pytest.fixture(scope="module")
+def plain(start_site: StartSite, postgres: Server) -> Iterator[Server]:
+    """The test site with PostgreSQL, a connection for each view that uses it."""
+    with start_site({"DATABASES": {"default": postgres_database(postgres, "plain")}}) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def pooled(start_site: StartSite, postgres: Server) -> Iterator[Server]:
+    """The same with Django's connection pool."""
+    settings = postgres_database(postgres, "pooled", OPTIONS=POOL, CONN_HEALTH_CHECKS=True)
+    with start_site({"DATABASES": {"default": settings}}) as server:
+        yield server
+
+
+# --- while a view waits ----------------------------------------------------------------------------------------------
+
+
+def test_five_hundred_idle_clients_that_have_used_the_orm_hold_no_connection(
+    plain: Server, raw: Raw, database: Database
+) -> None:
+    clients = [raw(plain) for _ in range(500)]
+    for client in clients:
+        client.open("/queries/asks/")
+        assert client.frame().text.isdigit()
+    assert eventually(lambda: database.held("plain") == 0)
+    for client in clients[::50]:
+        client.send(frame("?"))
+        assert client.frame().text.isdigit()
+    assert eventually(lambda: database.held("plain") == 0)
+
+
+def test_five_hundred_clients_share_the_connections_of_a_pool(pooled: Server, raw: Raw, database: Database) -> None:
+    clients = [raw(pooled) for _ in range(500)]
+    for client in clients:
+        client.open("/queries/asks/")
+        assert client.frame().text.isdigit()
+    assert 0 < database.held("pooled") <= 4
+    for client in clients:  # all at once: far more than there are connections
+        client.send(frame("?"))
+    for client in clients:
+        assert client.frame().text.isdigit()
+    assert database.held("pooled") <= 4
+    assert eventually(lambda: all_are_back(pooled))
+
+
+def test_no_connection_is_held_under_the_stock_worker(
+    start_site: StartSite, postgres: Server, raw: Raw, database: Database
+) -> None:
+    with start_site({"DATABASES": {"default": postgres_database(postgres, "stock")}}, worker=STOCK_WORKER) as server:
+        clients = [raw(server) for _ in range(30)]
+        for client in clients:
+            client.open("/queries/asks/")
+            assert client.frame().text.isdigit()
+        assert eventually(lambda: database.held("stock") == 0)
+        for client in clients:
+            client.send(frame("?"))
+            assert client.frame().text.isdigit()
+        assert eventually(lambda: database.held("stock") == 0)
+        for client in clients:
+            client.sock.close()  # for whom that worker would wait
+
+
+@pytest.fixture(scope="module")
+def persistent(start_site: StartSite, postgres: Server) -> Iterator[Server]:
+    """The test site with connections that pages are to keep."""
+    settings = postgres_database(postgres, "persistent", CONN_MAX_AGE=None, ATOMIC_REQUESTS=True)
+    with start_site({"DATABASES": {"default": settings}}) as server:
+        yield server
+
+
+def test_conn_max_age_keeps_no_connection_for_a_conversation(persistent: Server, raw: Raw, database: Database) -> None:
+    clients = [raw(persistent) for _ in range(10)]
+    for client in clients:
+        client.open("/queries/asks/")
+        assert client.frame().text.isdigit()
+    assert eventually(lambda: database.held("persistent") == 0)
+    clients[0].send(frame("?"))
+    assert clients[0].frame().text.isdigit()
+    assert eventually(lambda: database.held("persistent") == 0)
+
+
+def test_conn_max_age_keeps_no_connection_for_a_handshake_that_was_refused(
+    persistent: Server, raw: Raw, database: Database, key: str
+) -> None:
+    for _ in range(30):  # more than PostgreSQL takes
+        client = raw(persistent)
+        client.send(handshake(f"/writes/response/?key={key}"))
+        assert client.response().status == 403
+    assert eventually(lambda: database.held("persistent") == 0)
+
+
+@pytest.mark.parametrize("which", ["plain", "pooled", "persistent"])
+def test_connection_that_the_server_has_dropped_is_replaced_without_an_error(
+    request: pytest.FixtureRequest, raw: Raw, database: Database, which: str
+) -> None:
+    server: Server = request.getfixturevalue(which)
+    clients = [raw(server) for _ in range(5)]
+    for client in clients:
+        client.open("/queries/asks/")
+        client.frame()
+    database.terminate(which)
+    for client in clients:
+        client.send(frame("?"))
+    for client in clients:
+        assert client.frame().text.isdigit()
+    newcomer = raw(server)
+    newcomer.open("/queries/asks/")
+    assert newcomer.frame().text.isdigit()
+
+
+def test_each_of_several_databases_is_given_back(
+    start_site: StartSite, postgres: Server, connect: Connect, database: Database
+) -> None:
+    databases = {
+        "default": postgres_database(postgres, "several-1"),
+        "other": postgres_database(postgres, "several-2", OPTIONS=POOL),
+        "third": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"},
+    }
+    with start_site({"DATABASES": databases}) as server:
+        client = connect(server, "/queries/asks-all/")
+        for _ in range(2):
+            assert json.loads(client.ask("?")) == {"default": 1, "other": 1, "third": 1}
+            assert eventually(lambda: database.held("several-1") == 0)
+            assert database.held("several-2") <= 4
+
+
+# --- while a query runs ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("which", ["plain", "pooled"])
+def test_other_clients_do_not_wait_for_a_slow_query(
+    request: pytest.FixtureRequest, raw: Raw, database: Database, which: str
+) -> None:
+    server: Server = request.getfixturevalue(which)
+    slow, other = raw(server), raw(server)
+    other.open("/queries/asks/")
+    other.frame()
+    slow.open("/queries/sleeps/")
+    assert slow.frame().text == "begins"
+    assert eventually(lambda: database.asleep(which) == 1)
+    with at_once():
+        for _ in range(3):
+            other.send(frame("?"))
+            assert other.frame().text.isdigit()
+    assert database.asleep(which) == 1
+    database.terminate(which)
+    assert slow.closing()[0] == 1011
+
+
+# --- transactions ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def atomic(start_site: StartSite, postgres: Server) -> Iterator[Server]:
+    """The test site with `ATOMIC_REQUESTS`."""
+    settings = postgres_database(postgres, "atomic", ATOMIC_REQUESTS=True)
+    with start_site({"DATABASES": {"default": settings}}) as server:
+        yield server
+
+
+@pytest.mark.parametrize(("how", "status", "stay"), [("raise", 500, 0), ("404", 404, 0), ("response", 403, 1)])
+def test_atomic_requests_end_with_the_refusal(
+    atomic: Server, raw: Raw, database: Database, key: str, how: str, status: int, stay: int
+) -> None:
+    client = raw(atomic)
+    client.send(handshake(f"/writes/{how}/?key={key}"))
+    assert client.response().status == status
+    assert database.written(key) == stay
+    assert eventually(lambda: database.held("atomic") == 0)
+
+
+def test_atomic_requests_end_with_the_acceptance(atomic: Server, raw: Raw, database: Database, key: str) -> None:
+    client = raw(atomic)
+    client.open(f"/writes/accept/?key={key}")
+    assert database.written(key) == 1
+    client.send(frame("again"))
+    assert client.frame().text == "written"
+    assert database.written(key) == 2
+    assert eventually(lambda: database.held("atomic") == 0)
+
+
+@pytest.mark.parametrize("what", ["accept", "receive", "select"])
+def test_waiting_inside_atomic_is_an_error_that_leaves_nothing(
+    atomic: Server, raw: Raw, database: Database, key: str, what: str
+) -> None:
+    client = raw(atomic)
+    client.open(f"/inside-atomic/{what}/?key={key}")
+    (error,) = notes(atomic.port, key)
+    assert error.startswith("RuntimeError: ")
+    assert "atomic()" in error
+    assert eventually(lambda: database.held("atomic") == 0)
+
+
+@pytest.mark.parametrize(
+    "how",
+    ["accept", "send", "receive", "iteration", "select", "fileno", "socket", "subscribe", "listen", "close"],
+)
+def test_accepting_inside_atomic_is_an_error_in_whatever_way_it_is_done(plain: Server, raw: Raw, how: str) -> None:
+    client = raw(plain)
+    client.send(handshake(f"/queries/accepts-in-atomic/{how}/"))
+    response = client.response()
+    assert response.status == 409
+    assert b"RuntimeError: The WebSocket cannot be accepted inside a transaction" in response.body
+    assert b"atomic()" in response.body
+
+
+@pytest.mark.parametrize("what", ["receive", "receive-within", "iteration", "get", "select"])
+def test_receiving_inside_atomic_is_an_error_also_when_a_message_is_there(
+    plain: Server, raw: Raw, key: str, what: str
+) -> None:
+    client = raw(plain)
+    client.open(f"/queries/in-atomic/{what}/?key={key}", behind=frame("there already"))
+    assert client.frame().text == "open"
+    fetch(plain.port, f"/publish/{key}/?text=x")
+    fetch(plain.port, f"/gate/{key}/")
+    (error,) = notes(plain.port, key)
+    assert error.startswith("RuntimeError: ")
+    assert "atomic()" in error
+
+
+def test_looking_without_waiting_is_fine_inside_atomic(plain: Server, raw: Raw, key: str) -> None:
+    client = raw(plain)
+    client.open(f"/queries/in-atomic/look/?key={key}")
+    fetch(plain.port, f"/gate/{key}/")
+    assert notes(plain.port, key) == ["fine"]
+
+
+def test_loop_over_messages_may_handle_each_in_a_transaction(
+    plain: Server, raw: Raw, database: Database, key: str
+) -> None:
+    client = raw(plain)
+    client.open("/queries/loop-in-atomic/", behind=frame(key) * 3)
+    assert [client.frame().text for _ in range(3)] == ["written"] * 3
+    client.send(frame(key))
+    assert client.frame().text == "written"
+    assert database.written(key) == 4
+    assert eventually(lambda: database.held("plain") == 0)
+
+
+def test_loop_over_messages_may_not_take_a_second_one_in_the_transaction(
+    plain: Server, raw: Raw, database: Database, key: str
+) -> None:
+    client = raw(plain)
+    client.open("/queries/loop-in-atomic/?greedy=yes", behind=frame(key) * 2)
+    assert client.closing()[0] == 1011
+    assert database.written(key) == 0
+
+
+def test_library_that_waits_for_its_own_socket_is_none_of_our_business(plain: Server, raw: Raw) -> None:
+    client = raw(plain)
+    client.open("/queries/library-in-atomic/")
+    assert client.frame().text == "1 True"
+
+
+def test_waiting_in_a_transaction_that_is_no_atomic_is_an_error_too(
+    plain: Server, raw: Raw, database: Database, key: str
+) -> None:
+    client = raw(plain)
+    client.open(f"/queries/without-autocommit/?key={key}")
+    (error,) = notes(plain.port, key)
+    assert error.startswith("RuntimeError: ")
+    assert "set_autocommit" in error
+    assert eventually(lambda: database.held("plain") == 0)
+    assert database.written(key) == 0
+
+
+# --- the end ---------------------------------------------------------------------------------------------------------
+
+ENDS = ["raise", "exit", "kill", "timeout", "send", "terminate"]
+
+
+@pytest.mark.parametrize("which", ["plain", "pooled"])
+@pytest.mark.parametrize("how", ENDS)
+def test_nothing_is_left_of_a_view_that_ends_in_a_transaction(
+    request: pytest.FixtureRequest, raw: Raw, database: Database, key: str, which: str, how: str
+) -> None:
+    server: Server = request.getfixturevalue(which)
+    client = raw(server)
+    client.open(f"/queries/ends/{how}/?key={key}")
+    assert client.frame().text == "written"
+    if how in ("kill", "terminate"):
+        assert eventually(lambda: database.asleep(which) == 1)
+    if how == "kill":
+        fetch(server.port, f"/queries/kill/{key}/")
+    elif how == "terminate":
+        database.terminate(which)
+    elif how == "send":
+        client.reset()
+        fetch(server.port, f"/gate/{key}/")
+    assert notes(server.port, key) == [f"{how}: finally"]
+    if how != "send":
+        assert client.closing()[0] in (1011, 1012)
+    assert database.written(key) == 0
+    if which == "pooled":
+        assert eventually(lambda: all_are_back(server))
+    else:
+        assert eventually(lambda: database.held(which) == 0)
+
+
+def all_are_back(server: Server) -> bool:
+    """Whether nobody has a connection of the pool, or waits for one."""
+    pool = fetch_json(server.port, "/queries/pool/")
+    return bool(pool["pool_available"] == pool["pool_size"] and not pool.get("requests_waiting"))
+
+
+def test_handshake_that_takes_too_long_while_it_waits_for_the_pool_takes_nothing_along(
+    start_site: StartSite, postgres: Server, raw: Raw, database: Database, key: str
+) -> None:
+    settings = {
+        "DATABASES": {"default": postgres_database(postgres, "late", OPTIONS=POOL)},
+        "WEBSOCKET_HANDSHAKE_TIMEOUT": 0.5,
+    }
+    with start_site(settings) as server:
+        busy = [raw(server) for _ in range(4)]
+        for client in busy:
+            client.open("/queries/sleeps/")
+            assert client.frame().text == "begins"
+        assert eventually(lambda: database.asleep("late") == 4)
+        late = [raw(server) for _ in range(5)]
+        for client in late:
+            client.send(handshake("/queries/asks/"))
+        assert [client.response().status for client in late] == [500] * 5
+        database.terminate("late")
+        for client in busy:
+            assert client.closing()[0] == 1011
+        assert eventually(lambda: all_are_back(server))
+
+
+def test_nothing_is_left_of_a_view_whose_new_connection_cannot_be_prepared(
+    start_site: StartSite, postgres: Server, raw: Raw, database: Database
+) -> None:
+    settings = postgres_database(postgres, "unprepared", ENGINE="testsite.tenants")
+    with start_site({"DATABASES": {"default": settings}}) as server:
+        for _ in range(30):  # more than PostgreSQL takes
+            client = raw(server)
+            client.open("/queries/tenant/?tenant=fails")
+            assert client.closing()[0] == 1011
+        assert eventually(lambda: database.held("unprepared") == 0)
+
+
+@pytest.mark.parametrize("options", [{}, POOL], ids=["plain", "pooled"])
+def test_restart_ends_transactions_and_closes_connections(
+    start_site: StartSite, postgres: Server, raw: Raw, database: Database, key: str, options: dict[str, object]
+) -> None:
+    settings = postgres_database(postgres, f"restart-{key}", OPTIONS=options)
+    with start_site({"DATABASES": {"default": settings}}, args=["--graceful-timeout", "3"]) as server:
+        idle, stuck = raw(server), raw(server)
+        idle.open("/queries/asks/")
+        idle.frame()
+        stuck.open(f"/queries/ends/send/?key={key}")
+        assert stuck.frame().text == "written"
+        server.send_signal(signal.SIGTERM)
+        assert idle.closing()[0] == 1012
+        assert server.wait() == 0
+        assert "Traceback" not in server.log
+    assert eventually(lambda: database.held(f"restart-{key}") == 0)
+    assert database.written(key) == 0
