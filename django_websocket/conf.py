@@ -138,10 +138,11 @@ def current() -> Settings:
     return _current
 
 
-def in_tests() -> bool:
-    """Whether this is Django's test environment."""
-    utils = sys.modules.get("django.test.utils")
-    return utils is not None and hasattr(utils._TestState, "saved_data")
+def serve_pages_too() -> None:
+    """Have pages find the WebSockets at their own address, whatever `WEBSOCKET_SERVER` says: one server has both."""
+    global _current, _current_in_tests
+    django_settings.WEBSOCKET_SERVER = ""
+    _current = _current_in_tests = None
 
 
 def for_publishing() -> Settings:
@@ -151,7 +152,8 @@ def for_publishing() -> Settings:
     publish to the clients of a site. One that overrides `WEBSOCKET_BROKER` itself has what it asks for.
     """
     global _current_in_tests
-    if _broker_overrides or not in_tests():
+    utils = sys.modules.get("django.test.utils")
+    if utils is None or _broker_overrides or not hasattr(utils._TestState, "saved_data"):
         return current()
     if _current_in_tests is None:
         _current_in_tests = replace(current(), broker=TEST_BROKER)

@@ -94,6 +94,7 @@ class Server:
         port: Where it will listen.
         probe: What is sent to see whether it serves; it does when an answer comes. Without a probe it is enough that
             a connection is accepted, which gunicorn does before its workers have loaded the application.
+        host: The address at which it is probed.
         cwd: The directory it runs in.
         env: Environment variables on top of this process's own, without `NOT_INHERITED`.
         user: Whose it is, if not this process's.
@@ -106,6 +107,7 @@ class Server:
         *,
         port: int,
         probe: bytes = b"",
+        host: str = "127.0.0.1",
         cwd: Path | None = None,
         env: Mapping[str, str] | None = None,
         user: str | None = None,
@@ -115,6 +117,7 @@ class Server:
         self.args = [str(arg) for arg in args]
         self.port = port
         self.probe = probe
+        self.host = host
         self.cwd = cwd
         self.env = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED} | dict(env or {})
         self.user = user
@@ -179,7 +182,7 @@ class Server:
 
     def _answers(self) -> bool:
         try:
-            with socket.create_connection(("127.0.0.1", self.port), self.start_timeout) as sock:
+            with socket.create_connection((self.host, self.port), self.start_timeout) as sock:
                 if not self.probe:
                     return True
                 sock.sendall(self.probe)

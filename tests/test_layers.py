@@ -31,6 +31,7 @@ ABSENT = {
     "django_websocket.pubsub.redis": ["gunicorn", *DJANGO],
     "django_websocket.websocket": ["gunicorn", "redis", *DJANGO],
     "django_websocket.worker": [*PUBSUB, *DJANGO],
+    "django_websocket.development": [*PUBSUB, *DJANGO],
     "django_websocket.conf": ["gunicorn", *PUBSUB],
 }
 

@@ -11,18 +11,18 @@ def listed(variable: str) -> list[str]:
 
 
 BASE_DIR = Path(__file__).resolve().parent.parent
-RUNSERVER = Path(sys.argv[0]).name == "manage.py" and "runserver" in sys.argv[1:2]
+COMMAND = sys.argv[1] if Path(sys.argv[0]).name == "manage.py" and len(sys.argv) > 1 else ""
 
 # Public, and good enough for a site without secrets.
 SECRET_KEY = os.environ.get("SECRET_KEY") or "for-tests-only-set-the-environment-variable-elsewhere"
-DEBUG = RUNSERVER or os.environ.get("DEBUG", "").lower() not in ("", "0", "false")
+DEBUG = COMMAND in ("runserver", "runwebsocket") or os.environ.get("DEBUG", "").lower() not in ("", "0", "false")
 ALLOWED_HOSTS = ["localhost", "127.0.0.1", "[::1]", *listed("ALLOWED_HOSTS")]
 
 # WebSockets
 
 WEBSOCKET_URLCONF = "project.websocket_urls"
 # Beside runserver, which serves pages only, the WebSocket server has a port of its own. Empty: the page's own host.
-WEBSOCKET_SERVER = os.environ.get("WEBSOCKET_SERVER", ":8001" if RUNSERVER else "")
+WEBSOCKET_SERVER = os.environ.get("WEBSOCKET_SERVER", ":8001" if COMMAND == "runserver" else "")
 # Redis connects several processes; memory:// is enough for one.
 WEBSOCKET_BROKER = os.environ.get("REDIS_URL") or "memory://"
 # runserver's pages connect to a server on another port, and so come from another origin.

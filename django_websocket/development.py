@@ -1,0 +1,118 @@
+"""The process that `manage.py runwebsocket` becomes: gunicorn with one worker, which a change of the code ends.
+
+Django is not imported here before the worker has patched the standard library.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import gevent
+from gunicorn.app.base import BaseApplication
+
+from .worker import GeventWebSocketWorker
+
+STOP_TIMEOUT = 4  # seconds; views that do not end with their clients get half of it
+NOT_LOADED = b"The project could not be loaded. The terminal says why; when that is put right, it is tried again.\n"
+
+
+def serve(options: dict[str, Any]) -> None:
+    """Serve until Ctrl-C; `options` are those of the management command."""
+    Server(options).run()
+
+
+class Server(BaseApplication):  # type: ignore[misc]
+    """gunicorn, which reads no configuration file: those are for production."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self.options = options
+        super().__init__()
+
+    def load_config(self) -> None:
+        """Configure it for one developer."""
+        settings = {
+            "bind": self.options["bind"],
+            "worker_class": Worker,
+            "workers": 1,
+            "timeout": 0,  # a debugger may stop a view for as long as it likes
+            "graceful_timeout": STOP_TIMEOUT,
+            "loglevel": "warning",
+            "accesslog": "-",
+            "access_log_format": '%(t)s "%(r)s" %(s)s',
+            "control_socket_disable": True,
+        }
+        for name, value in settings.items():
+            self.cfg.set(name, value)
+
+    def load(self) -> Any:
+        """Load the project, in the worker."""
+        import django
+
+        django.setup()
+        from .management.commands.runwebsocket import Command
+
+        command = Command(no_color=self.options["no_color"], force_color=self.options["force_color"])
+        return command.application(self.options)
+
+
+class Worker(GeventWebSocketWorker):
+    """Ends when Django's autoreloader sees a change; gunicorn then starts another one."""
+
+    def load_wsgi(self) -> None:
+        """Load the project; if that fails, wait until it is changed."""
+        broken = None
+        try:
+            super().load_wsgi()
+        except Exception as error:
+            if not self.app.options["use_reloader"]:
+                raise
+            from django.core.management.base import CommandError
+
+            from . import conf
+
+            broken = error
+            if isinstance(error, CommandError):  # a system check's
+                print(error, file=sys.stderr)
+            else:
+                traceback.print_exception(error)
+            self._settings = conf.Settings()
+            self.wsgi = not_loaded
+        if self.app.options["use_reloader"]:
+            gevent.spawn(watch, broken)
+
+
+def watch(broken: Exception | None) -> None:
+    """End the process when the code of the project changes, which is `broken` or not; templates are only read anew."""
+    from django.utils import autoreload
+
+    reloader = autoreload.get_reloader()
+    autoreload.logger.info("Watching for file changes with %s", type(reloader).__name__)
+    try:
+        if broken is None:
+            reloader.run(threading.Thread())  # one that does not run: there is nothing to wait for
+        else:
+            reloader.extra_files |= set(filter(Path.exists, map(Path, involved(broken))))
+            reloader.run_loop()
+    except SystemExit:
+        sys.exit(0)  # gunicorn takes the status of the autoreloader, 3, for a failure
+
+
+def involved(error: BaseException | None) -> Iterator[str]:
+    """Return the files in which `error` came about: those that failed to be imported are not among the modules."""
+    while error is not None:
+        yield from (frame.filename for frame in traceback.extract_tb(error.__traceback__))
+        if isinstance(error, SyntaxError) and error.filename is not None:
+            yield error.filename
+        error = error.__cause__ or error.__context__
+
+
+def not_loaded(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
+    """Answer every request while the project is broken."""
+    headers = [("Content-Type", "text/plain"), ("Content-Length", str(len(NOT_LOADED)))]
+    start_response("500 Internal Server Error", headers)
+    return [NOT_LOADED]
