@@ -129,7 +129,7 @@ class Project:
         return Server([*words, *args], port=port, probe=HTTP_PROBE, cwd=self.directory, env=ENVIRONMENT)
 
     def runserver(self, line: str, port: int) -> Server:
-        """Django's own server, on a port of its own, without the process that would start it again."""
+        """A server for development, on a port of its own, which does not watch for changes."""
         words = [*arguments(line), f"127.0.0.1:{port}", "--noreload"]
         return Server(words, port=port, probe=HTTP_PROBE, cwd=self.directory, env=ENVIRONMENT)
 
@@ -148,7 +148,7 @@ def arguments(line: str) -> list[str]:
     return [program, *rest]
 
 
-def readme_project(directory: Path, websocket_port: int) -> Project:
+def readme_project(directory: Path) -> Project:
     """Follow README.md: make the project, and put everything where it says."""
     start, change, app = (
         line for line in commands("README.md") if line.startswith(("django-admin", "cd", "python manage.py startapp"))
@@ -156,5 +156,5 @@ def readme_project(directory: Path, websocket_port: int) -> Project:
     project = Project(directory / change.removeprefix("cd "))
     project.run(start, cwd=directory)
     project.run(app)
-    project.put("README.md", {":8001": f":{websocket_port}"})
+    project.put("README.md")
     return project

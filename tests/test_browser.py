@@ -336,12 +336,9 @@ def test_pages_fit_into_the_window(browser: Browser, site: Site, width: int, sch
 
 
 def test_readme_page_in_two_windows(browser: Browser, tmp_path: Path) -> None:
-    port, websocket_port = free_port(), free_port()
-    project = readme_project(tmp_path, websocket_port)
-    with (
-        project.runserver(command("README.md", "runserver"), port),
-        project.gunicorn(command("README.md", "gunicorn -k"), websocket_port),
-    ):
+    port = free_port()
+    project = readme_project(tmp_path)
+    with project.runserver(command("README.md", "runwebsocket"), port):
         ann, bob = (browser.open(f"http://127.0.0.1:{port}/chat/lobby/") for _ in range(2))
         connected = "return socket.readyState === WebSocket.OPEN"
         for window in (ann, bob):
@@ -354,15 +351,14 @@ def test_readme_page_in_two_windows(browser: Browser, tmp_path: Path) -> None:
 
 
 def test_examples_of_the_page_about_pages(browser: Browser, tmp_path: Path) -> None:
-    project = readme_project(tmp_path, free_port())
+    project = readme_project(tmp_path)
     project.put("docs/pages.md")
     echo = 'from django_websocket.servers.echo import echo\nurlpatterns += [path("echo/", echo, name="echo")]'
     project.write("mysite/websocket_urls.py", echo, add=True)
     names = ["echo", "reconnect"]
     pages = "".join(f'path("{name}/", TemplateView.as_view(template_name="chat/{name}.html")),' for name in names)
     project.write("mysite/urls.py", f"urlpatterns += [{pages}]", add=True)
-    project.write("mysite/settings.py", 'WEBSOCKET_SERVER = ""', add=True)
-    project.put("docs/deployment.md", {"redis://localhost:6379/0": "memory://"})
+    project.put("docs/deployment.md", {"redis://localhost:6379/0": "memory://", '":8001" if DEBUG else ""': '""'})
     (project.directory / "gunicorn.conf.py").unlink()
     with ExitStack() as stack:
         server = stack.enter_context(project.gunicorn(command("docs/deployment.md", "mysite.wsgi:application")))

@@ -93,44 +93,40 @@ def close_code(websocket: ClientConnection) -> int:
 
 
 @pytest.fixture(scope="module")
-def websocket_port() -> int:
-    return free_port()
-
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory, websocket_port: int) -> Project:
+def original(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """The project of the README."""
-    return readme_project(tmp_path_factory.mktemp("readme"), websocket_port)
+    return readme_project(tmp_path_factory.mktemp("readme"))
 
 
-def test_readme_followed_step_by_step_gives_a_chat(original: Project, websocket_port: int) -> None:
-    port = free_port()
+def test_readme_followed_step_by_step_gives_a_chat(original: Project) -> None:
+    with original.runserver(command("README.md", "runwebsocket"), free_port()) as server:
+        assert_is_a_chat(server, server)
+
+
+def assert_is_a_chat(pages: Server, server: Server) -> None:
+    """Open pages of the README, and chat with the WebSockets that they open."""
+
+    def open_page(room: str) -> str:
+        found = re.search(r'new WebSocket\("([^"]+)"\)', fetch(f"http://{pages.address}/chat/{room}/"))
+        assert found
+        return found[1]
+
+    url = open_page("lobby")
+    assert url == f"ws://{server.address}/chat/lobby/"
+    origin = f"http://{pages.address}"
     with (
-        original.runserver(command("README.md", "runserver"), port) as pages,
-        original.gunicorn(command("README.md", "gunicorn -k"), websocket_port) as server,
+        open_websocket(url, origin=origin) as ann,
+        open_websocket(url, origin=origin) as bob,
+        open_websocket(open_page("other"), origin=origin) as eve,
     ):
-
-        def open_page(room: str) -> str:
-            found = re.search(r'new WebSocket\("([^"]+)"\)', fetch(f"http://{pages.address}/chat/{room}/"))
-            assert found
-            return found[1]
-
-        url = open_page("lobby")
-        assert url == f"ws://{server.address}/chat/lobby/"
-        origin = f"http://{pages.address}"  # another port: DEBUG is on
-        with (
-            open_websocket(url, origin=origin) as ann,
-            open_websocket(url, origin=origin) as bob,
-            open_websocket(open_page("other"), origin=origin) as eve,
-        ):
-            for number, sender in enumerate([ann, bob, bob, ann]):
-                sender.send(f"<b>{number}</b> Grüße")
-                assert receive(ann) == receive(bob) == f"<b>{number}</b> Grüße"
-            eve.send("alone")
-            assert receive(eve) == "alone"
-        with pytest.raises(InvalidStatus) as foreign, open_websocket(url, origin="https://evil.example"):
-            pass
-        assert foreign.value.response.status_code == 403
+        for number, sender in enumerate([ann, bob, bob, ann]):
+            sender.send(f"<b>{number}</b> Grüße")
+            assert receive(ann) == receive(bob) == f"<b>{number}</b> Grüße"
+        eve.send("alone")
+        assert receive(eve) == "alone"
+    with pytest.raises(InvalidStatus) as foreign, open_websocket(url, origin="https://evil.example"):
+        pass
+    assert foreign.value.response.status_code == 403
 
 
 def test_readme_links_and_those_of_the_docs_lead_somewhere() -> None:
@@ -210,7 +206,7 @@ def test_command(project: Project, page: str, line: str) -> None:
             else:
                 with pytest.raises(urllib.error.HTTPError, match="426"):
                     fetch(f"http://{server.address}/chat/lobby/")
-    elif line.startswith("python manage.py runserver"):
+    elif line.startswith("python manage.py run"):
         with project.runserver(line, free_port()) as server:
             assert "new WebSocket" in fetch(f"http://{server.address}/chat/lobby/")
     elif line.startswith("python"):
@@ -494,7 +490,7 @@ def redis_cli(redis: Server, line: str) -> str:
 
 def test_publishing_from_pages_shell_and_redis_cli(publish_project: Project, publishing: Server, redis: Server) -> None:
     with client(publishing, "/news/") as ann, client(publishing, "/news/") as bob:
-        with publish_project.runserver(command("README.md", "runserver"), free_port()) as pages:
+        with publish_project.runserver(command("docs/deployment.md", "runserver"), free_port()) as pages:
             assert fetch(f"http://{pages.address}/announce/") == "announced"
         assert receive(ann) == receive(bob) == "hello"
         publish_project.shell("from django_websocket.pubsub import publish; publish('news', b'binary')")
@@ -687,6 +683,18 @@ def test_worker_has_the_entry_point_that_the_page_names(project: Project) -> Non
     assert uri[1] in line
     with project.gunicorn(line) as server:
         assert_serves_websockets(server)
+
+
+def test_gunicorn_beside_runserver(original: Project, tmp_path: Path) -> None:
+    copy = original.copy(tmp_path / "mysite")
+    port = free_port()
+    copy.put("docs/deployment.md", {'":8001" if DEBUG': f'":{port}" if DEBUG', DEFAULT_REDIS: "memory://"})
+    (copy.directory / "gunicorn.conf.py").unlink()
+    with (
+        copy.runserver(command("docs/deployment.md", "runserver"), free_port()) as pages,
+        copy.gunicorn(command("docs/deployment.md", "--reload"), port) as server,
+    ):
+        assert_is_a_chat(pages, server)
 
 
 def test_reload_starts_the_worker_again_when_the_code_changes(original: Project, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ DEADLINE = 20.0  # seconds
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """The README's project, migrated."""
-    project = readme_project(tmp_path_factory.mktemp("runwebsocket"), 8001)
+    project = readme_project(tmp_path_factory.mktemp("runwebsocket"))
     project.run("python manage.py migrate --verbosity 0")
     return project
 
@@ -63,10 +63,10 @@ def edit(path: Path, old: str, new: str) -> None:
 
 def test_pages_static_files_and_websockets_on_one_port(project: Project, connect: Connect) -> None:
     project.write("chat/static/chat/test.css", "body {}")
+    project.write("mysite/settings.py", 'WEBSOCKET_SERVER = ":8001"', add=True)  # beside runserver, but not here
     with runwebsocket(project.directory) as server:
         status, page = fetch(server, "/chat/lobby/")
         assert status == 200
-        # The project's setting names another port, beside runserver.
         assert f'new WebSocket("ws://{server.address}/chat/lobby/")' in page
         assert fetch(server, "/static/chat/test.css") == (200, "body {}")
         client = connect(server, "/chat/lobby/", origin=f"http://{server.address}")

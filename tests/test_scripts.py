@@ -92,7 +92,7 @@ def test_demo_is_one_process_beside_the_one_that_watches_it(site: Server) -> Non
     if not workers.exists():
         unavailable("this system does not list a process's children")
     assert len(workers.read_text().split()) == 1
-    assert "gunicorn" in Path(f"/proc/{site.pid}/cmdline").read_text()  # not the shell: signals arrive
+    assert "runwebsocket" in Path(f"/proc/{site.pid}/cmdline").read_text()  # not the shell: signals arrive
 
 
 @pytest.mark.timeout(300)
