@@ -23,6 +23,7 @@ from django.db import connections
 from django.http import HttpRequest
 from django.utils import timezone
 from django.utils.crypto import constant_time_compare
+from gevent.event import Event
 from gevent.hub import get_hub
 
 from . import conf, pubsub
@@ -89,11 +90,13 @@ class Logins:
 
     def __init__(self) -> None:
         self._connections: dict[Login, set[Connection]] = {}
+        self._none_left = Event()
         self._running = False
 
     def add(self, login: Login, connection: Connection) -> None:
         """Watch over `login` as long as `connection` is open."""
         self._connections.setdefault(login, set()).add(connection)
+        self._none_left.clear()
         connection.on_end.append(partial(self._remove, login, connection))
         if not self._running:
             self._running = True
@@ -104,6 +107,8 @@ class Logins:
         of_login.discard(connection)
         if not of_login:
             del self._connections[login]
+        if not self._connections:
+            self._none_left.set()
 
     def _run(self) -> None:
         hub = pubsub._hub()
@@ -116,8 +121,8 @@ class Logins:
                         joined = True
                     except BrokerError as error:
                         report("disconnect()", None, "does not work at present", str(error))
-                gevent.sleep(conf.current().login_check_interval)
-                self._check()
+                if not self._none_left.wait(conf.current().login_check_interval):
+                    self._check()
         finally:
             self._running = False
             if joined:
@@ -132,7 +137,8 @@ class Logins:
             return
         finally:
             for wrapper in connections.all(initialized_only=True):
-                wrapper.close()
+                if not wrapper.in_atomic_block:  # of a test, which has no others
+                    wrapper.close()
         self._close(ended, "logged out")
 
     def _close(self, logins: Iterable[Login], reason: str) -> None:

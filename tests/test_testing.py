@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import select as standard
 import threading
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import gevent
 import pytest
@@ -26,8 +28,8 @@ from gevent.hub import get_hub
 from testsite.models import Note
 from testsite.websocket_urls import urlpatterns as of_the_site
 
-from django_websocket import conf
-from django_websocket.conversation import HandshakeTimeout
+from django_websocket import conf, log
+from django_websocket.conversation import Conversation, HandshakeTimeout
 from django_websocket.decorators import websocket
 from django_websocket.exceptions import BrokerError, ConnectionClosed
 from django_websocket.protocol.handshake import HandshakeError
@@ -43,6 +45,12 @@ from .wire import descriptors
 pytestmark = pytest.mark.usefixtures("test_runner")
 
 
+def greenlets() -> int:
+    """How many run, apart from those that only count lines of the log."""
+    found = [thing for thing in gc.get_objects() if type(thing) in (gevent.Greenlet, Conversation)]
+    return sum(not greenlet.dead and getattr(greenlet, "_run", None) is not log._sum_up for greenlet in found)
+
+
 @pytest.fixture(autouse=True)
 def nothing_stays(test_runner: None) -> Iterator[None]:
     """After each test no view runs, no connection is open, and no descriptor but those of the loop."""
@@ -51,8 +59,10 @@ def nothing_stays(test_runner: None) -> Iterator[None]:
     before = descriptors()
     with override_settings(WEBSOCKET_URLCONF=__name__):
         yield
+    gevent.idle()  # what was published last is delivered
     assert not ViewGreenlet.running
     assert not open_connections()
+    assert greenlets() == 0
     assert descriptors() == before
     assert connections["default"]._thread_sharing_count == 0
 
@@ -722,6 +732,18 @@ class InATransaction(TestCase):
         self.client.logout()
         with self.assertRaises(HandshakeRefused):
             self.client.websocket("/members/")
+
+    @override_settings(WEBSOCKET_LOGIN_CHECK_INTERVAL=0.05)
+    def test_logout_ends_a_conversation(self) -> None:
+        self.client.force_login(self.user)
+        with self.client.websocket("/members/") as ws, mock.patch.object(connection, "is_in_memory_db", return_value=0):
+            self.assertEqual(ws.receive(), "hello ann")
+            with self.assertRaises(TimeoutError):
+                ws.receive(timeout=0.2)  # its login was asked for, by whom must not close the test's connection
+            self.client.logout()
+            with self.assertRaises(ConnectionClosed):
+                ws.receive()
+            self.assertEqual(ws.close_code, 4401)
 
     def test_two_users_at_once(self) -> None:
         get_user_model().objects.create(username="bob")
