@@ -36,7 +36,7 @@ from gevent.hub import get_hub
 from redis._parsers import _RESP2Parser
 
 import django_websocket.pubsub.redis as redis_broker
-from django_websocket import pubsub
+from django_websocket import log, pubsub
 from django_websocket.connection import Connection, Limits
 from django_websocket.exceptions import BrokerError, ConnectionClosed, HandshakeFailed, MessagesMissed
 from django_websocket.protocol.frames import Opcode
@@ -381,6 +381,16 @@ def test_what_cannot_be_decoded_is_dropped_and_logged(broker, caplog):
         assert taken(subscription, 2) == ["\u00e9", b"\x80"]
         assert [record.levelname for record in caplog.records] == ["WARNING"] * 2
         assert "news" in caplog.text and "broken" not in caplog.text
+
+
+def test_of_many_that_cannot_be_decoded_the_log_has_some_and_their_number(broker, caplog):
+    with subscribe("news") as subscription, caplog.at_level(logging.WARNING, logger="django_websocket"):
+        for _ in range(100):
+            broker.publish_raw("news", b"\x80")
+        nothing_more(subscription)
+        assert len(caplog.records) == log.LINES
+        log._sum_up()
+        assert caplog.records[-1].getMessage().startswith(f"{100 - log.LINES} more")
 
 
 def test_bad_messages_among_good_ones_that_came_together(broker, pairs):
@@ -1557,6 +1567,97 @@ def test_a_paused_redis_is_noticed_within_the_deadline(own_redis, any_reader, ca
         assert got == ["after"]
 
 
+def test_each_outage_is_logged_and_its_end(own_redis, caplog):
+    with subscribe("news") as subscription:
+        for number in range(1, 4):
+            kill_clients(own_redis)
+            with pytest.raises(MessagesMissed):
+                subscription.get(timeout=10)
+            assert [record.levelname for record in caplog.records] == ["ERROR", "WARNING"] * number
+
+
+FLOOD = """
+from django_websocket.pubsub import publish
+for _ in range(200):
+    publish("news", "x" * 100_000)
+"""
+
+
+def test_a_process_that_redis_sends_away_since_it_does_not_read_learns_that(own_redis, any_reader):
+    with redis.Redis(port=own_redis.port) as admin, override_settings(WEBSOCKET_OUTBOX_SIZE=1 << 28):
+        admin.config_set("client-output-buffer-limit", "pubsub 1mb 0 0")
+        with subscribe("news") as subscription:
+            child(FLOOD, f"redis://{own_redis.address}")  # which blocks the loop of this process for so long
+            got = []
+            with pytest.raises(MessagesMissed):
+                while True:
+                    got.append(subscription.get(timeout=10))
+            assert len(got) < 200
+            publish("news", "after")
+            assert taken(subscription, 1) == ["after"]
+
+
+def test_a_command_that_leaves_in_part_only_ends_the_connection(own_redis, any_reader, monkeypatch):
+    """Whatever were sent behind it, Redis would take for its rest."""
+    monkeypatch.setattr(redis_broker, "PING_INTERVAL", 30)
+    with subscribe("news") as subscription:
+        own_redis.send_signal(signal.SIGSTOP)
+        try:
+            with pytest.raises(BrokerError):
+                subscribe(*[f"{number}".ljust(200_000) for number in range(60)])
+            until(lambda: subscription._hub._subscriber._link is None)
+        finally:
+            own_redis.send_signal(signal.SIGCONT)
+        with pytest.raises(MessagesMissed):
+            subscription.get(timeout=10)
+        with subscribe("weather") as weather:
+            publish("weather", "sun")
+            assert taken(weather, 1) == ["sun"]
+        nothing_more(subscription)
+
+
+def test_whoever_publishes_while_redis_is_paused_is_told_in_time_and_nothing_arrives_twice(own_redis, any_reader):
+    with override_settings(WEBSOCKET_OUTBOX_SIZE=1 << 26), subscribe("news") as subscription:
+        publish("news", "before")
+        own_redis.send_signal(signal.SIGSTOP)
+        try:
+            begun = time.monotonic()
+            outcomes = together(lambda number: publish("news", f"{number:03}" * 100_000), 60)  # more than buffers hold
+            assert [type(outcome) for outcome in outcomes] == [BrokerError] * 60
+            outcomes = together(lambda number: publish("news", str(number)), 60)
+            assert [type(outcome) for outcome in outcomes] == [BrokerError] * 60
+            assert time.monotonic() - begun < 2 * redis_broker.TIMEOUT + 1
+        finally:
+            own_redis.send_signal(signal.SIGCONT)
+        got: list[Any] = []
+        with pytest.raises(MessagesMissed):
+            while True:
+                got.append(subscription.get(timeout=10))
+        publish("news", "after")
+        while got[-1:] != ["after"]:
+            got += taken(subscription, 1)
+        assert len(set(got)) == len(got)
+        nothing_more(subscription)
+
+
+def test_ten_seconds_after_redis_is_back_at_the_latest_everybody_is_subscribed(cooperative, pairs):
+    """With the delays and deadlines as they are, after an outage so long that attempts have become rare."""
+    with redis_server() as server, using(f"redis://{server.address}"), subscribe("news") as subscription:
+        server.stop(signal.SIGKILL)
+        attempts: list[float] = []
+        nobody = gevent.server.StreamServer(("127.0.0.1", server.port), lambda *_: attempts.append(time.monotonic()))
+        nobody.start()
+        until(lambda: len(attempts) > 1 and attempts[-1] - attempts[-2] > redis_broker.LONGEST_DELAY / 2, 20)
+        nobody.stop()
+        server.start()
+        begun = time.monotonic()
+        with pytest.raises(MessagesMissed):
+            subscription.get(timeout=10)
+        assert time.monotonic() - begun < 10
+        publish("news", "a")
+        assert taken(subscription, 1) == ["a"]
+
+
 def test_silence_is_no_outage(own_redis, any_reader, caplog):
     with subscribe("news") as subscription:
         client = redis.Redis(port=own_redis.port)
@@ -1569,18 +1670,28 @@ def test_silence_is_no_outage(own_redis, any_reader, caplog):
 
 
 class Proxy:
-    """Stands between the process and Redis; keeps for itself replies to PUBLISH while `swallow` says how."""
+    """Stands between the process and Redis, at `port`.
+
+    It keeps for itself replies to PUBLISH while `swallow` says how, and everything from connections that are `frozen`.
+    """
 
     def __init__(self, port: int) -> None:
-        self._redis = ("127.0.0.1", port)
+        self.port = port
         self.swallow = ""
+        self.frozen: set[gevent.socket.socket] = set()
         self.passes = 0  # bytes of replies that still go through then
         self.writes: list[int] = []  # how many commands came with each
+        self.open: set[gevent.socket.socket] = set()
         self.server = gevent.server.StreamServer(("127.0.0.1", 0), self._serve, spawn=gevent.pool.Pool())
 
+    def freeze(self) -> None:
+        """Nothing comes through the present connections any more, nor do they end."""
+        self.frozen |= self.open
+
     def _serve(self, client: gevent.socket.socket, address: Any) -> None:
-        with client, gevent.socket.create_connection(self._redis) as upstream:
+        with client, gevent.socket.create_connection(("127.0.0.1", self.port)) as upstream:
             publisher = False
+            self.open.add(client)
 
             def back() -> None:
                 while data := upstream.recv(65536):
@@ -1591,16 +1702,22 @@ class Proxy:
                             client.shutdown(2)
                             return
                         continue
-                    client.sendall(data)
+                    if client not in self.frozen:
+                        client.sendall(data)
 
             replies = gevent.spawn(back)
-            with contextlib.suppress(OSError):
+            try:
                 while data := client.recv(1 << 20):
                     if b"PUBLISH" in data:
                         publisher = True
                         self.writes.append(data.count(b"PUBLISH"))
-                    upstream.sendall(data)
-            replies.kill()
+                    if client not in self.frozen:
+                        upstream.sendall(data)
+            except OSError:
+                pass
+            finally:
+                replies.kill()
+                self.open.discard(client)
 
 
 @pytest.fixture
@@ -1642,6 +1759,44 @@ def test_of_many_publishes_at_once_those_whose_replies_are_lost_fail_and_all_are
         publish("news", "after")
         assert taken(subscription, 52) == ["before", *map(str, range(50)), "after"]
         assert proxy.writes == [1, 50, 1]
+        nothing_more(subscription)
+
+
+def test_a_connection_through_which_nothing_comes_any_more_is_noticed(proxy, pairs, monkeypatch):
+    monkeypatch.setattr(redis_broker, "PING_INTERVAL", 0.3)
+    connection, peer = pairs()
+    forward(connection, "news", on_missed="reload")
+    with subscribe("news") as subscription:
+        publish("news", "before")
+        assert taken(subscription, 1) == ["before"]
+        proxy.freeze()
+        begun = time.monotonic()
+        with pytest.raises(MessagesMissed):
+            subscription.get(timeout=10)
+        assert time.monotonic() - begun < 2
+        begun = time.monotonic()
+        with pytest.raises(BrokerError):
+            publish("news", "lost")
+        assert time.monotonic() - begun < 1
+        publish("news", "after")
+        assert taken(subscription, 1) == ["after"]
+        nothing_more(subscription)
+    assert peer.until_frames(3)[:3] == [text("before"), text("reload"), text("after")]
+    peer.sock.close()
+    until(lambda: not connection.open)
+
+
+def test_another_redis_that_takes_over_is_used(proxy, monkeypatch):
+    with redis_server() as other, subscribe("news") as subscription:
+        publish("news", "before")
+        proxy.port = other.port
+        for client in list(proxy.open):
+            client.shutdown(2)
+        assert taken(subscription, 1) == ["before"]
+        with pytest.raises(MessagesMissed):
+            subscription.get(timeout=10)
+        publish("news", "after")
+        assert taken(subscription, 1) == ["after"]
         nothing_more(subscription)
 
 

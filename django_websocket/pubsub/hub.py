@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import OrderedDict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Generic, Protocol, TypeVar
@@ -12,6 +11,7 @@ from gevent.event import AsyncResult
 
 from django_websocket.connection import WRITE_SIZE, Connection
 from django_websocket.exceptions import BrokerError, ConnectionClosed, MessagesMissed
+from django_websocket.log import report
 from django_websocket.protocol.deflate import Agreement, encode_compressed
 from django_websocket.protocol.frames import CloseCode, encode_message
 from django_websocket.waiting import Readable, check_before_taking, wait
@@ -21,8 +21,6 @@ from .broker import Broker, from_wire
 SLICE = 500  # members that get a message before other greenlets get their turn
 JOIN_TIMEOUT = 6.0  # seconds; longer than a subscriber takes to say that it does not come about
 OVERHEAD = 100  # bytes that a waiting message costs beside its own
-
-logger = logging.getLogger("django_websocket")
 
 T = TypeVar("T", bound="str | bytes")
 Variant = tuple[int, int] | None  # of compression; None is none
@@ -37,11 +35,11 @@ class Publication:
             try:
                 self.messages.append(from_wire(payload))
             except UnicodeDecodeError:
-                logger.warning(
-                    "Dropped a message on channel %r: it is neither UTF-8 nor marked as binary by a first byte FF",
-                    channel,
+                report(
+                    f"Channel {channel}",
+                    None,
+                    "a message was dropped that is neither UTF-8 nor marked as binary by a first byte FF",
                 )
-
         self.channel = channel
         self._single: dict[Variant, list[bytes]] = {}
         self._frames: dict[Variant, bytes] = {}

@@ -138,6 +138,7 @@ class RedisSubscriber:
                     logger.warning("Redis at %s is back", self._broker.place)
                 delay = FIRST_DELAY
                 self._begin(lost)
+                lost = False
                 self._read(self._link)
             except (redis.RedisError, OSError) as error:
                 self._disconnect(error)
@@ -191,10 +192,13 @@ class RedisSubscriber:
     def _write(self) -> None:
         try:
             while self._commands and self._link is not None:
+                link = self._link
                 commands, self._commands = self._commands, deque()
-                self._link.send(b"".join(commands), TIMEOUT)
-        except OSError as error:
-            logger.debug("Redis at %s took no command: %s", self._broker.place, error)  # reading fails too
+                try:
+                    link.send(b"".join(commands), TIMEOUT)
+                except OSError as error:
+                    logger.debug("Redis at %s took no command: %s", self._broker.place, error)
+                    link.hang_up()  # a command may have left in part: what follows would be taken for its rest
         finally:
             self._writing = False
 
