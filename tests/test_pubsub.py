@@ -289,6 +289,23 @@ def test_messages_of_many_publishers_each_keep_their_order(broker):
         gevent.joinall(publishers, raise_error=True)
 
 
+def test_everybody_sees_the_same_order_whoever_publishes(broker, pairs):
+    connection, peer = pairs()
+    with subscribe("news") as one, subscribe("other", "news") as two, forward(connection, "news"):
+
+        def publisher(name: str) -> None:
+            for number in range(40):
+                publish("news", f"{name}{number}")
+                gevent.sleep(0)
+
+        publishers = [gevent.spawn(publisher, name) for name in "abcde"]
+        order = taken(one, 200)
+        gevent.joinall(publishers, raise_error=True)
+        assert taken(two, 200) == order
+        assert peer.until_frames(200) == [text(str(message)) for message in order]
+        nothing_more(one)
+
+
 def test_a_channel_named_twice_delivers_once(broker):
     with subscribe("news", "news") as subscription:
         publish("news", "a")

@@ -123,10 +123,18 @@ class Member(Protocol):
 class Channel:
     """Who has joined a channel, in that order, and whether the broker knows."""
 
+    __slots__ = ("joined", "members", "stale")
+
     def __init__(self) -> None:
         self.members: dict[Member, None] = {}
-        self.joined: AsyncResult[None] = AsyncResult()
+        self.joined: AsyncResult[None] | None = AsyncResult()  # None while it is received
         self.stale: Collection[Member] = ()  # who was a member when the broker went away
+
+    def received(self) -> None:
+        """Let those go on who wait for the channel to be received."""
+        joined, self.joined = self.joined, None
+        if joined is not None:
+            joined.set(None)
 
 
 class Hub:
@@ -149,7 +157,8 @@ class Hub:
                 gevent.spawn(self._ask_for, {name: self._channels[name] for name in new})
             with gevent.Timeout(JOIN_TIMEOUT, BrokerError(f"The broker has been away for {JOIN_TIMEOUT} seconds")):
                 for channel in channels:
-                    channel.joined.get()
+                    if channel.joined is not None:
+                        channel.joined.get()
         except BaseException:
             self.leave(member, names)
             raise
@@ -164,10 +173,11 @@ class Hub:
             if failed:
                 self._subscriber.unsubscribe(failed)
             for channel in channels.values():
-                channel.joined.set_exception(error)
+                if channel.joined is not None:
+                    channel.joined.set_exception(error)
         else:
             for channel in channels.values():
-                channel.joined.set(None)
+                channel.received()
 
     def leave(self, member: Member, names: Sequence[str]) -> None:
         """Have `member` get nothing more from the channels. Never waits."""
@@ -205,7 +215,7 @@ class Hub:
         for channel in [self._channels[name] for name in names if name in self._channels]:
             stale.update(dict.fromkeys(channel.stale, channel))
             channel.stale = ()
-            channel.joined.set(None)
+            channel.received()
         for number, (member, channel) in enumerate(stale.items(), 1):
             if member in channel.members:
                 member.missed()
@@ -215,7 +225,7 @@ class Hub:
     def lost(self, names: Sequence[str]) -> None:
         """Let whoever joins one of the channels from now on wait until the broker is back."""
         for channel in [self._channels[name] for name in names if name in self._channels]:
-            if channel.joined.ready():
+            if channel.joined is None:
                 channel.joined = AsyncResult()
                 channel.stale = tuple(channel.members)
 
