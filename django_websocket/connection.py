@@ -33,6 +33,7 @@ WRITE_SIZE = 64 * 1024  # bytes; small frames are joined up to it
 MAX_PONGS = 64  # for pings that came with one read; the newest of more (section 5.5.3)
 REFILLS = 16  # of the inbox from what was received already, before others get their turn
 PING_PAYLOAD = struct.Struct("!d")  # when it was sent, so that its pong tells the latency
+NEVER_USED: deque[bytes | memoryview] = deque(maxlen=0)  # for the outboxes of most: a deque takes 760 bytes
 READ, WRITE = 1, 2  # libev's
 
 # BlockingIOError and, under TLS, its two siblings, which are no relatives of it.
@@ -131,7 +132,7 @@ class Connection(Readable):
         self.on_end: list[Callable[[], None]] = []  # called in the hub when the socket is closed
         self._sock: socket.socket | None = sock
         self._pending: Callable[[], int] | None = getattr(sock, "pending", None)  # TLS has it
-        self._outbox: deque[bytes | memoryview] = deque()
+        self._outbox: deque[bytes | memoryview] = NEVER_USED  # until something has to wait
         self._outbox_size = 0  # bytes
         self._left = 0  # bytes that the kernel has taken from the outbox
         self._sources: deque[Callable[[], bytes]] | None = None  # of frames, for when the outbox is empty
@@ -341,6 +342,8 @@ class Connection(Readable):
             raise ConnectionClosed(self.close_code or CloseCode.ABNORMAL, self.close_reason)
         frame = encode_message(message) if self.agreement is None else self._engine.send(message)
         if self.inbox:
+            if self._outbox is NEVER_USED:
+                self._outbox = deque()
             self._outbox.append(frame)
             self._outbox_size += len(frame)
             if not (self._flush_scheduled or self._blocked):
@@ -451,6 +454,8 @@ class Connection(Readable):
     def _block(self, data: bytes | memoryview, sent: int) -> None:
         """Keep what the kernel did not take, in front of the outbox, until it takes more."""
         rest = memoryview(data)[sent:] if sent else data
+        if self._outbox is NEVER_USED:
+            self._outbox = deque()
         self._outbox.appendleft(rest)
         self._outbox_size += len(rest)
         if not self._blocked:
