@@ -32,6 +32,7 @@ HANDSHAKE = {
     "a handshake with a wrong key, version, method or HTTP version": [
         "test_handshake.py::test_malformed_handshake_is_refused_and_the_connection_closed",
         "test_threats_handshake.py::test_no_handshake_however_garbled_is_an_error_of_the_server",
+        "test_threats_handshake.py::test_what_is_no_request_is_refused",
         "test_application.py::test_plain_request_is_told_to_upgrade",
     ],
     "headers smuggled into a request or an answer": [
@@ -52,6 +53,7 @@ HANDSHAKE = {
     "a second request hidden behind a handshake": [
         "test_handshake.py::test_malformed_handshake_is_refused_and_the_connection_closed",
         "test_handshake.py::test_refusal_is_an_http_response_of_the_whole_chain_before_any_101",
+        "test_threats_handshake.py::test_what_is_no_request_is_refused",
         "test_worker.py::test_upgrade_follows_ordinary_requests_on_one_connection",
     ],
     "frames in the segment of the handshake": [
@@ -64,6 +66,7 @@ HANDSHAKE = {
         "test_nginx.py::test_client_host_and_scheme_are_passed_on_and_claims_about_them_are_not",
         "test_threats_handshake.py::test_claims_of_a_client_that_is_no_trusted_proxy_count_for_nothing",
         "test_threats_handshake.py::test_page_names_no_address_that_a_client_made_up",
+        "test_origin.py::test_the_scheme_is_that_of_the_browser_where_a_proxy_says_so",
         "test_addresses.py::test_the_tag_never_reflects_an_unknown_host",
     ],
     "an ordinary page asked for by way of the WebSocket server": [

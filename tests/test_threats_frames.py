@@ -70,6 +70,13 @@ def connected(server: Server, stack: ExitStack, count: int, path: str, **options
     return clients
 
 
+def answer(server: Server) -> None:
+    """Wait until the server has read what other clients have sent so far."""
+    with RawClient(server.port) as client:
+        client.open("/echo/", behind=frame("hello"))
+        assert client.frame().text == "hello"
+
+
 def pour(clients: Sequence[RawClient], data: bytes, size: int) -> list[bytes]:
     """Send `data` again and again for as long as anything is taken, `size` bytes at most for each client.
 
@@ -130,7 +137,7 @@ BROKEN = {
     "surrogate": (frame(b"\xed\xa0\x80", TEXT), 1007),
     "beyond Unicode": (frame(b"\xf4\x90\x80\x80", TEXT), 1007),
     "character that breaks off": (frame(b"x\xe2\x82", TEXT), 1007),
-    "wrong byte at the begin of much": (head(0x81, MIB) + bytes([0xFF ^ b"mask"[0]]), 1007),
+    "wrong byte at the beginning of much": (head(0x81, MIB) + bytes([0xFF ^ b"mask"[0]]), 1007),
     "wrong byte in a later fragment": (frame("a", fin=False) + frame(b"\xff", CONTINUATION, fin=False), 1007),
     "close of one byte": (frame(b"\x03", CLOSE), 1002),
     **{
@@ -142,7 +149,7 @@ BROKEN = {
 
 @pytest.mark.parametrize("path", ["/echo/", "/selects/x/", "/listen/x/", "/sends-only/"])
 def test_broken_frame_ends_the_connection_at_once_with_its_code(server: Server, raw: Raw, path: str, key: str) -> None:
-    with undisturbed(server.port), at_most(server, 4):
+    with at_most(server, 4), undisturbed(server.port):
         for name, (data, code) in BROKEN.items():
             for number, message in enumerate((data, frame("first") + data, data + frame("behind") * 9)):
                 client = raw(server)
@@ -205,10 +212,11 @@ def test_member_with_half_a_frame_gets_what_is_published_as_everybody_does(
 
 
 def test_declared_length_takes_no_memory(server: Server) -> None:
-    with undisturbed(server.port), at_most(server, 16), ExitStack() as stack:
+    with at_most(server, 16), undisturbed(server.port), ExitStack() as stack:
         clients = connected(server, stack, 200, "/echo/")
         for number, client in enumerate(clients):
             client.send(head(0x81 + number % 2, MIB), b"mask" * 10)  # as much as is allowed, and hardly any of it
+        answer(server)
         for client in clients:
             client.sock.setblocking(False)
             with pytest.raises(BlockingIOError):  # nobody was refused
@@ -218,7 +226,7 @@ def test_declared_length_takes_no_memory(server: Server) -> None:
 @pytest.mark.parametrize("path", ["/echo/", "/listen/x/"])
 @pytest.mark.parametrize("fragment", [b"", b"x"], ids=["empty", "one byte"])
 def test_message_of_fragments_without_end_is_refused(server: Server, path: str, fragment: bytes) -> None:
-    with undisturbed(server.port), at_most(server, 8), ExitStack() as stack:
+    with at_most(server, 8), undisturbed(server.port), ExitStack() as stack:
         clients = connected(server, stack, 5, path, behind=frame("", fin=False))
         pour(clients, frame(fragment, CONTINUATION, fin=False) * 10_000, 8 * MIB)
         assert [client.closing()[0] for client in clients] == [1009] * 5
@@ -226,7 +234,7 @@ def test_message_of_fragments_without_end_is_refused(server: Server, path: str, 
 
 def test_unfinished_messages_take_as_much_as_has_come_of_them(server: Server) -> None:
     """Fifty thousand objects for the fragments of each would take three times as much."""
-    with undisturbed(server.port), at_most(server, 20), ExitStack() as stack:
+    with at_most(server, 20), undisturbed(server.port), ExitStack() as stack:
         clients = connected(server, stack, 10, "/echo/", behind=frame("begin", fin=False))
         for client in clients:
             client.send(frame(b"x" * 20, CONTINUATION, fin=False) * 50_000, frame(b"?", PING))
@@ -246,13 +254,13 @@ def test_text_in_small_pieces_is_validated_once(server: Server, raw: Raw) -> Non
 
 @pytest.mark.parametrize("data", [frame(b"x" * 500_000), frame(b"x") * 1000], ids=["large", "small"])
 def test_view_that_does_not_receive_keeps_an_inbox_and_no_more(server: Server, key: str, data: bytes) -> None:
-    with undisturbed(server.port), at_most(server, 30), ExitStack() as stack:
+    with at_most(server, 30), undisturbed(server.port), ExitStack() as stack:
         pour(connected(server, stack, 10, f"/busy/?key={key}"), data, 16 * MIB)
         fetch(server.port, f"/gate/{key}/")
 
 
 def test_pongs_for_a_client_that_does_not_read_do_not_pile_up(server: Server) -> None:
-    with undisturbed(server.port), at_most(server, 8), ExitStack() as stack:
+    with at_most(server, 8), undisturbed(server.port), ExitStack() as stack:
         clients = connected(server, stack, 5, "/echo/")
         missing = pour(clients, frame(b"x" * 125, PING) * 100, 16 * MIB)
         for client, rest in zip(clients, missing, strict=True):
@@ -264,7 +272,7 @@ def test_pongs_for_a_client_that_does_not_read_do_not_pile_up(server: Server) ->
 
 @pytest.mark.parametrize("opcode", [PING, PONG], ids=["pings", "pongs"])
 def test_flood_of_empty_control_frames_disturbs_nobody(server: Server, opcode: int) -> None:
-    with undisturbed(server.port), at_most(server, 8), ExitStack() as stack:
+    with at_most(server, 8), undisturbed(server.port), ExitStack() as stack:
         pour(connected(server, stack, 5, "/echo/"), frame(b"", opcode) * 10_000, 2 * MIB)
 
 
@@ -274,7 +282,7 @@ def test_flood_of_empty_control_frames_disturbs_nobody(server: Server, opcode: i
 @pytest.mark.parametrize("path", ["/echo/", "/selects/x/"])
 def test_message_that_inflates_beyond_the_limit_is_refused_before_it_has(server: Server, path: str) -> None:
     bomb = packed(bytes(64 * MIB))
-    with undisturbed(server.port), at_most(server, 5 * 3), ExitStack() as stack:
+    with at_most(server, 5 * 3), undisturbed(server.port), ExitStack() as stack:
         clients = connected(server, stack, 5, path, headers=OFFER, behind=frame(bomb, BINARY | RSV1))
         assert [client.closing()[0] for client in clients] == [1009] * 5
         # The same in fragments, each of which is harmless.
@@ -287,7 +295,7 @@ def test_message_that_inflates_beyond_the_limit_is_refused_before_it_has(server:
 
 @pytest.mark.parametrize("path", ["/echo/", "/listen/x/", "/selects/x/"])
 def test_messages_that_inflate_to_the_limit_disturb_nobody(server: Server, path: str) -> None:
-    with undisturbed(server.port), at_most(server, 5 * 5), ExitStack() as stack:
+    with at_most(server, 5 * 5), undisturbed(server.port), ExitStack() as stack:
         clients = connected(server, stack, 5, path, headers=OFFER)
         pour(clients, frame(packed(bytes(MIB)), BINARY | RSV1), MIB // 2)
 

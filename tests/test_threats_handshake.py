@@ -89,6 +89,34 @@ def test_no_handshake_however_garbled_is_an_error_of_the_server(start_site: Star
 
 
 @pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", id="HTTP/2"),
+        pytest.param(request("/echo/", version="HTTP/2.0"), id="HTTP/2 in words"),
+        pytest.param(b"GET /echo/\r\n\r\n", id="HTTP/0.9"),
+        pytest.param(b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n" + request("/echo/"), id="a PROXY line"),
+        pytest.param(b"*1\r\n$4\r\nPING\r\n\r\n", id="Redis"),
+        pytest.param(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", id="TLS"),
+        pytest.param(request("/echo/\xff"), id="a path that is not ASCII"),
+        pytest.param(request("/echo/ x"), id="a path with a space"),
+        pytest.param(request("/echo/", {"X-Note ": "x"}), id="a space before the colon"),
+        pytest.param(request("/echo/", {"X-Note": "a\r\n b"}), id="a folded line"),
+        pytest.param(request("/echo/", {"Content-Length": "-0"}), id="length -0"),
+        pytest.param(request("/echo/", {"Content-Length": "+0"}), id="length +0"),
+        pytest.param(request("/echo/", {"Content-Length": "0_0"}), id="length 0_0"),
+        pytest.param(request("/echo/", {"Transfer-Encoding": "identity"}), id="identity"),
+        pytest.param(request("/echo/", {"Transfer-Encoding": "\tchunked, identity"}), id="chunked, and more"),
+    ],
+)
+def test_what_is_no_request_is_refused(server: Server, raw: Raw, data: bytes) -> None:
+    client = raw(server)
+    with at_once():
+        client.send(data, request("/page/"))
+        assert client.response().status == 400
+        assert client.rest() == b""
+
+
+@pytest.mark.parametrize(
     "separator", ["\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\x85", "\r", "\n", "\r\r", "\n\n", "\0", "\xa0", "\u00ad"]
 )
 def test_nothing_but_a_line_break_ends_a_line(server: Server, raw: Raw, separator: str) -> None:

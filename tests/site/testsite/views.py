@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import ExitStack
 from typing import Any
@@ -410,7 +411,7 @@ def forward(request: HttpRequest, websocket: WebSocket, channel: str) -> None:
 @websocket
 def selects(request: HttpRequest, websocket: WebSocket, channel: str) -> None:
     """The same with select(); begins with the worker's process id, and tells when messages were missed."""
-    websocket.send(str(probe.state()["pid"]))
+    websocket.send(str(os.getpid()))
     with subscribe(channel) as messages:
         websocket.send("subscribed")
         while not websocket.closed:
