@@ -481,8 +481,11 @@ def test_the_client_closes(client: Client, code: int, reason: str, seen: str) ->
 
 
 def test_a_code_that_cannot_be_sent_is_refused(client: Client) -> None:
-    with client.websocket("/echo/") as ws, pytest.raises(ValueError, match="no close code"):
-        ws.close(999)
+    with client.websocket("/echo/") as ws:
+        with pytest.raises(ValueError, match="no close code"):
+            ws.close(999)
+        ws.send("hello")
+        assert ws.receive() == "hello"
 
 
 def test_the_view_closes(client: Client) -> None:

@@ -240,22 +240,23 @@ class ClientWebSocket:
         if self._sock.fileno() < 0:
             return
         self._let_happen()
+        frame = b"" if code == CloseCode.ABNORMAL or self._ended else self._engine.close(code, reason)
         end = time.monotonic() + self._timeout
         try:
             if code == CloseCode.ABNORMAL:
                 self._end(code)
                 self._sock.close()
             else:
-                if not self._ended:
-                    self._write(self._engine.close(code, reason))
+                self._write(frame)
                 while not self._read() and select([self._sock], [], [], max(0.0, end - time.monotonic()))[0]:
                     pass
             self._conversation.join(max(0.0, end - time.monotonic()))
             if not self._conversation.ready():
-                where = self._where()
-                self._conversation.kill(timeout=KILL_TIMEOUT)
-                raise TimeoutError(f"The view still ran {self._timeout:g} seconds after its client had left. {where}")
+                raise TimeoutError(
+                    f"The view still ran {self._timeout:g} seconds after its client had left. {self._where()}"
+                )
         finally:
+            self._conversation.kill(timeout=KILL_TIMEOUT)  # if it has not ended
             self._sock.close()
             self._end(CloseCode.ABNORMAL)
             self._let_happen()
