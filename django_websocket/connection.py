@@ -30,6 +30,7 @@ from .sweep import sweep_of_loop, ticks
 from .waiting import Readable, wait
 
 WRITE_SIZE = 64 * 1024  # bytes; small frames are joined up to it
+MAX_FRAMES = 1000  # that are parsed before others get their turn; about a millisecond
 MAX_PONGS = 64  # for pings that came with one read; the newest of more (section 5.5.3)
 REFILLS = 16  # of the inbox from what was received already, before others get their turn
 PING_PAYLOAD = struct.Struct("!d")  # when it was sent, so that its pong tells the latency
@@ -73,6 +74,7 @@ class Connection(Readable):
         "_drained",
         "_engine",
         "_flush_scheduled",
+        "_going_on",
         "_left",
         "_outbox",
         "_outbox_size",
@@ -120,6 +122,7 @@ class Connection(Readable):
             max_message_size=limits.max_message_size,
             max_queued_messages=limits.inbox_messages,
             max_queued_bytes=limits.inbox_size,
+            max_frames=MAX_FRAMES,
             agreement=agreement,
         )
         self.inbox = self._engine.messages
@@ -139,7 +142,8 @@ class Connection(Readable):
         self._pong_last = False  # whether the last frame in the outbox is a pong
         self._blocked = False  # the kernel takes no more; the write watcher runs
         self._flush_scheduled = False
-        self._refills = 0
+        self._going_on = False  # whether the loop will call `_go_on`
+        self._refills = 0  # of the inbox, and those that took as long
         self._drained: GreenletEvent | None = None  # set when the outbox is small enough for the view to go on
         self._closing = False  # our close frame is in the outbox, or on its way
         self._answer: Close | Failure | None = None  # what the client's end is answered with, once the inbox is empty
@@ -166,8 +170,8 @@ class Connection(Readable):
 
     def _on_readable(self) -> None:
         engine = self._engine
-        if engine.paused and not self.discard:
-            self._reader.stop()  # the inbox is full: from here TCP holds the client back
+        if engine.paused:
+            self._reader.stop()  # from here TCP holds the client back
             return
         sock = self._sock
         if sock is None:
@@ -189,7 +193,7 @@ class Connection(Readable):
             return
         self._heard = sweep.now
         events = engine.receive(bytes(buffer[:size]))
-        if events or self.discard or self._signal is not None:
+        if events or engine.paused or self.discard or self._signal is not None:
             self._handle(events)
         if self._waiter is not None and (self.inbox or self.ended):
             self._waiter.switch()  # straight into the view, without a round of the loop
@@ -210,12 +214,21 @@ class Connection(Readable):
     def _handle(self, events: Sequence[Event], *, busy: bool = False) -> None:
         """Do what asks for more than putting messages into the inbox; `busy` if the view is about to handle one."""
         self._on_events(events, busy)
+        engine = self._engine
+        full = engine.paused and engine.full
         if self.inbox and self.discard:
-            self._engine.dropping = True  # a few hundred bytes may inflate to a message of the largest size
+            engine.dropping = True  # a few hundred bytes may inflate to a message of the largest size
             self.inbox.clear()
-            while self._engine.paused:
-                self._on_events(self._engine.receive(b""), busy)
+            for _ in range(REFILLS):
+                if not full:
+                    break
+                self._on_events(engine.receive(b""), busy)
+                full = engine.paused and engine.full
                 self.inbox.clear()
+            full = False
+        if engine.paused and not full and not self._going_on:
+            self._going_on = True
+            get_hub().loop.run_callback(self._go_on)
         if self._signal is not None:
             self._signal.set(self.ready())
 
@@ -246,8 +259,9 @@ class Connection(Readable):
         else:  # the view may still answer the messages that came before
             self._set_deadline()
 
-    def _drop_paused(self) -> None:
-        """Go on with what was received while the inbox was full, now that messages are dropped."""
+    def _go_on(self) -> None:
+        """Go on with what was received and not parsed, now that others had their turn, or that messages are dropped."""
+        self._going_on = False
         if self._engine.paused and self._sock is not None:
             self._take(b"")
             self._read_on()
@@ -322,8 +336,9 @@ class Connection(Readable):
         if self._engine.paused and self._sock is not None:
             self._handle(self._engine.receive(b""), busy=True)
             self._read_on()
-            self._refills += 1
-            if not self._refills % REFILLS:
+            before = self._refills
+            self._refills += 1 + len(last) // WRITE_SIZE
+            if self._refills // REFILLS > before // REFILLS:
                 try:
                     gevent.sleep(0)
                 except BaseException:  # somebody interrupts the view
@@ -362,7 +377,7 @@ class Connection(Readable):
         self.inbox.clear()
         if self._answer is not None and not self._closing:
             self._answer_end()
-        get_hub().loop.run_callback(self._drop_paused)
+        get_hub().loop.run_callback(self._go_on)
         self._changed()
 
     def push(self, frames: bytes) -> None:
@@ -589,7 +604,7 @@ class Connection(Readable):
         if not self._outbox:
             self._finish()
         if self._engine.paused:  # go on reading, for the client's close frame
-            get_hub().loop.run_callback(self._drop_paused)
+            get_hub().loop.run_callback(self._go_on)
         if self._drained is not None:
             self._drained.set()
         self._changed()

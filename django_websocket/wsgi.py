@@ -12,9 +12,9 @@ from http import HTTPStatus
 from typing import Any
 
 import django
-from django.core.exceptions import ImproperlyConfigured
+from django.core.exceptions import DisallowedHost, ImproperlyConfigured
 from django.core.handlers.wsgi import WSGIHandler, WSGIRequest
-from django.http import HttpRequest, HttpResponse, HttpResponseBase, HttpResponseForbidden
+from django.http import HttpRequest, HttpResponse, HttpResponseBadRequest, HttpResponseBase, HttpResponseForbidden
 from django.urls import ResolverMatch, get_resolver
 from gevent import monkey
 from gevent.event import Event
@@ -156,7 +156,12 @@ class WebSocketHandler(WSGIHandler):
         chain: Callable[[HttpRequest], HttpResponseBase] = self._middleware_chain  # type: ignore[has-type]
 
         def reporting_chain(request: HttpRequest) -> HttpResponseBase:
-            response = chain(request)
+            try:
+                request.get_host()
+            except DisallowedHost:  # Django would log each one with a traceback
+                response: HttpResponseBase = HttpResponseBadRequest("This Host is not served here.\n", "text/plain")
+            else:
+                response = chain(request)
             if response.status_code >= 400 and not getattr(response, "_has_been_logged", False):
                 report(who(request.META), response.status_code, response.reason_phrase)
                 response._has_been_logged = True  # type: ignore[attr-defined]

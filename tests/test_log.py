@@ -156,6 +156,7 @@ def talkative(start_site: StartSite) -> Iterator[Server]:
         ("/nowhere/", {}, "/nowhere/: 404 Not Found"),
         ("/refuse/403/", {}, "/refuse/403/: 403 Forbidden"),
         ("/echo/", {"Origin": "https://evil.example"}, "/echo/: 403 the page that asked is of another site: https://"),
+        ("/echo/", {"Host": "evil.example"}, "/echo/: 400 Bad Request"),
         ("/echo/", {"Sec-WebSocket-Key": "short"}, "/echo/: 400 Sec-WebSocket-Key must be 16 bytes in base64."),
         ("/echo/", {"Sec-WebSocket-Version": "8"}, "/echo/: 426 Only WebSocket version 13 is spoken here."),
         ("/%0d%0aforged%1b[2J/", {}, r"/\r\nforged\x1b[2J/: 404 Not Found"),

@@ -113,6 +113,7 @@ FRAMES = {
     ],
     "a flood of pings or pongs": [
         "test_threats_frames.py::test_flood_of_empty_control_frames_disturbs_nobody",
+        "test_threats_frames.py::test_many_floods_of_control_frames_disturb_nobody",
         "test_threats_frames.py::test_pongs_for_a_client_that_does_not_read_do_not_pile_up",
     ],
     "a flood of messages for a view that does not receive": [
@@ -124,6 +125,7 @@ FRAMES = {
         "test_compression.py::test_client_of_a_view_that_receives_nothing_cannot_keep_the_server_busy",
         "test_threats_frames.py::test_message_that_inflates_beyond_the_limit_is_refused_before_it_has",
         "test_threats_frames.py::test_messages_that_inflate_to_the_limit_disturb_nobody",
+        "test_threats_frames.py::test_many_clients_whose_messages_inflate_to_the_limit_disturb_nobody",
         "test_threats_frames.py::test_idle_clients_keep_nothing_of_what_was_compressed",
     ],
     "several greenlets that write to one client": [

@@ -336,3 +336,17 @@ def test_frames_of_all_who_write_to_one_client_never_mix(server: Server, key: st
         assert sizes == {letter: [size * 200 for size in range(1, 200)] for letter in "abcde"}
         assert published == [3000] * len(published)
         assert pongs and len(published) > 50
+
+
+def test_many_clients_whose_messages_inflate_to_the_limit_disturb_nobody(server: Server) -> None:
+    with undisturbed(server.port), ExitStack() as stack:
+        clients = connected(server, stack, 30, "/echo/", headers=OFFER)
+        pour(clients, frame(packed(bytes(MIB)), BINARY | RSV1) * 20, 64 * 1024)
+        answer(server)
+
+
+@pytest.mark.parametrize("opcode", [PING, PONG], ids=["pings", "pongs"])
+def test_many_floods_of_control_frames_disturb_nobody(server: Server, opcode: int) -> None:
+    with undisturbed(server.port), ExitStack() as stack:
+        pour(connected(server, stack, 50, "/echo/"), frame(b"", opcode) * 10_000, MIB // 2)
+        answer(server)

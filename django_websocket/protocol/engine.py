@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import codecs
 import os
+import sys
 import zlib
 from collections import deque
 from collections.abc import Sequence
@@ -90,11 +91,13 @@ class Engine:
 
     Arguments: the `role` of this end; `max_message_size`, the bytes that one message may have, in all its fragments and
     when it is inflated; `max_queued_messages` and `max_queued_bytes`, how much may wait in `messages` before parsing
-    stops; `agreement`, what both ends agreed on about compression (RFC 7692), None for none.
+    stops; `max_frames`, how many frames that are no short message one `receive` parses; `agreement`, what both ends
+    agreed on about compression (RFC 7692), None for none.
 
     `messages` holds the complete messages, `str` or `bytes`, oldest first; the user takes them from its left.
-    `paused` is true while bytes are kept that were not parsed because `messages` was full: take messages, then call
-    `receive(b"")` to go on. Whoever respects it holds no more than the limits and what one `receive` was given.
+    `paused` is true while bytes are kept that were not parsed because `messages` was full, or, if it is not `full`,
+    because there were so many frames: take messages, or let others have their turn, then call `receive(b"")` to go on.
+    Whoever respects it holds no more than the limits and what one `receive` was given.
     Who sets `dropping`, for good, wants no messages any more: then none that is compressed is inflated.
     """
 
@@ -110,6 +113,7 @@ class Engine:
         "_mask_bit",
         "_masks",
         "_max_compressed",
+        "_max_frames",
         "_message",
         "_missing",
         "_opcode",
@@ -132,6 +136,7 @@ class Engine:
         max_message_size: int = MAX_MESSAGE_SIZE,
         max_queued_messages: int = MAX_QUEUED_MESSAGES,
         max_queued_bytes: int = MAX_QUEUED_BYTES,
+        max_frames: int = sys.maxsize,
         agreement: Agreement | None = None,
     ) -> None:
         self.max_message_size = max_message_size
@@ -140,6 +145,7 @@ class Engine:
         self._short = min(125, max_message_size)
         self.max_queued_messages = max_queued_messages
         self.max_queued_bytes = max_queued_bytes
+        self._max_frames = max_frames
         self.messages: deque[str | bytes] = deque()
         self.paused = False
         self._masks = role is Role.CLIENT  # whether what this end sends is masked
@@ -159,6 +165,12 @@ class Engine:
         self.dropping = False
         self._close_sent = False
         self._done = False  # after the peer's close frame, its failure, or the end of its bytes
+
+    @property
+    def full(self) -> bool:
+        """Whether `messages` holds as much as it may."""
+        messages = self.messages
+        return len(messages) >= self.max_queued_messages or (bool(messages) and self._queued >= self.max_queued_bytes)
 
     # --- what the peer sent -------------------------------------------------------------------------------------
 
@@ -181,6 +193,7 @@ class Engine:
         head = 6 if mask_bit else 2  # bytes of the header of a short frame
         short = self._short
         room = self.max_queued_messages - len(messages)
+        frames = self._max_frames
         at = 0
         end = len(data)
         try:
@@ -213,6 +226,10 @@ class Engine:
                         continue
                 if end - at < 2:
                     break
+                if not frames:
+                    self.paused = True
+                    break
+                frames -= 1
                 went = self._begin(data, at, end, events)
                 if went < 0:
                     break

@@ -20,7 +20,7 @@ from gevent.hub import get_hub
 from django_websocket.exceptions import BrokerError
 from django_websocket.waiting import close_at_end
 
-from .broker import Broker, broker_from, to_wire
+from .broker import BINARY, Broker, broker_from, to_wire
 
 if TYPE_CHECKING:
     from django_websocket.conf import Settings
@@ -53,9 +53,10 @@ def publish(channel: str, message: Any, *, on_commit: bool = False, using: str |
     _check_channel(channel)
     payload = to_wire(_text_or_bytes(message))
     limit = _settings().limits.outbox_size
-    if len(payload) > limit:
+    size = len(payload) - payload.startswith(BINARY)  # what a client may send, a view may publish
+    if size > limit:
         raise ValueError(
-            f"The message has {len(payload)} bytes, more than the {limit} of WEBSOCKET_OUTBOX_SIZE that may wait for a "
+            f"The message has {size} bytes, more than the {limit} of WEBSOCKET_OUTBOX_SIZE that may wait for a "
             f"client. Publish where it can be fetched instead, or raise the setting."
         )
     if on_commit:
