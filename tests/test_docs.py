@@ -30,6 +30,7 @@ from django_websocket.conf import PREFIX, Settings
 from django_websocket.protocol.frames import CloseCode
 
 from .clients import eventually
+from .conftest import postgres_database
 from .documentation import PAGES, Project, arguments, blocks, command, commands, readme_project
 from .servers import ROOT, Server, executable, free_port, redis_server, unavailable
 from .test_browser import OPTIONS as CHROMIUM
@@ -769,14 +770,21 @@ def test_examples_of_tests_pass(tested: Project, line: str, count: int) -> None:
     assert f"Ran {count} tests" in output or f"{count} passed" in output
 
 
-@pytest.mark.parametrize("how", ["in a file", "patched"])
-def test_examples_of_tests_pass_elsewhere(tested: Project, tmp_path: Path, how: str) -> None:
-    """On a database of which each thread has its own connection, and in a process that gevent has patched."""
+@pytest.mark.parametrize("where", ["in a file", "in PostgreSQL", "in a file, with gevent's patches"])
+def test_examples_of_tests_pass_elsewhere(
+    request: pytest.FixtureRequest, tested: Project, tmp_path: Path, where: str
+) -> None:
+    """On databases of which each thread has its own connection, and in a process that gevent has patched."""
     copy = tested.copy(tmp_path / "mysite")
+    if where == "in PostgreSQL":
+        databases = {"default": postgres_database(request.getfixturevalue("postgres"), "tests")}
+        copy.write("mysite/settings.py", f"DATABASES = {databases!r}", add=True)
+    else:
+        database = '{"NAME": BASE_DIR / "test.sqlite3"}'
+        copy.write("mysite/settings.py", f'DATABASES["default"]["TEST"] = {database}', add=True)
     line = command("docs/testing.md", "python manage.py test")
-    if how == "patched":
+    if "patches" in where:
         line = line.replace("python", "python -m gevent.monkey")
-    copy.write("mysite/settings.py", 'DATABASES["default"]["TEST"] = {"NAME": BASE_DIR / "test.sqlite3"}', add=True)
     assert "Ran 8 tests" in copy.run(line, errors=True)
 
 
