@@ -44,6 +44,13 @@ HANDSHAKE = {
         "test_worker.py::test_too_large_request_head_is_refused",
         "test_threats_handshake.py::test_head_without_end_is_refused_and_not_kept",
     ],
+    "a head, a TLS handshake or a PROXY line that comes slowly or never": [
+        "test_admission.py::test_head_that_does_not_come_in_time_is_answered_with_408",
+        "test_admission.py::test_one_deadline_holds_for_a_head_that_comes_byte_by_byte",
+        "test_admission.py::test_many_slow_heads_leave_others_alone_and_nothing_behind",
+        "test_admission.py::test_deadline_covers_the_tls_handshake",
+        "test_admission.py::test_deadline_covers_the_proxy_line",
+    ],
     "a header on which a regular expression works for years": [
         "test_threats_handshake.py::test_long_value_is_read_in_no_time",
     ],
@@ -64,6 +71,7 @@ HANDSHAKE = {
     ],
     "headers in which a client claims to be a proxy": [
         "test_nginx.py::test_client_host_and_scheme_are_passed_on_and_claims_about_them_are_not",
+        "test_transports.py::test_forwarded_allow_ips",
         "test_threats_handshake.py::test_claims_of_a_client_that_is_no_trusted_proxy_count_for_nothing",
         "test_threats_handshake.py::test_page_names_no_address_that_a_client_made_up",
         "test_origin.py::test_the_scheme_is_that_of_the_browser_where_a_proxy_says_so",
@@ -143,7 +151,9 @@ CLIENTS = {
     "a client that reads slowly or not at all": [
         "test_worker.py::test_listener_that_does_not_read_is_closed_with_1013_and_holds_up_nobody",
         "test_worker.py::test_view_is_told_when_its_client_does_not_read",
+        "test_slow_readers.py::test_one_stuck_client_among_five_hundred_holds_up_nobody_and_its_messages_do_not_pile_up",
         "test_threats_outages.py::test_slow_readers_take_an_outbox_each_and_no_more",
+        "test_admission.py::test_clients_that_do_not_read_the_answers_give_up_their_places",
     ],
     "a connection that ends at any moment, in any way": [
         "test_closing.py::test_the_client_ends_after_any_byte",
@@ -158,12 +168,18 @@ CLIENTS = {
         "test_load.py::test_connections_that_come_and_go_leave_nothing",
         "test_load.py::test_two_thousand_clients_of_one_worker_with_the_deployment_s_settings",
     ],
+    "more clients than the process has room or descriptors for": [
+        "test_admission.py::test_client_beyond_the_limit_is_refused_before_its_view_runs",
+        "test_admission.py::test_limit_of_clients_comes_from_that_of_open_files",
+        "test_admission.py::test_worker_out_of_descriptors_neither_ends_nor_spins",
+        "test_admission.py::test_client_is_told_at_once_when_no_request_is_done",
+    ],
     "all connections taken by one address": [
         "test_nginx.py::test_one_address_gets_no_more_websockets_than_the_limit_says",
     ],
     "all clients that come back at once after a restart": [
         "test_browser.py::test_page_connects_again_when_the_server_is_back",
-        "test_worker.py::test_reload_closes_with_1012_and_goes_on_with_new_workers",
+        "test_worker.py::test_rolling_restart_under_load_loses_no_client_that_comes_again",
     ],
 }
 
@@ -172,11 +188,16 @@ OUTAGES = {
         "test_redis.py::test_chat_without_redis_is_refused_and_the_log_names_the_remedy",
         "test_redis.py::test_restart_of_redis_is_noticed_by_everybody_and_messages_flow_again",
         "test_redis.py::test_redis_that_hangs_is_noticed",
+        "test_pubsub.py::test_ten_seconds_after_redis_is_back_at_the_latest_everybody_is_subscribed",
         "test_threats_outages.py::test_redis_that_hangs_holds_up_nobody_who_does_not_need_it",
     ],
     "a subscription that Redis ends": [
         "test_redis.py::test_killed_subscription_is_noticed",
         "test_threats_outages.py::test_subscription_that_redis_ended_because_it_was_not_read_is_noticed",
+    ],
+    "a Redis that answers no more, although nobody has closed the connection": [
+        "test_pubsub.py::test_a_connection_through_which_nothing_comes_any_more_is_noticed",
+        "test_pubsub.py::test_another_redis_that_takes_over_is_used",
     ],
     "a message that is published before the subscription is in force": [
         "test_threats_outages.py::test_what_is_published_when_the_client_knows_that_it_is_connected_reaches_it",
@@ -200,12 +221,28 @@ PROCESS = {
         "test_django.py::test_no_database_connection_is_held_while_a_view_waits",
         "test_django.py::test_no_database_connection_is_held_after_a_conversation",
         "test_django.py::test_conversation_is_in_no_transaction",
+        "test_databases.py::test_five_hundred_idle_clients_that_have_used_the_orm_hold_no_connection",
+        "test_databases.py::test_conn_max_age_keeps_no_connection_for_a_conversation",
         "test_application.py::test_request_is_over_for_django_when_the_conversation_begins",
+    ],
+    "a conversation that goes on when its user has logged out": [
+        "test_logins.py::test_end_of_the_login",
+        "test_logins.py::test_logout_and_expiry",
+        "test_logins.py::test_user_is_disconnected_by_hand_in_every_process",
     ],
     "a restart that says nothing, or waits for the dead and the stuck": [
         "test_worker.py::test_clients_are_told_of_a_restart",
         "test_worker.py::test_stuck_view_does_not_hold_up_the_process_and_nobody_new_is_accepted",
+        "test_worker.py::test_reload_closes_with_1012_and_goes_on_with_new_workers",
         "test_worker.py::test_worker_that_has_served_its_max_requests_closes_with_1012",
+    ],
+    "two gunicorns that meet on one control socket": [
+        "test_transports.py::test_gunicorns_of_the_deployment_s_configuration_do_not_share_a_control_socket",
+    ],
+    "lines forged in the log, secrets in it, or a disk that it fills": [
+        "test_log.py::test_nothing_of_a_client_begins_a_line_of_its_own",
+        "test_log.py::test_refused_handshake",
+        "test_log.py::test_attack_does_not_fill_the_disk",
     ],
     "a view that keeps the process to itself": [
         "test_threats_outages.py::test_worker_that_a_view_keeps_busy_is_replaced",

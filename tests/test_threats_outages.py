@@ -116,7 +116,7 @@ def test_redis_that_takes_no_more_connections_is_said_and_does_not_stay_so(start
             with at_once():
                 client.send(request(f"/listen/{key}/"))
                 assert client.response().status == 503
-            assert "max number of clients reached" in server.log
+            assert eventually(lambda: "max number of clients reached" in server.log)
             assert "Traceback" not in server.log
         client = stack.enter_context(RawClient(server.port))
         client.open(f"/forward/{key}/", behind=frame("hello"))
