@@ -4,12 +4,10 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 APPS = HERE / "apps"
-PEERS = HERE / "peers"
 REQUIREMENTS = HERE / "requirements.txt"
 
 
@@ -20,25 +18,6 @@ def compile_programs():
     made = subprocess.run(["make", "-C", HERE], capture_output=True, text=True)
     if made.returncode:
         raise SystemExit(f"{made.stdout}{made.stderr}benchmarks need a C compiler (Debian: build-essential)")
-
-
-def peers_bin():
-    """The bin directory of benchmarks/peers, which is created, and brought up to date with requirements.txt."""
-    installed = PEERS / "requirements.txt"
-    wanted = REQUIREMENTS.read_text()
-    if not installed.exists() or installed.read_text() != wanted:
-        print(f"installing the peers into {PEERS}", flush=True)
-        try:
-            subprocess.run([sys.executable, "-m", "venv", PEERS], check=True)
-            pip = [PEERS / "bin" / "python", "-m", "pip", "--disable-pip-version-check"]
-            subprocess.run([*pip, "install", "--quiet", "-r", REQUIREMENTS], check=True)
-        except subprocess.CalledProcessError as error:
-            raise SystemExit(
-                "the peers could not be installed (Debian: apt-get install python3-venv); --bin takes the bin "
-                "directory of an environment that holds what requirements.txt lists"
-            ) from error
-        installed.write_text(wanted)
-    return PEERS / "bin"
 
 
 def given_bin(directory):

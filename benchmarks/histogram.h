@@ -34,7 +34,7 @@ static inline void histogram_add(struct histogram *h, uint64_t value)
     h->buckets[bucket_of(value)]++;
 }
 
-static uint64_t histogram_percentile(const struct histogram *h, double percent)
+static inline uint64_t histogram_percentile(const struct histogram *h, double percent)
 {
     uint64_t rank = percent / 100 * h->count, seen = 0;
     for (int i = 0; i < BUCKETS; i++) {

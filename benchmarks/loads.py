@@ -2,61 +2,141 @@
 
 import json
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from environment import HERE
 from processes import pinned_to
 
 WSLOAD = HERE / "wsload"
 LOWER_BOUND = 0.9  # share of its core above which the generator, not the server, may have set the figure
+REACHED = 0.97  # of a rate that was asked for, below which the server was overloaded
 
 
 @dataclass(frozen=True)
 class Load:
+    """`path` is the key in Server.paths: a server without it is not put under this load.
+
+    `value` is the key of the figure that matters in the result. With `login` the clients are logged in; with `redis`
+    the generator publishes in Redis itself; with `rated` messages come at a rate, the same for all servers. `rounds` is
+    in how many it is measured, None for all. `curve` and `at` place it in a plot.
+    """
+
     name: str
+    what: str
     mode: str  # of wsload
-    path: str  # key in Server.paths: a server without it is not put under this load
-    arguments: tuple
-    unit: str
+    path: str
+    clients: int
+    options: tuple = ()
+    value: str = "rate"
+    unit: str = "messages/s"
+    factor: float = 1  # from what `value` is in
+    login: bool = False
+    redis: bool = False
+    rated: bool = False
+    rounds: int | None = None
+    curve: str = ""
+    at: int = 0
 
     @property
     def measures_memory(self):
-        return self.mode == "idle"
+        return self.value == "kib_per_client"
 
-    def value(self, result):
+    @property
+    def less_is_better(self):
+        return self.measures_memory or self.rated or bool(self.curve)
+
+    @property
+    def arguments(self):
+        return ("-c", self.clients, *self.options)
+
+    def figure(self, result):
         """The figure that matters: None if the load failed."""
-        return result.get("kib_per_client" if self.measures_memory else "rate")
+        value = result.get(self.value)
+        return None if value is None else value * self.factor
 
 
-def echo(name, *arguments):
-    return Load(name, "echo", "echo", arguments, "messages/s")
+def echo(name, what, clients, *options, **more):
+    return Load(name, f"echo, {what}", "echo", "echo", clients, options, **more)
 
 
-def fanout(name, path, members):
-    return Load(name, "fanout", path, ("-c", members, "-s", 128), "deliveries/s")
+def fanout(name, what, clients, *options, **more):
+    more = {"unit": "deliveries/s"} | more
+    return Load(name, what, "fanout", "chat", clients, ("-s", 128, *options), **more)
 
 
-# In this order for each server: memory first, as long as it is fresh.
+def rooms(count, members):
+    options = ("--channels", count, "--channel", "room", "--window", 10)
+    load = fanout("", f"{count:,} channels with {members} members each", count * members, *options, redis=True)
+    return replace(load, path="room")
+
+
+def memory(clients, rounds):
+    shared = {"value": "kib_per_client", "unit": "KiB for a client", "rounds": rounds}
+    return [
+        Load(f"idle{clients}", f"memory, {clients:,} clients that are silent", "idle", "echo", clients, **shared),
+        fanout(f"members{clients}", f"memory, {clients:,} clients that are subscribed", clients, **shared),
+    ]
+
+
+def curve(name, points, make):
+    """A load at several sizes, of which each message's cost is plotted."""
+    shared = {"value": "cpu_per_message", "unit": "µs of CPU", "factor": 1e6, "rounds": 1, "curve": name}
+    return [replace(make(point), name=f"{name}-{point}", at=point, **shared) for point in points]
+
+
+GROWTH = [
+    *curve("clients", (1, 10, 100, 1000, 5000, 15000), lambda n: echo("", f"{n:,} clients", n)),
+    *curve(
+        "members",
+        (1, 10, 100, 1000, 5000, 15000),
+        lambda n: fanout("", f"{n:,} in a channel", n, "--window", 4, redis=True),
+    ),
+    *curve("channels", (1, 10, 100, 1000), lambda n: rooms(n, members=10)),
+]
+
+# In this order for each server.
 LOADS = [
-    Load("idle2000", "idle", "echo", ("-c", 2000), "KiB a client"),
-    Load("connect", "connect", "echo", ("-k", 50), "handshakes/s"),
-    echo("echo", "-c", 100, "-s", 64),
-    echo("echo_p16", "-c", 100, "-s", 64, "-p", 16),
-    echo("echo_64k", "-c", 20, "-s", 65536),
-    fanout("fanout200", "chat", 200),
-    fanout("fanout1000", "chat", 1000),
-    fanout("select200", "chat_select", 200),
+    *memory(2000, rounds=2),
+    *memory(15000, rounds=1),
+    Load("connect", "handshakes, anonymous", "connect", "echo", 50, unit="handshakes/s"),
+    Load("connect_login", "handshakes, logged in", "connect", "lookup", 50, unit="handshakes/s", login=True),
+    echo("echo1", "64 B, 1 client", 1, rounds=2),
+    echo("echo1_p16", "64 B, 1 client, 16 in flight", 1, "-p", 16, rounds=2),
+    echo("echo", "64 B, 100 clients", 100),
+    echo("echo_p16", "64 B, 100 clients, 16 in flight for each", 100, "-p", 16),
+    echo("echo1000", "64 B, 1,000 clients", 1000, rounds=2),
+    echo("echo1000_p16", "64 B, 1,000 clients, 16 in flight for each", 1000, "-p", 16, rounds=2),
+    echo("echo_64k", "64 KiB, 20 clients", 20, "-s", 65536),
+    Load(
+        "lookup",
+        "JSON, with a query by the ORM for each message, 20 clients",
+        "echo",
+        "lookup",
+        20,
+        ("--json", "-s", 128),
+    ),
+    echo("latency", "64 B, 100 clients, at one rate", 100, value="p99_us", unit="ms at p99", factor=1e-3, rated=True),
+    fanout("fanout200", "fan-out to 200", 200),
+    fanout("fanout1000", "fan-out to 1,000", 1000),
+    fanout("fanout5000", "fan-out to 5,000", 5000, rounds=2),
+    fanout("redis200", "fan-out to 200, published by another program", 200, redis=True),
+    fanout("redis200_x10", "the same, 10 messages together", 200, "--together", 10, redis=True),
+    fanout("redis1000", "fan-out to 1,000, published by another program", 1000, redis=True),
+    fanout("redis1000_x10", "the same, 10 messages together", 1000, "--together", 10, redis=True),
+    replace(fanout("select200", "fan-out to 200, in views that wait with select()", 200, rounds=1), path="chat_select"),
+    *GROWTH,
 ]
 
-# Not to measure: to see that everything still works.
-SHORT = ("--warm", 0, "--connect-timeout", 5)
-SMOKE_LOADS = [
-    echo("echo", "-c", 20, "-s", 64, "-p", 16, *SHORT),
-    echo("echo_64k", "-c", 4, "-s", 65536, *SHORT),
-    echo("echo_binary", "-c", 4, "-s", 200, "-p", 4, "--binary", *SHORT),
-    Load("chat", "fanout", "chat", ("-c", 20, "-s", 128, "--window", 4, *SHORT), "deliveries/s"),
-    Load("chat_select", "fanout", "chat_select", ("-c", 20, "-s", 128, "--window", 4, *SHORT), "deliveries/s"),
-]
+
+def smoke_loads():
+    """Each load, small and short: not to measure, but to see that every message arrives. No two of them are alike."""
+    small = {}
+    for load in LOADS:
+        if not load.curve or load.at == 10:
+            key = load.mode, load.path, load.login, load.redis, load.rated, load.measures_memory, load.options
+            small.setdefault(key, replace(load, clients=min(load.clients, 20)))
+    binary = echo("echo_binary", "binary", 4, "-s", 200, "-p", 4, "--binary")
+    return [*small.values(), binary]
 
 
 def run_wsload(mode, arguments, *, core=None, on_open=None):
@@ -87,8 +167,8 @@ def faults(result):
         return result["failed"]
     counts = {name: count for name, count in result["errors"].items() if count}
     counts |= {name: result[name] for name in ("lost", "dup", "ack_timeouts", "bad") if result.get(name)}
-    if "ready" in result and result["ready"] != result["open"] - 1:
-        counts["subscribed"] = f"{result['ready']}/{result['open'] - 1}"
+    if "ready" in result and result["ready"] != result["open"]:
+        counts["subscribed"] = f"{result['ready']}/{result['open']}"
     if not result["msgs"]:
         counts["messages"] = 0
     text = " ".join(f"{name}={count}" for name, count in counts.items())
@@ -97,3 +177,8 @@ def faults(result):
 
 def generator_bound(result):
     return result.get("gen_cpu_frac", 0) > LOWER_BOUND
+
+
+def overloaded(result):
+    """Whether the server did not keep up with the rate that it was asked for."""
+    return result.get("rate", 0) < REACHED * result.get("asked", 0)

@@ -29,7 +29,7 @@ class Results:
     def values(self, load, server):
         """{round: value}, without those that failed."""
         found = self.results.get((load.name, server), {})
-        return {number: value for number, result in found.items() if (value := load.value(result))}
+        return {number: value for number, result in found.items() if (value := load.figure(result))}
 
     def baseline(self, load, names):
         return next((name for name in names if self.values(load, name)), None)

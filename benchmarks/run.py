@@ -9,16 +9,16 @@ import resource
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import report
 import selftest
+import smoke
 from bench import Bench
-from environment import HERE, compile_programs, given_bin, imported_from, peers_bin, versions
-from loads import LOADS, SMOKE_LOADS, faults, generator_bound
+from environment import HERE, compile_programs, given_bin, imported_from, versions
+from loads import LOADS, faults, generator_bound
 from processes import pick_cores
 from servers import INSTALLED, PEERS, ours, parse_ours
 
@@ -34,11 +34,9 @@ def rounds(servers, count):
         yield number, order[::-1] if number % 2 else order
 
 
-def skip_reason(server, load):
-    """Why the server is not put under the load; "" where it does not serve such a thing at all, None if it is."""
-    if load.path not in server.paths:
-        return ""
-    return server.skips.get(load.name)
+def due(server, load, number):
+    """Whether the load is one of those of this round."""
+    return all(limit is None or number < limit for limit in (server.rounds, load.rounds))
 
 
 def compare(bench, servers, loads, options, keep):
@@ -46,42 +44,25 @@ def compare(bench, servers, loads, options, keep):
     end = time.monotonic() + options.max_minutes * 60
     for number, order in rounds(servers, options.rounds):
         for server in order:
-            for load in loads:
-                reason = skip_reason(server, load)
-                if reason is not None:
-                    keep({"round": number, "server": server.name, "load": load.name, "skip": reason})
+            taken = [load for load in loads if server.takes(load)]
+            for load in taken:
+                if load.name in server.skips:
+                    keep({"round": number, "server": server.name, "load": load.name, "skip": server.skips[load.name]})
             if time.monotonic() > end:
                 print(f"stopped after {options.max_minutes:g} minutes (--max-minutes)", flush=True)
                 return
-            wanted = [load for load in loads if skip_reason(server, load) is None]
+            wanted = [load for load in taken if load.name not in server.skips and due(server, load, number)]
             for load, result in bench.measure_all(server, wanted):
                 keep({"round": number, "server": server.name, "load": load.name, "result": result})
                 print(progress(number, server, load, result), flush=True)
 
 
 def progress(number, server, load, result):
-    value = load.value(result)
+    value = load.figure(result)
     figure = "" if value is None else f"{value:,.1f} {load.unit}"
     mark = ", the generator was busy" if generator_bound(result) else ""
     wrong = faults(result)
     return f"[{number + 1}] {server.name:24} {load.name:12} {figure}{mark}{'  FAULTS: ' + wrong if wrong else ''}"
-
-
-def smoke(bin_directory, servers):
-    """One short round on our servers alone. Exits with 1 if any message was lost, doubled, damaged or late."""
-    failed = False
-    with tempfile.TemporaryDirectory() as logs:
-        bench = Bench(bin_directory, logs, seconds=0.2, smoke=True)
-        with bench.running_redis():
-            for server in servers:
-                for load, result in bench.measure_all(server, SMOKE_LOADS):
-                    wrong = faults(result)
-                    print(f"{server.name:24} {load.name:12} {wrong or 'ok'}", flush=True)
-                    failed = failed or bool(wrong)
-                log = bench.log(server)
-                if failed and log.exists():
-                    print(f"what {server.name} said:\n{log.read_text(errors='replace')[-10000:]}", file=sys.stderr)
-    return 1 if failed else 0
 
 
 def describe_run(bin_directory, checkouts, cores):
@@ -146,7 +127,7 @@ def measure_and_report(bin_directory, servers, loads, checkouts, options):
 
         stack.enter_context(only_run())
         bench = Bench(bin_directory, logs, cores=cores, seconds=options.time, idle_seconds=options.idle)
-        stack.enter_context(bench.running_redis())
+        stack.enter_context(bench.services())
         try:
             compare(bench, servers, loads, options, keep)
         finally:
@@ -204,7 +185,8 @@ def parse_options():
     add("--baseline", type=lambda text: text.split(","), metavar="A,B",
         help="what ratios refer to: for each load the first of these that has a figure")  # fmt: skip
     add("--cores", type=core_list, metavar="A,B[,C]", help="for the server, the load and Redis")
-    add("--bin", type=Path, metavar="DIR", help="bin directory of an environment to use instead of benchmarks/peers")
+    add("--bin", type=Path, metavar="DIR", default=Path(sys.executable).parent,
+        help="bin directory of the environment that the servers run in, default: that of this Python")  # fmt: skip
     add("--name", default=time.strftime("%Y%m%d-%H%M%S"), help="of the files in results/, default: date and time")
     add("--report", type=Path, metavar="JSONL", help="print the tables of an earlier run, nothing else")
     add("--smoke", action="store_true", help="measure nothing: does every message arrive, once, whole, in order?")
@@ -245,16 +227,17 @@ def main():
         signal.signal(number, lambda *_: sys.exit(1))  # an exception: what was started is ended
     raise_open_files()
     compile_programs()
-    bin_directory = given_bin(options.bin) if options.bin else peers_bin()
+    bin_directory = given_bin(options.bin)
     if options.selftest:
         return selftest.run(bin_directory)
 
     checkouts = find_checkouts(options.ours)
-    servers = [ours(directory, name) for name, directory in checkouts.items()]
-    for server in servers:
-        check_import(bin_directory, server, checkouts[server.name])
+    servers = []
+    for name, directory in checkouts.items():
+        check_import(bin_directory, ours(directory, name)[0], directory)
+        servers += ours(directory, name)
     if options.smoke:
-        return smoke(bin_directory, servers)
+        return smoke.run(bin_directory, servers)
     servers = choose(servers + ([] if options.no_peers else PEERS), options.servers, "--servers")
     loads = choose(LOADS, options.loads, "--loads")
     measure_and_report(bin_directory, servers, loads, checkouts, options)

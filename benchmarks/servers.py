@@ -1,7 +1,7 @@
 """The servers that are compared. Each is one process (and its master, where it has one) on 127.0.0.1."""
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from environment import APPS
@@ -16,15 +16,41 @@ UVICORN = (
     *("uvicorn", "--host", "127.0.0.1", "--port", "{port}", "--loop", "uvloop", "--ws", "websockets-sansio"),
     *("--no-access-log", "--log-level", "warning"),
 )
+GRANIAN = (
+    *("granian", "--interface", "asgi", "--host", "127.0.0.1", "--port", "{port}", "--loop", "uvloop"),
+    *("--backlog", "2048", "--backpressure", "20000", "--no-access-log", "--log-level", "warning"),
+)
+DAPHNE = ("daphne", "-b", "127.0.0.1", "-p", "{port}", "-v", "0")
+ASGI_WORKER = ("-k", "asgi", "--asgi-loop", "uvloop")
+STOCK_WORKER = ("-k", "geventwebsocket.gunicorn.workers.GeventWebSocketWorker")
+
+# Every server answers here, whatever else it is measured with.
+ECHO = "/echo/"
 
 
 @dataclass(frozen=True)
 class Server:
+    """`paths` are those of the kinds of loads that it can take: what it has no path for is not measured.
+
+    Where `publisher` is given, members of its chat only listen, and that is the path of the one who publishes.
+    `rounds` is how many it takes part in, None for all. `skips` are loads that it cannot take, and why.
+    """
+
     name: str
     command: tuple  # {port} is replaced; a bare first word is a program of the environment
-    paths: dict = field(default_factory=lambda: {"echo": "/echo/", "chat": "/chat/"})
+    paths: dict = field(default_factory=lambda: {"echo": ECHO, "chat": "/chat/"})
+    publisher: str | None = None
+    raw_channel: bool = True  # whether what any program publishes in Redis reaches its chat
     environ: dict = field(default_factory=dict)
-    skips: dict = field(default_factory=dict)  # load -> why this server cannot take it
+    grows: bool = False  # whether it is measured with numbers of clients and channels that grow
+    rounds: int | None = None
+    skips: dict = field(default_factory=dict)
+
+    def takes(self, load):
+        """Whether it has what the load is for."""
+        if load.curve and not self.grows:
+            return False
+        return load.path in self.paths and (self.raw_channel or not load.redis)
 
     def command_line(self, bin_directory, port):
         program, *arguments = (word.replace("{port}", str(port)) for word in self.command)
@@ -32,14 +58,29 @@ class Server:
 
 
 def ours(directory, name):
-    """Our package from a checkout (a pathlib.Path), or as the environment has it (INSTALLED)."""
+    """Our package from a checkout (a pathlib.Path), or as the environment has it (INSTALLED).
+
+    Beside the chat in views, one whose views have returned `listen()`, and one that sends in a bare loop.
+    """
     path = [str(APPS)] if directory == INSTALLED else [str(APPS), str(directory)]
-    return Server(
+    in_views = Server(
         name,
         (*GUNICORN, "-k", "django_websocket.worker.GeventWebSocketWorker", "djangosite.ours_wsgi:application"),
-        paths={"echo": "/echo/", "chat": "/chat/", "chat_select": "/chat-select/"},
+        paths={
+            "echo": ECHO,
+            "lookup": "/lookup/",
+            "chat": "/chat/",
+            "chat_select": "/chat-select/",
+            "room": "/room/",
+        },
         environ={"PYTHONPATH": os.pathsep.join(path), "EXTRA_APPS": "django_websocket"},
+        grows=True,
     )
+    listening = replace(in_views, name=f"{name}-listen", paths={"chat": "/listen/"}, publisher="/chat/", grows=False)
+    bare_loop = replace(
+        in_views, name=f"{name}-bare-loop", paths={"chat": "/bare-loop/"}, raw_channel=False, grows=False
+    )
+    return [in_views, listening, bare_loop]
 
 
 def parse_ours(text):
@@ -55,17 +96,41 @@ def parse_ours(text):
     return path, name or path.name
 
 
-STOCK = "geventwebsocket.gunicorn.workers.GeventWebSocketWorker"
+def channels(name, *command, rounds=None):
+    """Channels on a server, with the better of its Redis layers for everything, and the chat with both."""
+    pubsub = Server(
+        name,
+        (*command, "djangosite.channels_asgi:application"),
+        paths={"echo": ECHO, "lookup": "/lookup/", "chat": "/chat/"},
+        raw_channel=False,
+        environ={"EXTRA_APPS": "channels"},
+        rounds=rounds,
+    )
+    return [pubsub, replace(pubsub, name=f"{name}-core", paths={"chat": "/chat-core/"})]
+
+
+STOCK = Server(
+    "gevent-websocket",
+    (*GUNICORN, *STOCK_WORKER, "djangosite.stock_wsgi:application"),
+    paths={"echo": ECHO, "lookup": "/lookup/", "chat": "/chat/", "chat_select": "/chat/"},
+    skips=dict.fromkeys(
+        ("fanout1000", "fanout5000", "redis1000", "redis1000_x10", "members2000", "members15000"),
+        "select() takes no descriptor above 1023: about 500 members",
+    )
+    | {
+        "redis200_x10": "of messages that arrive together, all but the first wait in redis-py, where select() sees none"
+    },
+)
+C_EPOLL = Server("c-epoll", (str(APPS / "c_echo"), "{port}"), raw_channel=False)
 
 PEERS = [
-    Server("asgi-uvicorn", (*UVICORN, "bare_asgi:application")),
-    Server("channels-uvicorn", (*UVICORN, "djangosite.channels_asgi:application"), environ={"EXTRA_APPS": "channels"}),
-    Server(
-        "gevent-websocket",
-        (*GUNICORN, "-k", STOCK, "djangosite.stock_wsgi:application"),
-        paths={"echo": "/echo/", "chat": "/chat/", "chat_select": "/chat/"},  # its chat is a select loop
-        skips={"fanout1000": "select() takes no descriptor above 1023: about 500 members"},
-    ),
+    Server("asgi-uvicorn", (*UVICORN, "bare_asgi:application"), grows=True),
+    *channels("channels-uvicorn", *UVICORN),
+    STOCK,
     Server("picows", ("python", "picows_server.py", "{port}")),
-    Server("c-epoll", (str(APPS / "c_echo"), "{port}")),
+    C_EPOLL,
+    Server("asgi-granian", (*GRANIAN, "bare_asgi:application"), rounds=1),
+    *channels("channels-daphne", *DAPHNE, rounds=1),
+    *channels("channels-gunicorn", *GUNICORN, *ASGI_WORKER, rounds=1),
+    Server("flask-sock", (*GUNICORN, "-k", "gevent", "flask_app:application"), rounds=1),
 ]

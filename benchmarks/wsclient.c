@@ -227,6 +227,7 @@ void client_connect(struct client *c)
     c->packed = kept.packed, c->packed_room = kept.packed_room;
     c->response = kept.response;
     c->inflater = kept.inflater;
+    c->path = kept.path;
 #ifdef USE_ZLIB
     if (c->inflater) inflateReset(c->inflater);
 #endif
@@ -274,7 +275,7 @@ static void send_request(struct client *c)
     int size = snprintf(request, sizeof request,
                         "GET %s HTTP/1.1\r\nHost: %s:%d\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
                         "Sec-WebSocket-Key: %s\r\nSec-WebSocket-Version: 13\r\n%s%s%s\r\n",
-                        o->path, o->host, o->port, key, origin, o->deflate ? extension : "", o->headers);
+                        c->path ? c->path : o->path, o->host, o->port, key, origin, o->deflate ? extension : "", o->headers);
     if (size >= (int)sizeof request) {
         fault(&faults.connect, "the request is longer than %zu bytes", sizeof request);
         client_kill(c);
@@ -545,10 +546,13 @@ static void readable(struct client *c)
 
 /* ---------- all of them ---------- */
 
-void clients_poll(int milliseconds)
+void clients_poll(int milliseconds) { clients_poll_for(milliseconds * (SECOND / 1000)); }
+
+void clients_poll_for(uint64_t nanoseconds)
 {
     static struct epoll_event events[512];
-    int n = epoll_wait(epoll, events, 512, milliseconds);
+    struct timespec timeout = {.tv_sec = nanoseconds / SECOND, .tv_nsec = nanoseconds % SECOND};
+    int n = epoll_pwait2(epoll, events, 512, &timeout, NULL);
     for (int i = 0; i < n; i++) {
         struct client *c = events[i].data.ptr;
         if (c->fd >= 0 && c->state == CONNECTING) connected(c);

@@ -38,7 +38,8 @@ struct client {
     uint8_t message_opcode;
     uint64_t message_size;
     uint8_t prefix[PREFIX_SIZE];
-    // memory that the client keeps when it connects again
+    // what the client keeps when it connects again
+    const char *path;  // NULL: that of the options
     uint8_t *outbox, *packed;
     size_t outbox_at, outbox_end, outbox_room, packed_size, packed_room;
     char accept[29], *response;
@@ -75,6 +76,7 @@ void clients_create(int count);
 int clients_open(int count);   // connects them, 64 at a time; returns how many are open
 void clients_close(int count); // close handshakes, at most 1.5 s
 void clients_poll(int milliseconds);
+void clients_poll_for(uint64_t nanoseconds);
 
 void client_connect(struct client *c);
 void client_queue(struct client *c, uint8_t opcode, const uint8_t *data, size_t size);

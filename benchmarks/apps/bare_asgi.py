@@ -15,7 +15,7 @@ subscriber = None
 
 async def forward(subscribed):
     async with client.pubsub() as messages:
-        await messages.subscribe("CHAT")
+        await messages.subscribe("chat")
         subscribed.set()
         async for message in messages.listen():
             if message["type"] == "message":
@@ -49,7 +49,7 @@ async def chat(receive, send):
     members.add(send)
     try:
         while (event := await receive())["type"] == "websocket.receive":
-            await client.publish("CHAT", event["text"])
+            await client.publish("chat", event["text"])
     finally:
         members.discard(send)
 

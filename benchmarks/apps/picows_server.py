@@ -35,7 +35,7 @@ class Chat(WSListener):
         if frame.msg_type == WSMsgType.CLOSE:
             close(transport, frame)
         elif frame.msg_type == WSMsgType.TEXT:
-            task = asyncio.ensure_future(client.publish("CHAT", frame.get_payload_as_bytes()))
+            task = asyncio.ensure_future(client.publish("chat", frame.get_payload_as_bytes()))
             publishing.add(task)
             task.add_done_callback(publishing.discard)
 
@@ -47,7 +47,7 @@ def close(transport, frame):
 
 async def main(port):
     async with client.pubsub() as messages:
-        await messages.subscribe("CHAT")
+        await messages.subscribe("chat")
         await ws_create_server(
             lambda request: Chat() if request.path == b"/chat/" else Echo(), "127.0.0.1", port, backlog=2048
         )

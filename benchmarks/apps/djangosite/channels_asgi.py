@@ -1,5 +1,6 @@
 """Channels as its documentation shows it: async consumers behind the origin check, sessions and authentication."""
 
+import json
 import os
 
 from django.core.asgi import get_asgi_application
@@ -8,9 +9,10 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "djangosite.settings")
 http = get_asgi_application()  # sets Django up, before Channels is imported
 
 from channels.auth import AuthMiddlewareStack  # noqa: E402
-from channels.generic.websocket import AsyncWebsocketConsumer  # noqa: E402
+from channels.generic.websocket import AsyncJsonWebsocketConsumer, AsyncWebsocketConsumer  # noqa: E402
 from channels.routing import ProtocolTypeRouter, URLRouter  # noqa: E402
 from channels.security.websocket import AllowedHostsOriginValidator  # noqa: E402
+from django.contrib.auth.models import User  # noqa: E402
 from django.urls import path  # noqa: E402
 
 
@@ -21,6 +23,20 @@ class Echo(AsyncWebsocketConsumer):
 
     async def receive(self, text_data=None, bytes_data=None):
         await self.send(text_data=text_data, bytes_data=bytes_data)
+
+
+class Lookup(AsyncJsonWebsocketConsumer):
+    async def connect(self):
+        _ = self.scope["user"].is_authenticated
+        await self.accept()
+
+    async def receive_json(self, content):
+        user = await User.objects.aget(pk=content["user"])
+        await self.send_json({"from": content["from"], "user": user.pk, "text": content["text"]})
+
+    @classmethod
+    async def encode_json(cls, content):
+        return json.dumps(content, separators=(",", ":"))  # as compact as it came
 
 
 class Chat(AsyncWebsocketConsumer):
@@ -39,9 +55,15 @@ class Chat(AsyncWebsocketConsumer):
         await self.send(text_data=event["text"])
 
 
+class CoreChat(Chat):
+    channel_layer_alias = "core"
+
+
 routes = [
     path("echo/", Echo.as_asgi()),
+    path("lookup/", Lookup.as_asgi()),
     path("chat/", Chat.as_asgi()),
+    path("chat-core/", CoreChat.as_asgi()),
 ]
 application = ProtocolTypeRouter(
     {"http": http, "websocket": AllowedHostsOriginValidator(AuthMiddlewareStack(URLRouter(routes)))}

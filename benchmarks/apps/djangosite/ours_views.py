@@ -1,8 +1,11 @@
+from django.contrib.auth.models import User
+
 from django_websocket.decorators import websocket
+from django_websocket.protocol.frames import encode_message
 from django_websocket.pubsub import publish
 from django_websocket.servers.chat import chat as chat_select
 
-__all__ = ["chat", "chat_select", "echo"]
+__all__ = ["bare_loop", "chat", "chat_select", "echo", "listen", "lookup", "room"]
 
 
 @websocket
@@ -13,8 +16,47 @@ def echo(request, websocket):
 
 
 @websocket
+def lookup(request, websocket):
+    _ = request.user.is_authenticated
+    while (message := websocket.receive_json()) is not None:
+        user = User.objects.get(pk=message["user"])
+        websocket.send_json({"from": message["from"], "user": user.pk, "text": message["text"]})
+
+
+@websocket
 def chat(request, websocket):
     _ = request.user.is_authenticated
     with websocket.subscribe("chat"):
         for text in websocket:
             publish("chat", text)
+
+
+@websocket
+def listen(request, websocket):
+    _ = request.user.is_authenticated
+    return websocket.listen("chat")
+
+
+@websocket
+def room(request, websocket, number):
+    _ = request.user.is_authenticated
+    return websocket.listen(f"room{number}")
+
+
+sockets = []
+
+
+@websocket
+def bare_loop(request, websocket):
+    """What this process could reach in a fan-out at most: a loop of `send` over its sockets, and nothing else."""
+    _ = request.user.is_authenticated
+    websocket.accept()
+    sock = websocket.connection._sock
+    sockets.append(sock)
+    try:
+        for text in websocket:
+            frame = encode_message(text)
+            for member in sockets:
+                member.send(frame)
+    finally:
+        sockets.remove(sock)

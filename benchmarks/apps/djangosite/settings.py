@@ -1,10 +1,10 @@
-"""What all Django servers here share: the middleware of `startproject`, sessions in sqlite, one Redis.
+"""What all Django servers here share: the middleware of `startproject`, sessions in the database, one Redis.
 
-Variables of the environment: REDIS_URL, and EXTRA_APPS for the application that each of them needs.
+Variables of the environment: REDIS_URL; DATABASE, the path of a sqlite file, or PGDATABASE and what else libpq knows,
+for PostgreSQL; EXTRA_APPS for the application that a server needs.
 """
 
 import os
-from pathlib import Path
 
 REDIS_URL = os.environ.get("REDIS_URL", "redis://127.0.0.1:6398/0")
 
@@ -28,12 +28,21 @@ MIDDLEWARE = [
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
 ]
 ROOT_URLCONF = "djangosite.urls"
-DATABASES = {
-    "default": {
-        "ENGINE": "django.db.backends.sqlite3",
-        "NAME": Path(__file__).resolve().parent / "db.sqlite3",
+if "PGDATABASE" in os.environ:
+    DATABASES = {
+        "default": {
+            "ENGINE": "django.db.backends.postgresql",
+            "NAME": os.environ["PGDATABASE"],
+            "OPTIONS": {"pool": True},
+        }
     }
-}
+else:
+    DATABASES = {
+        "default": {
+            "ENGINE": "django.db.backends.sqlite3",
+            "NAME": os.environ["DATABASE"],
+        }
+    }
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 USE_TZ = True
 LOGGING = {
@@ -49,8 +58,6 @@ WEBSOCKET_BROKER = REDIS_URL
 
 # Channels
 CHANNEL_LAYERS = {
-    "default": {
-        "BACKEND": "channels_redis.pubsub.RedisPubSubChannelLayer",
-        "CONFIG": {"hosts": [REDIS_URL]},
-    }
+    name: {"BACKEND": f"channels_redis.{backend}", "CONFIG": {"hosts": [REDIS_URL]}}
+    for name, backend in [("default", "pubsub.RedisPubSubChannelLayer"), ("core", "core.RedisChannelLayer")]
 }

@@ -2,10 +2,12 @@
 Redis connection for each client."""
 
 import functools
+import json
 from select import select
 
 import redis
 from django.conf import settings
+from django.contrib.auth.models import User
 from django.http import HttpResponse, HttpResponseBadRequest
 
 
@@ -31,15 +33,26 @@ def echo(request, websocket):
 
 
 @websocket
+def lookup(request, websocket):
+    while not websocket.closed:
+        message = websocket.receive()
+        if message is not None:
+            message = json.loads(message)
+            user = User.objects.get(pk=message["user"])
+            answer = {"from": message["from"], "user": user.pk, "text": message["text"]}
+            websocket.send(json.dumps(answer, separators=(",", ":")))
+
+
+@websocket
 def chat(request, websocket):
     client = redis.Redis.from_url(settings.REDIS_URL)
     messages = client.pubsub()
-    messages.subscribe("CHAT")
+    messages.subscribe("chat")
 
     def incoming():
         text = websocket.receive()
         if text:
-            client.publish("CHAT", text)
+            client.publish("chat", text)
 
     def outgoing():
         response = messages.parse_response()
