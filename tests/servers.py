@@ -258,12 +258,12 @@ def gunicorn(
 
 
 @contextmanager
-def redis_server(port: int | None = None, args: Sequence[str] = ()) -> Iterator[Server]:
+def redis_server(port: int | None = None, args: Sequence[str] = (), probe: bytes = b"PING\r\n") -> Iterator[Server]:
     """A Redis of its own that keeps nothing on disk."""
     port = port or free_port()
     with tempfile.TemporaryDirectory() as directory:
         command = [executable("redis-server"), "--bind", "127.0.0.1", "--port", str(port), "--dir", directory]
-        with Server([*command, "--save", "", *args], port=port, probe=b"PING\r\n") as server:
+        with Server([*command, "--save", "", *args], port=port, probe=probe) as server:
             yield server
 
 
@@ -280,7 +280,7 @@ class Sentinel:
     def ask(self, server: Server, *words: object) -> Any:
         """Send a command to a server or a sentinel."""
         password = self.password * (1 + (server in self.sentinels))
-        with redis.Redis(port=server.port, password=password, protocol=2) as client:
+        with redis.Redis("127.0.0.1", server.port, password=password, protocol=2) as client:
             return client.execute_command(*words)
 
     def master(self) -> Server | None:
@@ -291,6 +291,11 @@ class Sentinel:
             if {server.port} == answers and server.running and self.ask(server, "ROLE")[0] == b"master":
                 return server
         return None
+
+    def hurry(self) -> None:
+        """Have failures noticed after a second; before, a busy machine is not taken for one."""
+        for sentinel in self.sentinels:
+            self.ask(sentinel, "SENTINEL", "SET", self.service, "down-after-milliseconds", 1000)
 
     def complete(self) -> bool:
         """Whether all run, know each other, and the replica has the master."""
@@ -327,8 +332,8 @@ def redis_sentinel() -> Iterator[Sentinel]:
                 f'requirepass "{Sentinel.password * 2}"\n'
                 f"sentinel monitor {Sentinel.service} 127.0.0.1 {ports[0]} 2\n"
                 f'sentinel auth-pass {Sentinel.service} "{Sentinel.password}"\n'
-                f"sentinel down-after-milliseconds {Sentinel.service} 1000\n"
-                f"sentinel failover-timeout {Sentinel.service} 5000\n"
+                f"sentinel down-after-milliseconds {Sentinel.service} 60000\n"
+                f"sentinel failover-timeout {Sentinel.service} 2000\n"
             )
             command = [executable("redis-server"), configuration, "--sentinel"]
             sentinels.append(stack.enter_context(Server(command, port=port, probe=b"PING\r\n")))
@@ -346,18 +351,21 @@ class Cluster:
 
     def ask(self, node: Server, *words: object) -> Any:
         """Send a command to a node."""
-        with redis.Redis(port=node.port, protocol=2) as client:
+        with redis.Redis("127.0.0.1", node.port, protocol=2) as client:
             return client.execute_command(*words)
 
+    def masters(self) -> list[Server]:
+        """The nodes that run and may have slots."""
+        return [node for node in self.nodes if node.running and self.ask(node, "ROLE")[0] == b"master"]
+
     def owner(self, slot: int) -> Server | None:
-        """The node that has a slot, if all that run agree upon that and say that the cluster is well."""
+        """The node that has a slot, if all masters agree upon that and say that the cluster is well."""
         found = set()
-        for node in self.nodes:
-            if node.running:
-                if b"cluster_state:ok" not in self.ask(node, "CLUSTER", "INFO"):
-                    return None
-                ranges = self.ask(node, "CLUSTER", "SLOTS")
-                found |= {int(address[1]) for first, last, address, *_ in ranges if first <= slot <= last} or {0}
+        for node in self.masters():
+            if b"cluster_state:ok" not in self.ask(node, "CLUSTER", "INFO"):
+                return None
+            ranges = self.ask(node, "CLUSTER", "SLOTS")
+            found |= {int(address[1]) for first, last, address, *_ in ranges if first <= slot <= last} or {0}
         return next((node for node in self.nodes if found == {node.port}), None)
 
     def complete(self) -> bool:
@@ -369,15 +377,21 @@ class Cluster:
             role[3] == b"connected" for role in roles if role[0] == b"slave"
         )
 
+    def hurry(self) -> None:
+        """Have failures noticed after a second; before, a busy machine is not taken for one."""
+        for node in self.nodes:
+            self.ask(node, "CONFIG", "SET", "cluster-node-timeout", 1000)
+
     def move(self, slot: int, target: Server) -> None:
         """Give a slot to another node, as `redis-cli --cluster reshard` does."""
         source = self.owner(slot)
         assert source is not None
-        ids = dict(zip(self.nodes, self.ids, strict=True))
-        self.ask(target, "CLUSTER", "SETSLOT", slot, "IMPORTING", ids[source])
-        self.ask(source, "CLUSTER", "SETSLOT", slot, "MIGRATING", ids[target])
-        for node in (target, source):
-            self.ask(node, "CLUSTER", "SETSLOT", slot, "NODE", ids[target])
+        if source is not target:
+            ids = dict(zip(self.nodes, self.ids, strict=True))
+            self.ask(target, "CLUSTER", "SETSLOT", slot, "IMPORTING", ids[source])
+            self.ask(source, "CLUSTER", "SETSLOT", slot, "MIGRATING", ids[target])
+            for node in dict.fromkeys([target, source, *self.masters()]):
+                self.ask(node, "CLUSTER", "SETSLOT", slot, "NODE", ids[target])
 
 
 @contextmanager
@@ -402,7 +416,7 @@ def redis_cluster(masters: int = 3) -> Iterator[Cluster]:
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             Path(directory, "nodes.conf").write_text("\n".join([*lines, ""]))
             options = [
-                *("--cluster-enabled", "yes", "--cluster-port", str(bus), "--cluster-node-timeout", "1000"),
+                *("--cluster-enabled", "yes", "--cluster-port", str(bus), "--cluster-node-timeout", "60000"),
                 *("--repl-diskless-sync-delay", "0", "--dir", str(directory)),
             ]
             nodes.append(stack.enter_context(redis_server(port, options)))

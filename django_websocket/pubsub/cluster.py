@@ -18,7 +18,6 @@ import gevent
 import redis
 from gevent.event import Event
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
-from redis.exceptions import ClusterDownError
 
 from django_websocket.exceptions import BrokerError
 
@@ -57,7 +56,8 @@ class ClusterBroker:
         self._nodes: dict[Host, Node] = {}
         self._asked = deque(random.sample(address.hosts, len(address.hosts)))  # whom to ask about slots, in this order
         self.slots: list[Host | None] = [None] * REDIS_CLUSTER_HASH_SLOTS  # by number, who has it
-        self.version = 0  # of that
+        self.version = 0  # of that; before it is known, 0
+        self._learned = 0.0  # when it was asked for, by the clock of time.monotonic()
         self.doubtful = True  # whether that may have changed
 
     def publish(self, channel: str, payload: bytes) -> None:
@@ -84,9 +84,11 @@ class ClusterBroker:
         return node
 
     def owner(self, channel: str, deadline: float) -> Host:
-        """Return where a channel's node is. Raises BrokerError if that is not known, nor found until `deadline`."""
-        if self.doubtful:
+        """Return where a channel's node is. Raises BrokerError if that cannot be found out until `deadline`."""
+        if not self.version:
             self.learn(deadline)
+        elif time.monotonic() - self._learned > (FIRST_DELAY if self.doubtful else CHECK_INTERVAL):
+            self.learn(min(deadline, time.monotonic() + NODE_TIMEOUT))
         owner = self.slots[self.slot(channel)]
         if owner is None:
             raise self.error(redis.RedisError(f"no node has slot {self.slot(channel)}, that of channel {channel!r}"))
@@ -97,23 +99,35 @@ class ClusterBroker:
         return key_slot((self._address.prefix + channel).encode())
 
     def learn(self, deadline: float) -> None:
-        """Ask the nodes which of them has which slot, until one knows. Raises BrokerError if none does."""
-        problem: Exception | None = None
+        """Ask the nodes which of them has which slot.
+
+        One that has lost sight of the others knows only how it was. It is believed where nothing else is known, and
+        else everything stays as it is. Raises BrokerError if nobody answers, and nobody has before.
+        """
+        self._learned = time.monotonic()  # others need not ask meanwhile
+        answer: tuple[Host, Any] | None = None
+        problem: Exception = TimeoutError("no node has answered")
         for host in tuple(self._asked):
             node = self.node(host)
             try:
-                # One that has lost sight of the others does not know.
-                if b"cluster_state:ok" not in node.call(min(NODE_TIMEOUT, remaining(deadline)), b"CLUSTER", b"INFO"):
-                    raise ClusterDownError(f"the node at {host} says that the cluster is down")
-                ranges = node.call(min(NODE_TIMEOUT, remaining(deadline)), b"CLUSTER", b"SLOTS")
-                break
+                state = node.call(min(NODE_TIMEOUT, remaining(deadline)), b"CLUSTER", b"INFO")
+                answer = host, node.call(min(NODE_TIMEOUT, remaining(deadline)), b"CLUSTER", b"SLOTS")
+                if b"cluster_state:ok" in state:
+                    self.doubtful = False
+                    break
             except (redis.RedisError, OSError) as error:
-                if not isinstance(problem, ClusterDownError):  # which says more than that one node is away
-                    problem = error
-                if self._asked[0] == host:
-                    self._asked.rotate(-1)
+                problem = error
+            if self._asked[0] == host:
+                self._asked.rotate(-1)  # next time, others first
         else:
-            raise self.error(problem or TimeoutError())
+            if self.version:
+                return
+        if answer is None:
+            raise self.error(problem)
+        self._take(*answer)
+
+    def _take(self, host: Host, ranges: Any) -> None:
+        """Take what `host` answers to CLUSTER SLOTS."""
         slots: list[Host | None] = [None] * REDIS_CLUSTER_HASH_SLOTS
         owners = [host]
         for first, last, (name, port, *_), *_ in ranges:
@@ -124,7 +138,6 @@ class ClusterBroker:
             self.slots = slots
             self.version += 1
             self._asked = deque(dict.fromkeys([*owners, *self._address.hosts]))
-        self.doubtful = False
 
     def moved(self, error: BrokerError) -> bool:
         """Whether `error` says that another node has the slot, of which note is taken then."""
@@ -143,11 +156,12 @@ class ClusterBroker:
 class Place:
     """Where a channel is received."""
 
-    __slots__ = ("host", "settling", "slot")
+    __slots__ = ("host", "misplaced", "settling", "slot")
 
     def __init__(self, slot: int) -> None:
         self.slot = slot
         self.host: Host | None = None  # None if nowhere
+        self.misplaced = 0.0  # since when the slot seems to be elsewhere; 0 if it does not
         self.settling = True  # whether somebody sees to it
 
 
@@ -274,11 +288,7 @@ class ClusterSubscriber:
 
     def _move(self) -> None:
         """Have channels received where they belong, if that is elsewhere than where they are received."""
-        moving = {
-            channel: place
-            for channel, place in self._places.items()
-            if not place.settling and place.host != self._broker.slots[place.slot]
-        }
+        moving = {channel: place for channel, place in self._places.items() if self._must_move(place)}
         if not moving:
             return
         for channel, place in moving.items():
@@ -288,6 +298,17 @@ class ClusterSubscriber:
                 place.host = None
         self._listener.lost(list(moving))
         gevent.spawn(self._moved, moving)
+
+    def _must_move(self, place: Place) -> bool:
+        if place.settling or place.host == self._broker.slots[place.slot]:
+            place.misplaced = 0.0
+            return False
+        if place.host is None or not self._subscribers[place.host].connected:
+            return True
+        # A node takes channels away itself when it gives up their slot. Until then messages may come from it.
+        self._astray = True
+        place.misplaced = place.misplaced or time.monotonic()
+        return time.monotonic() - place.misplaced > CHECK_INTERVAL
 
     def _moved(self, places: Mapping[str, Place]) -> None:
         try:
@@ -310,6 +331,11 @@ class NodeSubscriber(RedisSubscriber):
         super().__init__(node, cluster)
         self._host = host
         self._cluster = cluster
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection."""
+        return self._link is not None
 
     def has(self, channel: str) -> bool:
         """Whether the node has not taken the channel away since it confirmed it."""

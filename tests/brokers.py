@@ -1,0 +1,48 @@
+"""The broker of the settings in the tests' own process, and what must not stay of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from django.test import override_settings
+
+from django_websocket import conf, pubsub
+
+from .wire import until
+
+
+@contextmanager
+def in_use(setting: str | Mapping[str, Any], **settings: Any) -> Iterator[None]:
+    """Have `WEBSOCKET_BROKER` name a broker, and end its connections afterwards; nobody may be subscribed then."""
+    with override_settings(WEBSOCKET_BROKER=setting, **settings):
+        key = os.getpid(), conf.current().broker_key
+        try:
+            yield
+        finally:
+            hub = pubsub._hubs.pop(key, None)
+            broker = pubsub._brokers.pop(key, None)
+        if hub is not None:
+            assert hub._channels == {}
+            until(lambda: ended(hub._subscriber))
+        for pipeline in pipelines(broker):
+            pipeline._queues.clear()
+
+
+def ended(subscriber: Any) -> bool:
+    """End the connections of a subscriber, and say whether it has ended."""
+    if hasattr(subscriber, "_subscribers"):  # of a cluster's nodes
+        subscriber._look.set()
+        return all(map(ended, subscriber._subscribers.values())) and not subscriber._following
+    if getattr(subscriber, "_link", None) is not None:
+        subscriber._link.hang_up()
+    return not getattr(subscriber, "_running", False)
+
+
+def pipelines(broker: Any) -> list[Any]:
+    """What a broker publishes and asks through."""
+    broker = getattr(broker, "_broker", broker)  # an encrypted one
+    found = [node._pipeline for node in getattr(broker, "_nodes", {}).values()]
+    return [*found, *getattr(broker, "_sentinels", ()), *filter(None, [getattr(broker, "_pipeline", None)])]

@@ -1,0 +1,727 @@
+"""Redis over TLS, on a Unix socket, watched by Sentinel and as a Cluster: real ones, whose parts fail one by one."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import gevent
+import gevent.socket
+import pytest
+import redis as redis_py
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from redis._parsers import _RESP2Parser
+from redis.crc import key_slot
+from redis.credentials import CredentialProvider
+
+import django_websocket.pubsub.cluster as redis_cluster_broker
+import django_websocket.pubsub.redis as redis_broker
+from django_websocket import pubsub
+from django_websocket.exceptions import BrokerError, MessagesMissed
+from django_websocket.pubsub import pipeline, publish, subscribe
+
+from .brokers import in_use
+from .clients import RawClient, eventually, fetch, frame
+from .conftest import SITE, Connect, StartSite
+from .servers import Cluster, Sentinel, Server, free_port, redis_cluster, redis_sentinel, redis_server
+from .wire import until
+
+Raw = Callable[..., RawClient]
+
+MISSED = object()
+BACK = 10.0  # seconds within which messages come again, once there is who sends them
+
+
+@pytest.fixture
+def cooperative(monkeypatch: pytest.MonkeyPatch) -> None:
+    """redis-py's sockets let other greenlets run, as they do in a worker, where everything is patched."""
+    monkeypatch.setattr(redis_py.connection, "socket", gevent.socket)
+
+
+@pytest.fixture(params=["with hiredis", "without hiredis"])
+def reader(request: pytest.FixtureRequest, cooperative: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With hiredis and without."""
+    if request.param == "without hiredis":
+        monkeypatch.setattr(pipeline, "hiredis", None)
+        original = redis_broker.RedisAddress.connect
+        monkeypatch.setattr(
+            redis_broker.RedisAddress,
+            "connect",
+            lambda *args, **options: original(*args, parser_class=_RESP2Parser, **options),
+        )
+
+
+class Reader:
+    """Everything that comes on some channels, in its order; `MISSED` where some may be missing."""
+
+    def __init__(self, *channels: str) -> None:
+        self.got: list[Any] = []
+        self.told: list[float] = []  # when some were missed
+        self._subscription = subscribe(*channels)
+        self._greenlet = gevent.spawn(self._read)
+
+    def _read(self) -> None:
+        while True:
+            try:
+                message = self._subscription.get()
+            except MessagesMissed:
+                self.got.append(MISSED)
+                self.told.append(time.monotonic())
+            else:
+                if message is None:
+                    return
+                self.got.append(message)
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._subscription.close()
+        self._greenlet.get(timeout=5)
+
+    def until(self, *wanted: Any) -> None:
+        """Wait until these have come, and nothing else since the last call."""
+        until(lambda: len(self.got) >= len(wanted), BACK)
+        got, self.got = self.got, []
+        assert got == list(wanted)
+
+
+def published(channel: str, message: str) -> None:
+    """Publish as soon as that succeeds, and let none fail that takes long, or without a word."""
+
+    def succeeds() -> bool:
+        begun = time.monotonic()
+        try:
+            publish(channel, message)
+        except BrokerError as error:
+            assert "WEBSOCKET_BROKER" in str(error)
+            assert time.monotonic() - begun < redis_broker.TIMEOUT + 0.5
+            gevent.sleep(0.05)
+            return False
+        return True
+
+    until(succeeds, BACK)
+
+
+def admin(server: Server, **options: Any) -> redis_py.Redis:
+    """Another program that knows Redis."""
+    return redis_py.Redis("127.0.0.1", server.port, **{"protocol": 2, **options})
+
+
+def subscribed(raw: Raw, server: Server, channel: str) -> RawClient:
+    """A client of the view with select(), subscribed to the channel."""
+    client = raw(server)
+    client.open(f"/selects/{channel}/")
+    client.frame()
+    assert client.frame().text == "subscribed"
+    return client
+
+
+# --- a server, TLS, logins -------------------------------------------------------------------------------------------
+
+
+class Authority:
+    """Signs certificates."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "an authority of these tests")])
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self.certificate = directory / "ca.pem"
+        usage = x509.KeyUsage(False, False, False, False, False, True, True, False, False)
+        builder = self._builder(self._name, self._key).add_extension(x509.BasicConstraints(True, None), critical=True)
+        self._write(self.certificate, builder.add_extension(usage, critical=True))
+
+    def sign(self, name: str, password: bytes = b"") -> tuple[Path, Path]:
+        """Return the paths of a certificate for 127.0.0.1, and of its key, encrypted if there is a password."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+        alternatives = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
+        paths = self.directory / f"{name}.pem", self.directory / f"{name}.key"
+        self._write(paths[0], self._builder(subject, key).add_extension(alternatives, critical=False))
+        encryption = serialization.BestAvailableEncryption(password) if password else serialization.NoEncryption()
+        paths[1].write_bytes(
+            key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
+        )
+        return paths
+
+    def _builder(self, subject: x509.Name, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
+        now = datetime.datetime.now(datetime.timezone.utc)
+        issuer = self._key.public_key()
+        return (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(self._name)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - datetime.timedelta(hours=1))
+            .not_valid_after(now + datetime.timedelta(days=2))
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer), critical=False)
+        )
+
+    def _write(self, path: Path, builder: x509.CertificateBuilder) -> None:
+        path.write_bytes(builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture(scope="module")
+def tls_redis(authority: Authority) -> Iterator[Server]:
+    """A Redis that speaks TLS with those who show a certificate of the authority, and asks for a password."""
+    certificate, key = authority.sign("server")
+    port = free_port()
+    args = ["--port", "0", "--tls-port", str(port), "--tls-cert-file", str(certificate), "--tls-key-file", str(key)]
+    args += ["--tls-ca-cert-file", str(authority.certificate), "--requirepass", "s3cret"]
+    with redis_server(port, args, probe=b"") as server:
+        yield server
+
+
+def tls_options(authority: Authority, name: str, **options: Any) -> dict[str, Any]:
+    certificate, key = authority.sign(name, options.get("ssl_password", "").encode())
+    return {"ssl_ca_certs": authority.certificate, "ssl_certfile": certificate, "ssl_keyfile": key, **options}
+
+
+def publish_in_a_process(broker: Any, channel: str, message: str) -> str:
+    """Publish from a process without gevent, and return what it writes to standard error."""
+    code = (
+        f"import django; django.setup()\nfrom django_websocket.pubsub import publish\npublish({channel!r}, {message!r})"
+    )
+    environment = {**os.environ, "TESTSITE_SETTINGS": json.dumps({"WEBSOCKET_BROKER": broker}, default=str)}
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=SITE, env=environment, capture_output=True, text=True, timeout=60, check=False
+    ).stderr
+
+
+def test_tls_with_a_client_certificate(
+    start_site: StartSite, raw: Raw, tls_redis: Server, authority: Authority, key: str
+) -> None:
+    options = tls_options(authority, "site")
+    url = f"rediss://:s3cret@{tls_redis.address}/0?{urlencode(options)}"
+    with (
+        start_site({"WEBSOCKET_BROKER": url}) as server,
+        admin(tls_redis, password="s3cret", ssl=True, **options) as redis,
+    ):
+        client = subscribed(raw, server, key)
+        assert fetch(server.port, f"/publish/{key}/?text=page").status == 200
+        assert client.frame().text == "page"
+        in_a_dict = tls_options(authority, "task", ssl_password="for the key", url=f"rediss://{tls_redis.address}")
+        assert publish_in_a_process({**in_a_dict, "password": "s3cret"}, key, "task") == ""
+        assert client.frame().text == "task"
+        # Silence is no failure: the subscriber asks, and stays.
+        assert eventually(lambda: [c["cmd"] for c in redis.client_list() if c["sub"] == "1"] == ["ping"])
+        redis.publish(key, "other program")
+        assert client.frame().text == "other program"
+        assert "Redis" not in server.log
+
+
+def test_tls_that_does_not_fit_is_refused(tls_redis: Server, authority: Authority, tmp_path: Path, key: str) -> None:
+    url = f"rediss://:s3cret@{tls_redis.address}"
+    fits = tls_options(authority, "fits", url=url)
+    for broker, words in (
+        ({"url": url, "ssl_ca_certs": authority.certificate}, []),  # Redis breaks off, at one point or another
+        ({**fits, "ssl_ca_certs": Authority(tmp_path).certificate}, ["CERTIFICATE_VERIFY_FAILED"]),
+        ({**fits, "url": url.replace("127.0.0.1", "localhost")}, ["Hostname mismatch", "localhost"]),
+        ({**fits, "password": "wr0ng"}, ["invalid username-password pair"]),
+    ):
+        error = publish_in_a_process(broker, key, "x").splitlines()
+        assert "BrokerError: Redis at rediss://" in error[-1]
+        for word in [*words, "WEBSOCKET_BROKER"]:
+            assert word in error[-1]
+        assert not [line for line in error if "s3cret" in line or "wr0ng" in line]
+
+
+def test_a_unix_socket_with_a_login_and_a_database(cooperative: None, tmp_path: Path, key: str) -> None:
+    path = tmp_path / "redis.sock"
+    with redis_server(args=["--unixsocket", str(path), "--requirepass", "s3cret"]):
+        for broker in (
+            f"unix://:s3cret@{path}?db=3",
+            f"unix://{path}?db=3&password=s3cret&client_name=site",
+            {"url": f"unix://{path}", "db": 3, "password": "s3cret"},
+        ):
+            with (
+                in_use(broker),
+                Reader(key) as reader,
+                redis_py.Redis(unix_socket_path=str(path), password="s3cret") as redis,
+            ):
+                publish(key, "hello")
+                reader.until("hello")
+                (client,) = [client for client in redis.client_list() if client["sub"] == "1"]
+                assert client["db"] == "3"
+                assert client["name"] == ("site" if "client_name" in broker else "")
+
+
+def test_a_login_that_changes(redis: Server, cooperative: None, key: str) -> None:
+    """As with a cloud's tokens, which redis-py's providers fetch."""
+
+    class Provider(CredentialProvider):
+        asked = 0
+
+        def get_credentials(self) -> tuple[str, str]:
+            self.asked += 1
+            return "default", "any"
+
+    provider = Provider()
+    with in_use({"url": f"redis://{redis.address}", "credential_provider": provider}), Reader(key) as reader:
+        publish(key, "hello")
+        reader.until("hello")
+    assert provider.asked == 2
+
+
+NOBODY = {
+    "redis://user:s3cret@{}": "redis://{}",
+    "rediss://user:s3cret@{}/1": "rediss://{}",
+    "unix://user:s3cret@/nowhere/redis.sock": "unix:///nowhere/redis.sock",
+    "redis+sentinel://user:s3cret@{}/main?sentinel_username=user&sentinel_password=s3cret": "redis+sentinel://{}/main",
+    "redis+cluster://user:s3cret@{}": "redis+cluster://{}",
+}
+
+
+@pytest.mark.parametrize("url", NOBODY)
+def test_who_is_not_there_is_named_without_the_login(
+    url: str, cooperative: None, caplog: pytest.LogCaptureFixture, key: str
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    address = f"127.0.0.1:{free_port()}"
+    with in_use(url.format(address)):
+        for attempt in (lambda: publish(key, "x"), lambda: subscribe(key)):
+            with pytest.raises(BrokerError) as raised:
+                attempt()
+            assert NOBODY[url].format(address) in str(raised.value)
+            assert "WEBSOCKET_BROKER" in str(raised.value)
+            said = "".join(traceback.format_exception(raised.value)) + caplog.text
+            assert "s3cret" not in said.replace(url, "")  # this test's own line in the traceback
+            assert "user" not in str(raised.value) + caplog.text
+
+
+# --- Sentinel --------------------------------------------------------------------------------------------------------
+
+SENTINELS, CLUSTERS = 5, 5  # one for each test that breaks something, and one for all others
+
+
+@pytest.fixture(scope="module")
+def topologies() -> Iterator[tuple[list[Sentinel], list[Cluster]]]:
+    """All that the tests need. They are started together: each takes seconds, of which most are waiting."""
+    with ExitStack() as stack, ThreadPoolExecutor(SENTINELS + CLUSTERS) as threads:
+        sentinels = [threads.submit(stack.enter_context, redis_sentinel()) for _ in range(SENTINELS)]
+        clusters = [threads.submit(stack.enter_context, redis_cluster()) for _ in range(CLUSTERS)]
+        yield [future.result() for future in sentinels], [future.result() for future in clusters]
+
+
+@pytest.fixture(scope="module")
+def sentinel(topologies: tuple[list[Sentinel], list[Cluster]]) -> Sentinel:
+    """One of which nothing fails."""
+    return topologies[0].pop()
+
+
+@pytest.fixture
+def own_sentinel(topologies: tuple[list[Sentinel], list[Cluster]]) -> Sentinel:
+    """One for a test alone, which notices failures soon."""
+    sentinel = topologies[0].pop()
+    sentinel.hurry()
+    return sentinel
+
+
+def sentinel_broker(sentinel: Sentinel, *first: str) -> dict[str, str]:
+    """The broker that the sentinels, after others, tell about."""
+    hosts = ",".join([*first, *(server.address for server in sentinel.sentinels)])
+    return {
+        "url": f"redis+sentinel://:{quote(sentinel.password)}@{hosts}/{sentinel.service}/1",
+        "sentinel_password": sentinel.password * 2,
+        "prefix": "site1:",
+    }
+
+
+class Stream:
+    """Publishes numbers, one after the other, while something happens."""
+
+    def __init__(self, channel: str) -> None:
+        self.sent: dict[int, float] = {}  # what the broker has taken, and when it was given it
+        self.failures: list[BrokerError] = []
+        self._channel = channel
+        self._greenlet = gevent.spawn(self._run)
+
+    def _run(self) -> None:
+        for number in range(1_000_000):
+            begun = time.monotonic()
+            try:
+                publish(self._channel, str(number))
+                self.sent[number] = begun
+            except BrokerError as error:
+                self.failures.append(error)
+            gevent.sleep(0.005)
+
+    def until_heard(self, reader: Reader) -> None:
+        """Wait until the newest one has come."""
+        until(lambda: reader.got[-1] is not MISSED and int(reader.got[-1]) == [*self.sent][-1])
+
+    def end(self, reader: Reader) -> None:
+        """See that what came is in order, nothing twice, and that the reader was told of what did not come."""
+        self._greenlet.kill()
+        numbers = [int(message) for message in reader.got if message is not MISSED]
+        assert numbers == sorted({*numbers})
+        missing = [number for number in self.sent if number not in numbers and number < numbers[-1]]
+        assert [number for number in missing if self.sent[number] > max(reader.told, default=0.0)] == []
+
+
+def test_the_master_is_found_past_sentinels_that_are_away(sentinel: Sentinel, reader: None, key: str) -> None:
+    master = sentinel.master()
+    assert master is not None
+    sentinel.sentinels[0].send_signal(signal.SIGSTOP)
+    try:
+        with in_use(sentinel_broker(sentinel, f"127.0.0.1:{free_port()}")), Reader(key) as reader:
+            publish(key, "a")
+            reader.until("a")
+            with admin(master, password=sentinel.password) as redis:
+                redis.publish(f"site1:{key}", "from another program")
+                reader.until("from another program")
+                assert "1" in {client["db"] for client in redis.client_list() if client["sub"] == "1"}
+    finally:
+        sentinel.sentinels[0].send_signal(signal.SIGCONT)
+
+
+def test_a_failover_on_order_is_followed(sentinel: Sentinel, cooperative: None, key: str) -> None:
+    old = sentinel.master()
+    with in_use(sentinel_broker(sentinel)), Reader(key) as reader:
+        stream = Stream(key)
+        until(lambda: reader.got)
+        sentinel.ask(sentinel.sentinels[0], "SENTINEL", "FAILOVER", sentinel.service)
+        until(lambda: sentinel.master() not in (old, None), 20)
+        until(lambda: MISSED in reader.got, BACK)
+        stream.until_heard(reader)
+        stream.end(reader)
+        assert reader.got.count(MISSED) == 1
+
+
+def test_a_master_that_is_killed_is_replaced(own_sentinel: Sentinel, cooperative: None, key: str) -> None:
+    with in_use(sentinel_broker(own_sentinel)), Reader(key) as reader:
+        publish(key, "a")
+        reader.until("a")
+        own_sentinel.servers[0].stop(signal.SIGKILL)
+        begun = time.monotonic()
+        with pytest.raises(BrokerError, match="WEBSOCKET_BROKER"):
+            publish(key, "b")
+        assert time.monotonic() - begun < redis_broker.TIMEOUT
+        until(lambda: own_sentinel.master() is own_sentinel.servers[1], 20)
+        reader.until(MISSED)
+        publish(key, "c")
+        reader.until("c")
+
+
+def test_a_master_that_hangs_is_replaced(own_sentinel: Sentinel, cooperative: None, key: str) -> None:
+    with in_use(sentinel_broker(own_sentinel)), Reader(key) as reader:
+        publish(key, "a")
+        reader.until("a")
+        own_sentinel.servers[0].send_signal(signal.SIGSTOP)
+        try:
+            until(lambda: own_sentinel.ask(own_sentinel.servers[1], "ROLE")[0] == b"master", 20)
+            reader.until(MISSED)
+            publish(key, "b")
+            reader.until("b")
+        finally:
+            own_sentinel.servers[0].send_signal(signal.SIGCONT)
+
+
+def test_a_master_that_goes_on_alone_is_left(own_sentinel: Sentinel, cooperative: None, key: str) -> None:
+    """No connection ends, and yet nobody else would hear what is published there."""
+    service, password = own_sentinel.service, own_sentinel.password
+    old, new = own_sentinel.servers
+    with in_use(sentinel_broker(own_sentinel)), Reader(key) as reader:
+        publish(key, "a")
+        reader.until("a")
+        own_sentinel.ask(new, "REPLICAOF", "NO", "ONE")
+        for server in own_sentinel.sentinels:
+            own_sentinel.ask(server, "SENTINEL", "REMOVE", service)
+            own_sentinel.ask(server, "SENTINEL", "MONITOR", service, "127.0.0.1", new.port, 2)
+            own_sentinel.ask(server, "SENTINEL", "SET", service, "auth-pass", password)
+        reader.until(MISSED)
+        publish(key, "b")
+        reader.until("b")
+        with admin(old, password=password) as redis:
+            assert redis.publish(f"site1:{key}", "too late") == 0
+        with admin(new, password=password) as redis:
+            assert redis.publish(f"site1:{key}", "c") == 1
+        reader.until("c")
+
+
+def test_what_is_wrong_with_the_sentinels_is_said(sentinel: Sentinel, cooperative: None, key: str) -> None:
+    broker = sentinel_broker(sentinel)
+    for changes, words in (
+        ({"url": broker["url"].replace("/main", "/other")}, "know no master 'other'"),
+        ({"sentinel_password": "wr0ng"}, "invalid username-password pair"),
+        ({"password": "wr0ng"}, "invalid username-password pair"),
+    ):
+        with in_use({**broker, **changes}), pytest.raises(BrokerError, match=words) as raised:
+            publish(key, "a")
+        assert "wr0ng" not in str(raised.value)
+        assert sentinel.password not in str(raised.value)
+
+
+def test_clients_follow_the_master(
+    start_site: StartSite, raw: Raw, connect: Connect, own_sentinel: Sentinel, key: str
+) -> None:
+    with start_site({"WEBSOCKET_BROKER": sentinel_broker(own_sentinel)}, args=["--workers", "2"]) as server:
+        client = subscribed(raw, server, key)
+        listening = connect(server, f"/listen/{key}/?key={key}")
+        own_sentinel.servers[0].stop(signal.SIGKILL)
+        assert eventually(lambda: own_sentinel.master() is own_sentinel.servers[1], 20)
+        assert client.frame().text == "MessagesMissed"
+        assert listening.closing()[0] == 1012
+        assert eventually(lambda: fetch(server.port, f"/publish/{key}/?text=page").status == 200)
+        assert client.frame().text == "page"
+        client.send(frame("view"))
+        assert client.frame().text == "view"
+        assert "Traceback" not in server.log
+
+
+# --- Cluster ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cluster(topologies: tuple[list[Sentinel], list[Cluster]]) -> Cluster:
+    """One of which nothing fails."""
+    return topologies[1].pop()
+
+
+@pytest.fixture
+def own_cluster(topologies: tuple[list[Sentinel], list[Cluster]]) -> Cluster:
+    """One for a test alone, which notices failures soon."""
+    cluster = topologies[1].pop()
+    cluster.hurry()
+    return cluster
+
+
+def cluster_broker(cluster: Cluster, *first: str) -> str:
+    """The broker that names one node, after others that are no nodes."""
+    return f"redis+cluster://{','.join([*first, cluster.nodes[1].address])}/?prefix=site1:"
+
+
+def channels_of(node: int, count: int, key: str, masters: int = 3) -> list[str]:
+    """Channels whose slots belong to a node at the start."""
+    names = (f"{key}:{number}" for number in range(1000))
+    return [name for name in names if slot(name) * masters // 16384 == node][:count]
+
+
+def slot(channel: str) -> int:
+    return key_slot(f"site1:{channel}".encode())
+
+
+def subscriber_connections(cluster: Cluster) -> list[int]:
+    """How many connections each node has that are subscribed in shards."""
+    return [
+        len(
+            [
+                line
+                for line in cluster.ask(node, "CLIENT", "LIST", "TYPE", "PUBSUB").splitlines()
+                if b"ssub=0" not in line
+            ]
+        )
+        for node in cluster.nodes
+    ]
+
+
+def test_each_node_has_one_subscriber_for_its_channels(cluster: Cluster, reader: None, key: str) -> None:
+    channels = [channels_of(node, 30, key) for node in range(3)]
+    with in_use(cluster_broker(cluster, f"127.0.0.1:{free_port()}")):
+        with Reader(*channels[0], *channels[2]) as first:
+            assert subscriber_connections(cluster) == [1, 0, 1, 0]
+            with Reader(*channels[1], *channels[2]) as second:
+                assert subscriber_connections(cluster) == [1, 1, 1, 0]
+                for channel in (*channels[0], *channels[1], *channels[2]):
+                    publish(channel, channel)
+                until(lambda: len(first.got) == len(second.got) == 60)
+                assert sorted(first.got) == sorted([*channels[0], *channels[2]])
+                assert sorted(second.got) == sorted([*channels[1], *channels[2]])
+                for node, (channel, *_) in zip(cluster.nodes, channels, strict=False):
+                    assert cluster.ask(node, "SPUBLISH", f"site1:{channel}", "from another program") == 1
+                until(lambda: len(first.got) == len(second.got) == 62)
+        assert cluster.ask(cluster.nodes[0], "PUBSUB", "SHARDCHANNELS") == []
+
+
+def test_channels_follow_a_slot_that_moves(cluster: Cluster, reader: None, key: str) -> None:
+    moving, staying = channels_of(0, 2, key)
+    with in_use(cluster_broker(cluster)), Reader(moving) as reader, Reader(staying) as undisturbed:
+        stream = Stream(moving)
+        until(lambda: reader.got)
+        for count, target in enumerate((1, 2, 0), 1):
+            publish(staying, str(target))
+            cluster.move(slot(moving), cluster.nodes[target])
+            until(lambda count=count: reader.got.count(MISSED) == count)
+            stream.until_heard(reader)
+            undisturbed.until(str(target))
+        stream.end(reader)
+        assert stream.failures == []
+
+
+def test_many_slots_that_move_while_clients_come_and_go(cluster: Cluster, cooperative: None, key: str) -> None:
+    channels = channels_of(0, 20, key)
+    with in_use(cluster_broker(cluster)), ExitStack() as stack:
+
+        def move() -> None:
+            for target in (1, 2, 0):
+                for channel in channels:
+                    cluster.move(slot(channel), cluster.nodes[target])
+
+        moves = gevent.spawn(move)
+        readers = []
+        while not moves.ready():
+            try:
+                for channel in channels[::7]:
+                    with Reader(channel, channels[0]), Reader(channels[-1]):
+                        gevent.sleep(0.001)
+                if len(readers) < 5:
+                    readers.append(stack.enter_context(Reader(*channels)))
+            except BrokerError as error:  # the slot was gone each time that somebody asked for it
+                assert "slot" in str(error)
+        moves.get()
+        assert len(readers) == 5
+
+        def heard() -> bool:
+            for channel in channels:
+                publish(channel, channel)
+            return all({*channels} <= {*reader.got} for reader in readers)
+
+        until(heard)
+        for channel in channels:
+            publish(channel, f"last {channel}")
+        lasts = [f"last {channel}" for channel in channels]
+        until(lambda: all({*lasts} <= {*reader.got} for reader in readers))
+        for reader in readers:
+            assert sorted(message for message in reader.got if message in lasts) == sorted(lasts)  # and none twice
+    assert cluster.complete()
+
+
+def test_a_node_that_is_killed_is_replaced(own_cluster: Cluster, cooperative: None, key: str) -> None:
+    cluster = own_cluster
+    with in_use(cluster_broker(cluster)):
+        (hit,), (other,) = channels_of(0, 1, key), channels_of(2, 1, key)
+        with Reader(hit) as reader, Reader(other) as undisturbed, Reader(hit, other) as both:
+            publish(hit, "a")
+            reader.until("a")
+            both.until("a")
+            cluster.nodes[0].stop(signal.SIGKILL)
+            begun = time.monotonic()
+            with pytest.raises(BrokerError, match="WEBSOCKET_BROKER"):
+                publish(hit, "b")
+            assert time.monotonic() - begun < redis_broker.TIMEOUT
+            until(lambda: cluster.owner(slot(hit)) is cluster.nodes[3], 20)
+            reader.until(MISSED)
+            both.until(MISSED)
+            published(hit, "c")
+            reader.until("c")
+            publish(other, "d")
+            undisturbed.until("d")
+            both.until("c", "d")
+
+            cluster.nodes[0].start()  # a replica now, until it is told to take over
+            until(cluster.complete, 20)
+            stream = Stream(hit)
+            cluster.ask(cluster.nodes[0], "CLUSTER", "FAILOVER", "FORCE")
+            until(lambda: cluster.owner(slot(hit)) is cluster.nodes[0], 20)
+            until(lambda: MISSED in reader.got, BACK)
+            stream.until_heard(reader)
+            stream.end(reader)
+            publish(other, "e")
+            undisturbed.until("e")
+
+
+def test_a_node_that_hangs_is_replaced(
+    own_cluster: Cluster, cooperative: None, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_cluster_broker, "NODE_TIMEOUT", 0.3)
+    cluster = own_cluster
+    with in_use(cluster_broker(cluster)):
+        (channel,) = channels_of(0, 1, key)
+        with Reader(channel) as reader:
+            publish(channel, "a")
+            reader.until("a")
+            cluster.nodes[0].send_signal(signal.SIGSTOP)
+            try:
+                until(lambda: cluster.ask(cluster.nodes[3], "ROLE")[0] == b"master", 20)
+                reader.until(MISSED)
+                published(channel, "b")
+                reader.until("b")
+                for node in cluster.nodes[1:]:
+                    node.send_signal(signal.SIGSTOP)
+            finally:
+                cluster.nodes[0].send_signal(signal.SIGCONT)
+            try:  # It wakes up alone, thinks that nothing has happened, and is not believed.
+                until(lambda: b"cluster_state:fail" in cluster.ask(cluster.nodes[0], "CLUSTER", "INFO"), 20)
+                assert cluster.ask(cluster.nodes[0], "SPUBLISH", f"site1:{channel}", "to nobody") == 0
+                broker: Any = pubsub._broker()
+                broker.learn(time.monotonic() + 10)
+                assert broker.owner(channel, time.monotonic()).port == cluster.nodes[3].port
+            finally:
+                for node in cluster.nodes[1:]:
+                    node.send_signal(signal.SIGCONT)
+            published(channel, "d")
+            until(lambda: reader.got[-1:] == ["d"] or MISSED in reader.got)
+
+
+def test_a_node_that_has_no_replica_takes_only_its_own_channels_along(
+    own_cluster: Cluster, cooperative: None, key: str
+) -> None:
+    cluster = own_cluster
+    with in_use(cluster_broker(cluster)):
+        (here, beside), (there,) = channels_of(1, 2, key), channels_of(2, 1, key)
+        with Reader(here) as reader:
+            cluster.nodes[2].stop(signal.SIGKILL)
+            until(lambda: b"cluster_state:fail" in cluster.ask(cluster.nodes[1], "CLUSTER", "INFO"), 20)
+            for _ in range(2):
+                with pytest.raises(BrokerError, match="refused"):
+                    publish(there, "a")
+                with pytest.raises(BrokerError, match="refused"):
+                    subscribe(there)
+                with Reader(beside) as neighbour:
+                    publish(beside, "a")
+                    publish(here, "a")
+                    neighbour.until("a")
+                    reader.until("a")
+        with in_use(cluster_broker(cluster) + "&client_name=new"), Reader(here) as reader:  # all that it sees is down
+            publish(here, "b")
+            reader.until("b")
+        cluster.nodes[2].start()
+        published(there, "b")
+        with Reader(there) as reader:
+            publish(there, "c")
+            reader.until("c")
+
+
+def test_clients_follow_their_channels(
+    start_site: StartSite, raw: Raw, connect: Connect, own_cluster: Cluster, key: str
+) -> None:
+    cluster = own_cluster
+    (hit,), (other,) = channels_of(0, 1, key), channels_of(2, 1, key)
+    with start_site({"WEBSOCKET_BROKER": cluster_broker(cluster)}, args=["--workers", "2"]) as server:
+        client, undisturbed = subscribed(raw, server, hit), subscribed(raw, server, other)
+        listening = connect(server, f"/listen/{hit}/?key={key}")
+        cluster.nodes[0].stop(signal.SIGKILL)
+        assert eventually(lambda: cluster.owner(slot(hit)) is cluster.nodes[3], 20)
+        assert client.frame().text == "MessagesMissed"
+        assert listening.closing()[0] == 1012
+        assert eventually(lambda: fetch(server.port, f"/publish/{hit}/?text=page").status == 200)
+        assert client.frame().text == "page"
+        client.send(frame("view"))
+        assert client.frame().text == "view"
+        assert publish_in_a_process(cluster_broker(cluster), other, "task") == ""
+        assert undisturbed.frame().text == "task"
+        assert "Traceback" not in server.log
