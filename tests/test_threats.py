@@ -191,6 +191,12 @@ OUTAGES = {
         "test_pubsub.py::test_ten_seconds_after_redis_is_back_at_the_latest_everybody_is_subscribed",
         "test_threats_outages.py::test_redis_that_hangs_holds_up_nobody_who_does_not_need_it",
     ],
+    "a master that is replaced while clients are subscribed, and slots that move": [
+        "test_redis_topologies.py::test_a_master_that_is_killed_is_replaced",
+        "test_redis_topologies.py::test_a_master_that_hangs_is_replaced",
+        "test_redis_topologies.py::test_clients_follow_the_master",
+        "test_redis_topologies.py::test_clients_follow_their_channels",
+    ],
     "a subscription that Redis ends": [
         "test_redis.py::test_killed_subscription_is_noticed",
         "test_threats_outages.py::test_subscription_that_redis_ended_because_it_was_not_read_is_noticed",
