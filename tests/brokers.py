@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from django.test import override_settings
+from gevent.hub import get_hub
 
 from django_websocket import conf, pubsub
 
@@ -22,7 +23,7 @@ def in_use(setting: str | Mapping[str, Any], **settings: Any) -> Iterator[None]:
         try:
             yield
         finally:
-            hub = pubsub._hubs.pop(key, None)
+            hub = pubsub._hubs.pop((*key, get_hub()), None)
             broker = pubsub._brokers.pop(key, None)
         if hub is not None:
             assert hub._channels == {}

@@ -52,20 +52,26 @@ NOT_INHERITED = (
 NOT_MEASURED = {"COVERAGE_PROCESS_CONFIG": ""}  # measuring coverage would cost four times what such a test measures
 
 
+_given: set[int] = set()
+
+
 def free_port() -> int:
-    """A port on which nothing listens.
+    """A port on which nothing listens, another one for each call.
 
     It lies below the range from which the kernel takes ports for outgoing connections, or one of a thousand test
     clients might sit on it before the server does.
     """
     while True:
         port = random.randrange(20000, 32768)
+        if port in _given:  # what it was given to may not listen yet
+            continue
         with socket.socket() as sock:
             try:
                 sock.bind(("127.0.0.1", port))
             except OSError:
                 continue
-            return port
+        _given.add(port)
+        return port
 
 
 def unavailable(reason: str) -> NoReturn:

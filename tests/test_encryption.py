@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import gevent.socket
 import pytest
 import redis as redis_py
-from django.test import override_settings
 
-from django_websocket import pubsub
 from django_websocket.pubsub import encryption, publish, subscribe
 from django_websocket.pubsub.encryption import EncryptedBroker
 from django_websocket.pubsub.memory import MemoryBroker
 
+from .brokers import in_use
 from .servers import Server
 from .wire import until
 
@@ -110,19 +108,8 @@ def cooperative(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def encrypted_redis(redis: Server, cooperative: None) -> Iterator[None]:
-    broker = {"url": f"redis://{redis.address}", "encryption_keys": [NEW, OLD]}
-    with override_settings(WEBSOCKET_BROKER=broker):
+    with in_use({"url": f"redis://{redis.address}", "encryption_keys": [NEW, OLD]}):
         yield
-        key = os.getpid(), repr(broker)
-        subscriber: Any = pubsub._hubs.pop(key)._subscriber
-        del pubsub._brokers[key]
-
-        def ended() -> bool:
-            if subscriber._link is not None:
-                subscriber._link._sock.shutdown(gevent.socket.SHUT_RDWR)
-            return not subscriber._running
-
-        assert until(ended)
 
 
 def test_redis_sees_the_channel_and_nothing_else(redis: Server, encrypted_redis: None, key: str) -> None:
