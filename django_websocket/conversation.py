@@ -30,7 +30,7 @@ from . import conf
 from .connection import Connection
 from .exceptions import BrokerError, HandshakeFailed, MessagesMissed, WebSocketError
 from .log import printable, report
-from .options import Options
+from .options import Options, options_of
 from .protocol.deflate import Agreement, negotiate
 from .protocol.frames import CloseCode
 from .protocol.handshake import ClientHandshake, accept_headers, choose_subprotocol
@@ -77,7 +77,7 @@ class Conversation(ViewGreenlet):
         self._args = args
         self._kwargs = kwargs
         self._who = who(request.META)
-        self._options: Options = getattr(view, "websocket_options", Options())
+        self._options = options_of(view) or Options()
         self.websocket = WebSocket(request.META, WebSocketResponse(), self._accept)
         request.META["wsgi.websocket"] = self.websocket
         self._answer: AsyncResult[HttpResponseBase] = AsyncResult()  # the response for the chain

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from . import conf
 from .connection import Limits
@@ -35,3 +37,10 @@ class Options:
     def wanted_compression(self) -> Compression | None:
         """Return what the project wants of compression; None where it or the view wants none."""
         return conf.current().wanted_compression if self.compression else None
+
+
+def options_of(view: Callable[..., Any]) -> Options | None:
+    """Return the options of a view of the urlconf; None for one that no `@websocket` is seen on."""
+    handler = getattr(getattr(view, "view_class", None), "get", None)  # of a class; each handshake is a GET
+    options: Options | None = getattr(view, "websocket_options", None) or getattr(handler, "websocket_options", None)
+    return options

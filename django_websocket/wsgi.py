@@ -25,7 +25,7 @@ from .conversation import Conversation, WebSocketResponse, close_databases
 from .decorators import refuse_async
 from .exceptions import BrokerError
 from .log import report
-from .options import Options
+from .options import Options, options_of
 from .origin import origin_is_allowed
 from .protocol.handshake import (
     ClientHandshake,
@@ -174,7 +174,7 @@ class WebSocketHandler(WSGIHandler):
         match = get_resolver(conf.current().required_urlconf()).resolve(request.path_info)
         request.resolver_match = match
         request._cache_update_cache = False  # type: ignore[attr-defined]  # nor is a refusal kept in the cache
-        options: Options = getattr(match.func, "websocket_options", Options())
+        options = options_of(match.func) or Options()
         if not origin_is_allowed(request, options.origins):
             return ResolverMatch(refuse_origin, (), {})
         return match
@@ -237,9 +237,9 @@ def refuses_by_closing(request: HttpRequest, response: HttpResponseBase) -> bool
         return True
     if isinstance(response, ForeignOrigin) or response.status_code == HTTPStatus.BAD_REQUEST:
         return False
-    view = getattr(request.resolver_match, "func", None)
-    options: Options = getattr(view, "websocket_options", Options())
-    return options.refuses_by_closing()
+    match = request.resolver_match
+    options = options_of(match.func) if match is not None else None
+    return (options or Options()).refuses_by_closing()
 
 
 def close_at_once(request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:

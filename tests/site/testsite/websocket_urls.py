@@ -2,7 +2,7 @@
 
 from django.urls import include, path
 
-from . import queries, receivers, views
+from . import ordinary, queries, receivers, views
 
 __all__ = ["receivers", "urlpatterns"]
 
@@ -50,4 +50,5 @@ urlpatterns = [
     path("inside-atomic/<str:what>/", views.inside_atomic),
     path("keeps-the-session/", views.keeps_the_session),
     path("queries/", include(queries.urlpatterns)),
+    path("ordinary/", include(ordinary.urlpatterns)),
 ]
