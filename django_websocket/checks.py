@@ -1,20 +1,50 @@
-"""System checks: mistakes in the settings, said by `manage.py check` and before a server starts."""
+"""System checks: mistakes in the settings, said by `manage.py check` and before a server starts.
+
+docs/settings.md has a table of their ids.
+"""
 
 from __future__ import annotations
 
+import inspect
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from importlib.util import find_spec
+from types import CodeType, ModuleType
 from typing import Any
 
+from asgiref.sync import iscoroutinefunction
 from django.core import checks
+from django.core.checks.urls import check_resolver
 from django.core.exceptions import ImproperlyConfigured
-from django.urls import get_resolver
+from django.db import connections
+from django.db.utils import load_backend
+from django.urls import URLPattern, URLResolver, get_resolver
 from django.utils.module_loading import import_string
+from gevent import monkey
 
 from . import conf
+from .options import options_of
 from .pubsub.broker import broker_from
+from .pubsub.memory import MemoryBroker
 
-__all__ = ["check"]
+__all__ = ["check", "check_worker", "sentence"]
+
+ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#*\s]+", re.IGNORECASE)
+LARGE_MESSAGE = 64 * 1024 * 1024  # bytes; a hundred clients that send one fill the memory of most machines
+
+# Drivers that wait in C code, where gevent cannot switch, and what does not.
+REMEDIES = {
+    "psycopg2": 'Install psycopg 3, which Django prefers by itself: pip install "psycopg[binary,pool]". Or have '
+    "psycogreen.gevent.patch_psycopg() called in post_fork() of gunicorn.conf.py.",
+    "psycopg": "It was imported before gevent patched the standard library: remove what imports it from "
+    "gunicorn.conf.py.",
+    "MySQLdb": "Install PyMySQL, and put at the top of your settings: import pymysql; pymysql.install_as_MySQLdb()",
+    "cx_Oracle": "Install oracledb, and use it in its thin mode, the default.",
+    "oracledb": "Use its thin mode, the default, without init_oracle_client().",
+    "pyodbc": "There is no other driver for this database. Keep its queries short.",
+}
 
 
 @checks.register("websocket")
@@ -24,11 +54,50 @@ def check(**kwargs: Any) -> list[checks.CheckMessage]:
         settings = conf.current()
     except ImproperlyConfigured as error:
         return [checks.Error(str(error), id="websocket.E001")]
-    return [*check_urlconf(settings), *check_broker(settings), *check_server(settings), *check_middleware(settings)]
+    return [
+        *check_urlconf(settings),
+        *check_broker(settings),
+        *check_server(settings),
+        *check_middleware(settings),
+        *check_origins("WEBSOCKET_ALLOWED_ORIGINS", settings.allowed_origins),
+        *check_limits(settings),
+        *check_databases(),
+    ]
+
+
+def check_worker(settings: conf.Settings, workers: int, longest_drain: float) -> list[checks.CheckMessage]:
+    """Return what does not go with gunicorn's settings; only the worker knows them, and says it at its start.
+
+    `longest_drain` is how many seconds it has to tell all clients of a restart.
+    """
+    found: list[checks.CheckMessage] = []
+    if workers > 1 and isinstance(broker_from(settings.broker), MemoryBroker):
+        found.append(
+            checks.Warning(
+                f"There are {workers} workers, and what is published over memory:// reaches the clients of one.",
+                hint='Name a Redis, WEBSOCKET_BROKER = "redis://localhost:6379/0", or start one worker.',
+                id="websocket.W006",
+            )
+        )
+    if settings.drain_window > longest_drain:
+        found.append(
+            checks.Warning(
+                f"WEBSOCKET_DRAIN_WINDOW is {settings.drain_window}, but with gunicorn's graceful_timeout there are "
+                f"{longest_drain} seconds in which all clients are told of a restart.",
+                hint="Lower the one, or raise the other (--graceful-timeout).",
+                id="websocket.W004",
+            )
+        )
+    return [message for message in found if not message.is_silenced()]
+
+
+def sentence(message: checks.CheckMessage) -> str:
+    """Return a message for the log."""
+    return f"{message.msg} {message.hint or ''} ({message.id})"
 
 
 def check_urlconf(settings: conf.Settings) -> Iterator[checks.CheckMessage]:
-    """Look for the module with the WebSocket views."""
+    """Look for the module with the WebSocket views, and at each of them."""
     try:
         urlconf = settings.required_urlconf()
     except ImproperlyConfigured as error:
@@ -47,6 +116,77 @@ def check_urlconf(settings: conf.Settings) -> Iterator[checks.CheckMessage]:
             f"the setting.",
             id="websocket.E003",
         )
+    else:
+        resolver = get_resolver(urlconf)
+        yield from check_resolver(resolver)  # Django's own
+        for pattern in patterns_of(resolver):
+            yield from check_view(pattern)
+
+
+def patterns_of(resolver: URLResolver) -> Iterator[URLPattern]:
+    """Return the patterns of a urlconf, with those that it includes."""
+    for pattern in resolver.url_patterns:
+        if isinstance(pattern, URLResolver):
+            yield from patterns_of(pattern)
+        elif isinstance(pattern, URLPattern):
+            yield pattern
+
+
+def check_view(pattern: URLPattern) -> Iterator[checks.CheckMessage]:
+    """See that a pattern leads to a WebSocket view."""
+    where = f"The view {pattern.lookup_str} in WEBSOCKET_URLCONF, {pattern.pattern.describe()},"
+    if iscoroutinefunction(pattern.callback):
+        yield checks.Error(
+            f"{where} is async, and WebSockets are served by synchronous code.",
+            hint="Write it as a plain `def`.",
+            id="websocket.E007",
+        )
+        return
+    options = options_of(pattern.callback)
+    if options is None:
+        if not takes_websocket(pattern.callback):
+            yield checks.Warning(
+                f"{where} is not decorated with @websocket, and does not seem to be for WebSockets.",
+                hint="Decorate it, or move it to ROOT_URLCONF. If it is decorated, a decorator above hides that: it "
+                "must use functools.wraps(), as Django's do.",
+                id="websocket.W001",
+            )
+        return
+    yield from check_origins(f"{where} origins", options.origins)
+    if options.max_message_size is not None:
+        yield from check_message_size(f"{where} max_message_size", options.max_message_size)
+
+
+def takes_websocket(view: Callable[..., Any], depth: int = 2) -> bool:
+    """Whether an undecorated view, or a function that it names, takes the WebSocket in whatever way.
+
+    As far as can be seen: it would itself by `request.META["wsgi.websocket"]`, and what it calls also by `@websocket`.
+    """
+    while isinstance(view, partial):
+        view = view.func
+    functions: list[Any] = [inspect.unwrap(view)]
+    view_class = getattr(view, "view_class", None)
+    if view_class is not None:
+        functions = [function for _, function in inspect.getmembers(view_class, inspect.isfunction)]
+    elif not inspect.isroutine(view):
+        functions = [type(view).__call__]
+    for function in filter(inspect.isfunction, functions):
+        for code in codes_of(function.__code__):
+            if "wsgi.websocket" in code.co_consts:
+                return True
+            named = [function.__globals__.get(name) for name in code.co_names] if depth else []
+            for other in filter(inspect.isfunction, named):
+                if options_of(other) is not None or takes_websocket(other, depth - 1):
+                    return True
+    return False
+
+
+def codes_of(code: CodeType) -> Iterator[CodeType]:
+    """Return the code of a function and of those in it."""
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from codes_of(constant)
 
 
 def check_broker(settings: conf.Settings) -> Iterator[checks.CheckMessage]:
@@ -78,3 +218,86 @@ def check_middleware(settings: conf.Settings) -> Iterator[checks.CheckMessage]:
                 hint="Use one that is sync_capable, or serve WebSockets with settings of their own without it.",
                 id="websocket.E006",
             )
+
+
+def check_origins(name: str, origins: Sequence[str]) -> Iterator[checks.CheckMessage]:
+    """Look for origins that every site can claim to have, and for those that none has."""
+    for origin in origins:
+        if origin.lower() == "null":
+            yield checks.Warning(
+                f"{name} has 'null', which the page of any site can send: all of them may connect, with the cookies of "
+                f"your users.",
+                hint="Name the sites, and let programs that are no browsers send no Origin at all.",
+                id="websocket.W002",
+            )
+        elif not ORIGIN.fullmatch(origin):
+            yield checks.Warning(
+                f"{name} has {origin!r}, which is no origin: no page matches it.",
+                hint="Name each site with scheme, host and, if it has one, port, without a slash at the end: "
+                '"https://example.com". There are no wildcards.',
+                id="websocket.W003",
+            )
+
+
+def check_limits(settings: conf.Settings) -> Iterator[checks.CheckMessage]:
+    """Look for limits that do not go together."""
+    yield from check_message_size("WEBSOCKET_MAX_MESSAGE_SIZE", settings.max_message_size)
+    if settings.max_message_size > settings.outbox_size:
+        yield checks.Warning(
+            f"WEBSOCKET_MAX_MESSAGE_SIZE is {settings.max_message_size}, and WEBSOCKET_OUTBOX_SIZE "
+            f"{settings.outbox_size}: what a client may send cannot always be published.",
+            hint="Make the outbox as large, or the message as small.",
+            id="websocket.W004",
+        )
+    if settings.send_buffer_size > settings.outbox_size:
+        yield checks.Warning(
+            f"WEBSOCKET_SEND_BUFFER_SIZE is {settings.send_buffer_size}, and WEBSOCKET_OUTBOX_SIZE "
+            f"{settings.outbox_size}: a client may be closed as too slow because its view has sent much.",
+            hint="Make the outbox larger than the buffer.",
+            id="websocket.W004",
+        )
+
+
+def check_message_size(name: str, size: int) -> Iterator[checks.CheckMessage]:
+    """Look for messages of which a few clients fill the memory."""
+    if size > LARGE_MESSAGE:
+        yield checks.Warning(
+            f"{name} is {size}: each client can make the server hold a message of so many bytes.",
+            hint="Let clients upload large files by HTTP, or in parts.",
+            id="websocket.W004",
+        )
+
+
+def check_databases() -> Iterator[checks.CheckMessage]:
+    """Look for drivers that stop the whole process while a query runs."""
+    for alias, settings in connections.settings.items():
+        try:
+            wrapper = load_backend(settings["ENGINE"]).DatabaseWrapper
+        except (ImportError, ImproperlyConfigured):
+            continue  # Django says so itself when it is used
+        driver = getattr(wrapper, "Database", None)
+        if driver is not None and blocks(driver):
+            yield checks.Warning(
+                f'The database "{alias}" uses {driver.__name__}, which blocks: while the query of one view runs, all '
+                f"clients of the process wait.",
+                hint=REMEDIES[driver.__name__],
+                id="websocket.W005",
+            )
+
+
+def blocks(driver: ModuleType) -> bool:
+    """Whether a driver waits where gevent cannot switch.
+
+    Of those that can be told otherwise, the process that serves knows; in any other, such as `manage.py check`, nothing
+    is said as long as they might be.
+    """
+    serves = monkey.is_module_patched("socket")
+    if driver.__name__ == "psycopg":
+        waiting: Any = import_string("psycopg.waiting.wait")
+        return serves and waiting.__module__ != "psycopg.waiting"  # psycopg's own in C
+    if driver.__name__ == "psycopg2":
+        callback = import_string("psycopg2.extensions.get_wait_callback")()
+        return callback is None and (serves or find_spec("psycogreen") is None)
+    if driver.__name__ == "oracledb":
+        return not driver.is_thin_mode()
+    return driver.__name__ in REMEDIES

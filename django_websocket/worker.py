@@ -155,9 +155,12 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
         """Load the application, and stand between it and gunicorn."""
         open_connections()  # from here on this process is one that serves clients
         super().load_wsgi()
-        from . import conf  # not before everything is patched and the project is loaded
+        from . import checks, conf  # not before everything is patched and the project is loaded
 
         self._settings = conf.current()
+        longest_drain = max(0.0, self.cfg.graceful_timeout - DRAIN_MARGIN) / 2
+        for message in checks.check_worker(self._settings, self.cfg.workers, longest_drain):
+            self.log.warning("%s", checks.sentence(message))
         self._application: WSGIApplication = self.wsgi
         self.wsgi: Any = self._call
 

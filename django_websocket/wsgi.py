@@ -67,6 +67,7 @@ class WebSocketApplication:
         if "geventwebsocket.gunicorn.workers" in sys.modules and monkey.is_module_patched("select"):
             select.select = cooperative_select  # our own worker does this itself
         check_settings()
+        log_warnings()
         self._http = http
         self._websocket = WebSocketHandler()
 
@@ -208,6 +209,14 @@ def check_settings() -> None:
     errors = [message for message in checks.check() if message.is_serious()]
     if errors:
         raise ImproperlyConfigured("\n".join(f"{error.msg} {error.hint or ''}" for error in errors))
+
+
+@functools.cache  # there may be several applications
+def log_warnings() -> None:
+    """Log what the system checks only warn of."""
+    for message in checks.check():
+        if not message.is_serious() and not message.is_silenced():
+            logger.warning("%s", checks.sentence(message))
 
 
 def try_again_later() -> HttpResponse:

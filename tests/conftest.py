@@ -35,6 +35,7 @@ from django.test.utils import (  # noqa: E402
 from django_websocket import log  # noqa: E402
 
 from .clients import DEADLINE, Client, RawClient, eventually  # noqa: E402
+from .postgres import Database, settings_of  # noqa: E402
 from .servers import WORKER as OUR_WORKER  # noqa: E402
 from .servers import Server, executable, gunicorn, postgresql, redis_server  # noqa: E402
 
@@ -209,21 +210,16 @@ def redis_url(redis: Server) -> str:
 def postgres() -> Iterator[Server]:
     """A PostgreSQL for all tests, for few clients, with the tables of the test site in its database `postgres`."""
     with postgresql(["-c", "max_connections=20", "-c", "client_connection_check_interval=100"]) as server:
-        make_tables({"TESTSITE_SETTINGS": json.dumps({"DATABASES": {"default": postgres_database(server, "migrate")}})})
+        make_tables({"TESTSITE_SETTINGS": json.dumps({"DATABASES": {"default": settings_of(server, "migrate")}})})
         yield server
 
 
-def postgres_database(server: Server, name: str, **settings: Any) -> dict[str, Any]:
-    """An entry for Django's DATABASES; under `name` the connections are known to the server."""
-    return {
-        "ENGINE": "django.db.backends.postgresql",
-        "HOST": "127.0.0.1",
-        "PORT": server.port,
-        "USER": "test",
-        "NAME": "postgres",
-        **settings,
-        "OPTIONS": {"application_name": name, **settings.get("OPTIONS", {})},
-    }
+@pytest.fixture(scope="session")
+def database(postgres: Server) -> Iterator[Database]:
+    """What it knows itself."""
+    database = Database(postgres)
+    yield database
+    database.close()
 
 
 @pytest.fixture(scope="session")

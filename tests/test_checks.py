@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import sys
+import time
 import types
+from pathlib import Path
 from typing import Any
 
 import pytest
-from django.core.checks import Error, run_checks
+from django.core.checks import Error, Warning, run_checks
 from django.core.exceptions import ImproperlyConfigured
+from django.db import connections
+from django.http import HttpRequest, HttpResponse
 from django.test import override_settings
+from django.urls import clear_url_caches, include, path
+from django.utils.decorators import method_decorator
+from django.views import View
+from django.views.generic import TemplateView
 from redis.credentials import UsernamePasswordCredentialProvider
 
-from django_websocket import conf
-from django_websocket.checks import check
+from django_websocket import checks, conf
+from django_websocket.checks import check, check_worker
+from django_websocket.decorators import websocket
+from django_websocket.websocket import WebSocket
 from django_websocket.wsgi import get_wsgi_websocket_application
+
+from .clients import RawClient, eventually, frame
+from .conftest import StartSite
+from .documentation import blocks
+from .postgres import Database, settings_of
+from .servers import Server
 
 
 class OnlyAsync:
@@ -40,6 +57,7 @@ def module(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     made = types.ModuleType("made_for_a_test")
     monkeypatch.setitem(sys.modules, made.__name__, made)
     made.OnlyAsync, made.Both = OnlyAsync, Both  # type: ignore[attr-defined]
+    clear_url_caches()  # which know modules by their names
     return made
 
 
@@ -207,3 +225,317 @@ def test_a_module_that_the_urlconf_imports_and_that_is_missing_is_not_taken_for_
 def test_middleware_that_is_sync_and_async_is_fine(module: types.ModuleType) -> None:
     with override_settings(MIDDLEWARE=["made_for_a_test.Both", "django.middleware.common.CommonMiddleware"]):
         assert check() == []
+
+
+# --- views -----------------------------------------------------------------------------------------------------------
+
+
+def page(request: HttpRequest) -> HttpResponse:
+    return HttpResponse("a page")
+
+
+def forgotten(request: HttpRequest, websocket: WebSocket) -> None:
+    """Its decorator is missing."""
+
+
+@websocket
+def decorated(request: HttpRequest, websocket: WebSocket) -> None:
+    """A WebSocket view."""
+
+
+def hides(view: Any) -> Any:
+    """A decorator that does not say what it has decorated."""
+
+    def inner(request: HttpRequest) -> Any:
+        return view(request)
+
+    return inner
+
+
+def takes_it(request: HttpRequest) -> None:
+    request.META["wsgi.websocket"].receive()
+
+
+def takes_it_elsewhere(request: HttpRequest) -> None:
+    takes_it(request)
+
+
+def passes_on(request: HttpRequest) -> Any:
+    return decorated(request)
+
+
+class TakesIt(View):
+    def get(self, request: HttpRequest) -> None:
+        def inner() -> None:
+            request.META["wsgi.websocket"].receive()
+
+        inner()
+
+
+class Decorated(View):
+    @method_decorator(websocket)
+    def get(self, request: HttpRequest, websocket: WebSocket) -> None:
+        """A WebSocket view."""
+
+
+@method_decorator(websocket, name="dispatch")
+class DecoratedWhole(View):
+    """A WebSocket view."""
+
+
+class Callable:
+    def __call__(self, request: HttpRequest) -> None:
+        takes_it(request)
+
+
+def with_views(module: types.ModuleType, *views: Any) -> Any:
+    """The settings with the views in WEBSOCKET_URLCONF."""
+    module.urlpatterns = [path("x/", include([path("<slug:room>/", view) for view in views]))]  # type: ignore[attr-defined]
+    return override_settings(WEBSOCKET_URLCONF=module.__name__)
+
+
+@pytest.mark.parametrize("view", [page, forgotten, hides(decorated), TemplateView.as_view(), View.as_view()])
+def test_a_view_that_is_none_for_websockets_is_warned_of(module: types.ModuleType, view: Any) -> None:
+    with with_views(module, view):
+        (message,) = check()
+    assert (type(message), message.id) == (Warning, "websocket.W001")
+    assert "'<slug:room>/'" in message.msg
+    assert "@websocket" in f"{message.msg} {message.hint}"
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        decorated,
+        takes_it,
+        takes_it_elsewhere,
+        functools.partial(takes_it),
+        passes_on,
+        TakesIt.as_view(),
+        Decorated.as_view(),
+        DecoratedWhole.as_view(),
+        Callable(),
+        functools.wraps(decorated)(hides(decorated)),
+    ],
+)
+def test_a_view_for_websockets_is_not_warned_of(module: types.ModuleType, view: Any) -> None:
+    with with_views(module, view):
+        assert check() == []
+
+
+def test_an_async_view_is_refused(module: types.ModuleType) -> None:
+    async def view(request: HttpRequest) -> None:
+        """It would never run."""
+
+    class AsyncView(View):
+        async def get(self, request: HttpRequest) -> None:
+            """It would never run."""
+
+    with with_views(module, view, AsyncView.as_view()):
+        messages = check()
+    assert [(type(message), message.id) for message in messages] == [(Error, "websocket.E007")] * 2
+    assert all("async" in message.msg for message in messages)
+
+
+def test_what_django_finds_in_other_urlconfs_is_found_in_this_one(module: types.ModuleType) -> None:
+    module.urlpatterns = [path("/slash/", decorated), path("class/", Decorated)]  # type: ignore[attr-defined]
+    with override_settings(WEBSOCKET_URLCONF=module.__name__):
+        found = {message.id for message in check()}
+    assert {"urls.W002", "urls.E009"} <= found
+
+
+# --- origins and limits ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("origin", "id"),
+    [
+        ("null", "W002"),
+        ("NULL", "W002"),
+        ("*", "W003"),
+        ("https://*.example.com", "W003"),
+        ("example.com", "W003"),
+        ("https://example.com/", "W003"),
+        ("https://example.com/app", "W003"),
+        ("", "W003"),
+    ],
+)
+def test_an_origin_of_every_site_or_of_none_is_warned_of(module: types.ModuleType, origin: str, id: str) -> None:
+    @websocket(origins=["https://fine.example", origin])
+    def view(request: HttpRequest, websocket: WebSocket) -> None:
+        """Of everybody."""
+
+    with override_settings(WEBSOCKET_ALLOWED_ORIGINS=["https://fine.example", origin]):
+        (message,) = check()
+    assert (type(message), message.id) == (Warning, f"websocket.{id}")
+    assert repr(origin).lower() in message.msg.lower()
+    assert "WEBSOCKET_ALLOWED_ORIGINS" in message.msg
+    with with_views(module, view):
+        (message,) = check()
+    assert message.id == f"websocket.{id}"
+    assert "'<slug:room>/'" in message.msg
+
+
+def test_origins_without_fault() -> None:
+    origins = ["https://example.com", "http://localhost:3000", "HTTPS://Example.com", "http://[::1]:80", "app://x"]
+    with override_settings(WEBSOCKET_ALLOWED_ORIGINS=origins):
+        assert check() == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "names"),
+    [
+        ({"MAX_MESSAGE_SIZE": 2_000_000}, ["MAX_MESSAGE_SIZE", "OUTBOX_SIZE"]),
+        ({"OUTBOX_SIZE": 100_000}, ["MAX_MESSAGE_SIZE", "OUTBOX_SIZE"]),
+        ({"SEND_BUFFER_SIZE": 2_000_000}, ["SEND_BUFFER_SIZE", "OUTBOX_SIZE"]),
+        ({"MAX_MESSAGE_SIZE": 100_000_000, "OUTBOX_SIZE": 100_000_000}, ["MAX_MESSAGE_SIZE"]),
+    ],
+)
+def test_limits_that_do_not_go_together_are_warned_of(settings: dict[str, int], names: list[str]) -> None:
+    with override_settings(**{f"WEBSOCKET_{name}": value for name, value in settings.items()}):
+        (message,) = check()
+    assert (type(message), message.id) == (Warning, "websocket.W004")
+    for name in names:
+        assert f"WEBSOCKET_{name}" in message.msg
+
+
+def test_a_large_message_of_one_view_is_warned_of(module: types.ModuleType) -> None:
+    @websocket(max_message_size=100_000_000)
+    def view(request: HttpRequest, websocket: WebSocket) -> None:
+        """For large files."""
+
+    with with_views(module, view):
+        (message,) = check()
+    assert message.id == "websocket.W004"
+    assert "max_message_size" in message.msg
+
+
+def test_what_does_not_go_with_the_settings_of_gunicorn_is_warned_of() -> None:
+    def found(workers: int = 1, longest_drain: float = 14.0, **settings: Any) -> list[str | None]:
+        with override_settings(**settings):
+            return [message.id for message in check_worker(conf.current(), workers, longest_drain)]
+
+    assert found() == []
+    assert found(workers=2) == ["websocket.W006"]
+    assert found(workers=2, SILENCED_SYSTEM_CHECKS=["websocket.W006"]) == []
+    assert found(workers=2, WEBSOCKET_BROKER={"url": "memory://"}) == ["websocket.W006"]
+    assert found(workers=2, WEBSOCKET_BROKER="redis://localhost") == []
+    assert found(WEBSOCKET_DRAIN_WINDOW=15.0) == ["websocket.W004"]
+
+
+# --- drivers of databases --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def use_driver(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Has a database of the project use a module as its driver."""
+
+    def use(driver: types.ModuleType) -> None:
+        base = types.ModuleType("made_for_a_test.base")
+        base.DatabaseWrapper = type("DatabaseWrapper", (), {"Database": driver})  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "made_for_a_test", types.ModuleType("made_for_a_test"))
+        monkeypatch.setitem(sys.modules, "made_for_a_test.base", base)
+        monkeypatch.setitem(connections.settings, "made", {"ENGINE": "made_for_a_test"})
+
+    return use
+
+
+def driver(name: str, **attributes: Any) -> types.ModuleType:
+    made = types.ModuleType(name)
+    vars(made).update(attributes)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [
+        (driver("MySQLdb"), ["PyMySQL", "install_as_MySQLdb"]),
+        (driver("cx_Oracle"), ["oracledb"]),
+        (driver("oracledb", is_thin_mode=lambda: False), ["thin mode"]),
+        (driver("pyodbc"), ["short"]),
+    ],
+)
+def test_a_driver_that_blocks_is_warned_of(use_driver: Any, module: types.ModuleType, words: list[str]) -> None:
+    use_driver(module)
+    (message,) = check()
+    assert (type(message), message.id) == (Warning, "websocket.W005")
+    assert f'The database "made" uses {module.__name__}, which blocks' in message.msg
+    for word in words:
+        assert word in message.hint
+
+
+@pytest.mark.parametrize(
+    "module", [driver("pymysql"), driver("oracledb", is_thin_mode=lambda: True), driver("sqlite3"), driver("else")]
+)
+def test_a_driver_that_does_not_block_is_not_warned_of(use_driver: Any, module: types.ModuleType) -> None:
+    use_driver(module)
+    assert check() == []
+
+
+def test_an_engine_that_is_not_there_is_left_to_django(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(connections.settings, "made", {"ENGINE": "nowhere.at_all"})
+    assert check() == []
+
+
+def test_psycopg2_is_warned_of_where_nothing_makes_it_cooperate(
+    use_driver: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    psycopg2 = pytest.importorskip("psycopg2")
+    from psycopg2.extensions import set_wait_callback
+
+    use_driver(psycopg2)
+    assert check() == []  # psycogreen is there, and in the process that serves it may be called
+    monkeypatch.setattr(checks, "find_spec", lambda name: None)
+    (message,) = check()
+    assert message.id == "websocket.W005"
+    assert "psycopg 3" in message.hint
+    set_wait_callback(lambda connection: None)
+    try:
+        assert check() == []
+    finally:
+        set_wait_callback(None)
+
+
+# --- at the start of a server ----------------------------------------------------------------------------------------
+
+
+def warnings(server: Server) -> list[str]:
+    """The ids of the checks in the log."""
+    return re.findall(r"\((websocket\.W\d+)\)$", server.log, re.MULTILINE)
+
+
+def test_server_says_at_its_start_what_the_checks_warn_of_and_is_not_silenced(start_site: StartSite) -> None:
+    settings: dict[str, Any] = {
+        "WEBSOCKET_ALLOWED_ORIGINS": ["*"],
+        "WEBSOCKET_SEND_BUFFER_SIZE": 2_000_000,
+        "SILENCED_SYSTEM_CHECKS": ["websocket.W004"],
+    }
+    with start_site(settings, args=["--workers", "2"]) as server:  # each says it
+        assert eventually(lambda: sorted(warnings(server)) == ["websocket.W003"] * 2 + ["websocket.W006"] * 2)
+        assert "WEBSOCKET_ALLOWED_ORIGINS has '*'" in server.log
+        assert "There are 2 workers" in server.log
+
+
+@pytest.mark.parametrize("cooperates", [False, True])
+def test_psycopg2_blocks_exactly_where_the_server_warns_of_it(
+    start_site: StartSite, postgres: Server, database: Database, raw: Any, tmp_path: Path, cooperates: bool
+) -> None:
+    (documented,) = [block.code for block in blocks("docs/deployment.md") if "psycogreen" in block.code]
+    (tmp_path / "gunicorn.conf.py").write_text(documented if cooperates else "")
+    settings = {"DATABASES": {"default": settings_of(postgres, "psycopg2")}}
+    args = ["-c", tmp_path / "gunicorn.conf.py"]
+    with start_site(settings, args=args, env={"TESTSITE_WITHOUT": "psycopg"}) as server:
+        assert warnings(server) == ([] if cooperates else ["websocket.W005"])
+        slow: RawClient = raw(server)
+        slow.open(f"/queries/sleeps/?seconds={60 if cooperates else 1}")
+        assert slow.frame().text == "begins"
+        assert eventually(lambda: database.asleep("psycopg2") == 1)
+        begin = time.monotonic()
+        other: RawClient = raw(server)
+        other.open("/echo/", behind=frame("hello"))
+        assert other.frame().text == "hello"
+        if cooperates:
+            database.terminate("psycopg2")
+            assert slow.closing()[0] == 1011
+        else:
+            assert time.monotonic() - begin > 0.5

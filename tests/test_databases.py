@@ -6,12 +6,12 @@ import json
 import signal
 from collections.abc import Callable, Iterator
 
-import psycopg
 import pytest
 
 from .clients import RawClient, at_once, eventually, fetch, fetch_json, frame, notes
 from .clients import request as handshake
-from .conftest import STOCK_WORKER, Connect, StartSite, postgres_database
+from .conftest import STOCK_WORKER, Connect, StartSite
+from .postgres import Database, settings_of
 from .servers import Server
 
 Raw = Callable[..., RawClient]
@@ -19,61 +19,17 @@ Raw = Callable[..., RawClient]
 POOL = {"pool": {"min_size": 2, "max_size": 4, "timeout": 20}}
 
 
-class Database:
-    """What PostgreSQL itself knows."""
-
-    def __init__(self, server: Server) -> None:
-        self._connection = psycopg.connect(
-            host="127.0.0.1", port=server.port, user="test", dbname="postgres", autocommit=True
-        )
-        self.close = self._connection.close
-
-    def _count(self, query: str, *args: str) -> int:
-        row = self._connection.execute(query, args).fetchone()
-        assert row is not None
-        return int(row[0])
-
-    def held(self, name: str) -> int:
-        """How many connections the clients have that call themselves `name`."""
-        return self._count("SELECT count(*) FROM pg_stat_activity WHERE application_name = %s", name)
-
-    def asleep(self, name: str) -> int:
-        """How many of these clients are in the middle of `pg_sleep`."""
-        return self._count(
-            "SELECT count(*) FROM pg_stat_activity "
-            "WHERE application_name = %s AND state = 'active' AND query LIKE 'SELECT pg_sleep%%'",
-            name,
-        )
-
-    def terminate(self, name: str) -> None:
-        """End the connections of these clients, as a restart of the server does."""
-        self._connection.execute(
-            "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE application_name = %s", [name]
-        )
-
-    def written(self, key: str) -> int:
-        """How many notes with this text are in the table."""
-        return self._count("SELECT count(*) FROM testsite_note WHERE text = %s", key)
-
-
-@pytest.fixture(scope="session")
-def database(postgres: Server) -> Iterator[Database]:
-    database = Database(postgres)
-    yield database
-    database.close()
-
-
 @pytest.fixture(scope="module")
 def plain(start_site: StartSite, postgres: Server) -> Iterator[Server]:
     """The test site with PostgreSQL, a connection for each view that uses it."""
-    with start_site({"DATABASES": {"default": postgres_database(postgres, "plain")}}) as server:
+    with start_site({"DATABASES": {"default": settings_of(postgres, "plain")}}) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 def pooled(start_site: StartSite, postgres: Server) -> Iterator[Server]:
     """The same with Django's connection pool."""
-    settings = postgres_database(postgres, "pooled", OPTIONS=POOL, CONN_HEALTH_CHECKS=True)
+    settings = settings_of(postgres, "pooled", OPTIONS=POOL, CONN_HEALTH_CHECKS=True)
     with start_site({"DATABASES": {"default": settings}}) as server:
         yield server
 
@@ -112,7 +68,7 @@ def test_five_hundred_clients_share_the_connections_of_a_pool(pooled: Server, ra
 def test_no_connection_is_held_under_the_stock_worker(
     start_site: StartSite, postgres: Server, raw: Raw, database: Database
 ) -> None:
-    with start_site({"DATABASES": {"default": postgres_database(postgres, "stock")}}, worker=STOCK_WORKER) as server:
+    with start_site({"DATABASES": {"default": settings_of(postgres, "stock")}}, worker=STOCK_WORKER) as server:
         clients = [raw(server) for _ in range(30)]
         for client in clients:
             client.open("/queries/asks/")
@@ -129,7 +85,7 @@ def test_no_connection_is_held_under_the_stock_worker(
 @pytest.fixture(scope="module")
 def persistent(start_site: StartSite, postgres: Server) -> Iterator[Server]:
     """The test site with connections that pages are to keep."""
-    settings = postgres_database(postgres, "persistent", CONN_MAX_AGE=None, ATOMIC_REQUESTS=True)
+    settings = settings_of(postgres, "persistent", CONN_MAX_AGE=None, ATOMIC_REQUESTS=True)
     with start_site({"DATABASES": {"default": settings}}) as server:
         yield server
 
@@ -178,8 +134,8 @@ def test_each_of_several_databases_is_given_back(
     start_site: StartSite, postgres: Server, connect: Connect, database: Database
 ) -> None:
     databases = {
-        "default": postgres_database(postgres, "several-1"),
-        "other": postgres_database(postgres, "several-2", OPTIONS=POOL),
+        "default": settings_of(postgres, "several-1"),
+        "other": settings_of(postgres, "several-2", OPTIONS=POOL),
         "third": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"},
     }
     with start_site({"DATABASES": databases}) as server:
@@ -219,7 +175,7 @@ def test_other_clients_do_not_wait_for_a_slow_query(
 @pytest.fixture(scope="module")
 def atomic(start_site: StartSite, postgres: Server) -> Iterator[Server]:
     """The test site with `ATOMIC_REQUESTS`."""
-    settings = postgres_database(postgres, "atomic", ATOMIC_REQUESTS=True)
+    settings = settings_of(postgres, "atomic", ATOMIC_REQUESTS=True)
     with start_site({"DATABASES": {"default": settings}}) as server:
         yield server
 
@@ -373,7 +329,7 @@ def test_handshake_that_takes_too_long_while_it_waits_for_the_pool_takes_nothing
     start_site: StartSite, postgres: Server, raw: Raw, database: Database, key: str
 ) -> None:
     settings = {
-        "DATABASES": {"default": postgres_database(postgres, "late", OPTIONS=POOL)},
+        "DATABASES": {"default": settings_of(postgres, "late", OPTIONS=POOL)},
         "WEBSOCKET_HANDSHAKE_TIMEOUT": 0.5,
     }
     with start_site(settings) as server:
@@ -395,7 +351,7 @@ def test_handshake_that_takes_too_long_while_it_waits_for_the_pool_takes_nothing
 def test_nothing_is_left_of_a_view_whose_new_connection_cannot_be_prepared(
     start_site: StartSite, postgres: Server, raw: Raw, database: Database
 ) -> None:
-    settings = postgres_database(postgres, "unprepared", ENGINE="testsite.tenants")
+    settings = settings_of(postgres, "unprepared", ENGINE="testsite.tenants")
     with start_site({"DATABASES": {"default": settings}}) as server:
         for _ in range(30):  # more than PostgreSQL takes
             client = raw(server)
@@ -408,7 +364,7 @@ def test_nothing_is_left_of_a_view_whose_new_connection_cannot_be_prepared(
 def test_restart_ends_transactions_and_closes_connections(
     start_site: StartSite, postgres: Server, raw: Raw, database: Database, key: str, options: dict[str, object]
 ) -> None:
-    settings = postgres_database(postgres, f"restart-{key}", OPTIONS=options)
+    settings = settings_of(postgres, f"restart-{key}", OPTIONS=options)
     with start_site({"DATABASES": {"default": settings}}, args=["--graceful-timeout", "3"]) as server:
         idle, stuck = raw(server), raw(server)
         idle.open("/queries/asks/")

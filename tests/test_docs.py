@@ -616,6 +616,12 @@ def test_settings_page_has_every_close_code() -> None:
     assert documented == used - {CloseCode.GOING_AWAY, CloseCode.NO_STATUS, CloseCode.UNSUPPORTED_DATA}
 
 
+def test_settings_page_has_every_system_check() -> None:
+    documented = [row[0].strip("`") for row in tables("docs/settings.md") if row[0].startswith("`websocket.")]
+    source = (ROOT / "django_websocket" / "checks.py").read_text()
+    assert documented == sorted(set(re.findall(r'id="(\S+)"', source)))
+
+
 def test_check_names_a_mistake_in_the_settings(original: Project, tmp_path: Path) -> None:
     copy = original.copy(tmp_path / "mysite")
     copy.write("mysite/settings.py", 'WEBSOCKET_URLCONF = "mysite.misspelled"', add=True)

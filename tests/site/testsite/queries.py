@@ -49,7 +49,7 @@ def sleeps(request: HttpRequest, websocket: WebSocket) -> None:
     """Run a query that takes as long as a test likes."""
     websocket.send("begins")
     with connection.cursor() as cursor:
-        cursor.execute("SELECT pg_sleep(60)")
+        cursor.execute("SELECT pg_sleep(%s)", [request.GET.get("seconds", "60")])
 
 
 @websocket

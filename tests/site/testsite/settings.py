@@ -2,8 +2,11 @@
 
 import json
 import os
+import sys
 
 CHANGES = json.loads(os.environ.get("TESTSITE_SETTINGS", "{}"))
+if "TESTSITE_WITHOUT" in os.environ:  # a package that is as if it were not installed
+    sys.modules[os.environ["TESTSITE_WITHOUT"]] = None  # type: ignore[assignment]
 
 SECRET_KEY = "for-tests-only"
 DEBUG = False
