@@ -387,7 +387,7 @@ class Connection(Readable):
         """
         if self._closing:
             return
-        if self.agreement is not None:
+        if self.agreement is not None and self.agreement.takeover:
             self._engine.forget_sent()
         self._write(frames)
         if self._outbox_size > self.limits.outbox_size:
@@ -402,7 +402,7 @@ class Connection(Readable):
             return len(frames)
         if self._blocked:
             return 0
-        if self.agreement is not None:
+        if self.agreement is not None and self.agreement.takeover:
             self._engine.forget_sent()
         self._write(joined)
         begun = len(frames)
@@ -531,7 +531,7 @@ class Connection(Readable):
             frames = sources[0]()
             if frames:
                 sources.rotate(-1)
-                if self.agreement is not None:
+                if self.agreement is not None and self.agreement.takeover:
                     self._engine.forget_sent()
                 self._outbox.append(frames)
                 self._outbox_size += len(frames)

@@ -149,7 +149,7 @@ def test_published_message_is_encoded_once_for_each_kind_of_client(monkeypatch: 
     small = Agreement(window_bits=9)
     for _ in range(3):
         for agreement in (None, Agreement(), Agreement(takeover=True), Agreement(peer_window_bits=9), small):
-            frames = publication.frames(agreement)
+            frames = publication.frames(hub.variant_for(agreement))
             assert frames.endswith(b"\x81\x05short")
             assert (len(frames) < len(TEXTS[0])) is (agreement is not None)
     assert calls == ["encode_message"] * 2 + ["encode_compressed"] * 4
@@ -164,7 +164,7 @@ def test_what_is_pushed_stands_between_what_the_view_sends() -> None:
         theirs.setblocking(False)
         for number, text in enumerate(TEXTS):
             if number % 2:
-                connection.push(hub.Publication("news", [text.encode()]).frames(agreement))
+                connection.push(hub.Publication("news", [text.encode()]).frames(hub.variant_for(agreement)))
             else:
                 connection.send(text)
             data = theirs.recv(65536)

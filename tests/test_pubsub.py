@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import logging
 import os
@@ -12,10 +13,12 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from decimal import Decimal
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 from uuid import UUID
@@ -783,6 +786,32 @@ def test_a_slow_client_is_closed_and_holds_up_nobody(broker, pairs):
     assert quick.close_code is None
     for forwarding in forwardings:
         forwarding.close()
+
+
+def test_a_client_that_only_listens_costs_less_than_four_kibibytes(broker, pairs):
+    """Each with a channel of its own; what the system keeps for a socket is not counted."""
+    package = [tracemalloc.Filter(True, str(Path(hub.__file__).parents[1] / "*"))]
+
+    clients = []
+
+    def more(names: range) -> None:
+        for number in names:
+            clients.append(pairs())
+            listen(clients[-1][0], f"user:{number}")
+
+    more(range(20))
+    tracemalloc.start()
+    try:
+        more(range(20, 220))
+        gevent.sleep(0)
+        gc.collect()
+        used = sum(trace.size for trace in tracemalloc.take_snapshot().filter_traces(package).traces)
+    finally:
+        tracemalloc.stop()
+    assert used / 200 < 4096
+    for connection, peer in clients:
+        peer.sock.close()
+        until(lambda connection=connection: not connection.open)
 
 
 def test_a_large_message_is_not_the_clients_fault(broker, pairs):

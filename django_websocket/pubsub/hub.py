@@ -23,7 +23,9 @@ JOIN_TIMEOUT = 6.0  # seconds; longer than a subscriber takes to say that it doe
 OVERHEAD = 100  # bytes that a waiting message costs beside its own
 
 T = TypeVar("T", bound="str | bytes")
-Variant = tuple[int, int] | None  # of compression; None is none
+Variant = tuple[int, int] | None  # of compression: window bits and threshold; None is without
+
+_variants: dict[tuple[int, int], tuple[int, int]] = {}
 
 
 class Publication:
@@ -44,17 +46,15 @@ class Publication:
         self._single: dict[Variant, list[bytes]] = {}
         self._frames: dict[Variant, bytes] = {}
 
-    def frames(self, agreement: Agreement | None) -> bytes:
-        """Return the messages as a client gets them with whom `agreement` was made: one encoding for all like it."""
-        variant = None if agreement is None else (agreement.window_bits, agreement.threshold)
+    def frames(self, variant: Variant) -> bytes:
+        """Return the messages as clients get them whose `variant` this is: one encoding for all of them."""
         frames = self._frames.get(variant)
         if frames is None:
-            frames = self._frames[variant] = b"".join(self.single_frames(agreement))
+            frames = self._frames[variant] = b"".join(self.single_frames(variant))
         return frames
 
-    def single_frames(self, agreement: Agreement | None) -> list[bytes]:
+    def single_frames(self, variant: Variant) -> list[bytes]:
         """Return the same, each message by itself."""
-        variant = None if agreement is None else (agreement.window_bits, agreement.threshold)
         frames = self._single.get(variant)
         if frames is None:
             if variant is None:
@@ -63,6 +63,11 @@ class Publication:
                 frames = [encode_compressed(message, *variant) for message in self.messages]
             self._single[variant] = frames
         return frames
+
+
+def variant_for(agreement: Agreement | None) -> Variant:
+    """Return which encoding a client gets, one and the same object for all with whom the same was agreed on."""
+    return None if agreement is None else _variants.setdefault(v := (agreement.window_bits, agreement.threshold), v)
 
 
 class Backlog(Generic[T]):
@@ -204,10 +209,12 @@ class Hub:
             publication = Publication(name, of_channel)
             if not publication.messages:
                 continue
-            for number, member in enumerate(tuple(channel.members), 1):
-                member.deliver(publication)
-                if not number % SLICE:
+            members = tuple(channel.members)
+            for start in range(0, len(members), SLICE):
+                if start:
                     gevent.sleep(0)
+                for member in members[start : start + SLICE]:
+                    member.deliver(publication)
 
     def missed(self, names: Sequence[str]) -> None:
         """Tell who was a member when the broker went away, each once, that messages may have been lost."""
@@ -247,6 +254,7 @@ class Forwarding:
         "_missed",
         "_on_missed",
         "_size",
+        "_variant",
         "_waiting",
         "channels",
     )
@@ -255,7 +263,8 @@ class Forwarding:
         self._hub = hub
         self._limit = limit  # bytes that may wait for the connection
         self._on_missed = on_missed
-        self._connection: Connection | None = None
+        self._connection: Connection | None = None  # while messages go there
+        self._variant: Variant = None
         self._waiting: list[Publication] = []
         self._size = 0  # bytes that wait
         self._missed = False
@@ -276,6 +285,7 @@ class Forwarding:
             raise ConnectionClosed(connection.close_code or CloseCode.ABNORMAL, connection.close_reason)
         connection.on_end.append(self.close)
         self._connection = connection
+        self._variant = variant_for(connection.agreement)
         waiting, self._waiting = self._waiting, []
         if self._missed:
             self.missed()
@@ -285,24 +295,26 @@ class Forwarding:
 
     def close(self) -> None:
         """End it; without effect if it has ended."""
+        connection, self._connection = self._connection, None
         self._closed = True
         self._hub.leave(self, self.channels)
-        if self._connection is not None and self.close in self._connection.on_end:
-            self._connection.on_end.remove(self.close)
+        if connection is not None and self.close in connection.on_end:
+            connection.on_end.remove(self.close)
 
     def client_left(self, code: int, reason: str) -> None:
         """Nothing to do: the connection ends this itself."""
 
     def deliver(self, publication: Publication) -> None:
         """Send the messages to the client."""
-        if self._closed:
-            return  # a large fan-out was on its way
-        if self._connection is None:
+        connection = self._connection
+        if connection is None:
             self._wait(publication)
         else:
-            self._connection.push(publication.frames(self._connection.agreement))
+            connection.push(publication.frames(self._variant))
 
     def _wait(self, publication: Publication) -> None:
+        if self._closed:
+            return  # a large fan-out was on its way
         self._waiting.append(publication)
         self._size += sum(map(cost, publication.messages))
         if self._size > self._limit and len(self._waiting) > 1:
@@ -336,14 +348,12 @@ class LossyForwarding(Forwarding):
 
     def deliver(self, publication: Publication) -> None:
         """Send the messages to the client if it takes them, else keep what the policy says."""
-        if self._closed:
-            return
         connection = self._connection
         if connection is None:
             self._wait(publication)
             return
-        frames = publication.single_frames(connection.agreement)
-        begun = connection.offer(frames, publication.frames(connection.agreement))
+        frames = publication.single_frames(self._variant)
+        begun = connection.offer(frames, publication.frames(self._variant))
         if begun < len(frames):
             connection.take_from(self._next_frames)
             for frame in frames[begun:]:

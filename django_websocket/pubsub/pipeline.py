@@ -181,6 +181,7 @@ class Queue:
                     calls = self._take()
                     self._line.exchange(calls, deadline)
                 except Exception as error:
+                    error.__traceback__ = None  # it knows this frame, which knows the calls
                     for call in tuple(calls):
                         if not call.ready():
                             call.set(error)
@@ -222,9 +223,12 @@ class Pipeline:
         reply = call.value if call.ready() else TimeoutError()
         if isinstance(reply, TimeoutError):
             raise TimeoutError(f"no reply within {timeout} seconds") from None
-        if isinstance(reply, Exception):
-            raise reply
-        return reply
+        try:
+            if isinstance(reply, Exception):
+                raise reply
+            return reply
+        finally:
+            del call, reply  # which the exception's traceback would keep, and they the exception
 
     def _queue(self) -> Queue:
         hub = get_hub()
@@ -243,6 +247,7 @@ class Pipeline:
             line.open(deadline)
             line.exchange([call], deadline)
         except Exception as error:
+            error.__traceback__ = None
             call.set(error)
         finally:
             self._lines.append(line)
