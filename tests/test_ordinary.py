@@ -1,4 +1,4 @@
-"""What holds in an ordinary view holds in a WebSocket view: the request, decorators, middleware, whatever stands around."""
+"""What holds in an ordinary view holds in a WebSocket view: request, decorators, middleware, whatever stands around."""
 
 from __future__ import annotations
 
