@@ -15,7 +15,7 @@ import subprocess
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import fields
 from functools import partial
 from importlib import metadata
@@ -576,6 +576,24 @@ def test_lines_of_the_log_are_those_that_are_written() -> None:
         cause = re.fullmatch(r"(?:\S+ \S+|\d+ more in 60 seconds): \d+ ([a-z ]+)(?:: .*)?", line)
         assert cause is not None, line
         assert f'"{cause[1]}"' in sources, line
+
+
+# docs/brokers.md
+
+
+def test_broker_of_the_documentation_connects_processes(
+    publish_project: Project, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    project = publish_project.copy(tmp_path_factory.mktemp("brokers") / "mysite")
+    project.put("docs/brokers.md", {"/run/mysite": str(tmp_path)})
+    project.run("python manage.py check")
+    with project.gunicorn(command("README.md", "gunicorn"), args=["-w", "2"]) as server, ExitStack() as stack:
+        clients = [stack.enter_context(client(server, "/news/")) for _ in range(10)]
+        project.shell(
+            "from django_websocket.pubsub import publish; publish('news', 'hello'); publish('news', b'again')"
+        )
+        for one in clients:
+            assert [receive(one), receive(one)] == ["hello", b"again"]
 
 
 # docs/settings.md

@@ -19,6 +19,7 @@ from datetime import datetime, timezone
 from decimal import Decimal
 from functools import cached_property
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 from uuid import UUID
@@ -35,7 +36,6 @@ from django.http import HttpResponse
 from django.test import override_settings
 from django.utils.safestring import mark_safe
 from django.utils.translation import gettext_lazy, override
-from gevent.hub import get_hub
 from redis._parsers import _RESP2Parser
 
 import django_websocket.pubsub.redis as redis_broker
@@ -49,11 +49,12 @@ from django_websocket.select import select
 from django_websocket.waiting import ViewGreenlet
 from django_websocket.websocket import WebSocket
 
-from .servers import ROOT, Server, executable, free_port, redis_server
+from .brokers import in_use
+from .documentation import blocks
+from .servers import ROOT, Server, executable, free_port, redis_cluster, redis_sentinel, redis_server
 from .wire import Frame, Pairs, close, packet_pair, text, until
 
 SITE = ROOT / "tests" / "site"
-PLAIN = ["memory", "redis", "redis without hiredis"]
 
 
 @pytest.fixture
@@ -71,8 +72,8 @@ def cooperative(monkeypatch: pytest.MonkeyPatch) -> None:
 class Broker:
     """The broker that the settings name, and what the tests do behind its back."""
 
-    def __init__(self, url: str, prefix: str = "") -> None:
-        self.url = url
+    def __init__(self, setting: str | dict[str, Any], prefix: str) -> None:
+        self.url = setting if isinstance(setting, str) else ""
         self.prefix = prefix
 
     @property
@@ -81,10 +82,7 @@ class Broker:
 
     def publish_raw(self, channel: str, payload: bytes) -> None:
         """Publish bytes as another program may."""
-        if self.url.startswith("memory"):
-            pubsub._broker().publish(channel, payload)
-        else:
-            self.redis.publish(self.prefix + channel, payload)
+        pubsub._broker().publish(channel, payload)
 
     def publish_together(self, channel: str, *messages: str) -> None:
         """Publish so that the subscriber gets all of them at once."""
@@ -108,32 +106,60 @@ class Broker:
 
 
 @contextlib.contextmanager
-def using(url: str, prefix: str = "", **settings: Any) -> Iterator[Broker]:
+def using(setting: str | dict[str, Any], prefix: str = "", **settings: Any) -> Iterator[Broker]:
     """Have the settings name a broker, and let go of its connections afterwards; nobody may be subscribed then."""
     if prefix:
-        url = f"{url}?prefix={prefix}"
-    with override_settings(WEBSOCKET_BROKER=url, **settings):
-        key = os.getpid(), url
-        ours = Broker(url, prefix)
-        yield ours
-        if "redis" in vars(ours):
-            ours.redis.close()
-        made = pubsub._hubs.pop((*key, get_hub()), None)
-        broker = pubsub._brokers.pop(key, None)
-        if made is not None:
-            assert made._channels == {}
-        if broker is None or url.startswith("memory"):
-            return
-        if made is not None:
-            subscriber = made._subscriber
+        setting = f"{setting}?prefix={prefix}"
+    with in_use(setting, **settings):
+        broker = Broker(setting, prefix)
+        yield broker
+        if "redis" in vars(broker):
+            broker.redis.close()
 
-            def ended() -> bool:
-                if subscriber._link is not None:
-                    subscriber._link._sock.shutdown(gevent.socket.SHUT_RDWR)
-                return not subscriber._running
 
-            until(ended)
-        broker._pipeline._queues.clear()
+PLAIN = ["memory", "redis", "redis without hiredis"]
+every_broker = pytest.mark.parametrize(
+    "broker", [*PLAIN, "encrypted", "sentinel", "cluster", "documented"], indirect=True
+)
+
+
+@pytest.fixture(scope="module")
+def sentinel() -> Iterator[dict[str, Any]]:
+    """A broker of which Sentinel knows where it is."""
+    with redis_sentinel() as sentinel:
+        hosts = ",".join(server.address for server in sentinel.sentinels)
+        yield {
+            "url": f"redis+sentinel://{hosts}/{sentinel.service}",
+            "password": sentinel.password,
+            "sentinel_password": sentinel.password * 2,
+        }
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[dict[str, Any]]:
+    """A broker of several nodes."""
+    with redis_cluster() as cluster:
+        yield {"url": f"redis+cluster://{cluster.nodes[0].address}"}
+
+
+@pytest.fixture
+def encrypted(redis_url: str) -> dict[str, Any]:
+    """Redis, which cannot read what is said."""
+    return {"url": redis_url, "encryption_keys": ["a key that has not less than 32 characters"]}
+
+
+@pytest.fixture
+def documented(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pairs: Pairs) -> Iterator[dict[str, Any]]:
+    """The example of the documentation."""
+    (block,) = [block for block in blocks("docs/brokers.md") if block.file == "chat/broker.py"]
+    module: Any = ModuleType("documented_broker")
+    exec(block.code, vars(module))
+    module.socket = gevent.socket  # as it is in a worker
+    readers: list[gevent.Greenlet] = []
+    module.gevent = SimpleNamespace(spawn=lambda function: readers.append(gevent.spawn(function)))
+    monkeypatch.setitem(sys.modules, "documented_broker", module)
+    yield {"class": "documented_broker.DirectoryBroker", "directory": tmp_path}
+    gevent.killall(readers)
 
 
 @pytest.fixture(params=PLAIN)
@@ -141,14 +167,14 @@ def broker(
     request: pytest.FixtureRequest, key: str, cooperative: None, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Broker]:
     """Each broker in turn, for one test alone."""
-    if request.param != "memory":
-        request.getfixturevalue("redis_url")
-    request.getfixturevalue("pairs")  # it looks at descriptors, and Redis for all tests has some
-    if request.param == "memory":
-        with using(f"memory://{key}") as broker:
-            yield broker
-        return
-    with using(request.getfixturevalue("redis_url"), f"{key}:") as broker:
+    setting: str | dict[str, Any] = f"memory://{key}"
+    prefix = ""
+    if request.param in PLAIN[1:]:
+        setting, prefix = request.getfixturevalue("redis_url"), f"{key}:"
+    elif request.param != "memory":
+        setting = request.getfixturevalue(request.param)
+    request.getfixturevalue("pairs")  # it looks at descriptors, and what is there for all tests has some
+    with using(setting, prefix) as broker:
         if request.param == "redis without hiredis":
             monkeypatch.setattr(pipeline, "hiredis", None)
             pubsub._broker().address.arguments["parser_class"] = _RESP2Parser
@@ -209,6 +235,7 @@ class View(ViewGreenlet):
 # --- what every broker does -------------------------------------------------------------------------------------
 
 
+@every_broker
 def test_a_subscription_is_in_force_when_subscribe_returns(broker):
     for number in range(1000):
         with subscribe("always" if number % 2 else f"once-{number}") as subscription:
@@ -217,6 +244,7 @@ def test_a_subscription_is_in_force_when_subscribe_returns(broker):
             assert not subscription.ready()
 
 
+@every_broker
 @pytest.mark.parametrize(
     "message",
     ["text", "", "\u00e9\U0001f600\u2028", "\0", "x" * 500_000, b"bytes", b"", b"\xff", b"\xff\xfe\0", b"x" * 500_000],
@@ -260,6 +288,7 @@ def test_everything_like_bytes_is_binary(memory, kind):
         assert taken(subscription, 1) == [b"\xffa"]
 
 
+@every_broker
 def test_every_member_gets_each_message_of_its_channels_once_and_in_order(broker):
     channels = ["a", "b", "c"]
     members = [subscribe(*names) for names in (["a"], ["b"], ["a", "b"], ["c", "a", "b"], ["a"])]
@@ -277,6 +306,7 @@ def test_every_member_gets_each_message_of_its_channels_once_and_in_order(broker
         member.close()
 
 
+@every_broker
 def test_messages_of_many_publishers_each_keep_their_order(broker):
     with subscribe("news") as subscription:
 
@@ -292,6 +322,7 @@ def test_messages_of_many_publishers_each_keep_their_order(broker):
         gevent.joinall(publishers, raise_error=True)
 
 
+@every_broker
 def test_everybody_sees_the_same_order_whoever_publishes(broker, pairs):
     connection, peer = pairs()
     with subscribe("news") as one, subscribe("other", "news") as two, forward(connection, "news"):
@@ -309,6 +340,7 @@ def test_everybody_sees_the_same_order_whoever_publishes(broker, pairs):
         nothing_more(one)
 
 
+@every_broker
 def test_a_channel_named_twice_delivers_once(broker):
     with subscribe("news", "news") as subscription:
         publish("news", "a")
@@ -316,6 +348,7 @@ def test_a_channel_named_twice_delivers_once(broker):
         nothing_more(subscription)
 
 
+@every_broker
 def test_what_is_published_elsewhere_does_not_come(broker):
     with subscribe("news") as subscription:
         for channel in ("new", "newsletter", "News", "n*", "ne?s", "[n]ews", "news "):
@@ -325,6 +358,7 @@ def test_what_is_published_elsewhere_does_not_come(broker):
         nothing_more(subscription)
 
 
+@every_broker
 @pytest.mark.parametrize("channel", ["a b", "\u00e9\U0001f600", "a\r\nb", "*", "x" * 1000, "user:42", "\0"])
 def test_any_text_can_be_the_name_of_a_channel(broker, channel):
     with subscribe(channel) as subscription:
@@ -332,6 +366,7 @@ def test_any_text_can_be_the_name_of_a_channel(broker, channel):
         assert taken(subscription, 1) == ["here"]
 
 
+@every_broker
 def test_unsubscribe_and_subscribe_again_at_once(broker):
     for number in range(200):
         subscription = subscribe("news")
@@ -342,6 +377,7 @@ def test_unsubscribe_and_subscribe_again_at_once(broker):
             assert subscription.get() is None
 
 
+@every_broker
 def test_the_last_member_to_leave_does_not_take_the_next_ones_subscription_along(broker):
     """Leaving does not wait; its command must not arrive behind that of somebody who joins."""
     keeper = subscribe("other")
@@ -356,6 +392,7 @@ def test_the_last_member_to_leave_does_not_take_the_next_ones_subscription_along
     keeper.close()
 
 
+@every_broker
 def test_many_that_join_a_new_channel_at_once(broker):
     joining = [gevent.spawn(subscribe, "news", f"own-{number}") for number in range(50)]
     gevent.joinall(joining, timeout=10, raise_error=True)
@@ -367,6 +404,7 @@ def test_many_that_join_a_new_channel_at_once(broker):
         greenlet.value.close()
 
 
+@every_broker
 def test_a_member_that_was_interrupted_while_joining_leaves_nothing_and_others_can_join(broker):
     interrupted = gevent.spawn(subscribe, "news")
     gevent.sleep(0)
@@ -380,6 +418,7 @@ def test_a_member_that_was_interrupted_while_joining_leaves_nothing_and_others_c
     assert time.monotonic() - begun < 3
 
 
+@every_broker
 def test_whoever_joins_together_with_one_that_is_interrupted_is_subscribed(broker):
     interrupted = gevent.spawn(subscribe, "news")
     joining = gevent.spawn(subscribe, "news")
@@ -392,6 +431,7 @@ def test_whoever_joins_together_with_one_that_is_interrupted_is_subscribed(broke
         assert taken(subscription, 1) == ["a"]
 
 
+@every_broker
 def test_what_cannot_be_decoded_is_dropped_and_logged(broker, caplog):
     with subscribe("news") as subscription, caplog.at_level(logging.WARNING, logger="django_websocket"):
         broker.publish_raw("news", b"\xc3\x28 broken")
@@ -403,6 +443,7 @@ def test_what_cannot_be_decoded_is_dropped_and_logged(broker, caplog):
         assert "news" in caplog.text and "broken" not in caplog.text
 
 
+@every_broker
 def test_of_many_that_cannot_be_decoded_the_log_has_some_and_their_number(broker, caplog):
     with subscribe("news") as subscription, caplog.at_level(logging.WARNING, logger="django_websocket"):
         for _ in range(100):
@@ -413,6 +454,7 @@ def test_of_many_that_cannot_be_decoded_the_log_has_some_and_their_number(broker
         assert caplog.records[-1].getMessage().startswith(f"{100 - log.LINES} more")
 
 
+@every_broker
 def test_bad_messages_among_good_ones_that_came_together(broker, pairs):
     connection, peer = pairs()
     forwarding = pubsub.forward(["news"]).attach(connection)

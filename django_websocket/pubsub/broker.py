@@ -1,4 +1,7 @@
-"""The interface of brokers, which carry messages between processes, and how a message looks on their wire."""
+"""The interface of brokers, which carry messages between processes, and how a message looks on their wire.
+
+docs/brokers.md says what each part owes, with an example.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,7 @@ class Listener(Protocol):
 
 
 class Subscriber(Protocol):
-    """The one subscriber connection of a process."""
+    """What a loop is subscribed to: one connection for all its clients."""
 
     def subscribe(self, channels: Sequence[str]) -> None:
         """Receive what is published to `channels`; returns when that is in force, or raises `BrokerError`."""
@@ -61,7 +64,7 @@ class Broker(Protocol):
         """
 
     def subscriber(self, listener: Listener) -> Subscriber:
-        """Return the subscriber of this process, which brings what it receives to `listener`."""
+        """Return a subscriber for the running loop, in which it brings `listener` what it receives."""
 
 
 def broker_from(setting: str | Mapping[str, Any]) -> Broker:

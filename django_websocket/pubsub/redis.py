@@ -161,7 +161,8 @@ class RedisSubscriber:
             self._resubscribing = set(channels)
             self._missed = {channel: None for channel in channels if channel not in self._pending}
         for channel in channels:
-            self._send(self._broker.SUBSCRIBE, channel)
+            for _ in self._pending.get(channel) or (None,):  # each that waits has a reply of its own
+                self._send(self._broker.SUBSCRIBE, channel)
 
     def _disconnect(self, error: BaseException) -> None:
         """Drop the connection, and tell those who wait for a reply; their channels are not received then."""
