@@ -30,8 +30,8 @@ from django_websocket.conf import PREFIX, Settings
 from django_websocket.protocol.frames import CloseCode
 
 from .clients import eventually
-from .conftest import postgres_database
 from .documentation import PAGES, Project, arguments, blocks, command, commands, readme_project
+from .postgres import settings_of
 from .servers import ROOT, Server, executable, free_port, redis_server, unavailable
 from .test_browser import OPTIONS as CHROMIUM
 
@@ -801,7 +801,7 @@ def test_examples_of_tests_pass_elsewhere(
     """On databases of which each thread has its own connection, and in a process that gevent has patched."""
     copy = tested.copy(tmp_path / "mysite")
     if where == "in PostgreSQL":
-        databases = {"default": postgres_database(request.getfixturevalue("postgres"), "tests")}
+        databases = {"default": settings_of(request.getfixturevalue("postgres"), "tests")}
         copy.write("mysite/settings.py", f"DATABASES = {databases!r}", add=True)
     else:
         database = '{"NAME": BASE_DIR / "test.sqlite3"}'
