@@ -37,7 +37,17 @@ from django_websocket import log  # noqa: E402
 from .clients import DEADLINE, Client, RawClient, eventually  # noqa: E402
 from .postgres import Database, settings_of  # noqa: E402
 from .servers import WORKER as OUR_WORKER  # noqa: E402
-from .servers import Server, executable, gunicorn, postgresql, redis_server  # noqa: E402
+from .servers import (  # noqa: E402
+    Cluster,
+    Sentinel,
+    Server,
+    executable,
+    gunicorn,
+    postgresql,
+    redis_cluster,
+    redis_sentinel,
+    redis_server,
+)
 
 STOCK_WORKER = "geventwebsocket.gunicorn.workers.GeventWebSocketWorker"
 
@@ -220,6 +230,20 @@ def database(postgres: Server) -> Iterator[Database]:
     database = Database(postgres)
     yield database
     database.close()
+
+
+@pytest.fixture(scope="session")
+def sentinel() -> Iterator[Sentinel]:
+    """Sentinels for all tests, in which nothing fails; any of the two servers may be the master."""
+    with redis_sentinel() as sentinel:
+        yield sentinel
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """A Cluster for all tests, in which nothing fails."""
+    with redis_cluster() as cluster:
+        yield cluster
 
 
 @pytest.fixture(scope="session")

@@ -22,6 +22,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
+from urllib.parse import quote
 
 import pytest
 import redis
@@ -282,6 +283,14 @@ class Sentinel:
     def __init__(self, servers: Sequence[Server], sentinels: Sequence[Server]) -> None:
         self.servers = servers
         self.sentinels = sentinels
+
+    def broker(self, *first: str) -> dict[str, str]:
+        """A `WEBSOCKET_BROKER`, whose URL names the sentinels after some that are none."""
+        hosts = ",".join([*first, *(server.address for server in self.sentinels)])
+        return {
+            "url": f"redis+sentinel://:{quote(self.password)}@{hosts}/{self.service}/1",
+            "sentinel_password": self.password * 2,
+        }
 
     def ask(self, server: Server, *words: object) -> Any:
         """Send a command to a server or a sentinel."""

@@ -51,7 +51,7 @@ from django_websocket.websocket import WebSocket
 
 from .brokers import in_use
 from .documentation import blocks
-from .servers import ROOT, Server, executable, free_port, redis_cluster, redis_sentinel, redis_server
+from .servers import ROOT, Cluster, Sentinel, Server, executable, free_port, redis_server
 from .wire import Frame, Pairs, close, packet_pair, text, until
 
 SITE = ROOT / "tests" / "site"
@@ -123,23 +123,16 @@ every_broker = pytest.mark.parametrize(
 )
 
 
-@pytest.fixture(scope="module")
-def sentinel() -> Iterator[dict[str, Any]]:
+@pytest.fixture
+def sentinel(sentinel: Sentinel) -> dict[str, Any]:
     """A broker of which Sentinel knows where it is."""
-    with redis_sentinel() as sentinel:
-        hosts = ",".join(server.address for server in sentinel.sentinels)
-        yield {
-            "url": f"redis+sentinel://{hosts}/{sentinel.service}",
-            "password": sentinel.password,
-            "sentinel_password": sentinel.password * 2,
-        }
+    return sentinel.broker()
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[dict[str, Any]]:
+@pytest.fixture
+def cluster(cluster: Cluster) -> dict[str, Any]:
     """A broker of several nodes."""
-    with redis_cluster() as cluster:
-        yield {"url": f"redis+cluster://{cluster.nodes[0].address}"}
+    return {"url": f"redis+cluster://{cluster.nodes[0].address}"}
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlencode
+from urllib.parse import urlencode
 
 import gevent
 import gevent.socket
@@ -315,22 +315,16 @@ def test_who_is_not_there_is_named_without_the_login(
 
 # --- Sentinel --------------------------------------------------------------------------------------------------------
 
-SENTINELS, CLUSTERS = 5, 5  # one for each test that breaks something, and one for all others
+SENTINELS, CLUSTERS = 4, 4  # one for each test that breaks something
 
 
 @pytest.fixture(scope="module")
 def topologies() -> Iterator[tuple[list[Sentinel], list[Cluster]]]:
-    """All that the tests need. They are started together: each takes seconds, of which most are waiting."""
+    """Those for one test alone. They are started together: each takes seconds, of which most are waiting."""
     with ExitStack() as stack, ThreadPoolExecutor(SENTINELS + CLUSTERS) as threads:
         sentinels = [threads.submit(stack.enter_context, redis_sentinel()) for _ in range(SENTINELS)]
         clusters = [threads.submit(stack.enter_context, redis_cluster()) for _ in range(CLUSTERS)]
         yield [future.result() for future in sentinels], [future.result() for future in clusters]
-
-
-@pytest.fixture(scope="module")
-def sentinel(topologies: tuple[list[Sentinel], list[Cluster]]) -> Sentinel:
-    """One of which nothing fails."""
-    return topologies[0].pop()
 
 
 @pytest.fixture
@@ -342,13 +336,7 @@ def own_sentinel(topologies: tuple[list[Sentinel], list[Cluster]]) -> Sentinel:
 
 
 def sentinel_broker(sentinel: Sentinel, *first: str) -> dict[str, str]:
-    """The broker that the sentinels, after others, tell about."""
-    hosts = ",".join([*first, *(server.address for server in sentinel.sentinels)])
-    return {
-        "url": f"redis+sentinel://:{quote(sentinel.password)}@{hosts}/{sentinel.service}/1",
-        "sentinel_password": sentinel.password * 2,
-        "prefix": "site1:",
-    }
+    return {**sentinel.broker(*first), "prefix": "site1:"}
 
 
 class Stream:
@@ -494,12 +482,6 @@ def test_clients_follow_the_master(
 
 
 # --- Cluster ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def cluster(topologies: tuple[list[Sentinel], list[Cluster]]) -> Cluster:
-    """One of which nothing fails."""
-    return topologies[1].pop()
 
 
 @pytest.fixture

@@ -156,11 +156,12 @@ class ClusterBroker:
 class Place:
     """Where a channel is received."""
 
-    __slots__ = ("host", "misplaced", "settling", "slot")
+    __slots__ = ("asked", "host", "misplaced", "settling", "slot")
 
     def __init__(self, slot: int) -> None:
         self.slot = slot
         self.host: Host | None = None  # None if nowhere
+        self.asked: Host | None = None  # where it may be soon
         self.misplaced = 0.0  # since when the slot seems to be elsewhere; 0 if it does not
         self.settling = True  # whether somebody sees to it
 
@@ -194,8 +195,9 @@ class ClusterSubscriber:
         """Unsubscribe; the reply does not matter."""
         for channel in channels:
             place = self._places.pop(channel, None)
-            if place is not None and place.host is not None:
-                self._subscribers[place.host].unsubscribe([channel])
+            host = place and (place.host or place.asked)
+            if host:
+                self._subscribers[host].unsubscribe([channel])
 
     def lost(self, channels: Sequence[str]) -> None:
         """Take note that the connection to a node has ended."""
@@ -238,7 +240,8 @@ class ClusterSubscriber:
         finally:
             for place in places.values():
                 place.settling = False
-        return {channel: failures[channel] for channel in self._received_nowhere(places)}
+        moving = self._broker.error(redis.RedisError("the slots are being moved"))
+        return {channel: failures.get(channel, moving) for channel in self._received_nowhere(places)}
 
     def _received_nowhere(self, places: Mapping[str, Place]) -> list[str]:
         return [name for name, place in places.items() if place.host is None and self._places.get(name) is place]
@@ -246,25 +249,33 @@ class ClusterSubscriber:
     def _ask(
         self, places: Mapping[str, Place], host: Host, channels: Sequence[str], deadline: float
     ) -> dict[str, BrokerError]:
-        """Subscribe to channels at one node; return what may be said of each that is not received there after all."""
-        node = self._broker.node(host)
+        """Subscribe to channels at one node; return those for which that failed, and why."""
+        channels = [channel for channel in channels if self._places.get(channel) is places[channel]]
+        if not channels:
+            return {}  # they were left meanwhile
         subscriber = self._subscribers.get(host)
         if subscriber is None:
-            subscriber = self._subscribers[host] = NodeSubscriber(node, host, self)
+            subscriber = self._subscribers[host] = NodeSubscriber(self._broker.node(host), host, self)
+        for channel in channels:
+            places[channel].asked = host
         replies = subscriber.request(channels)
         gevent.wait(replies, max(0, deadline - time.monotonic()))
         failures = {}
         for channel, reply in zip(channels, replies, strict=True):
+            place = places[channel]
+            place.asked = None
+            if self._places.get(channel) is not place:
+                continue
+            if reply.successful() and subscriber.has(channel):
+                place.host = host
+                continue
+            subscriber.unsubscribe([channel])
             error = reply.exception
             if not isinstance(error, BrokerError):
-                error = node.error(TimeoutError("no reply in time, or the slot has moved"))
-            failures[channel] = error
-            if reply.successful() and subscriber.has(channel) and channel in self._places:
-                places[channel].host = host
-                continue
-            subscriber.unsubscribe([channel])  # it was refused, or left
+                error = self._broker.node(host).error(TimeoutError("no reply in time, or the slot has moved"))
             if not self._broker.moved(error):
                 self._broker.doubtful = True
+            failures[channel] = error
         return failures
 
     def _follow(self) -> None:
