@@ -12,10 +12,11 @@ from http import HTTPStatus
 from typing import Any
 
 import django
+from django.contrib.auth.decorators import login_not_required
 from django.core.exceptions import DisallowedHost, ImproperlyConfigured
 from django.core.handlers.wsgi import WSGIHandler, WSGIRequest
 from django.http import HttpRequest, HttpResponse, HttpResponseBadRequest, HttpResponseBase, HttpResponseForbidden
-from django.urls import ResolverMatch, get_resolver
+from django.urls import ResolverMatch, get_resolver, set_urlconf
 from gevent import monkey
 from gevent.event import Event
 
@@ -172,6 +173,8 @@ class WebSocketHandler(WSGIHandler):
 
     def resolve_request(self, request: HttpRequest) -> ResolverMatch:
         """Find the view. A page of a foreign site gets another one, before any middleware or decorator sees it."""
+        if hasattr(request, "urlconf"):
+            set_urlconf(request.urlconf)  # a middleware's, for `reverse()`: it has the pages
         match = get_resolver(conf.current().required_urlconf()).resolve(request.path_info)
         request.resolver_match = match
         request._cache_update_cache = False  # type: ignore[attr-defined]  # nor is a refusal kept in the cache
@@ -230,6 +233,7 @@ class ForeignOrigin(HttpResponseForbidden):
     """The answer to the handshake of a page that may not connect."""
 
 
+@login_not_required  # as Django's middleware asks of all others
 def refuse_origin(request: HttpRequest) -> HttpResponse:
     """Answer the handshake of a page that may not connect."""
     response = ForeignOrigin("This site may not open a WebSocket here.", content_type="text/plain")

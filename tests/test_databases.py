@@ -146,6 +146,23 @@ def test_each_of_several_databases_is_given_back(
             assert database.held("several-2") <= 4
 
 
+def test_tenant_that_a_middleware_has_set_on_the_wrapper_stays_for_the_conversation(
+    start_site: StartSite, postgres: Server, connect: Connect, database: Database
+) -> None:
+    from testsite import settings
+
+    databases = {"default": settings_of(postgres, "tenants", ENGINE="testsite.tenants")}
+    middleware = ["testsite.hooks.tenant", *settings.MIDDLEWARE]
+    with start_site({"DATABASES": databases, "MIDDLEWARE": middleware}) as server:
+        clients = {tenant: connect(server, f"/queries/tenant/?tenant={tenant}") for tenant in ("acme", "globex")}
+        for tenant, client in clients.items():
+            assert client.recv() == tenant
+        for _ in range(2):
+            for tenant, client in clients.items():
+                assert eventually(lambda: database.held("tenants") == 0)  # each time on a new connection
+                assert client.ask("?") == tenant
+
+
 # --- while a query runs ----------------------------------------------------------------------------------------------
 
 
@@ -355,7 +372,7 @@ def test_nothing_is_left_of_a_view_whose_new_connection_cannot_be_prepared(
     with start_site({"DATABASES": {"default": settings}}) as server:
         for _ in range(30):  # more than PostgreSQL takes
             client = raw(server)
-            client.open("/queries/tenant/?tenant=fails")
+            client.open("/queries/tenant/?schema=fails")
             assert client.closing()[0] == 1011
         assert eventually(lambda: database.held("unprepared") == 0)
 

@@ -2,13 +2,93 @@
 
 from __future__ import annotations
 
-from django.http import HttpRequest
-from django.urls import path
+from datetime import datetime, timezone
+from typing import Any
+
+from django.contrib import messages
+from django.contrib.auth.decorators import login_required, permission_required, user_passes_test
+from django.contrib.auth.mixins import LoginRequiredMixin
+from django.contrib.sites.shortcuts import get_current_site
+from django.core.exceptions import PermissionDenied
+from django.db import transaction
+from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
+from django.middleware.csrf import get_token
+from django.template import engines
+from django.template.response import TemplateResponse
+from django.urls import include, path, reverse
 from django.utils.decorators import method_decorator
+from django.utils.formats import date_format
+from django.utils.timezone import get_current_timezone_name, localtime
+from django.utils.translation import get_language, gettext
 from django.views import View
+from django.views.decorators.cache import cache_control, cache_page, never_cache
+from django.views.decorators.clickjacking import xframe_options_deny
+from django.views.decorators.csrf import ensure_csrf_cookie
+from django.views.decorators.gzip import gzip_page
+from django.views.decorators.http import etag, require_GET
+from django.views.decorators.vary import vary_on_cookie
 
 from django_websocket.decorators import websocket
 from django_websocket.websocket import WebSocket
+
+from . import probe
+
+# --- the request -----------------------------------------------------------------------------------------------------
+
+
+def describe(request: HttpRequest) -> dict[str, Any]:
+    """Return what a view finds in its request, and in what middleware has set for it."""
+    match = request.resolver_match
+    assert match is not None
+    return {
+        "address": request.META["REMOTE_ADDR"],
+        "cookies": sorted(request.COOKIES),
+        "host": request.get_host(),
+        "kwargs": match.kwargs,
+        "language": [get_language(), request.LANGUAGE_CODE, gettext("Monday")],
+        "method": request.method,
+        "names": [match.view_name, match.url_name, match.namespaces, match.app_names, match.route],
+        "page": [reverse("page"), reverse("ordinary:first:page", kwargs={"number": 7, "slug": "x"})],
+        "path": request.get_full_path(),
+        "scheme": request.scheme,
+        "session": request.session.get("colour"),
+        "site": [request.site.domain, get_current_site(request).domain],  # type: ignore[attr-defined]
+        "time": [get_current_timezone_name(), date_format(localtime(datetime(2026, 1, 1, tzinfo=timezone.utc)), "H:i")],
+        "token": len(get_token(request)),
+        "user": [request.user.get_username(), request.user.is_authenticated],
+    }
+
+
+def described(request: HttpRequest, number: int, slug: str) -> JsonResponse:
+    """The page."""
+    return JsonResponse(describe(request))
+
+
+@websocket
+def describes(request: HttpRequest, websocket: WebSocket, number: int, slug: str) -> None:
+    """The same for each message, and before there was one."""
+    websocket.send_json(describe(request))
+    for _ in websocket:
+        websocket.send_json(describe(request))
+
+
+@websocket
+def says_where(request: HttpRequest, websocket: WebSocket) -> None:
+    """Which pages there are under the name of the host."""
+    websocket.send(reverse("page"))
+    websocket.receive()
+    websocket.send(reverse("page"))
+
+
+@websocket
+def tells(request: HttpRequest, websocket: WebSocket) -> None:
+    """Take the messages that wait for the user, and leave one."""
+    websocket.response["X-Messages"] = ",".join(map(str, messages.get_messages(request)))
+    messages.success(request, "from the WebSocket")
+    websocket.accept()
+
+
+# --- classes ---------------------------------------------------------------------------------------------------------
 
 OPTIONS = {"origins": ["https://partner.example"], "subprotocols": ["v1.example"], "max_message_size": 100}
 
@@ -32,18 +112,156 @@ class OnDispatch(View):
 
 
 @method_decorator(websocket(**OPTIONS), name="get")  # type: ignore[call-overload]
-class OnNamedMethod(OnDispatch):
+class OnNamedMethod(View):
     """Options for a method, from outside."""
 
     def get(self, request: HttpRequest, websocket: WebSocket) -> None:
         for message in websocket:
             websocket.send(message)
 
-    dispatch = View.dispatch
+
+@method_decorator(login_required, name="dispatch")
+class MembersOnly(View):
+    """A decorator around the whole class, and one on the method."""
+
+    @method_decorator(websocket)
+    def get(self, request: HttpRequest, websocket: WebSocket) -> None:
+        websocket.send(f"hello {request.user.get_username()}")
 
 
+class MembersOnlyByMixin(LoginRequiredMixin, View):
+    """The same with Django's mixin."""
+
+    @method_decorator(websocket)
+    def get(self, request: HttpRequest, websocket: WebSocket) -> None:
+        websocket.send(f"hello {request.user.get_username()}")
+
+
+# --- decorators ------------------------------------------------------------------------------------------------------
+
+
+def greet(request: HttpRequest, websocket: WebSocket) -> None:
+    websocket.send(f"hello {request.user.get_username()}")
+
+
+GUARDS = {
+    "login": login_required,
+    "permission": permission_required("testsite.add_note"),
+    "permission-403": permission_required("testsite.add_note", raise_exception=True),
+    "test": user_passes_test(lambda user: user.get_username() == "ann"),
+}
+
+# What changes the response, or looks at it.
+CHANGES = {
+    "never-cache": never_cache,
+    "cache-control": cache_control(private=True),
+    "vary": vary_on_cookie,
+    "frames": xframe_options_deny,
+    "csrf-cookie": ensure_csrf_cookie,
+    "gzip": gzip_page,
+    "etag": etag(lambda request, how: '"1"'),
+    "cache-page": cache_page(600),
+    "get": require_GET,
+}
+
+
+@websocket
+def changed(request: HttpRequest, websocket: WebSocket, how: str) -> HttpResponseBase | None:
+    """Refuse, accept by returning, or converse."""
+    if how == "refuse":
+        raise PermissionDenied
+    if how == "answer":
+        return HttpResponse("x" * 1000, status=404)
+    if how == "converse":
+        for message in websocket:
+            websocket.send(message)
+        probe.note(request, "over")
+    return None
+
+
+@transaction.atomic
+@websocket
+def whole_in_atomic(request: HttpRequest, websocket: WebSocket) -> None:
+    """A transaction around all of it cannot be."""
+    websocket.send("hello")
+
+
+# --- middleware ------------------------------------------------------------------------------------------------------
+
+
+@websocket
+def hooked(request: HttpRequest, websocket: WebSocket, how: str) -> HttpResponseBase | None:
+    """Each way to answer."""
+    if how == "template":
+        template = engines["django"].from_string("{{ View }}, {{ Inner }}, {{ Outer }}")
+        return TemplateResponse(request, template, {"View": "was here"}, status=404)
+    if how == "raise":
+        raise ValueError("raised by the view")
+    if how == "accept":
+        websocket.accept()
+        probe.note(request, "accepted")
+        websocket.receive()
+        raise ValueError("raised in the conversation")
+    return HttpResponse("refused", status=403)
+
+
+# --- monitoring ------------------------------------------------------------------------------------------------------
+
+
+@websocket
+def reports(request: HttpRequest, websocket: WebSocket) -> None:
+    """Report each message to Sentry, or raise it."""
+    import sentry_sdk
+
+    sentry_sdk.set_tag("client", request.GET["client"])
+    if "refuse" in request.GET:
+        raise ValueError("raised in the handshake")
+    for message in websocket:
+        if message == "raise":
+            raise ValueError("raised in the conversation")
+        sentry_sdk.capture_message(str(message))
+        websocket.send("reported")
+
+
+in_rooms = (
+    [path("room-<slug:slug>/", describes, name="page"), path("where/", says_where)],
+    "rooms",
+)
 urlpatterns = [
+    path("in/<int:number>/", include(in_rooms, namespace="first")),
+    path("where/", says_where),
+    path("tells/", tells),
     path("options/method/", OnMethod.as_view()),
     path("options/dispatch/", OnDispatch.as_view()),
     path("options/named-method/", OnNamedMethod.as_view()),
+    path("guarded/class/", MembersOnly.as_view()),
+    path("guarded/mixin/", MembersOnlyByMixin.as_view()),
+    *(path(f"guarded/{name}-above/", guard(websocket(greet))) for name, guard in GUARDS.items()),
+    *(path(f"guarded/{name}-below/", websocket(guard(greet))) for name, guard in GUARDS.items()),
+    *(path(f"changed/{name}/<str:how>/", change(changed)) for name, change in CHANGES.items()),
+    path("hooked/<str:how>/", hooked),
+    path("reports/", reports),
+    path("whole-in-atomic/", whole_in_atomic),
+]
+
+
+@never_cache
+def message(request: HttpRequest) -> HttpResponse:
+    """Say what waits for the user, and leave a message."""
+    answer = HttpResponse(",".join(map(str, messages.get_messages(request))))
+    messages.info(request, "from the page")
+    return answer
+
+
+def post(request: HttpRequest) -> HttpResponse:
+    """Only with a token."""
+    return HttpResponse("posted")
+
+
+pages = [
+    path(
+        "in/<int:number>/", include(([path("room-<slug:slug>/", described, name="page")], "rooms"), namespace="first")
+    ),
+    path("message/", message),
+    path("post/", post),
 ]

@@ -82,8 +82,8 @@ def ends(request: HttpRequest, websocket: WebSocket, how: str) -> None:
 def tenant(request: HttpRequest, websocket: WebSocket) -> None:
     """Say which schema the database looks into."""
     websocket.accept()
-    if "tenant" in request.GET:
-        connection.tenant = request.GET["tenant"]  # type: ignore[attr-defined]
+    if "schema" in request.GET:
+        connection.tenant = request.GET["schema"]  # type: ignore[attr-defined]
     while not websocket.closed:
         with connection.cursor() as cursor:
             cursor.execute("SHOW search_path")

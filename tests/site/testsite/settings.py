@@ -24,6 +24,7 @@ INSTALLED_APPS = [
     "django.contrib.contenttypes",
     "django.contrib.sessions",
     "django.contrib.messages",
+    "django.contrib.sites",
     "django_websocket",
     "testsite",
 ]
@@ -47,6 +48,7 @@ DATABASES = {
         "OPTIONS": {"timeout": 10},
     }
 }
+SITE_ID = 1
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 LANGUAGES = [("en", "English"), ("de", "German")]
 TIME_ZONE = "UTC"

@@ -7,7 +7,7 @@ from django.urls import include, path
 from django_websocket.logins import disconnect
 from django_websocket.pubsub import publish
 
-from . import probe, queries, sessions
+from . import ordinary, probe, queries, sessions
 from .models import Note
 
 
@@ -102,4 +102,5 @@ urlpatterns = [
     path("census/", census),
     path("database/<str:key>/", database),
     path("queries/", include(queries.pages)),
+    path("ordinary/", include((ordinary.pages, "ordinary"))),
 ]

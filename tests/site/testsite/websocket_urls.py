@@ -50,5 +50,5 @@ urlpatterns = [
     path("inside-atomic/<str:what>/", views.inside_atomic),
     path("keeps-the-session/", views.keeps_the_session),
     path("queries/", include(queries.urlpatterns)),
-    path("ordinary/", include(ordinary.urlpatterns)),
+    path("ordinary/", include((ordinary.urlpatterns, "ordinary"))),
 ]

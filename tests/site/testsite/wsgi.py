@@ -37,3 +37,8 @@ def monitored(environ: dict[str, Any], start_response: Callable[..., Any]) -> Mo
         return start_response(status, [*headers, ("X-Monitored", "yes")], exc_info)
 
     return Monitored(application(environ, start))
+
+
+def late(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterator[bytes]:
+    """The same within one that begins when its answer is asked for, and passes on a copy of the environment."""
+    yield from monitored({**environ}, start_response)
