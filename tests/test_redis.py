@@ -94,8 +94,15 @@ def test_chat_of_the_project_is_shared(redis_url: str, raw: Raw) -> None:
         second = stack.enter_context(gunicorn(env=environment))
         third = stack.enter_context(gunicorn(env=environment, worker=STOCK_WORKER))
         members = [stack.enter_context(RawClient(server.port)) for server in (first, second, third) for _ in range(5)]
-        for member in members:
+        for number, member in enumerate(members):
             member.open("/chat/")
+            # gevent-websocket sends the 101 before the view has subscribed: whoever hears himself is there.
+            member.send(frame(f"here {number}"))
+            while member.frame().text != f"here {number}":
+                pass
+        for number, member in enumerate(members[:-1]):
+            for later in range(number + 1, len(members)):
+                assert member.frame().text == f"here {later}"
         for number, member in enumerate(members):
             with at_once():
                 member.send(frame(f"first {number}"), frame(f"second {number}"))
