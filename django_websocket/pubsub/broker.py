@@ -75,6 +75,7 @@ def broker_from(setting: str | Mapping[str, Any]) -> Broker:
     """
     options = {"url": setting} if isinstance(setting, str) else dict(setting)
     kind = _class(options)
+    encrypted = "encryption_keys" in options
     keys = options.pop("encryption_keys", None)
     names = ["url", *getattr(kind, "OPTIONS", ())]
     unknown = [name for name in options if name not in names]
@@ -82,7 +83,7 @@ def broker_from(setting: str | Mapping[str, Any]) -> Broker:
         known = ", ".join(["class", "encryption_keys", *names])
         raise ValueError(f"WEBSOCKET_BROKER has the option {unknown[0]!r}. Those of its broker are {known}.")
     broker: Broker = kind(**options)
-    if keys is None:
+    if not encrypted:
         return broker
     try:
         from .encryption import EncryptedBroker

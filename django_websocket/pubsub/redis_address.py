@@ -91,12 +91,13 @@ class RedisAddress:
 
     Args:
         url: One of these, without what stands behind a `?`.
-        options: Some of `OPTIONS`, which count more than the same in the URL.
+        options: Some of `OPTIONS`, which count more than the same in the URL. One that is None is not given.
 
     Raises ValueError, which names the mistake and never repeats a password.
     """
 
     def __init__(self, url: str, options: Mapping[str, Any]) -> None:
+        options = {name: value for name, value in options.items() if value is not None}
         scheme, _, rest = url.partition("://")
         authority, slash, path = rest.partition("/")
         login, _, hosts = authority.rpartition("@")
