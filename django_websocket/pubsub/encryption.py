@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import base64
 import hmac
-import logging
-import time
 from collections.abc import Sequence
 from typing import Any
 
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
+from django_websocket.log import report
+
 from .broker import Broker, Listener, Subscriber
 
 SHORTEST_KEY = 32  # characters
-LOG_INTERVAL = 60.0  # seconds between two lines about messages that cannot be decrypted
-
-logger = logging.getLogger("django_websocket")
 
 
 class EncryptedBroker:
@@ -51,8 +48,6 @@ class Decrypting:
     def __init__(self, fernet: MultiFernet, listener: Listener) -> None:
         self._fernet = fernet
         self._listener = listener
-        self._dropped = 0
-        self._logged = -LOG_INTERVAL  # when
         self.lost = listener.lost
         self.missed = listener.missed
 
@@ -68,22 +63,14 @@ class Decrypting:
             if payload.startswith(bound):
                 readable.append((channel, payload[len(bound) :]))
             else:
-                self._drop(channel)
+                report(
+                    f"Channel {channel}",
+                    None,
+                    "a message was dropped that none of the encryption_keys of WEBSOCKET_BROKER opens: whoever "
+                    "published it has other keys, or none",
+                )
         if readable:
             self._listener.deliver(readable)
-
-    def _drop(self, channel: str) -> None:
-        self._dropped += 1
-        now = time.monotonic()
-        if now - self._logged >= LOG_INTERVAL:
-            logger.warning(
-                "Messages dropped: %d, the last one on channel %r. None of the encryption_keys of WEBSOCKET_BROKER "
-                "opens them: whoever publishes there has other keys, or none.",
-                self._dropped,
-                channel,
-            )
-            self._logged = now
-            self._dropped = 0
 
 
 def _derived(key: str) -> bytes:
