@@ -34,6 +34,7 @@ from django.test.utils import (  # noqa: E402
 
 from django_websocket import log  # noqa: E402
 
+from .certificates import Authority  # noqa: E402
 from .clients import DEADLINE, Client, RawClient, eventually  # noqa: E402
 from .postgres import Database, settings_of  # noqa: E402
 from .servers import WORKER as OUR_WORKER  # noqa: E402
@@ -42,6 +43,7 @@ from .servers import (  # noqa: E402
     Sentinel,
     Server,
     executable,
+    free_port,
     gunicorn,
     postgresql,
     redis_cluster,
@@ -244,6 +246,23 @@ def cluster() -> Iterator[Cluster]:
     """A Cluster for all tests, in which nothing fails."""
     with redis_cluster() as cluster:
         yield cluster
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """Signs certificates."""
+    return Authority(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture(scope="session")
+def tls_redis(authority: Authority) -> Iterator[Server]:
+    """A Redis with the password s3cret that speaks TLS, with those who show a certificate of the authority."""
+    certificate, key = authority.sign("server")
+    port = free_port()
+    args = ["--port", "0", "--tls-port", str(port), "--tls-cert-file", str(certificate), "--tls-key-file", str(key)]
+    args += ["--tls-ca-cert-file", str(authority.certificate), "--requirepass", "s3cret"]
+    with redis_server(port, args, probe=b"") as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

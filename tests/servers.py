@@ -278,7 +278,7 @@ class Sentinel:
     """Two Redis, of which the first is the master at the start, and the three sentinels that watch over them."""
 
     service = "main"
-    password = "of the servers"  # the sentinels' is twice the same
+    password = "of-the-servers"  # the sentinels' is twice the same
 
     def __init__(self, servers: Sequence[Server], sentinels: Sequence[Server]) -> None:
         self.servers = servers

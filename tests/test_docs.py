@@ -11,15 +11,17 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 import subprocess
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields
 from functools import partial
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import unquote
 
 import pytest
@@ -28,11 +30,15 @@ from websockets.sync.client import ClientConnection, connect
 
 from django_websocket.conf import PREFIX, Settings
 from django_websocket.protocol.frames import CloseCode
+from django_websocket.pubsub import redis_address
+from django_websocket.pubsub.broker import SCHEMES, Listener, Subscriber
+from django_websocket.pubsub.encryption import EncryptedBroker
 
+from .certificates import Authority
 from .clients import eventually
 from .documentation import PAGES, Project, arguments, blocks, command, commands, readme_project
 from .postgres import settings_of
-from .servers import ROOT, Server, executable, free_port, redis_server, unavailable
+from .servers import ROOT, Cluster, Sentinel, Server, executable, free_port, redis_server, unavailable
 from .test_browser import OPTIONS as CHROMIUM
 
 DEADLINE = 20  # seconds
@@ -174,6 +180,7 @@ TESTED_BELOW = {
     "cd mysite": "test_readme_followed_step_by_step_gives_a_chat",
     "python manage.py startapp chat": "test_readme_followed_step_by_step_gives_a_chat",
     "redis-cli PUBLISH news hello": "test_publishing_from_pages_shell_and_redis_cli",
+    **{line: "test_redis_users_need_no_more_than_the_page_says" for line in commands("docs/redis.md") if "ACL" in line},
     "kill -HUP $(cat gunicorn.pid)": "test_hup_tells_the_clients_and_starts_a_new_worker",
     "python manage.py test": "test_examples_of_tests_pass",
     "pytest --ds mysite.settings": "test_examples_of_tests_pass",
@@ -548,6 +555,132 @@ def test_missed_messages_are_told(publishing: Server, redis: Server) -> None:
         assert [receive(board), receive(board)] == ["43.00", '{"type":"reload"}']
         redis_cli(redis, "redis-cli PUBLISH prices 44.00")
         assert receive(prices) == receive(board) == "44.00"
+
+
+# docs/redis.md
+
+ROUND_TRIP = """
+from gevent import monkey
+monkey.patch_all()
+import os
+os.environ["DJANGO_SETTINGS_MODULE"] = "mysite.settings"
+import django
+django.setup()
+from django_websocket.pubsub import publish, subscribe
+with subscribe("news") as messages:
+    publish("news", "hello")
+    print(messages.get(timeout=10))
+"""
+
+
+def assert_carries(project: Project, broker: str) -> None:
+    """See that a message goes through the broker that these lines of the settings name."""
+    project.write("mysite/settings.py", broker, add=True)
+    project.run("python manage.py check")
+    assert project.run(f"python -c {shlex.quote(ROUND_TRIP)}") == "hello\n"
+
+
+@pytest.mark.parametrize("number", range(6), ids=["a server", "a dict", "TLS", "Sentinel", "Cluster", "encryption"])
+def test_redis_settings(
+    original: Project,
+    redis: Server,
+    tls_redis: Server,
+    authority: Authority,
+    sentinel: Sentinel,
+    cluster: Cluster,
+    tmp_path: Path,
+    number: int,
+) -> None:
+    broker = [block for block in blocks("docs/redis.md") if block.language == "python"][number]
+    assert broker.file == "mysite/settings.py"
+    certificate, key = authority.sign("documented")
+    code = broker.code
+    for documented, real in {
+        ":password@localhost:6379": redis.address,
+        "localhost:6379": redis.address,
+        ":password@redis.example.com:6379": f":s3cret@{tls_redis.address}",
+        "/etc/mysite/redis/ca.pem": str(authority.certificate),
+        "/etc/mysite/redis/mysite.pem": str(certificate),
+        "/etc/mysite/redis/mysite.key": str(key),
+        ":password@sentinel1:26379,sentinel2:26379,sentinel3:26379/mymaster": (
+            f":{sentinel.password}@{','.join(server.address for server in sentinel.sentinels)}/{sentinel.service}"
+        ),
+        '"sentinel_password": "password"': f'"sentinel_password": "{sentinel.password * 2}"',
+        ":password@node1:6379,node2:6379,node3:6379": ",".join(node.address for node in cluster.nodes[:3]),
+    }.items():
+        code = code.replace(documented, real)
+    assert "example" not in code and "node1" not in code and "/etc" not in code
+    assert_carries(original.copy(tmp_path / "mysite"), code)
+
+
+def test_redis_page_has_a_block_for_each_of_these() -> None:
+    assert sum(block.language == "python" for block in blocks("docs/redis.md")) == 6
+
+
+def test_redis_page_has_every_option_and_every_url() -> None:
+    first_cells = [row[0] for row in tables("docs/redis.md")]
+    documented = {name for cell in first_cells for name in re.findall(r"`([a-z_]+)`", cell)}
+    assert documented == {"url", "class", "encryption_keys", *redis_address.OPTIONS}
+    schemes = {found for cell in first_cells for found in re.findall(r"`([a-z+]+)://", cell)}
+    assert schemes - {"rediss"} == {scheme.replace("rediss", "redis") for scheme in SCHEMES} - {"memory"}
+
+
+def test_redis_users_need_no_more_than_the_page_says(
+    original: Project, sentinel: Sentinel, cluster: Cluster, tmp_path: Path
+) -> None:
+    with redis_server() as server:
+        redis_cli(server, command("docs/redis.md", "ACL", "+publish"))
+        for name, url in (("plain", server.address), ("database", f"{server.address}/3")):
+            copy = original.copy(tmp_path / name / "mysite")
+            assert_carries(copy, f'WEBSOCKET_BROKER = "redis://mysite:password@{url}?prefix=mysite:"')
+        with pytest.raises(AssertionError, match="No permissions"):
+            assert_carries(
+                original.copy(tmp_path / "other" / "mysite"),
+                f'WEBSOCKET_BROKER = "redis://mysite:password@{server.address}?prefix=other:"',
+            )
+    for server in sentinel.servers:
+        sentinel.ask(server, *arguments(command("docs/redis.md", "ACL", "+publish"))[1:])
+    broker = sentinel.broker()
+    url = broker["url"].replace(f":{sentinel.password}@", "mysite:password@")
+    copy = original.copy(tmp_path / "sentinel" / "mysite")
+    assert_carries(copy, f"WEBSOCKET_BROKER = { ({**broker, 'url': url, 'prefix': 'mysite:'}) }")
+    for server in cluster.nodes:
+        redis_cli(server, command("docs/redis.md", "ACL", "+spublish"))
+    copy = original.copy(tmp_path / "cluster" / "mysite")
+    url = f"redis+cluster://mysite:password@{cluster.nodes[0].address}?prefix=mysite:"
+    assert_carries(copy, f'WEBSOCKET_BROKER = "{url}"')
+
+
+class Wire:
+    """A broker that keeps the last message."""
+
+    sent = ("", b"")
+
+    def publish(self, channel: str, payload: bytes) -> None:
+        self.sent = channel, payload
+
+    def subscriber(self, listener: Listener) -> Subscriber:
+        listener.deliver([self.sent])
+        raise NotImplementedError
+
+
+def hears(reader: list[str], publisher: list[str]) -> bool:
+    """Whether who has some keys hears who has others."""
+    wire = Wire()
+    heard: list[Sequence[tuple[str, bytes]]] = []
+    EncryptedBroker(wire, publisher).publish("news", b"hello")
+    with pytest.raises(NotImplementedError):
+        EncryptedBroker(wire, reader).subscriber(SimpleNamespace(deliver=heard.append, lost=None, missed=None))
+    return heard == [[("news", b"hello")]]
+
+
+def test_while_keys_change_step_by_step_everybody_hears_everybody() -> None:
+    rows = [row for row in tables("docs/redis.md") if row[0] in ("before", "1", "2", "3")]
+    steps = [[key * 11 for key in re.findall("OLD|NEW", row[1])] for row in rows]
+    assert [len(keys) for keys in steps] == [1, 2, 2, 1]
+    for before, after in zip(steps, steps[1:], strict=False):  # some processes have the one, some the other
+        assert hears(before, after) and hears(after, before)
+    assert not hears(steps[0], steps[2])
 
 
 # docs/security.md

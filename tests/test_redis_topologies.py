@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 import logging
 import os
@@ -14,7 +13,6 @@ import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -23,9 +21,6 @@ import gevent
 import gevent.socket
 import pytest
 import redis as redis_py
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from redis._parsers import _RESP2Parser
 from redis.crc import key_slot
 from redis.credentials import CredentialProvider
@@ -37,6 +32,7 @@ from django_websocket.exceptions import BrokerError, MessagesMissed
 from django_websocket.pubsub import pipeline, publish, subscribe
 
 from .brokers import in_use
+from .certificates import Authority
 from .clients import RawClient, eventually, fetch, frame
 from .conftest import SITE, Connect, StartSite
 from .servers import Cluster, Sentinel, Server, free_port, redis_cluster, redis_sentinel, redis_server
@@ -136,71 +132,6 @@ def subscribed(raw: Raw, server: Server, channel: str) -> RawClient:
 # --- a server, TLS, logins -------------------------------------------------------------------------------------------
 
 
-class Authority:
-    """Signs certificates."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self._name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "an authority of these tests")])
-        self._key = ec.generate_private_key(ec.SECP256R1())
-        self.certificate = directory / "ca.pem"
-        usage = x509.KeyUsage(False, False, False, False, False, True, True, False, False)
-        builder = self._builder(self._name, self._key).add_extension(x509.BasicConstraints(True, None), critical=True)
-        self._write(self.certificate, builder.add_extension(usage, critical=True))
-
-    def sign(self, name: str, password: bytes = b"") -> tuple[Path, Path]:
-        """Return the paths of a certificate for 127.0.0.1, and of its key, encrypted if there is a password."""
-        key = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
-        alternatives = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
-        paths = self.directory / f"{name}.pem", self.directory / f"{name}.key"
-        self._write(paths[0], self._builder(subject, key).add_extension(alternatives, critical=False))
-        encryption = serialization.BestAvailableEncryption(password) if password else serialization.NoEncryption()
-        paths[1].write_bytes(
-            key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
-        )
-        return paths
-
-    def _builder(self, subject: x509.Name, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
-        now = datetime.datetime.now(datetime.timezone.utc)
-        issuer = self._key.public_key()
-        return (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(self._name)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(hours=1))
-            .not_valid_after(now + datetime.timedelta(days=2))
-            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer), critical=False)
-        )
-
-    def _write(self, path: Path, builder: x509.CertificateBuilder) -> None:
-        path.write_bytes(builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
-
-
-@pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    return Authority(tmp_path_factory.mktemp("authority"))
-
-
-@pytest.fixture(scope="module")
-def tls_redis(authority: Authority) -> Iterator[Server]:
-    """A Redis that speaks TLS with those who show a certificate of the authority, and asks for a password."""
-    certificate, key = authority.sign("server")
-    port = free_port()
-    args = ["--port", "0", "--tls-port", str(port), "--tls-cert-file", str(certificate), "--tls-key-file", str(key)]
-    args += ["--tls-ca-cert-file", str(authority.certificate), "--requirepass", "s3cret"]
-    with redis_server(port, args, probe=b"") as server:
-        yield server
-
-
-def tls_options(authority: Authority, name: str, **options: Any) -> dict[str, Any]:
-    certificate, key = authority.sign(name, options.get("ssl_password", "").encode())
-    return {"ssl_ca_certs": authority.certificate, "ssl_certfile": certificate, "ssl_keyfile": key, **options}
-
-
 def publish_in_a_process(broker: Any, channel: str, message: str) -> str:
     """Publish from a process without gevent, and return what it writes to standard error."""
     code = (
@@ -215,7 +146,7 @@ def publish_in_a_process(broker: Any, channel: str, message: str) -> str:
 def test_tls_with_a_client_certificate(
     start_site: StartSite, raw: Raw, tls_redis: Server, authority: Authority, key: str
 ) -> None:
-    options = tls_options(authority, "site")
+    options = authority.redis_options("site")
     url = f"rediss://:s3cret@{tls_redis.address}/0?{urlencode(options)}"
     with (
         start_site({"WEBSOCKET_BROKER": url}) as server,
@@ -224,7 +155,7 @@ def test_tls_with_a_client_certificate(
         client = subscribed(raw, server, key)
         assert fetch(server.port, f"/publish/{key}/?text=page").status == 200
         assert client.frame().text == "page"
-        in_a_dict = tls_options(authority, "task", ssl_password="for the key", url=f"rediss://{tls_redis.address}")
+        in_a_dict = authority.redis_options("task", ssl_password="for the key", url=f"rediss://{tls_redis.address}")
         assert publish_in_a_process({**in_a_dict, "password": "s3cret"}, key, "task") == ""
         assert client.frame().text == "task"
         # Silence is no failure: the subscriber asks, and stays.
@@ -236,7 +167,7 @@ def test_tls_with_a_client_certificate(
 
 def test_tls_that_does_not_fit_is_refused(tls_redis: Server, authority: Authority, tmp_path: Path, key: str) -> None:
     url = f"rediss://:s3cret@{tls_redis.address}"
-    fits = tls_options(authority, "fits", url=url)
+    fits = authority.redis_options("fits", url=url)
     for broker, words in (
         ({"url": url, "ssl_ca_certs": authority.certificate}, []),  # Redis breaks off, at one point or another
         ({**fits, "ssl_ca_certs": Authority(tmp_path).certificate}, ["CERTIFICATE_VERIFY_FAILED"]),
