@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import signal
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ import pytest
 from .clients import RawClient, at_once, eventually, fetch, fetch_json, frame, notes
 from .clients import request as handshake
 from .conftest import STOCK_WORKER, Connect, StartSite
+from .documentation import blocks
 from .postgres import Database, settings_of
 from .servers import Server
 
@@ -28,9 +30,13 @@ def plain(start_site: StartSite, postgres: Server) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def pooled(start_site: StartSite, postgres: Server) -> Iterator[Server]:
-    """The same with Django's connection pool."""
-    settings = settings_of(postgres, "pooled", OPTIONS=POOL, CONN_HEALTH_CHECKS=True)
-    with start_site({"DATABASES": {"default": settings}}) as server:
+    """The same with Django's connection pool, as it is documented, but with few connections."""
+    (example,) = [block.code for block in blocks("docs/views.md") if '"pool"' in block.code]
+    (assignment,) = [node for node in ast.parse(example).body if isinstance(node, ast.Assign)]
+    documented = ast.literal_eval(assignment.value)["default"]
+    documented["OPTIONS"]["pool"] |= {"min_size": 2, "max_size": 4}
+    del documented["NAME"]
+    with start_site({"DATABASES": {"default": settings_of(postgres, "pooled", **documented)}}) as server:
         yield server
 
 
@@ -342,7 +348,7 @@ def all_are_back(server: Server) -> bool:
     return bool(pool["pool_available"] == pool["pool_size"] and not pool.get("requests_waiting"))
 
 
-def test_handshake_that_takes_too_long_while_it_waits_for_the_pool_takes_nothing_along(
+def test_view_that_is_ended_while_it_waits_for_the_pool_takes_nothing_along(
     start_site: StartSite, postgres: Server, raw: Raw, database: Database, key: str
 ) -> None:
     settings = {
@@ -359,6 +365,10 @@ def test_handshake_that_takes_too_long_while_it_waits_for_the_pool_takes_nothing
         for client in late:
             client.send(handshake("/queries/asks/"))
         assert [client.response().status for client in late] == [500] * 5
+        for _ in range(5):
+            impatient = raw(server)
+            impatient.open("/queries/impatient/")
+            assert impatient.frame().text == "TimeoutError"
         database.terminate("late")
         for client in busy:
             assert client.closing()[0] == 1011

@@ -254,6 +254,7 @@ def test_examples_of_a_page_are_right_as_they_stand(original: Project, page: str
 
 VIEWS = """
 from chat import views as examples
+from chat.current import current
 from django.urls import path
 from django_websocket.decorators import websocket
 from django_websocket.pubsub import publish
@@ -263,6 +264,10 @@ def publisher(request, websocket, channel):
     for message in websocket:
         publish(channel, message)
         websocket.send("published")
+
+@websocket
+def knows_nobody(request, websocket):
+    websocket.send(str(hasattr(current, "user")))
 
 urlpatterns += [
     path("staff/", examples.staff),
@@ -275,6 +280,9 @@ urlpatterns += [
     path("room/<slug:room>/", examples.room),
     path("notifications/", examples.notifications),
     path("shout/", examples.shout),
+    path("numbers/", examples.Numbers.as_view()),
+    path("whoami/", examples.whoami),
+    path("whoami/without-the-decorator/", knows_nobody),
     path("publish/<channel>/", publisher),
 ]
 """
@@ -285,7 +293,9 @@ def views_project(original: Project, tmp_path_factory: pytest.TempPathFactory) -
     copy = original.copy(tmp_path_factory.mktemp("views") / "mysite")
     copy.put("docs/views.md", {"[], [], 60)": "[], [], 2)"})
     copy.write("mysite/websocket_urls.py", VIEWS, add=True)
-    copy.write("mysite/settings.py", 'MIDDLEWARE.insert(2, "django.middleware.locale.LocaleMiddleware")', add=True)
+    more = 'MIDDLEWARE.insert(2, "django.middleware.locale.LocaleMiddleware")\n'
+    more += 'MIDDLEWARE.append("chat.current.remember_user")'
+    copy.write("mysite/settings.py", more, add=True)
     # The page with the chat's address is not of this example.
     copy.run("python manage.py migrate --verbosity 0")
     return copy
@@ -435,6 +445,22 @@ def test_rooms_are_apart(views: Server) -> None:
         assert receive(eve) == "b"
         ann.send("a")
         assert receive(ann) == receive(bob) == "a"
+
+
+def test_class_based_view(views: Server, cookies: dict[str, str]) -> None:
+    assert refusal(views, "/numbers/") == (302, "/accounts/login/?next=/numbers/")
+    with client(views, "/numbers/", cookies["member"]) as websocket:
+        for number in (1, 2):
+            websocket.send("hello")
+            assert receive(websocket) == f"{number} hello"
+
+
+def test_what_a_middleware_keeps_in_a_thread_local(views: Server, cookies: dict[str, str]) -> None:
+    for cookie, name in (("", "nobody"), (cookies["member"], "member")):
+        with client(views, "/whoami/", cookie) as websocket:
+            assert receive(websocket) == name
+    with client(views, "/whoami/without-the-decorator/") as websocket:
+        assert receive(websocket) == "False"
 
 
 def test_a_view_that_only_forwards(views: Server, cookies: dict[str, str]) -> None:

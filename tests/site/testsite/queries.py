@@ -79,6 +79,17 @@ def ends(request: HttpRequest, websocket: WebSocket, how: str) -> None:
 
 
 @websocket
+def impatient(request: HttpRequest, websocket: WebSocket) -> None:
+    """Ask for a database, and wait for it for a moment only."""
+    websocket.accept()
+    try:
+        with gevent.Timeout(0.1, TimeoutError):
+            Note.objects.count()
+    except TimeoutError:
+        websocket.send("TimeoutError")
+
+
+@websocket
 def tenant(request: HttpRequest, websocket: WebSocket) -> None:
     """Say which schema the database looks into."""
     websocket.accept()
@@ -190,6 +201,7 @@ urlpatterns = [
     path("asks-all/", asks_all),
     path("sleeps/", sleeps),
     path("ends/<str:how>/", ends),
+    path("impatient/", impatient),
     path("tenant/", tenant),
     path("in-atomic/<str:what>/", in_atomic),
     path("accepts-in-atomic/<str:how>/", accepts_in_atomic),
