@@ -257,6 +257,7 @@ class Conversation(ViewGreenlet):
         if connection is not None:
             if self._on_end in connection.on_end:
                 connection.on_end.remove(self._on_end)
+            connection.before_taking = None
             connection.close_fileno()
             if self.websocket.connection is None:  # the view did not wait for it to the end
                 connection.close(CloseCode.INTERNAL_ERROR, "internal error")

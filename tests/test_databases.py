@@ -169,6 +169,14 @@ def test_tenant_that_a_middleware_has_set_on_the_wrapper_stays_for_the_conversat
                 assert client.ask("?") == tenant
 
 
+def test_nothing_but_its_connection_is_left_of_a_view_that_used_the_orm_and_listens(
+    plain: Server, raw: Raw, database: Database, key: str
+) -> None:
+    raw(plain).open(f"/queries/listens/?key={key}")
+    assert eventually(lambda: not fetch_json(plain.port, f"/queries/request-is-alive/{key}/"))
+    assert eventually(lambda: database.held("plain") == 0)
+
+
 # --- while a query runs ----------------------------------------------------------------------------------------------
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import socket
 import sys
+import weakref
 from select import select as standard_select
 
 import gevent
@@ -21,6 +23,7 @@ from django_websocket.websocket import WebSocket
 from . import probe
 from .models import Note
 
+requests: dict[str, weakref.ref[HttpRequest]] = {}  # by their `key`
 greenlets: dict[str, Greenlet[..., object]] = {}  # of views, by the request's `key`
 
 
@@ -76,6 +79,15 @@ def ends(request: HttpRequest, websocket: WebSocket, how: str) -> None:
                 cursor.execute("SELECT pg_sleep(60)")
     finally:
         probe.note(request, f"{how}: finally")
+
+
+@websocket
+def listens(request: HttpRequest, websocket: WebSocket) -> HttpResponse:
+    """Use the ORM, and be over."""
+    requests[request.GET["key"]] = weakref.ref(request)
+    websocket.accept()
+    Note.objects.count()
+    return websocket.listen("nobody")
 
 
 @websocket
@@ -201,6 +213,7 @@ urlpatterns = [
     path("asks-all/", asks_all),
     path("sleeps/", sleeps),
     path("ends/<str:how>/", ends),
+    path("listens/", listens),
     path("impatient/", impatient),
     path("tenant/", tenant),
     path("in-atomic/<str:what>/", in_atomic),
@@ -217,6 +230,12 @@ def kill(request: HttpRequest, key: str) -> HttpResponse:
     return HttpResponse("killed")
 
 
+def request_is_alive(request: HttpRequest, key: str) -> JsonResponse:
+    """Whether the request of a view is still in memory."""
+    gc.collect()
+    return JsonResponse(requests[key]() is not None, safe=False)
+
+
 def pool(request: HttpRequest) -> JsonResponse:
     """What Django's connection pool says of itself."""
     return JsonResponse(connection.pool.get_stats())  # type: ignore[attr-defined]
@@ -224,5 +243,6 @@ def pool(request: HttpRequest) -> JsonResponse:
 
 pages = [
     path("kill/<str:key>/", kill),
+    path("request-is-alive/<str:key>/", request_is_alive),
     path("pool/", pool),
 ]
