@@ -12,6 +12,11 @@ GUNICORN = (
     *("gunicorn", "-w", "1", "-b", "127.0.0.1:{port}", "--worker-connections", "20000", "--backlog", "2048"),
     *("--graceful-timeout", "1", "--log-level", "warning", "--no-control-socket"),
 )
+# It counts no conversation as a request, and needs some time to tell its clients that it stops.
+OUR_WORKER = (
+    *("-k", "django_websocket.worker.GeventWebSocketWorker"),
+    *("--worker-connections", "1000", "--graceful-timeout", "10"),
+)
 UVICORN = (
     *("uvicorn", "--host", "127.0.0.1", "--port", "{port}", "--loop", "uvloop", "--ws", "websockets-sansio"),
     *("--no-access-log", "--log-level", "warning"),
@@ -65,7 +70,7 @@ def ours(directory, name):
     path = [str(APPS)] if directory == INSTALLED else [str(APPS), str(directory)]
     in_views = Server(
         name,
-        (*GUNICORN, "-k", "django_websocket.worker.GeventWebSocketWorker", "djangosite.ours_wsgi:application"),
+        (*GUNICORN, *OUR_WORKER, "djangosite.ours_wsgi:application"),
         paths={
             "echo": ECHO,
             "lookup": "/lookup/",

@@ -19,7 +19,7 @@ def run(bin_directory, ours):
 def try_one(bin_directory, server):
     """Each has a Redis of its own, in which nobody else uses the same channels."""
     with tempfile.TemporaryDirectory() as logs:
-        bench = Bench(bin_directory, logs, seconds=0.1, idle_seconds=0.1, smoke=True)
+        bench = Bench(bin_directory, logs, seconds=0.4, idle_seconds=0.1, smoke=True)
         with bench.services():
             return measure(bench, server)
 

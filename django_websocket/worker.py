@@ -155,9 +155,10 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
         """Load the application, and stand between it and gunicorn."""
         open_connections()  # from here on this process is one that serves clients
         super().load_wsgi()
-        from . import checks, conf  # not before everything is patched and the project is loaded
+        from . import checks, conf, conversation  # not before everything is patched and the project is loaded
 
         self._settings = conf.current()
+        self._close_databases = conversation.close_databases
         longest_drain = max(0.0, self.cfg.graceful_timeout - DRAIN_MARGIN) / 2
         for message in checks.check_worker(self._settings, self.cfg.workers, longest_drain):
             self.log.warning("%s", checks.sentence(message))
@@ -172,6 +173,7 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
         current.request = None
         current.client = client
         current.waits_for_head = True
+        current.serves_pages = False
         current.deadline = SlowHead.start_new(self._settings.handshake_timeout)
         try:
             give_up_after(self._settings.send_timeout, client)
@@ -186,6 +188,8 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
         finally:
             current.deadline.close()
             client.close()
+            if current.serves_pages:
+                self._close_databases()  # of pages: no other greenlet could use them
 
     def timeout_ctx(self) -> Any:
         """Limit the time for a request's head, where gunicorn knows only `keepalive`."""
@@ -231,10 +235,11 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
 
     def _call(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
         """Call the application; where it accepts an upgrade, return a `Handover`."""
+        current: Any = getcurrent()
         if not is_upgrade(environ.get("HTTP_UPGRADE", "")):
+            current.serves_pages = True
             return self._application(environ, start_response)
         started = datetime.now()
-        current: Any = getcurrent()
         request = current.request
         # The client may have sent frames behind its request. If it is refused, nobody may take them for a request.
         request.force_close()
