@@ -257,7 +257,6 @@ class Conversation(ViewGreenlet):
         if connection is not None:
             if self._on_end in connection.on_end:
                 connection.on_end.remove(self._on_end)
-            connection.before_taking = None
             connection.close_fileno()
             if self.websocket.connection is None:  # the view did not wait for it to the end
                 connection.close(CloseCode.INTERNAL_ERROR, "internal error")
@@ -312,6 +311,7 @@ class Conversation(ViewGreenlet):
 
     def _close_databases(self) -> None:
         """Give back what the view has used, unless the chain is not done with it."""
+        self._watch_databases(False)  # the connection may outlive the view
         accepted = self.websocket.connection is not None
         for wrapper in connections.all(initialized_only=True):
             if (accepted or wrapper not in self._shared) and not wrapper.in_atomic_block:

@@ -71,10 +71,11 @@ def test_five_hundred_clients_share_the_connections_of_a_pool(pooled: Server, ra
     assert eventually(lambda: all_are_back(pooled))
 
 
-def test_no_connection_is_held_under_the_stock_worker(
-    start_site: StartSite, postgres: Server, raw: Raw, database: Database
+def test_stock_worker_holds_no_connection_and_no_transaction_either(
+    start_site: StartSite, postgres: Server, raw: Raw, database: Database, key: str
 ) -> None:
-    with start_site({"DATABASES": {"default": settings_of(postgres, "stock")}}, worker=STOCK_WORKER) as server:
+    settings = settings_of(postgres, "stock", ATOMIC_REQUESTS=True, CONN_MAX_AGE=None)
+    with start_site({"DATABASES": {"default": settings}}, worker=STOCK_WORKER) as server:
         clients = [raw(server) for _ in range(30)]
         for client in clients:
             client.open("/queries/asks/")
@@ -83,6 +84,12 @@ def test_no_connection_is_held_under_the_stock_worker(
         for client in clients:
             client.send(frame("?"))
             assert client.frame().text.isdigit()
+        for how, code, stay in (("raise", 4500, 0), ("404", 4404, 0), ("response", 4403, 1)):
+            refused = raw(server)
+            refused.open(f"/writes/{how}/?key={key}{how}")
+            assert refused.closing()[0] == code
+            assert database.written(f"{key}{how}") == stay
+            clients.append(refused)
         assert eventually(lambda: database.held("stock") == 0)
         for client in clients:
             client.sock.close()  # for whom that worker would wait
@@ -286,7 +293,7 @@ def test_loop_over_messages_may_handle_each_in_a_transaction(
     assert [client.frame().text for _ in range(3)] == ["written"] * 3
     client.send(frame(key))
     assert client.frame().text == "written"
-    assert database.written(key) == 4
+    assert eventually(lambda: database.written(key) == 4)  # what is sent in a transaction is there before its commit
     assert eventually(lambda: database.held("plain") == 0)
 
 

@@ -12,14 +12,27 @@ import pytest
 
 from .clients import RawClient, eventually, fetch, frame, notes
 from .clients import request as handshake
-from .conftest import Connect, StartSite
+from .conftest import OUR_WORKER, STOCK_WORKER, Connect, StartSite
 from .servers import Server
 
 Raw = Callable[..., RawClient]
 
 
+@pytest.fixture(scope="module", params=[OUR_WORKER, STOCK_WORKER], ids=["ours", "stock"])
+def furnished_by_either(request: pytest.FixtureRequest, start_site: StartSite) -> Iterator[Server]:
+    """The test site with much middleware, under either worker."""
+    with start_furnished(start_site, request.param) as server:
+        yield server
+
+
 @pytest.fixture(scope="module")
 def furnished(start_site: StartSite) -> Iterator[Server]:
+    """The same under ours."""
+    with start_furnished(start_site, OUR_WORKER) as server:
+        yield server
+
+
+def start_furnished(start_site: StartSite, worker: str) -> Server:
     """The test site with much middleware around what it has itself."""
     from testsite import settings
 
@@ -39,8 +52,7 @@ def furnished(start_site: StartSite) -> Iterator[Server]:
         "django.middleware.cache.FetchFromCacheMiddleware",
     ]
     caches = {"default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}}
-    with start_site({"MIDDLEWARE": middleware, "CACHES": caches, "USE_TZ": True}) as server:
-        yield server
+    return start_site({"MIDDLEWARE": middleware, "CACHES": caches, "USE_TZ": True}, worker=worker)
 
 
 def log_in(server: Server) -> str:
@@ -51,7 +63,8 @@ def log_in(server: Server) -> str:
 # --- the request -----------------------------------------------------------------------------------------------------
 
 
-def test_request_is_what_it_is_in_a_page_and_stays_so(furnished: Server, connect: Connect) -> None:
+def test_request_is_what_it_is_in_a_page_and_stays_so(furnished_by_either: Server, connect: Connect) -> None:
+    furnished = furnished_by_either
     path = "/ordinary/in/7/room-lobby/?zone=Asia/Tokyo"
     cookie = log_in(furnished)
     fetch(furnished.port, "/session/?colour=blue", {"Cookie": cookie})
