@@ -35,7 +35,7 @@ from .brokers import in_use
 from .certificates import Authority
 from .clients import RawClient, eventually, fetch, frame
 from .conftest import SITE, Connect, StartSite
-from .servers import Cluster, Sentinel, Server, free_port, redis_cluster, redis_sentinel, redis_server
+from .servers import Cluster, Sentinel, Server, executable, free_port, redis_cluster, redis_sentinel, redis_server
 from .wire import until
 
 Raw = Callable[..., RawClient]
@@ -132,15 +132,33 @@ def subscribed(raw: Raw, server: Server, channel: str) -> RawClient:
 # --- a server, TLS, logins -------------------------------------------------------------------------------------------
 
 
+def run(code: str, broker: Any) -> subprocess.CompletedProcess[str]:
+    """Run code in a process with the test site's settings."""
+    environment = {**os.environ, "TESTSITE_SETTINGS": json.dumps({"WEBSOCKET_BROKER": broker}, default=str)}
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=SITE, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
 def publish_in_a_process(broker: Any, channel: str, message: str) -> str:
     """Publish from a process without gevent, and return what it writes to standard error."""
     code = (
         f"import django; django.setup()\nfrom django_websocket.pubsub import publish\npublish({channel!r}, {message!r})"
     )
-    environment = {**os.environ, "TESTSITE_SETTINGS": json.dumps({"WEBSOCKET_BROKER": broker}, default=str)}
-    return subprocess.run(
-        [sys.executable, "-c", code], cwd=SITE, env=environment, capture_output=True, text=True, timeout=60, check=False
-    ).stderr
+    return run(code, broker).stderr
+
+
+def output_of_a_round_trip(broker: Any) -> str:
+    """Publish and receive in a process where everything is patched, as in a worker, and return what came."""
+    code = (
+        "from gevent import monkey; monkey.patch_all()\n"
+        "import django; django.setup()\n"
+        "from django_websocket.pubsub import publish, subscribe\n"
+        "with subscribe('news') as messages:\n"
+        "    publish('news', 'hello')\n"
+        "    print(messages.get(timeout=10))\n"
+    )
+    return run(code, broker).stdout
 
 
 def test_tls_with_a_client_certificate(
@@ -179,6 +197,38 @@ def test_tls_that_does_not_fit_is_refused(tls_redis: Server, authority: Authorit
         for word in [*words, "WEBSOCKET_BROKER"]:
             assert word in error[-1]
         assert not [line for line in error if "s3cret" in line or "wr0ng" in line]
+
+
+def test_sentinels_and_nodes_with_tls(authority: Authority, tmp_path: Path) -> None:
+    certificate, key = authority.sign("servers")
+    options = {name: str(path) for name, path in authority.redis_options("client").items()}
+    port, bus = free_port(), free_port()
+    tls = {
+        "tls-port": port,
+        "port": 0,
+        "tls-cert-file": certificate,
+        "tls-key-file": key,
+        "tls-ca-cert-file": authority.certificate,
+        "tls-replication": "yes",
+        "tls-cluster": "yes",
+    }
+    args = [word for name, value in tls.items() for word in (f"--{name}", str(value))]
+    (tmp_path / "nodes.conf").write_text(
+        f"{'a' * 40} 127.0.0.1:{port}@{bus} myself,master - 0 0 1 connected 0-16383\n"
+        f"vars currentEpoch 1 lastVoteEpoch 0\n"
+    )
+    node = ["--cluster-enabled", "yes", "--cluster-port", str(bus), "--dir", str(tmp_path)]
+    with redis_server(port, [*args, *node], probe=b""):
+        broker = {"url": f"rediss+cluster://127.0.0.1:{port}", **options}
+        assert eventually(lambda: output_of_a_round_trip(broker) == "hello\n")
+    with redis_server(port, args, probe=b""):
+        watcher = free_port()
+        configuration = tmp_path / "sentinel.conf"
+        lines = [f"{name} {watcher if name == 'tls-port' else value}" for name, value in tls.items()]
+        configuration.write_text("\n".join([*lines, f"dir {tmp_path}", f"sentinel monitor main 127.0.0.1 {port} 1"]))
+        with Server([executable("redis-server"), configuration, "--sentinel"], port=watcher):
+            broker = {"url": f"rediss+sentinel://127.0.0.1:{watcher}/main", **options}
+            assert output_of_a_round_trip(broker) == "hello\n"
 
 
 def test_a_unix_socket_with_a_login_and_a_database(cooperative: None, tmp_path: Path, key: str) -> None:
