@@ -44,6 +44,11 @@ def report(who: str, code: int | None, cause: str, detail: str = "", level: int 
         gevent.spawn(_write)
 
 
+def begin_anew() -> None:
+    """Forget what was counted: of tests, each one gets its own lines."""
+    _counts.clear()
+
+
 def _write() -> None:
     """Log what waits. In a greenlet of its own: what handles the records is the project's, and may block or raise."""
     global _writing

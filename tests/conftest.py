@@ -60,7 +60,7 @@ MARK = f"DJANGO_WEBSOCKET_TESTS={uuid.uuid4().hex}"
 @pytest.fixture(autouse=True)
 def nothing_is_summed_up() -> Iterator[None]:
     """Each test gets its own lines in the log, however many alike there were in those before."""
-    log._counts.clear()
+    log.begin_anew()
     log._waiting.clear()
     yield
 

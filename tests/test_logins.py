@@ -7,8 +7,11 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
+from redis import Redis
 
-from .clients import RawClient, fetch, frame
+from django_websocket.logins import CHANNEL
+
+from .clients import RawClient, eventually, fetch, frame
 from .conftest import StartSite
 from .servers import Server, redis_server
 
@@ -113,6 +116,8 @@ def test_user_is_disconnected_by_hand_in_every_process(start_site: StartSite, ra
             other.open("/members/", others)
             for client in clients:
                 assert talks(client)
+            with Redis(port=redis.port) as asked:  # a process listens soon after the first login has come
+                assert eventually(lambda: asked.pubsub_numsub(CHANNEL)[0][1] == 2)
             assert fetch(first.port, f"/change/disconnect/?name={key}").status == 200
             for client in clients:
                 assert client.closing() == (4401, "go away")

@@ -874,3 +874,11 @@ def test_a_waiting_view_gives_its_connection_back(
             assert ws.receive() == "asked"
     finally:
         del connections["other"]
+
+
+def test_refusals_are_in_the_log_however_many_there_are(client: Client, caplog: pytest.LogCaptureFixture) -> None:
+    for number in range(1, 16):
+        with pytest.raises(HandshakeRefused):
+            client.websocket("/echo/", origin="https://evil.example")
+        gevent.idle()
+        assert len(caplog.records) == number

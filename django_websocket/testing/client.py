@@ -28,6 +28,7 @@ from django.http import HttpRequest, HttpResponse, HttpResponseBase
 from django.test.client import ClientHandler
 from gevent import monkey
 
+from django_websocket import log
 from django_websocket.conversation import KILL_TIMEOUT, Conversation
 from django_websocket.exceptions import ConnectionClosed
 from django_websocket.protocol.engine import Close, Engine, Failure, Ping, Role
@@ -102,6 +103,7 @@ class Client(django.test.Client):
         accepts, unless the client was made with `raise_request_exception=False`.
         """
         _check_environment()
+        log.begin_anew()
         offered = {"Sec-WebSocket-Protocol": ", ".join(subprotocols)} if subprotocols else {}
         handshake = ClientRequest("", headers=offered)
         upgrade = Upgrade("127.0.0.1")
