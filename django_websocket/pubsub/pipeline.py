@@ -78,14 +78,14 @@ class Link:
 
         Raises OSError, or TimeoutError after `timeout` seconds of silence.
         """
+        self._sock.settimeout(timeout)
         if self._reader is None:
             try:
-                return [self._connection.read_response(timeout=timeout, disconnect_on_error=False)]
+                return [self._connection.read_response(disconnect_on_error=False)]
             except redis.ResponseError as error:
                 return [error.with_traceback(None)]  # which would keep the connection for as long as the error is kept
             except redis.TimeoutError as error:
                 raise TimeoutError("timed out") from error
-        self._sock.settimeout(timeout)
         while True:
             data = self._sock.recv(65536)
             if not data:
