@@ -17,7 +17,10 @@ NOT_INHERITED = {"DJANGO_SETTINGS_MODULE", "GUNICORN_CMD_ARGS", "WEB_CONCURRENCY
 
 
 class Bench:
-    """What all measurements of a run share: the environment, cores, Redis, where logs go, how long to measure."""
+    """What all measurements of a run share: the environment, cores, services, where logs go, and the servers.
+
+    A server is started when it is needed, and stays until `stop()`: what takes turns with the others waits idle.
+    """
 
     def __init__(self, bin_directory, logs, *, cores=(None, None, None), seconds=3.0, idle_seconds=2.5, smoke=False):
         self.bin = bin_directory
@@ -26,10 +29,12 @@ class Bench:
         self.seconds = seconds
         self.idle_seconds = idle_seconds
         self.smoke = smoke  # nothing is measured: no time is spent on making figures comparable
-        self.rate = 500.0  # messages/s of the loads at one rate
+        self.rate = 5000.0  # messages/s of the loads at one rate
         self.cookie = None
         self.redis = None
         self.redis_port = free_port()
+        self.running = {}  # server's name -> process, port
+        self.failed = {}  # server's name -> why it does not serve
 
     def start_redis(self):
         options = ("--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--maxclients", "12000")
@@ -57,15 +62,18 @@ class Bench:
         try:
             yield
         finally:
+            for name in list(self.running):
+                self.stop(name)
             self.redis.stop()
+
+    def stop(self, name):
+        process, _ = self.running.pop(name, (None, None))
+        if process is not None:
+            process.stop()
 
     def calibrate(self, server, share):
         """Have loads at one rate use that share of what `server` carries."""
-        process = self.start(server)
-        try:
-            result = self.measure(server, echo("", "", 100), *process)
-        finally:
-            process[0].stop()
+        result = self.measure(server, echo("calibration", "", 100))
         if wrong := faults(result):
             raise SystemExit(f"{server.name}, which sets the rate for the others: {wrong}")
         self.rate = result["rate"] * share
@@ -80,13 +88,12 @@ class Bench:
             "PYTHONDONTWRITEBYTECODE": "1",  # the checkouts stay as they are
             "DATABASE": str(self.logs / "db.sqlite3"),
             "REDIS_URL": f"redis://127.0.0.1:{self.redis_port}/0",
+            "CHANNEL": server.name if server else "",
             **(server.environ if server else {}),
         }
 
     def start(self, server):
-        """The running server: a process and its port. RuntimeError says why it does not serve."""
-        if not self.redis.alive():
-            self.start_redis()
+        """A process of the server and its port. RuntimeError says why it does not serve."""
         port = free_port()
         command = server.command_line(self.bin, port)
         try:
@@ -107,7 +114,29 @@ class Bench:
             raise
         return process, port
 
-    def measure(self, server, load, process, port):
+    def measure(self, server, load):
+        """The result of the load on the server, or `{"failed": why}`."""
+        if not self.redis.alive():
+            self.start_redis()
+        alone = load.measures_memory and not self.smoke  # in a new process: clients that left have left memory behind
+        if server.name in self.running and (alone or not self.running[server.name][0].alive()):
+            self.stop(server.name)
+        try:
+            if server.name not in self.running and server.name not in self.failed:
+                self.running[server.name] = self.start(server)
+        except RuntimeError as error:
+            self.failed[server.name] = str(error)
+        if server.name in self.failed:
+            return {"failed": self.failed[server.name]}
+        process, port = self.running[server.name]
+        result = self.put_under(server, load, process, port)
+        if alone:
+            self.stop(server.name)
+        elif not self.smoke and not wait_until_quiet(process.pids()):
+            self.stop(server.name)  # it would take the core from the next
+        return result
+
+    def put_under(self, server, load, process, port):
         """The result of wsload, with what the server's memory or CPU had to do with it."""
         pids = process.pids()
         arguments = ["--port", port, "--path", server.paths[load.path], *load.arguments]
@@ -118,7 +147,8 @@ class Bench:
         if load.login:
             arguments += ["--header", f"Cookie: {self.cookie}"]
         if load.redis:
-            arguments += ["--redis", self.redis_port]
+            room = "room" if load.path == "room" else ""
+            arguments += ["--redis", self.redis_port, "--channel", f"{server.name}{room}"]
         elif load.mode == "fanout":
             arguments += ["--publisher-path", server.publisher or server.paths[load.path]]
         if load.rated:
@@ -130,6 +160,7 @@ class Bench:
             messages = result.get("acknowledged" if load.path == "room" else "msgs")
             if messages:
                 result["cpu_per_message"] = result["cpu_server_s"] / messages
+                result["kernel_per_message"] = result["kernel_server_s"] / messages
                 result["redis_cpu_per_message"] = result["cpu_redis_s"] / messages
         if load.rated:
             result["asked"] = self.rate
@@ -150,30 +181,5 @@ class Bench:
         if load.mode == "idle":
             arguments += ["-t", self.idle_seconds]
         else:
-            arguments += ["-t", self.seconds / 5, "--hold", self.idle_seconds]
+            arguments += ["-t", min(self.seconds, 1), "--hold", self.idle_seconds]
         return run_wsload(load.mode, arguments, core=self.load_core, on_open=clients_are_open) | found
-
-    def measure_all(self, server, loads):
-        """Yields each load with its result, from one process of the server; from a new one where that has died.
-
-        Memory is measured in a new one: what clients have left behind would be there for the next.
-        """
-        process = failed = None
-        try:
-            for load in loads:
-                if process is not None and load.measures_memory and not self.smoke:
-                    process.stop()
-                try:
-                    if not failed and (process is None or not process.alive()):
-                        process, port = self.start(server)
-                except RuntimeError as error:
-                    failed = {"failed": str(error)}
-                if failed:
-                    yield load, failed
-                else:
-                    yield load, self.measure(server, load, process, port)
-                    if not self.smoke:
-                        wait_until_quiet(process.pids())
-        finally:
-            if process is not None:
-                process.stop()

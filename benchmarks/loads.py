@@ -18,7 +18,8 @@ class Load:
 
     `value` is the key of the figure that matters in the result. With `login` the clients are logged in; with `redis`
     the generator publishes in Redis itself; with `rated` messages come at a rate, the same for all servers. `rounds` is
-    in how many it is measured, None for all. `curve` and `at` place it in a plot.
+    in how many it is measured, None for all; `many` are clients in such a number that not every server is tried.
+    `curve` and `at` place it in a plot.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Load:
     login: bool = False
     redis: bool = False
     rated: bool = False
+    many: bool = False
     rounds: int | None = None
     curve: str = ""
     at: int = 0
@@ -43,7 +45,7 @@ class Load:
 
     @property
     def less_is_better(self):
-        return self.measures_memory or self.rated or bool(self.curve)
+        return self.value != "rate"
 
     @property
     def arguments(self):
@@ -65,64 +67,57 @@ def fanout(name, what, clients, *options, **more):
 
 
 def rooms(count, members):
-    options = ("--channels", count, "--channel", "room", "--window", 10)
+    options = ("--channels", count, "--window", 10)
     load = fanout("", f"{count:,} channels with {members} members each", count * members, *options, redis=True)
     return replace(load, path="room")
 
 
-def memory(clients, rounds):
-    shared = {"value": "kib_per_client", "unit": "KiB for a client", "rounds": rounds}
+def memory(clients, **more):
+    more = {"value": "kib_per_client", "unit": "KiB for a client"} | more
     return [
-        Load(f"idle{clients}", f"memory, {clients:,} clients that are silent", "idle", "echo", clients, **shared),
-        fanout(f"members{clients}", f"memory, {clients:,} clients that are subscribed", clients, **shared),
+        Load(f"idle{clients}", f"memory, {clients:,} silent clients", "idle", "echo", clients, **more),
+        fanout(f"members{clients}", f"memory, {clients:,} subscribed clients", clients, **more),
     ]
 
 
 def curve(name, points, make):
     """A load at several sizes, of which each message's cost is plotted."""
-    shared = {"value": "cpu_per_message", "unit": "µs of CPU", "factor": 1e6, "rounds": 1, "curve": name}
+    shared = {"value": "cpu_per_message", "unit": "µs of CPU", "factor": 1e6, "many": True, "rounds": 1, "curve": name}
     return [replace(make(point), name=f"{name}-{point}", at=point, **shared) for point in points]
 
 
+SIZES = (1, 10, 100, 1000, 5000, 15000)
 GROWTH = [
-    *curve("clients", (1, 10, 100, 1000, 5000, 15000), lambda n: echo("", f"{n:,} clients", n)),
-    *curve(
-        "members",
-        (1, 10, 100, 1000, 5000, 15000),
-        lambda n: fanout("", f"{n:,} in a channel", n, "--window", 4, redis=True),
-    ),
+    *curve("clients", SIZES, lambda n: echo("", f"{n:,} clients", n)),
+    *curve("members", SIZES, lambda n: fanout("", f"{n:,} in a channel", n, "--window", 4, redis=True)),
     *curve("channels", (1, 10, 100, 1000), lambda n: rooms(n, members=10)),
 ]
 
-# In this order for each server.
+# In this order in each round. What is measured in one round only is left out by --quick.
 LOADS = [
     *memory(2000, rounds=2),
-    *memory(15000, rounds=1),
-    Load("connect", "handshakes, anonymous", "connect", "echo", 50, unit="handshakes/s"),
-    Load("connect_login", "handshakes, logged in", "connect", "lookup", 50, unit="handshakes/s", login=True),
-    echo("echo1", "64 B, 1 client", 1, rounds=2),
-    echo("echo1_p16", "64 B, 1 client, 16 in flight", 1, "-p", 16, rounds=2),
-    echo("echo", "64 B, 100 clients", 100),
-    echo("echo_p16", "64 B, 100 clients, 16 in flight for each", 100, "-p", 16),
-    echo("echo1000", "64 B, 1,000 clients", 1000, rounds=2),
-    echo("echo1000_p16", "64 B, 1,000 clients, 16 in flight for each", 1000, "-p", 16, rounds=2),
-    echo("echo_64k", "64 KiB, 20 clients", 20, "-s", 65536),
-    Load(
-        "lookup",
-        "JSON, with a query by the ORM for each message, 20 clients",
-        "echo",
-        "lookup",
-        20,
-        ("--json", "-s", 128),
+    *memory(15000, rounds=1, many=True),
+    Load("connect", "handshakes, anonymous", "connect", "echo", 50, unit="handshakes/s", rounds=3),
+    Load("connect_login", "handshakes, logged in", "connect", "lookup", 50, unit="handshakes/s", login=True, rounds=3),
+    echo("echo1", "64 B, 1 client", 1, rounds=1),
+    echo("echo1_p16", "64 B, 1 client, 16 in flight", 1, "-p", 16, rounds=1),
+    echo("echo", "64 B, 100 clients", 100, rounds=4),
+    echo("echo_p16", "64 B, 100 clients, 16 in flight each", 100, "-p", 16, rounds=4),
+    echo("echo1000", "64 B, 1,000 clients", 1000, rounds=1),
+    echo("echo1000_p16", "64 B, 1,000 clients, 16 in flight each", 1000, "-p", 16, rounds=1),
+    echo("echo_64k", "64 KiB, 20 clients", 20, "-s", 65536, rounds=3),
+    replace(echo("lookup", "", 20, "--json", "-s", 128, rounds=2), path="lookup", what="JSON and a query, 20 clients"),
+    replace(
+        echo("latency", "64 B, 100 clients, at one rate", 100, rounds=3),
+        **{"value": "p99_us", "unit": "ms, p99", "factor": 1e-3, "rated": True},
     ),
-    echo("latency", "64 B, 100 clients, at one rate", 100, value="p99_us", unit="ms at p99", factor=1e-3, rated=True),
     fanout("fanout200", "fan-out to 200", 200),
     fanout("fanout1000", "fan-out to 1,000", 1000),
-    fanout("fanout5000", "fan-out to 5,000", 5000, rounds=2),
-    fanout("redis200", "fan-out to 200, published by another program", 200, redis=True),
-    fanout("redis200_x10", "the same, 10 messages together", 200, "--together", 10, redis=True),
-    fanout("redis1000", "fan-out to 1,000, published by another program", 1000, redis=True),
-    fanout("redis1000_x10", "the same, 10 messages together", 1000, "--together", 10, redis=True),
+    fanout("fanout5000", "fan-out to 5,000", 5000, rounds=1),
+    fanout("redis200", "fan-out to 200, published from outside", 200, redis=True, rounds=1),
+    fanout("redis200_x10", "fan-out to 200, 10 messages together", 200, "--together", 10, redis=True, rounds=1),
+    fanout("redis1000", "fan-out to 1,000, published from outside", 1000, redis=True, rounds=3),
+    fanout("redis1000_x10", "fan-out to 1,000, 10 messages together", 1000, "--together", 10, redis=True, rounds=3),
     replace(fanout("select200", "fan-out to 200, in views that wait with select()", 200, rounds=1), path="chat_select"),
     *GROWTH,
 ]

@@ -112,15 +112,16 @@ def memory(pids, key):
 
 
 def wait_until_quiet(pids, seconds=6):
-    """Until the processes use no CPU, so that what one load leaves to do is not counted to the next."""
+    """Whether the processes stopped using CPU, so that what one load leaves to do is not counted to the next."""
     deadline = time.monotonic() + seconds
     before = cpu_ticks(pids)
     while time.monotonic() < deadline:
         time.sleep(0.25)
         after = cpu_ticks(pids)
         if after - before <= 1:
-            return
+            return True
         before = after
+    return False
 
 
 def free_port():

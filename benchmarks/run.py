@@ -13,6 +13,7 @@ import time
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import chart
 import report
 import selftest
 import smoke
@@ -23,15 +24,17 @@ from processes import pick_cores
 from servers import INSTALLED, PEERS, ours, parse_ours
 
 MAX_OPEN_FILES = 65536
+RATE = 0.5  # of what the first peer carries, for the loads at one rate
+DOCS = HERE.parent / "docs"
+BEGIN, END = "<!-- figures: scripts/bench --docs -->", "<!-- end of figures -->"
+TITLES = {"servers": "This server beside others", "growth": "The cost of a message as clients and channels grow"}
 
 
-def rounds(servers, count):
-    """The servers' order in each round. Each second round reverses the one before, each pair begins elsewhere."""
-    step = max(1, len(servers) // max(1, (count + 1) // 2))
-    for number in range(count):
-        first = number // 2 * step % len(servers)
-        order = servers[first:] + servers[:first]
-        yield number, order[::-1] if number % 2 else order
+def turns(servers, number):
+    """The order of the servers: reversed in each second round, and each pair of rounds begins elsewhere."""
+    first = number // 2 % max(1, len(servers))
+    order = servers[first:] + servers[:first]
+    return order[::-1] if number % 2 else order
 
 
 def due(server, load, number):
@@ -40,21 +43,23 @@ def due(server, load, number):
 
 
 def compare(bench, servers, loads, options, keep):
-    """Measures all of them; `keep` is called with each record."""
+    """Measures all of them, load by load and side by side; `keep` is called with each record."""
     end = time.monotonic() + options.max_minutes * 60
-    for number, order in rounds(servers, options.rounds):
-        for server in order:
-            taken = [load for load in loads if server.takes(load)]
-            for load in taken:
+    for number in range(options.rounds):
+        for load in loads:
+            for server in turns(
+                [server for server in servers if server.takes(load) and due(server, load, number)], number
+            ):
+                record = {"round": number, "server": server.name, "load": load.name}
                 if load.name in server.skips:
-                    keep({"round": number, "server": server.name, "load": load.name, "skip": server.skips[load.name]})
-            if time.monotonic() > end:
-                print(f"stopped after {options.max_minutes:g} minutes (--max-minutes)", flush=True)
-                return
-            wanted = [load for load in taken if load.name not in server.skips and due(server, load, number)]
-            for load, result in bench.measure_all(server, wanted):
-                keep({"round": number, "server": server.name, "load": load.name, "result": result})
-                print(progress(number, server, load, result), flush=True)
+                    keep(record | {"skip": server.skips[load.name]})
+                elif time.monotonic() > end:
+                    print(f"stopped after {options.max_minutes:g} minutes (--max-minutes)", flush=True)
+                    return
+                else:
+                    result = bench.measure(server, load)
+                    keep(record | {"result": result})
+                    print(progress(number, server, load, result), flush=True)
 
 
 def progress(number, server, load, result):
@@ -128,11 +133,45 @@ def measure_and_report(bin_directory, servers, loads, checkouts, options):
         stack.enter_context(only_run())
         bench = Bench(bin_directory, logs, cores=cores, seconds=options.time, idle_seconds=options.idle)
         stack.enter_context(bench.services())
+        if not options.no_peers and any(load.rated for load in loads):
+            bench.calibrate(PEERS[0], RATE)
         try:
             compare(bench, servers, loads, options, keep)
         finally:
-            tables.write_text(report.tables(records, baselines))
+            write_report(records, baselines, results / options.name)
+    if options.docs:
+        update_docs(records, baselines)
     print(f"\n{tables.read_text()}\nin {tables}, every single result in {lines.name}, what the servers said in {logs}")
+
+
+def write_report(records, baselines, path):
+    """NAME.md, and the pictures beside it."""
+    path.with_suffix(".md").write_text(report.tables(records, baselines))
+    for name, picture in pictures(records):
+        path.with_name(f"{path.name}-{name}.svg").write_text(picture)
+
+
+def pictures(records):
+    results = report.Results(records)
+    drawn = [("servers", chart.bars(results)), ("growth", chart.growth(results))]
+    return [(name, picture) for name, picture in drawn if picture]
+
+
+def update_docs(records, baselines):
+    """Put the figures and pictures of a run into docs/performance.md, in the place of those that are there."""
+    page = DOCS / "performance.md"
+    before, _, rest = page.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not end:
+        raise SystemExit(f"{page} has no place for figures, between {BEGIN} and {END}")
+    drawn = pictures(records)
+    images = "\n\n".join(f"![{TITLES[name]}](performance-{name}.svg)" for name, _ in drawn)
+    for name, picture in drawn:
+        (DOCS / f"performance-{name}.svg").write_text(picture)
+    page.write_text(
+        f"{before}{BEGIN}\n\n{images}\n\n{report.summary(report.Results(records), baselines)}\n\n{END}{after}"
+    )
+    print(f"updated {page}")
 
 
 def default_baselines(checkouts):
@@ -170,7 +209,7 @@ def core_list(text):
 
 
 def parse_options():
-    parser = argparse.ArgumentParser(prog="benchmarks/run", description=__doc__)
+    parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
     add = parser.add_argument
     add("--ours", action="append", metavar="DIR[=NAME]",
         help="a checkout of our package to measure; may be repeated, to compare them. 'installed' is the one in the "
@@ -178,25 +217,34 @@ def parse_options():
     add("--no-peers", action="store_true", help="only ours")
     add("--servers", metavar="A,B", help="only these, by name or part of it")
     add("--loads", metavar="A,B", help="only these, by name or part of it")
-    add("--rounds", type=int, default=3, help="default: 3")
-    add("--time", type=float, default=3, metavar="S", help="seconds for each load, default: 3")
-    add("--idle", type=float, default=2.5, metavar="S", help="seconds that idle clients stay, default: 2.5")
-    add("--max-minutes", type=float, default=30, metavar="N", help="starts nothing after that, default: 30")
+    add("--quick", action="store_true", help="the most important servers and loads, in two short rounds: 8 minutes")
+    add("--rounds", type=int, metavar="N", help="default: 5, of which some loads take part in the first ones only")
+    add("--time", type=float, metavar="S", help="seconds for each load, default: 1.5")
+    add("--idle", type=float, default=2, metavar="S", help="seconds that idle clients stay, default: 2")
+    add("--max-minutes", type=float, metavar="N", help="starts nothing after that, default: 24")
     add("--baseline", type=lambda text: text.split(","), metavar="A,B",
         help="what ratios refer to: for each load the first of these that has a figure")  # fmt: skip
     add("--cores", type=core_list, metavar="A,B[,C]", help="for the server, the load and Redis")
     add("--bin", type=Path, metavar="DIR", default=Path(sys.executable).parent,
         help="bin directory of the environment that the servers run in, default: that of this Python")  # fmt: skip
     add("--name", default=time.strftime("%Y%m%d-%H%M%S"), help="of the files in results/, default: date and time")
-    add("--report", type=Path, metavar="JSONL", help="print the tables of an earlier run, nothing else")
+    add("--docs", action="store_true", help="put the figures into docs/performance.md")
+    add("--report", type=Path, metavar="JSONL", help="print the tables of an earlier run; measure nothing")
     add("--smoke", action="store_true", help="measure nothing: does every message arrive, once, whole, in order?")
     add("--selftest", action="store_true", help="measure nothing: does the load generator notice a server's faults?")
-    return parser.parse_args()
+    options = parser.parse_args()
+    for name, (usual, quick) in {"rounds": (5, 2), "time": (1.5, 1), "max_minutes": (24, 8)}.items():
+        if getattr(options, name) is None:
+            setattr(options, name, quick if options.quick else usual)
+    return options
 
 
-def print_report(path, baselines):
+def report_again(path, options):
     records = [json.loads(line) for line in path.read_text().splitlines()]
-    print(report.tables(records, baselines or default_baselines(records[0]["about"]["ours"])))
+    baselines = options.baseline or default_baselines(records[0]["about"]["ours"])
+    print(report.tables(records, baselines))
+    if options.docs:
+        update_docs(records, baselines)
 
 
 def find_checkouts(texts):
@@ -219,7 +267,7 @@ def check_import(bin_directory, server, directory):
 def main():
     options = parse_options()
     if options.report:
-        print_report(options.report, options.baseline)
+        report_again(options.report, options)
         return 0
     if not sys.platform.startswith("linux"):
         raise SystemExit("benchmarks need Linux: epoll and /proc")
@@ -240,6 +288,8 @@ def main():
         return smoke.run(bin_directory, servers)
     servers = choose(servers + ([] if options.no_peers else PEERS), options.servers, "--servers")
     loads = choose(LOADS, options.loads, "--loads")
+    if options.quick:
+        servers, loads = ([thing for thing in things if thing.rounds != 1] for things in (servers, loads))
     measure_and_report(bin_directory, servers, loads, checkouts, options)
     return 0
 

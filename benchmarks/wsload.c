@@ -56,30 +56,34 @@ bool intact(const struct client *c)
 static struct group {
     char name[32];
     int pids[64], count;
-    double start, end;
+    struct cpu { double all, kernel; } start, end;  // seconds
 } groups[8];
 static int group_count;
 
-static double process_cpu(int pid)  // seconds
+static struct cpu process_cpu(int pid)
 {
     char path[64], text[1024];
     unsigned long user = 0, system = 0;
     snprintf(path, sizeof path, "/proc/%d/stat", pid);
     int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0) return 0;
+    if (fd < 0) return (struct cpu){0, 0};
     ssize_t size = read(fd, text, sizeof text - 1);
     close(fd);
     text[size > 0 ? size : 0] = 0;
     const char *after_name = strrchr(text, ')');
-    if (!after_name) return 0;
+    if (!after_name) return (struct cpu){0, 0};
     sscanf(after_name + 2, "%*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %lu %lu", &user, &system);
-    return (double)(user + system) / sysconf(_SC_CLK_TCK);
+    double ticks = sysconf(_SC_CLK_TCK);
+    return (struct cpu){(user + system) / ticks, system / ticks};
 }
 
-static double group_cpu(const struct group *g)
+static struct cpu group_cpu(const struct group *g)
 {
-    double sum = 0;
-    for (int i = 0; i < g->count; i++) sum += process_cpu(g->pids[i]);
+    struct cpu sum = {0, 0};
+    for (int i = 0; i < g->count; i++) {
+        struct cpu used = process_cpu(g->pids[i]);
+        sum.all += used.all, sum.kernel += used.kernel;
+    }
     return sum;
 }
 
@@ -119,7 +123,11 @@ void print_result(uint64_t messages, double rate, const char *format, ...)
            histogram_percentile(&latency, 99) / 1e3, latency.max / 1e3);
     printf("\"window_s\":%.3f,\"gen_cpu_frac\":%.3f,", window_seconds(),
            (window.cpu_end - window.cpu_start) / window_seconds());
-    for (int i = 0; i < group_count; i++) printf("\"cpu_%s_s\":%.3f,", groups[i].name, groups[i].end - groups[i].start);
+    for (int i = 0; i < group_count; i++) {
+        const struct group *g = &groups[i];
+        printf("\"cpu_%s_s\":%.3f,\"kernel_%s_s\":%.3f,", g->name, g->end.all - g->start.all, g->name,
+               g->end.kernel - g->start.kernel);
+    }
     printf("\"errors\":{\"connect\":%" PRIu64 ",\"protocol\":%" PRIu64 ",\"payload\":%" PRIu64 ",\"type\":%" PRIu64
            ",\"closed\":%" PRIu64 ",\"sequence\":%" PRIu64 "},\"first_error\":\"%s\",\"pings\":%" PRIu64 "}\n",
            faults.connect, faults.protocol, faults.payload, faults.type, faults.closed, faults.sequence, faults.first,

@@ -8,6 +8,8 @@ import os
 
 import redis.asyncio
 
+CHANNEL = os.environ["CHANNEL"]
+
 client = redis.asyncio.Redis.from_url(os.environ["REDIS_URL"])
 members = set()
 subscriber = None
@@ -15,7 +17,7 @@ subscriber = None
 
 async def forward(subscribed):
     async with client.pubsub() as messages:
-        await messages.subscribe("chat")
+        await messages.subscribe(CHANNEL)
         subscribed.set()
         async for message in messages.listen():
             if message["type"] == "message":
@@ -49,7 +51,7 @@ async def chat(receive, send):
     members.add(send)
     try:
         while (event := await receive())["type"] == "websocket.receive":
-            await client.publish("chat", event["text"])
+            await client.publish(CHANNEL, event["text"])
     finally:
         members.discard(send)
 

@@ -11,6 +11,8 @@ from flask import Flask
 from flask_sock import Sock
 from simple_websocket import ConnectionClosed
 
+CHANNEL = os.environ["CHANNEL"]
+
 application = Flask(__name__)
 sock = Sock(application)
 client = redis.Redis.from_url(os.environ["REDIS_URL"])
@@ -35,7 +37,7 @@ def ensure_subscribed():
     with subscribing:
         if subscriber is None:
             messages = client.pubsub()
-            messages.subscribe("chat")
+            messages.subscribe(CHANNEL)
             subscriber = threading.Thread(target=forward, args=(messages,), daemon=True)
             subscriber.start()
 
@@ -52,6 +54,6 @@ def chat(websocket):
     members.add(websocket)
     try:
         while True:
-            client.publish("chat", websocket.receive())
+            client.publish(CHANNEL, websocket.receive())
     finally:
         members.discard(websocket)

@@ -11,6 +11,8 @@ import redis.asyncio
 import uvloop
 from picows import WSListener, WSMsgType, ws_create_server
 
+CHANNEL = os.environ["CHANNEL"]
+
 client = redis.asyncio.Redis.from_url(os.environ["REDIS_URL"])
 members = set()
 publishing = set()  # tasks, which nothing else would hold
@@ -35,7 +37,7 @@ class Chat(WSListener):
         if frame.msg_type == WSMsgType.CLOSE:
             close(transport, frame)
         elif frame.msg_type == WSMsgType.TEXT:
-            task = asyncio.ensure_future(client.publish("chat", frame.get_payload_as_bytes()))
+            task = asyncio.ensure_future(client.publish(CHANNEL, frame.get_payload_as_bytes()))
             publishing.add(task)
             task.add_done_callback(publishing.discard)
 
@@ -47,7 +49,7 @@ def close(transport, frame):
 
 async def main(port):
     async with client.pubsub() as messages:
-        await messages.subscribe("chat")
+        await messages.subscribe(CHANNEL)
         await ws_create_server(
             lambda request: Chat() if request.path == b"/chat/" else Echo(), "127.0.0.1", port, backlog=2048
         )

@@ -1,11 +1,12 @@
+from django.conf import settings
 from django.contrib.auth.models import User
 
 from django_websocket.decorators import websocket
 from django_websocket.protocol.frames import encode_message
-from django_websocket.pubsub import publish
-from django_websocket.servers.chat import chat as chat_select
+from django_websocket.pubsub import publish, subscribe
+from django_websocket.select import select
 
-__all__ = ["bare_loop", "chat", "chat_select", "echo", "listen", "lookup", "room"]
+CHANNEL = settings.CHANNEL
 
 
 @websocket
@@ -26,21 +27,35 @@ def lookup(request, websocket):
 @websocket
 def chat(request, websocket):
     _ = request.user.is_authenticated
-    with websocket.subscribe("chat"):
+    with websocket.subscribe(CHANNEL):
         for text in websocket:
-            publish("chat", text)
+            publish(CHANNEL, text)
+
+
+@websocket
+def chat_select(request, websocket):
+    _ = request.user.is_authenticated
+    with subscribe(CHANNEL) as messages:
+        while not websocket.closed:
+            ready, _, _ = select([websocket, messages], [], [])
+            if websocket in ready:
+                text = websocket.receive()
+                if text is not None:
+                    publish(CHANNEL, text)
+            if messages in ready:
+                websocket.send(messages.get())
 
 
 @websocket
 def listen(request, websocket):
     _ = request.user.is_authenticated
-    return websocket.listen("chat")
+    return websocket.listen(CHANNEL)
 
 
 @websocket
 def room(request, websocket, number):
     _ = request.user.is_authenticated
-    return websocket.listen(f"room{number}")
+    return websocket.listen(f"{CHANNEL}room{number}")
 
 
 sockets = []

@@ -1,12 +1,13 @@
 """What all Django servers here share: the middleware of `startproject`, sessions in the database, one Redis.
 
-Variables of the environment: REDIS_URL; DATABASE, the path of a sqlite file, or PGDATABASE and what else libpq knows,
-for PostgreSQL; EXTRA_APPS for the application that a server needs.
+Variables of the environment: REDIS_URL; CHANNEL, the name of the chat; EXTRA_APPS, the application that a server needs;
+DATABASE, the path of a sqlite file, or, for PostgreSQL, PGDATABASE and the others that libpq knows.
 """
 
 import os
 
-REDIS_URL = os.environ.get("REDIS_URL", "redis://127.0.0.1:6398/0")
+REDIS_URL = os.environ["REDIS_URL"]
+CHANNEL = os.environ["CHANNEL"]
 
 SECRET_KEY = "only for benchmarks, where nothing is secret"
 DEBUG = False
@@ -58,6 +59,6 @@ WEBSOCKET_BROKER = REDIS_URL
 
 # Channels
 CHANNEL_LAYERS = {
-    name: {"BACKEND": f"channels_redis.{backend}", "CONFIG": {"hosts": [REDIS_URL]}}
+    name: {"BACKEND": f"channels_redis.{backend}", "CONFIG": {"hosts": [REDIS_URL], "prefix": CHANNEL}}
     for name, backend in [("default", "pubsub.RedisPubSubChannelLayer"), ("core", "core.RedisChannelLayer")]
 }

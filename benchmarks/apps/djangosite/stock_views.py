@@ -10,6 +10,8 @@ from django.conf import settings
 from django.contrib.auth.models import User
 from django.http import HttpResponse, HttpResponseBadRequest
 
+CHANNEL = settings.CHANNEL
+
 
 def websocket(view):
     @functools.wraps(view)
@@ -47,12 +49,12 @@ def lookup(request, websocket):
 def chat(request, websocket):
     client = redis.Redis.from_url(settings.REDIS_URL)
     messages = client.pubsub()
-    messages.subscribe("chat")
+    messages.subscribe(CHANNEL)
 
     def incoming():
         text = websocket.receive()
         if text:
-            client.publish("chat", text)
+            client.publish(CHANNEL, text)
 
     def outgoing():
         response = messages.parse_response()

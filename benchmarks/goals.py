@@ -1,0 +1,44 @@
+"""What is to be reached, in the same run: ratios to others, and sizes."""
+
+from dataclasses import dataclass
+
+OURS = "django_websocket"
+CHANNELS = ("channels-uvicorn", "channels-uvicorn-core")  # the better of its Redis layers
+
+
+@dataclass(frozen=True)
+class Goal:
+    """At least `least` times what the best of `others` does under the load, or at most `most`, a ratio as well.
+
+    Without others, `most` is in the load's unit. `load_of_others` is where theirs differs from ours.
+    """
+
+    load: str
+    others: tuple = ()
+    least: float | None = None
+    most: float | None = None
+    server: str = OURS
+    load_of_others: str | None = None
+
+
+GOALS = [
+    Goal("echo", ("asgi-uvicorn",), 1.7),
+    Goal("echo", ("channels-uvicorn",), 8),
+    Goal("echo", ("picows",), 0.75),
+    Goal("echo_p16", ("picows",), 4),
+    Goal("echo_64k", ("asgi-uvicorn",), 1.2),
+    Goal("echo_64k", ("channels-uvicorn",), 3),
+    Goal("echo_64k", ("gevent-websocket",), 100),
+    Goal("connect", ("channels-uvicorn",), 2.5),
+    Goal("connect", ("gevent-websocket",), 1),
+    Goal("connect_login", ("channels-uvicorn",), 1.3),
+    Goal("fanout200", CHANNELS, 12),
+    Goal("fanout1000", CHANNELS, 25),
+    *(Goal(load, ("asgi-uvicorn",), 1.2) for load in ("fanout200", "fanout1000")),
+    *(Goal(load, ("picows",), 0.8) for load in ("fanout200", "fanout1000")),
+    *(Goal(load, (f"{OURS}-bare-loop",), 0.8) for load in ("fanout200", "fanout1000")),
+    Goal("redis1000_x10", (OURS,), 2, load_of_others="redis1000"),
+    Goal("latency", ("asgi-uvicorn",), most=1.1),
+    Goal("idle2000", most=15),
+    Goal("members2000", most=4, server=f"{OURS}-listen"),
+]
