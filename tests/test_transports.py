@@ -34,6 +34,7 @@ def opened() -> Iterator[Opened]:
             client = websockets.sync.client.connect(
                 f"{scheme}://localhost{path}",
                 sock=sock,
+                unix=sock.family == socket.AF_UNIX,
                 compression=None,
                 max_size=None,
                 create_connection=Client,
