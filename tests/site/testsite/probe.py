@@ -6,6 +6,7 @@ import gc
 import os
 import sys
 import threading
+import urllib.parse
 from collections import Counter, defaultdict
 from typing import Any
 
@@ -69,6 +70,7 @@ def state() -> dict[str, Any]:
 def census() -> dict[str, Any]:
     """What the process holds, in numbers: whatever a connection leaves behind makes one of them grow."""
     gc.collect()
+    urllib.parse.clear_cache()  # of addresses
     sys._clear_type_cache()  # which keeps thousands of the names that were looked up last
     things = gc.get_objects()
     databases = [thing for thing in things if issubclass(type(thing), BaseDatabaseWrapper)]
