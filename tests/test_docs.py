@@ -677,6 +677,12 @@ def test_redis_users_need_no_more_than_the_page_says(
     assert_carries(copy, f'WEBSOCKET_BROKER = "{url}"')
 
 
+def test_redis_waits_for_a_process_as_the_page_says(redis: Server) -> None:
+    (limits,) = re.findall(r"client-output-buffer-limit (pubsub .+)", (ROOT / "docs/redis.md").read_text())
+    default = redis_cli(redis, "redis-cli CONFIG GET client-output-buffer-limit").split()[-4:]
+    assert default == [re.sub(r"(\d+)mb", lambda match: str(int(match[1]) << 20), word) for word in limits.split()]
+
+
 class Wire:
     """A broker that keeps the last message."""
 

@@ -30,6 +30,8 @@ import django_websocket.pubsub.redis as redis_broker
 from django_websocket import pubsub
 from django_websocket.exceptions import BrokerError, MessagesMissed
 from django_websocket.pubsub import pipeline, publish, subscribe
+from django_websocket.pubsub.redis_address import Host
+from django_websocket.pubsub.sentinel import SentinelBroker
 
 from .brokers import in_use
 from .certificates import Authority
@@ -368,6 +370,32 @@ def test_the_master_is_found_past_sentinels_that_are_away(sentinel: Sentinel, re
         sentinel.sentinels[0].send_signal(signal.SIGCONT)
 
 
+def test_a_server_that_says_that_it_is_no_master_is_not_used(
+    sentinel: Sentinel, cooperative: None, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the sentinels have not heard of it yet."""
+    master = sentinel.master()
+    assert master is not None
+    (replica,) = [server for server in sentinel.servers if server is not master]
+    with in_use(sentinel_broker(sentinel)):
+        monkeypatch.setattr(SentinelBroker, "master", lambda self, timeout: Host("127.0.0.1", replica.port))
+        with pytest.raises(BrokerError, match="none any more"):
+            publish(key, "a")
+        with pytest.raises(BrokerError, match="none any more"):
+            subscribe(key)
+
+
+def test_a_user_who_may_not_ask_for_the_role_believes_the_sentinels(
+    sentinel: Sentinel, cooperative: None, key: str
+) -> None:
+    for server in sentinel.servers:
+        allowed = ("allchannels", "+publish", "+subscribe", "+unsubscribe", "+ping", "+select")
+        sentinel.ask(server, "ACL", "SETUSER", "modest", "on", ">s3cret", *allowed)
+    with in_use({**sentinel_broker(sentinel), "username": "modest", "password": "s3cret"}), Reader(key) as reader:
+        publish(key, "a")
+        reader.until("a")
+
+
 def test_a_failover_on_order_is_followed(sentinel: Sentinel, cooperative: None, key: str) -> None:
     old = sentinel.master()
     with in_use(sentinel_broker(sentinel)), Reader(key) as reader:
@@ -533,6 +561,36 @@ def test_channels_follow_a_slot_that_moves(cluster: Cluster, reader: None, key: 
             undisturbed.until(str(target))
         stream.end(reader)
         assert stream.failures == []
+
+
+def test_a_slot_that_moves_while_its_channel_is_left(cluster: Cluster, reader: None, key: str) -> None:
+    """The node takes the channel away, and refuses to give it up again: two answers to one command."""
+    (left, other), (neighbour,) = channels_of(0, 2, key), channels_of(1, 1, key)
+    node, target = cluster.nodes[:2]
+    ids = dict(zip(cluster.nodes, cluster.ids, strict=True))
+    with in_use(cluster_broker(cluster)), ExitStack() as stack:
+        leaving = stack.enter_context(Reader(left))
+        (subscriber,) = pubsub._hub()._subscriber._subscribers.values()  # type: ignore[attr-defined]
+        cluster.ask(target, "CLUSTER", "SETSLOT", slot(left), "IMPORTING", ids[node])
+        cluster.ask(node, "CLUSTER", "SETSLOT", slot(left), "MIGRATING", ids[target])
+        cluster.ask(target, "CLUSTER", "SETSLOT", slot(left), "NODE", ids[target])
+        with gevent.socket.create_connection(("127.0.0.1", node.port)) as order:
+            node.send_signal(signal.SIGSTOP)
+            try:  # what it gets meanwhile it finds in this order
+                order.sendall(f"CLUSTER SETSLOT {slot(left)} NODE {ids[target]}\r\n".encode())
+                stack.close()
+                assert leaving.got == []
+                joining = gevent.spawn(Reader, other)
+                until(lambda: len(subscriber._in_flight) == 2 and not subscriber._writing)  # both have left
+            finally:
+                node.send_signal(signal.SIGCONT)
+            with joining.get(timeout=BACK) as reader, Reader(left, neighbour) as again:
+                for number in range(3):
+                    publish(other, str(number))
+                    publish(left, str(number))
+                reader.until("0", "1", "2")
+                again.until("0", "1", "2")
+        cluster.move(slot(left), node)
 
 
 def test_many_slots_that_move_while_clients_come_and_go(cluster: Cluster, cooperative: None, key: str) -> None:

@@ -286,14 +286,14 @@ class ClusterSubscriber:
             self._look.clear()
             try:
                 self._broker.learn(time.monotonic() + TIMEOUT)
+                if self._astray or self._broker.version != seen:
+                    self._astray = False
+                    seen = self._broker.version
+                    self._move()
             except BrokerError as error:
                 logger.debug("%s", error)
             except Exception:
-                logger.exception("The slots of the Redis Cluster cannot be understood")
-            if self._astray or self._broker.version != seen:
-                self._astray = False
-                seen = self._broker.version
-                self._move()
+                logger.exception("The slots of the Redis Cluster cannot be followed")
             gevent.sleep(FIRST_DELAY)
         self._following = False
 
@@ -326,7 +326,7 @@ class ClusterSubscriber:
             failures = self._settle(places)
         finally:
             self._astray = True  # look again, since the slots may have moved meanwhile
-        settled = [channel for channel in places if channel in self._places and channel not in failures]
+        settled = [name for name, place in places.items() if self._places.get(name) is place and name not in failures]
         if settled:
             logger.warning("Channels that are now received from another node of the Redis Cluster: %d", len(settled))
             self._listener.missed(settled)

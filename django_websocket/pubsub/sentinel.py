@@ -43,7 +43,7 @@ class SentinelBroker(RedisBroker):
         if time.monotonic() - self._asked > CHECK_INTERVAL:
             self._asked = time.monotonic()  # others need not ask meanwhile
             try:
-                self.master(CHECK_INTERVAL)
+                self.master(TIMEOUT / 2)
             except (redis.RedisError, OSError) as error:
                 logger.debug("The master of %s is not known: %s", self.place, error)
         super().publish_until(deadline, channel, payload)
