@@ -143,7 +143,7 @@ class Bench:
         arguments += ["--connect-timeout", 5 if self.smoke else 20 + load.clients // OPENED_PER_SECOND]
         arguments += ["--cpu", f"server:{','.join(map(str, pids))}", "--cpu", f"redis:{self.redis.process.pid}"]
         if self.smoke:
-            arguments += ["--warm", 0]
+            arguments += ["--warm", 0, "--least", 1]
         if load.login:
             arguments += ["--header", f"Cookie: {self.cookie}"]
         if load.redis:

@@ -36,7 +36,7 @@ void run_connect(void)
     for (uint64_t end = now() + options.warm * SECOND; now() < end;) connect_round();
     cycles = 0;
     window_start();
-    for (uint64_t end = window.start + options.seconds * SECOND; now() < end;) connect_round();
+    while (!window_over(cycles)) connect_round();
     window_end();
     uint64_t done = cycles;
     for (int i = 0; i < options.connections; i++) client_kill(&clients[i]);

@@ -105,6 +105,7 @@ void run_echo(void)
     echo_until(now() + options.warm * SECOND);
     window_start();
     echo_until(window.start + options.seconds * SECOND);
+    while (!window_over(answers_in_window)) echo_until(now() + SECOND / 100);
     window_end();
     answering = false;
     uint64_t deadline = now() + options.drain * SECOND;

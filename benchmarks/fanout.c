@@ -247,8 +247,8 @@ void run_fanout(void)
     }
 
     uint64_t start = now(), due = start, timeouts = 0;
-    uint64_t measure_from = start + options.warm * SECOND, end = measure_from + options.seconds * SECOND;
-    while (now() < end && can_publish()) {
+    uint64_t measure_from = start + options.warm * SECOND;
+    while (can_publish() && !(window.start && window_over(delivered_in_window))) {
         if (!window.start && now() >= measure_from) window_start();
         if (options.rate > 0) publish_at_rate(&due);
         else publish_when_acknowledged(&timeouts);

@@ -38,7 +38,9 @@ def turns(servers, number):
 
 
 def due(server, load, number):
-    """Whether the load is one of those of this round."""
+    """Whether the server is put under the load in this round. Of less important ones, only one of the two may be it."""
+    if server.rounds == 1 and load.rounds == 1:
+        return False
     return all(limit is None or number < limit for limit in (server.rounds, load.rounds))
 
 
@@ -220,7 +222,7 @@ def parse_options():
     add("--quick", action="store_true", help="the most important servers and loads, in two short rounds: 8 minutes")
     add("--rounds", type=int, metavar="N", help="default: 5, of which some loads take part in the first ones only")
     add("--time", type=float, metavar="S", help="seconds for each load, default: 1.5")
-    add("--idle", type=float, default=2, metavar="S", help="seconds that idle clients stay, default: 2")
+    add("--idle", type=float, metavar="S", help="seconds that idle clients stay, default: 2")
     add("--max-minutes", type=float, metavar="N", help="starts nothing after that, default: 24")
     add("--baseline", type=lambda text: text.split(","), metavar="A,B",
         help="what ratios refer to: for each load the first of these that has a figure")  # fmt: skip
@@ -233,7 +235,7 @@ def parse_options():
     add("--smoke", action="store_true", help="measure nothing: does every message arrive, once, whole, in order?")
     add("--selftest", action="store_true", help="measure nothing: does the load generator notice a server's faults?")
     options = parser.parse_args()
-    for name, (usual, quick) in {"rounds": (5, 2), "time": (1.5, 1), "max_minutes": (24, 8)}.items():
+    for name, (usual, quick) in {"rounds": (5, 2), "time": (1.5, 1), "idle": (2, 1.2), "max_minutes": (24, 8)}.items():
         if getattr(options, name) is None:
             setattr(options, name, quick if options.quick else usual)
     return options

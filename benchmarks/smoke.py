@@ -3,7 +3,10 @@
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from xml.etree import ElementTree
 
+import chart
+import report
 from bench import Bench
 from loads import faults, smoke_loads
 from servers import C_EPOLL, STOCK
@@ -13,11 +16,18 @@ def run(bin_directory, ours):
     """0 if all is well, else 1. `ours` are our servers; beside them, those that need nothing else are tried."""
     servers = [*ours, STOCK, C_EPOLL]
     with ThreadPoolExecutor(len(servers)) as threads:
-        return max(threads.map(lambda server: try_one(bin_directory, server), servers))
+        records = [
+            record for some in threads.map(lambda server: try_one(bin_directory, server), servers) for record in some
+        ]
+    report.tables(records, [ours[0].name])
+    results = report.Results(records)
+    for picture in chart.bars(results), chart.growth(results):
+        ElementTree.fromstring(picture)
+    return int(any(faults(record["result"]) for record in records))
 
 
 def try_one(bin_directory, server):
-    """Each has a Redis of its own, in which nobody else uses the same channels."""
+    """The records of its loads. Each server has a Redis of its own, in which nobody else uses the same channels."""
     with tempfile.TemporaryDirectory() as logs:
         bench = Bench(bin_directory, logs, seconds=0.4, idle_seconds=0.1, smoke=True)
         with bench.services():
@@ -25,13 +35,12 @@ def try_one(bin_directory, server):
 
 
 def measure(bench, server):
-    failed = 0
+    records = []
     for load in smoke_loads():
-        if not server.takes(load) or load.name in server.skips:
-            continue
-        wrong = faults(bench.measure(server, load))
-        print(f"{server.name:26} {load.name:14} {wrong or 'ok'}", flush=True)
-        failed = failed or bool(wrong)
-    if failed and bench.log(server).exists():
+        if server.takes(load) and load.name not in server.skips:
+            result = bench.measure(server, load)
+            records.append({"round": 0, "server": server.name, "load": load.name, "result": result})
+            print(f"{server.name:26} {load.name:14} {faults(result) or 'ok'}", flush=True)
+    if any(faults(record["result"]) for record in records) and bench.log(server).exists():
         print(f"what {server.name} said:\n{bench.log(server).read_text(errors='replace')[-10000:]}", file=sys.stderr)
-    return int(failed)
+    return records

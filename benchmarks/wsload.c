@@ -110,6 +110,12 @@ void window_end(void)
     for (int i = 0; i < group_count; i++) groups[i].end = group_cpu(&groups[i]);
 }
 
+bool window_over(uint64_t counted)
+{
+    uint64_t time = now(), end = window.start + options.seconds * SECOND;
+    return time >= end && (counted >= (uint64_t)options.least || time >= end + 5 * SECOND);
+}
+
 double window_seconds(void) { return (double)(window.end - window.start) / SECOND; }
 
 void print_result(uint64_t messages, double rate, const char *format, ...)
@@ -178,12 +184,13 @@ static void usage(int status)
           "  -p N     messages in flight for each client         1\n"
           "  -s N     bytes of a message                        64\n"
           "  -t S     seconds to measure                         4   --warm S   before that, 0.5\n"
+          "  --least N          messages to be counted: up to 5 seconds more, 0\n"
           "  --rate N           echo, fanout: messages/s of all together; 0: the next when all have the last\n"
           "  --drain S          seconds to wait for what is missing at the end, 3\n"
           "  fanout: a client more publishes, on --publisher-path (default: --path),\n"
           "  --redis PORT       or this program itself, in Redis' channel --channel (default: chat)\n"
           "  --together N       so many are published at once, 1   --window N   and on their way, as many\n"
-          "  --channels N       the paths are --path and a number, so are the channels; members and messages take turns\n"
+          "  --channels N       a number stands behind --path and --channel; members and messages take turns\n"
           "  --hold S           when all are subscribed, prints OPEN and waits\n"
           "  --binary           binary messages   --utf8   text that is not ASCII   --json   an object\n"
           "  --deflate          offer permessage-deflate\n"
@@ -212,20 +219,21 @@ static void add_group(char *text)
     for (char *pid = strtok(pids, ","); pid && g->count < 64; pid = strtok(NULL, ",")) g->pids[g->count++] = atoi(pid);
 }
 
-enum { HOST = 256, PORT, PATH, ORIGIN, HEADER, WARM, RATE, DRAIN, PUBLISHER_PATH, REDIS, CHANNEL, TOGETHER, WINDOW,
-       CHANNELS, HOLD, BINARY_FLAG, UTF8, JSON, DEFLATE, RAW, SOURCES, TIMEOUT, CPU, HELP };
+enum { HOST = 256, PORT, PATH, ORIGIN, HEADER, WARM, LEAST, RATE, DRAIN, PUBLISHER_PATH, REDIS, CHANNEL, TOGETHER,
+       WINDOW, CHANNELS, HOLD, BINARY_FLAG, UTF8, JSON, DEFLATE, RAW, SOURCES, TIMEOUT, CPU, HELP };
 
 static void parse_options(int argc, char **argv)
 {
     static const struct option names[] = {
-        {"host", 1, 0, HOST},         {"port", 1, 0, PORT},         {"path", 1, 0, PATH},
-        {"origin", 1, 0, ORIGIN},     {"header", 1, 0, HEADER},     {"warm", 1, 0, WARM},
-        {"rate", 1, 0, RATE},         {"drain", 1, 0, DRAIN},       {"publisher-path", 1, 0, PUBLISHER_PATH},
-        {"redis", 1, 0, REDIS},       {"channel", 1, 0, CHANNEL},   {"together", 1, 0, TOGETHER},
-        {"window", 1, 0, WINDOW},     {"channels", 1, 0, CHANNELS}, {"hold", 1, 0, HOLD},
-        {"binary", 0, 0, BINARY_FLAG}, {"utf8", 0, 0, UTF8},        {"json", 0, 0, JSON},
-        {"deflate", 0, 0, DEFLATE},   {"raw", 0, 0, RAW},           {"src-count", 1, 0, SOURCES},
-        {"connect-timeout", 1, 0, TIMEOUT}, {"cpu", 1, 0, CPU},     {"help", 0, 0, HELP},
+        {"host", 1, 0, HOST},                     {"port", 1, 0, PORT},               {"path", 1, 0, PATH},
+        {"origin", 1, 0, ORIGIN},                 {"header", 1, 0, HEADER},           {"warm", 1, 0, WARM},
+        {"least", 1, 0, LEAST},                   {"rate", 1, 0, RATE},               {"drain", 1, 0, DRAIN},
+        {"publisher-path", 1, 0, PUBLISHER_PATH}, {"redis", 1, 0, REDIS},             {"channel", 1, 0, CHANNEL},
+        {"together", 1, 0, TOGETHER},             {"window", 1, 0, WINDOW},           {"channels", 1, 0, CHANNELS},
+        {"hold", 1, 0, HOLD},                     {"binary", 0, 0, BINARY_FLAG},      {"utf8", 0, 0, UTF8},
+        {"json", 0, 0, JSON},                     {"deflate", 0, 0, DEFLATE},         {"raw", 0, 0, RAW},
+        {"src-count", 1, 0, SOURCES},             {"connect-timeout", 1, 0, TIMEOUT}, {"cpu", 1, 0, CPU},
+        {"help", 0, 0, HELP},
         {0, 0, 0, 0},
     };
     struct client_options *c = &client_options;
@@ -242,6 +250,7 @@ static void parse_options(int argc, char **argv)
         case ORIGIN: c->origin = optarg; break;
         case HEADER: add_header(optarg); break;
         case WARM: options.warm = atof(optarg); break;
+        case LEAST: options.least = atoi(optarg); break;
         case RATE: options.rate = atof(optarg); break;
         case DRAIN: options.drain = atof(optarg); break;
         case PUBLISHER_PATH: options.publisher_path = optarg; break;

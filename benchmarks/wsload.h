@@ -7,7 +7,7 @@
 
 struct options {
     const char *mode, *publisher_path, *channel;
-    int connections, pipeline, window, together, channels, redis_port;
+    int connections, pipeline, window, together, channels, redis_port, least;
     double seconds, warm, rate, drain, hold;
     bool binary, utf8, json;
 };
@@ -25,6 +25,8 @@ extern struct window {
 void window_start(void);
 void window_end(void);
 double window_seconds(void);
+// Whether enough was counted in the time that is measured, or nothing is to be expected any more.
+bool window_over(uint64_t counted);
 
 void poll_until(uint64_t deadline);
 void write_hex(uint8_t *out, uint64_t value, int digits);

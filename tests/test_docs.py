@@ -166,8 +166,8 @@ def without_effect_on_this_machine(project: Project, line: str) -> bool:
         pyproject = (ROOT / "pyproject.toml").read_text()
         assert f'\nname = "{name}"\n' in pyproject
         assert extra is None or f"\n{extra} = [" in pyproject.partition("[project.optional-dependencies]")[2]
-    elif words[0] == "scripts/demo":  # test_scripts.py runs it
-        assert os.access(ROOT / "scripts" / "demo", os.X_OK)
+    elif words[0] in ("scripts/demo", "scripts/bench"):  # test_scripts.py and test_benchmarks.py run what they start
+        assert os.access(ROOT / words[0], os.X_OK)
     elif words[0] == "nginx":  # test_nginx.py runs it
         assert (ROOT / "deploy" / "nginx.conf").exists()
     else:
