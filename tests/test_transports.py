@@ -14,12 +14,13 @@ from typing import Any
 import pytest
 import websockets.sync.client
 
-from .clients import DEADLINE, Client, eventually, unverified
+from .clients import DEADLINE, Client, RawClient, close_frame, eventually, unverified
 from .conftest import StartSite
 from .processes import worker_of
 from .servers import Server, free_port, gunicorn
 
 Opened = Callable[..., Client]
+Raw = Callable[..., RawClient]
 
 
 @pytest.fixture
@@ -45,11 +46,16 @@ def opened() -> Iterator[Opened]:
         yield open_over
 
 
-def carries_messages(client: Client) -> None:
-    """A small and a large message come back, and the end does."""
+def echoes(client: Client) -> None:
+    """A small and a large message come back."""
     for message in ("hello", os.urandom(1_000_000), "x" * 1_000_000):
         client.send(message)
         assert client.recv() == message
+
+
+def carries_messages(client: Client) -> None:
+    """Messages come back, and the end does."""
+    echoes(client)
     client.close()
     assert client.close_code == 1000
 
@@ -87,10 +93,15 @@ def test_several_binds_ipv6_among_them(tmp_path: Path, opened: Opened) -> None:
             carries_messages(client)
 
 
-def test_tls(start_site: StartSite, certificate: tuple[Path, Path], opened: Opened) -> None:
+def test_tls(start_site: StartSite, certificate: tuple[Path, Path], opened: Opened, raw: Raw) -> None:
     arguments = ["--certfile", certificate[0], "--keyfile", certificate[1]]
     with start_site(args=arguments, probe=b"") as server:
-        carries_messages(opened(tcp(server.port), ssl=unverified()))
+        echoes(opened(tcp(server.port), ssl=unverified()))
+        # Not the library's close(): it sets a timeout while its other thread is in SSL_read, which then fails at once.
+        closing = raw(server, tls=True)
+        closing.open("/echo/")
+        closing.send(close_frame(1000))
+        assert closing.closing()[0] == 1000
         client = opened(tcp(server.port), "/about/1/", ssl=unverified(), origin="https://localhost")
         assert about(client)["secure"] is True
 
