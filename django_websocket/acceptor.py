@@ -101,18 +101,20 @@ class Acceptor:
             if full:
                 self._turn_away(client, address)
             else:
-                greenlet = gevent.Greenlet(self._serve, at, client, address)
+                greenlet = gevent.Greenlet(self._run, at, client, address)
                 self.serving.add(greenlet)
                 self._moved_at = time.monotonic()
-                greenlet.link(self._on_done)
                 greenlet.start()
 
-    def _on_done(self, greenlet: Greenlet[..., Any]) -> None:
-        self.serving.discard(greenlet)
-        self._moved_at = time.monotonic()
-        if self._paused:
-            self._timer.stop()
-            self.start()
+    def _run(self, at: Any, client: socket.socket, address: Any) -> None:
+        try:
+            self._serve(at, client, address)
+        finally:
+            self.serving.discard(gevent.getcurrent())  # type: ignore[arg-type]
+            self._moved_at = time.monotonic()
+            if self._paused:
+                self._timer.stop()
+                self.start()
 
     def _turn_away(self, client: socket.socket, address: Any) -> None:
         report(address[0] if address else "unix", 503, "as many requests as worker_connections allows are in progress")

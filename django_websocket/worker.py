@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import ipaddress
 import os
 import random
@@ -176,7 +177,6 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
         current.serves_pages = False
         current.deadline = SlowHead.start_new(self._settings.handshake_timeout)
         try:
-            give_up_after(self._settings.send_timeout, client)
             if tls is not None:
                 client = current.client = tls.wrap_socket(client, server_side=True, do_handshake_on_connect=False)
                 client.do_handshake()
@@ -310,6 +310,11 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
     def run(self) -> None:
         """Serve until told to stop; then let requests and conversations end before the process does."""
         tls = ssl_context(self.cfg) if self.cfg.is_ssl else None
+        remember_settings(self.cfg)
+        for sock in self.sockets:
+            give_up_after(self._settings.send_timeout, sock)  # its clients inherit it
+        gc.collect()
+        gc.freeze()  # the project itself stays; the collector need not look through it each time
         batch = 1 if self.cfg.workers > 1 else BATCH
         self._acceptor = Acceptor(
             self.sockets, partial(self._serve, tls), self.worker_connections, batch, tls=tls is not None
@@ -369,6 +374,12 @@ def raise_descriptor_limit() -> int:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return sys.maxsize if soft == resource.RLIM_INFINITY else soft
+
+
+def remember_settings(cfg: Any) -> None:
+    """Make gunicorn's settings plain attributes: forty are read for a request, each by way of an AttributeError."""
+    names = (name for name in cfg.settings if not hasattr(type(cfg), name))
+    vars(cfg).update({name: getattr(cfg, name) for name in names})
 
 
 def give_up_after(seconds: float, sock: Any) -> None:
