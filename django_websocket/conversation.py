@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextvars
 import logging
 import socket
-import sys
 from collections.abc import Callable, Sequence
 from io import BytesIO
 from typing import Any
@@ -24,7 +23,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 from django.http import HttpRequest, HttpResponse, HttpResponseBase
 from gevent import getcurrent
-from gevent.event import AsyncResult
+from gevent.hub import get_hub
 
 from . import conf
 from .connection import Connection
@@ -58,6 +57,12 @@ class WebSocketResponse(HttpResponse):
 class HandshakeTimeout(Exception):
     """A view neither accepted nor answered within `WEBSOCKET_HANDSHAKE_TIMEOUT`."""
 
+    def __str__(self) -> str:
+        return (
+            f"The view neither accepted the WebSocket nor answered within {conf.current().handshake_timeout} seconds; "
+            f"websocket.accept() before what takes long, or a higher WEBSOCKET_HANDSHAKE_TIMEOUT, helps."
+        )
+
 
 class Conversation(ViewGreenlet):
     """The greenlet of one view, at home in the context of the request that began it."""
@@ -80,8 +85,11 @@ class Conversation(ViewGreenlet):
         self._options = options_of(view) or Options()
         self.websocket = WebSocket(request.META, WebSocketResponse(), self._accept)
         request.META["wsgi.websocket"] = self.websocket
-        self._answer: AsyncResult[HttpResponseBase] = AsyncResult()  # the response for the chain
-        self._opened: AsyncResult[Connection] = AsyncResult()  # the connection for the view
+        self._chain: Any = None  # the greenlet that waits for the answer
+        self._answer: HttpResponseBase | Exception | None = None
+        self._answered = False
+        self._failure: HandshakeFailed | None = None  # in place of a connection
+        self._waits_for_connection = False
         self._context: contextvars.Context | None = contextvars.copy_context()
         self._shared = connections.all(initialized_only=True)
         self._depths = {wrapper.alias: len(wrapper.atomic_blocks) for wrapper in self._shared}
@@ -96,24 +104,24 @@ class Conversation(ViewGreenlet):
         """Start the view and return its answer: its response, the 101 if it accepts, or the exception it raises."""
         for wrapper in self._shared:
             wrapper.inc_thread_sharing()
-        self.start()
-        timeout = conf.current().handshake_timeout
-        late = HandshakeTimeout(
-            f"The view neither accepted the WebSocket nor answered within {timeout} seconds; "
-            f"websocket.accept() before what takes long, or a higher WEBSOCKET_HANDSHAKE_TIMEOUT, helps."
-        )
+        self._chain = getcurrent()
+        self.start()  # not switched to from here: a greenlet that begins deep in the stack is dear to switch to and from
+        late = HandshakeTimeout()
         try:
-            with gevent.Timeout(timeout, late):
-                response = self._answer.get()
+            with gevent.Timeout(conf.current().handshake_timeout, late):
+                get_hub().switch()  # until the view has answered
         except BaseException as error:
-            if not self._answer.ready():  # it is not the view's own: nobody waits for its answer any more
-                self._over = True
-                # With an Exception, which GreenletExit is none: what a view may wait in tidies up for no other, such as
-                # the queue for a pool's connections.
-                self.kill(HandshakeFailed("The request is over"), block=error is late, timeout=KILL_TIMEOUT)
+            self._chain = None
+            self._over = True
+            # With an Exception, which GreenletExit is none: what a view may wait in tidies up for no other, such as
+            # the queue for a pool's connections.
+            self.kill(HandshakeFailed("The request is over"), block=error is late, timeout=KILL_TIMEOUT)
             raise
-        assert response is not None  # a view that returns None accepts
-        return response
+        answer, self._answer = self._answer, None
+        if isinstance(answer, Exception):
+            raise answer
+        assert answer is not None  # a view that returns None accepts
+        return answer
 
     def opened(self, sock: socket.socket, early: bytes) -> Connection:
         """Let the view have its connection."""
@@ -140,7 +148,7 @@ class Conversation(ViewGreenlet):
             from .logins import watch  # which could not be imported without the models of django.contrib.auth
 
             watch(self._request, connection)
-        self._opened.set(connection)
+        self._go_on()
         return connection
 
     def _on_end(self) -> None:
@@ -150,7 +158,15 @@ class Conversation(ViewGreenlet):
 
     def failed(self, reason: str) -> None:
         """Let the view know that the handshake came to nothing."""
-        self._opened.set_exception(HandshakeFailed(reason))
+        self._failure = HandshakeFailed(reason)
+        self._go_on()
+
+    def _go_on(self) -> None:
+        get_hub().loop.run_callback(self._wake)
+
+    def _wake(self) -> None:
+        if self._waits_for_connection:
+            self.switch()
 
     # --- in the greenlet of the view -----------------------------------------------------------------------------
 
@@ -203,19 +219,44 @@ class Conversation(ViewGreenlet):
             response[name] = value
         upgrade.taker = self
         self._request._stream = NO_BODY  # type: ignore[assignment]  # gunicorn's would keep all it knows of the request
-        self._answer.set(response)
-        connection = self.websocket.connection = self._opened.get()
-        assert connection is not None
+        connection = self.websocket.connection = self._connected(response)
         websocket_connected.send_robust(self._view, request=self._request, websocket=self.websocket)
         self._depths = {wrapper.alias: len(wrapper.atomic_blocks) for wrapper in self._shared}
         self._release_databases()
         return connection
 
+    def _connected(self, response: HttpResponseBase) -> Connection:
+        """Give the chain its answer, and wait for what comes of it."""
+        if not self._answered:
+            self._answer_chain(response)
+        while self._connection is None and self._failure is None:
+            self._waits_for_connection = True
+            try:
+                get_hub().switch()
+            finally:  # also when somebody throws an exception into this greenlet
+                self._waits_for_connection = False
+        if self._connection is None:
+            assert self._failure is not None
+            raise self._failure
+        return self._connection
+
+    def _answer_chain(self, answer: HttpResponseBase | Exception) -> None:
+        """Let the chain go on, as soon as this greenlet waits or has ended."""
+        self._answer = answer
+        self._answered = True
+        get_hub().loop.run_callback(self._wake_chain)
+
+    def _wake_chain(self) -> None:
+        chain, self._chain = self._chain, None
+        if chain is not None:  # it still waits
+            chain.switch()
+
     def _end(self, answer: HttpResponseBase | None) -> None:
         """The view has returned: `answer` counts if it had not accepted."""
         connection = self.websocket.connection
         if connection is None:
-            self._answer.set(answer)
+            assert answer is not None
+            self._answer_chain(answer)
         elif not self.websocket.listening:
             connection.close()
 
@@ -223,14 +264,16 @@ class Conversation(ViewGreenlet):
         """The view has raised, whatever it was: nobody else is to notice."""
         connection = self.websocket.connection
         if connection is None:
-            if self._answer.ready():  # the chain went on, but the client did not get the 101
+            if self._over:
+                pass
+            elif self._answered:  # the chain went on, but the client did not get the 101
                 report(self._who, None, "the handshake came to nothing", str(error), logging.INFO)
             elif isinstance(error, Exception):
-                self._answer.set_exception(error, sys.exc_info())
+                self._answer_chain(error)
             else:
                 failure = RuntimeError(f"The view ended with {error!r}")
                 failure.__cause__ = error
-                self._answer.set_exception(failure)
+                self._answer_chain(failure)
         elif isinstance(error, WebSocketError):
             connection.close()
         elif isinstance(error, BrokerError):

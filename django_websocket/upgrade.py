@@ -38,9 +38,8 @@ class Upgrade:
     """The state of one request's upgrade.
 
     `taker` is set by the application when it accepts, `status` holds the status line that the response began with, and
-    `write` is what WSGI's start_response returned: called with `b""` it sends the headers. `address` is the client's,
-    for the log. `answered` is true where the server has sent the 101 before it asked anybody: no header of the response
-    reaches the client.
+    `headers` those of the 101. `address` is the client's, for the log. `answered` is true where the server has sent the
+    101 before it asked anybody: no header of the response reaches the client.
     """
 
     def __init__(self, address: str = "", *, answered: bool = False) -> None:
@@ -48,7 +47,7 @@ class Upgrade:
         self.answered = answered
         self.taker: Taker | None = None
         self.status = ""
-        self.write: Callable[[bytes], object] = lambda data: None
+        self.headers: list[tuple[str, str]] = []
 
     @property
     def accepted(self) -> bool:
@@ -56,14 +55,24 @@ class Upgrade:
         return self.taker is not None and self.status.startswith("101 ")
 
     def watch(self, start_response: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a start_response that takes note of the status and passes everything on."""
+        """Return a start_response that keeps the 101 back and passes everything else on."""
 
         def start(status: str, headers: list[tuple[str, str]], *exc_info: Any) -> Any:
             self.status = status
-            self.write = start_response(status, headers, *exc_info)
-            return self.write
+            if self.accepted:
+                self.headers = headers
+                return no_body
+            return start_response(status, headers, *exc_info)
 
         return start
+
+    def head(self) -> bytes:
+        """Return the 101 as it is sent. Raises ValueError for a header that would be several."""
+        lines = [f"HTTP/1.1 {self.status}", *(f"{name}: {value}" for name, value in self.headers), "\r\n"]
+        head = "\r\n".join(lines)
+        if not head.count("\r") == head.count("\n") == len(lines):
+            raise ValueError("A header of the 101 has a line break")
+        return head.encode("latin-1")
 
     def fail(self, reason: str) -> None:
         """Tell the one who accepted, if anybody did, that there will be no connection."""
@@ -81,6 +90,10 @@ class Upgrade:
     def begun(self, result: Iterable[bytes]) -> Iterable[bytes]:
         """Return a response of which the status is known, even if the application is one that begins when asked."""
         return result if self.status else Begun(result)
+
+
+def no_body(data: bytes) -> None:
+    """Stand where WSGI has the function that writes a part of the body."""
 
 
 class Begun:

@@ -68,7 +68,7 @@ class Handover(NamedTuple):
     upgrade: Upgrade
     result: Iterable[bytes]
     environ: dict[str, Any]
-    response: Any  # gunicorn's, which has the status and the headers
+    response: Any  # gunicorn's
     started: datetime
 
 
@@ -288,7 +288,9 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
         sock = environ["gunicorn.socket"]
         try:
             try:
-                upgrade.write(b"")
+                response.status, response.headers = upgrade.status, upgrade.headers  # for the access log
+                sock.sendall(upgrade.head())
+                response.headers_sent = True
             except OSError as error:
                 upgrade.fail(f"The client left during the handshake: {error}")
             finally:

@@ -187,24 +187,28 @@ class WebSocketHandler(WSGIHandler):
         """Return what Django calls in place of the view: its start, within the transaction of ATOMIC_REQUESTS."""
         if view is refuse_origin:
             return view
-        refuse_async(view)
+        atomic: Callable[..., HttpResponseBase] = super().make_view_atomic(beginning_of(view))
+        return atomic
 
-        @functools.wraps(view)
-        def begin(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
-            handshake: ClientHandshake = request.META[HANDSHAKE_KEY]
-            return Conversation(request, handshake, view, args, kwargs).begin()
+    def process_exception_by_middleware(self, exception: Exception, request: HttpRequest) -> HttpResponseBase | None:
+        """Answer a view's exception, or let the middleware do it."""
+        if isinstance(exception, BrokerError):
+            report(who(request.META), 503, str(exception), level=logging.ERROR)
+            return try_again_later()
+        response: HttpResponseBase | None = super().process_exception_by_middleware(exception, request)
+        return response
 
-        atomic: Callable[..., HttpResponseBase] = super().make_view_atomic(begin)
 
-        @functools.wraps(view)
-        def begin_or_refuse(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
-            try:
-                return atomic(request, *args, **kwargs)
-            except BrokerError as error:
-                report(who(request.META), 503, str(error), level=logging.ERROR)
-                return try_again_later()
+@functools.lru_cache(maxsize=1000)
+def beginning_of(view: Callable[..., Any]) -> Callable[..., HttpResponseBase]:
+    """Return what starts a view for one request, in a conversation."""
+    refuse_async(view)
 
-        return begin_or_refuse
+    @functools.wraps(view)
+    def begin(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+        return Conversation(request, request.META[HANDSHAKE_KEY], view, args, kwargs).begin()
+
+    return begin
 
 
 def check_settings() -> None:
