@@ -93,7 +93,7 @@ class Conversation(ViewGreenlet):
         self._context: contextvars.Context | None = contextvars.copy_context()
         self._shared = connections.all(initialized_only=True)
         self._depths = {wrapper.alias: len(wrapper.atomic_blocks) for wrapper in self._shared}
-        self._uses_databases = bool(self._shared)
+        self.uses_databases = bool(self._shared)
         self._agreement: Agreement | None = None
         self._connection: Connection | None = None
         self._over = False  # whether the chain has gone on without an answer of the view
@@ -104,7 +104,9 @@ class Conversation(ViewGreenlet):
         """Start the view and return its answer: its response, the 101 if it accepts, or the exception it raises."""
         for wrapper in self._shared:
             wrapper.inc_thread_sharing()
-        self._chain = getcurrent()
+        self._chain = chain = getcurrent()
+        if self._shared:
+            chain.uses_databases = True  # type: ignore[attr-defined]  # the view may connect what is the chain's
         self.start()  # not switched to from here: a greenlet that begins deep in the stack is dear to switch to and from
         late = HandshakeTimeout()
         try:
@@ -308,7 +310,7 @@ class Conversation(ViewGreenlet):
 
     def note_database(self) -> None:
         """Take note that the view uses a database."""
-        self._uses_databases = True
+        self.uses_databases = True
         self._watch_databases(True)
 
     def _watch_databases(self, held: bool) -> None:
@@ -331,7 +333,7 @@ class Conversation(ViewGreenlet):
         self._release_databases()
 
     def _databases(self) -> Sequence[BaseDatabaseWrapper]:
-        return connections.all(initialized_only=True) if self._uses_databases else ()
+        return connections.all(initialized_only=True) if self.uses_databases else ()
 
     def _check_no_atomic(self, what: str) -> None:
         for wrapper in self._databases():
@@ -356,7 +358,7 @@ class Conversation(ViewGreenlet):
         """Give back what the view has used, unless the chain is not done with it."""
         self._watch_databases(False)  # the connection may outlive the view
         accepted = self.websocket.connection is not None
-        for wrapper in connections.all(initialized_only=True):
+        for wrapper in connections.all(initialized_only=True):  # one that could not be prepared was not noted
             if (accepted or wrapper not in self._shared) and not wrapper.in_atomic_block:
                 wrapper.close()
 
@@ -376,9 +378,11 @@ def close_databases() -> None:
 
 
 def _note_database(**kwargs: Any) -> None:
-    current = getcurrent()
+    current: Any = getcurrent()
     if isinstance(current, Conversation):
         current.note_database()
+    elif hasattr(current, "uses_databases"):
+        current.uses_databases = True
 
 
 connection_created.connect(_note_database)

@@ -175,6 +175,7 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
         current.client = client
         current.waits_for_head = True
         current.serves_pages = False
+        current.uses_databases = False  # the one that connects says so
         current.deadline = SlowHead.start_new(self._settings.handshake_timeout)
         try:
             if tls is not None:

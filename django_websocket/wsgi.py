@@ -17,7 +17,7 @@ from django.core.exceptions import DisallowedHost, ImproperlyConfigured
 from django.core.handlers.wsgi import WSGIHandler, WSGIRequest
 from django.http import HttpRequest, HttpResponse, HttpResponseBadRequest, HttpResponseBase, HttpResponseForbidden
 from django.urls import ResolverMatch, get_resolver, set_urlconf
-from gevent import monkey
+from gevent import getcurrent, monkey
 from gevent.event import Event
 
 from . import checks, conf
@@ -125,6 +125,15 @@ class WebSocketApplication:
 class WebSocketRequest(WSGIRequest):
     """The request of a handshake."""
 
+    _checked_host: tuple[str, str] | None = None
+
+    def get_host(self) -> str:
+        """Return the host that the request names. Raises DisallowedHost as Django does, which is asked once."""
+        raw = self._get_raw_host()
+        if self._checked_host is None or self._checked_host[0] != raw:
+            self._checked_host = raw, super().get_host()
+        return self._checked_host[1]
+
     def build_absolute_uri(self, location: str | None = None) -> str:
         """Return the absolute address of `location`; the request's own is a ws:// one.
 
@@ -148,8 +157,9 @@ class WebSocketHandler(WSGIHandler):
         if response.status_code == 101:
             for name in NOT_ON_101:
                 response.headers.pop(name, None)
-        closers: list[Callable[[], None]] = response._resource_closers  # type: ignore[attr-defined]
-        closers.append(close_databases)  # the greenlet that could use them again ends, too
+        if response.status_code != 101 or getattr(getcurrent(), "uses_databases", True):
+            closers: list[Callable[[], None]] = response._resource_closers  # type: ignore[attr-defined]
+            closers.append(close_databases)  # the greenlet that could use them again ends, too
         return response
 
     def load_middleware(self, is_async: bool = False) -> None:

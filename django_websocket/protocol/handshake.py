@@ -55,7 +55,7 @@ class ClientHandshake(NamedTuple):
 
 def is_upgrade(upgrade: str) -> bool:
     """Whether the value of an `Upgrade` header asks for a WebSocket (RFC 9110, section 7.8)."""
-    return "websocket" in (token.lower() for token in tokens(upgrade))
+    return has_token(upgrade, "websocket")
 
 
 def upgrade_required() -> HandshakeError:
@@ -79,7 +79,7 @@ def check_request(method: str, http_version: str, headers: Mapping[str, str]) ->
         raise HandshakeError(400, "A WebSocket handshake takes HTTP/1.1.")
     if method != "GET":
         raise HandshakeError(405, "A WebSocket handshake is a GET request.", {"Allow": "GET"})
-    if "upgrade" not in (token.lower() for token in tokens(headers.get("connection", ""))):
+    if not has_token(headers.get("connection", ""), "upgrade"):
         raise HandshakeError(400, 'The header "Connection: Upgrade" is missing; a proxy may have taken it away.')
     if not is_host(headers.get("host", "")):
         raise HandshakeError(400, "The Host header is missing, or there are two.")  # RFC 9112, section 3.2
@@ -99,7 +99,13 @@ def check_request(method: str, http_version: str, headers: Mapping[str, str]) ->
 
 def tokens(value: str) -> list[str]:
     """Return the members of a comma-separated header value, without the empty ones (RFC 9110, section 5.6.1)."""
-    return [token for token in (part.strip(" \t") for part in value.split(",")) if token]
+    return [token for part in value.split(",") if (token := part.strip(" \t"))]
+
+
+def has_token(value: str, token: str) -> bool:
+    """Whether `token`, in lower case, is a member of a header value that ignores case."""
+    value = value.lower()
+    return value == token or token in tokens(value)
 
 
 def parse_extensions(value: str) -> list[Extension]:
@@ -181,8 +187,8 @@ class ClientRequest:
         """
         if status != 101:
             raise HandshakeError(status, "The server did not switch protocols.")
-        connection = [token.lower() for token in tokens(headers.get("connection", ""))]
-        if headers.get("upgrade", "").strip(" \t").lower() != "websocket" or "upgrade" not in connection:
+        upgraded = headers.get("upgrade", "").strip(" \t").lower() == "websocket"
+        if not upgraded or not has_token(headers.get("connection", ""), "upgrade"):
             raise HandshakeError(status, "The server switched to something else.")
         if headers.get("sec-websocket-accept", "").strip(" \t") != accept_value(self.key):
             raise HandshakeError(status, "Sec-WebSocket-Accept does not answer the key.")
