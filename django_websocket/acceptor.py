@@ -110,7 +110,7 @@ class Acceptor:
         try:
             self._serve(at, client, address)
         finally:
-            self.serving.discard(gevent.getcurrent())  # type: ignore[arg-type]
+            self.serving.discard(gevent.getcurrent())
             self._moved_at = time.monotonic()
             if self._paused:
                 self._timer.stop()

@@ -301,7 +301,7 @@ class Connection(Readable):
                 self._wait()
             elif not wait((self,), timeout):
                 raise TimeoutError(f"no message came within {timeout} seconds")
-        message = inbox.popleft()
+        message = inbox.pop(0)
         if not inbox and (self._engine.paused or self._signal is not None):
             self._emptied(message)
         return message
@@ -313,7 +313,7 @@ class Connection(Readable):
             if self.before_taking is not None:
                 self.before_taking()
             if inbox:
-                message = inbox.popleft()
+                message = inbox.pop(0)
                 if not inbox and (self._engine.paused or self._signal is not None):
                     self._emptied(message)
                 yield message
@@ -342,7 +342,7 @@ class Connection(Readable):
                 try:
                     gevent.sleep(0)
                 except BaseException:  # somebody interrupts the view
-                    self.inbox.appendleft(last)
+                    self.inbox.insert(0, last)
                     raise
         elif self._signal is not None:
             self._signal.set(self.ready())

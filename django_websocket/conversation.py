@@ -21,7 +21,8 @@ from django.core.handlers.wsgi import LimitedStream
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
-from django.http import HttpRequest, HttpResponse, HttpResponseBase
+from django.http import HttpRequest, HttpResponse, HttpResponseBase, SimpleCookie
+from django.http.response import ResponseHeaders
 from gevent import getcurrent
 from gevent.hub import get_hub
 
@@ -38,6 +39,7 @@ from .upgrade import KEY, Upgrade, who
 from .waiting import ViewGreenlet
 from .websocket import WebSocket
 
+NOTHING: dict[str, Any] = {}  # one for all, where there is nothing
 NO_BODY = LimitedStream(BytesIO(), 0)
 KILL_TIMEOUT = 1.0  # seconds that a view gets for its `finally` blocks when its time for the handshake is over
 
@@ -53,6 +55,11 @@ class WebSocketResponse(HttpResponse):
 
     status_code = 101
 
+    def forget_headers(self) -> None:
+        """Let go of what was sent: the conversation keeps the response for as long as the client stays."""
+        self.headers = ResponseHeaders({})
+        self.cookies = SimpleCookie()
+
 
 class HandshakeTimeout(Exception):
     """A view neither accepted nor answered within `WEBSOCKET_HANDSHAKE_TIMEOUT`."""
@@ -67,6 +74,30 @@ class HandshakeTimeout(Exception):
 class Conversation(ViewGreenlet):
     """The greenlet of one view, at home in the context of the request that began it."""
 
+    __slots__ = (
+        "_agreement",
+        "_answer",
+        "_answered",
+        "_args",
+        "_chain",
+        "_connection",
+        "_context",
+        "_depths",
+        "_failure",
+        "_handshake",
+        "_kwargs",
+        "_options",
+        "_over",
+        "_request",
+        "_response",
+        "_shared",
+        "_view",
+        "_waits_for_connection",
+        "_who",
+        "uses_databases",
+        "websocket",
+    )
+
     def __init__(
         self,
         request: HttpRequest,
@@ -77,13 +108,14 @@ class Conversation(ViewGreenlet):
     ) -> None:
         super().__init__()
         self._request = request
-        self._handshake = handshake
+        self._handshake: ClientHandshake | None = handshake  # until it is answered
         self._view = view
         self._args = args
-        self._kwargs = kwargs
+        self._kwargs = kwargs or NOTHING
         self._who = who(request.META)
         self._options = options_of(view) or Options()
-        self.websocket = WebSocket(request.META, WebSocketResponse(), self._accept)
+        self._response = WebSocketResponse()
+        self.websocket = WebSocket(request.META, self._response, self._accept)
         request.META["wsgi.websocket"] = self.websocket
         self._chain: Any = None  # the greenlet that waits for the answer
         self._answer: HttpResponseBase | Exception | None = None
@@ -91,8 +123,8 @@ class Conversation(ViewGreenlet):
         self._failure: HandshakeFailed | None = None  # in place of a connection
         self._waits_for_connection = False
         self._context: contextvars.Context | None = contextvars.copy_context()
-        self._shared = connections.all(initialized_only=True)
-        self._depths = {wrapper.alias: len(wrapper.atomic_blocks) for wrapper in self._shared}
+        self._shared: Sequence[BaseDatabaseWrapper] = connections.all(initialized_only=True) or ()
+        self._depths = self._depths_now()
         self.uses_databases = bool(self._shared)
         self._agreement: Agreement | None = None
         self._connection: Connection | None = None
@@ -107,7 +139,7 @@ class Conversation(ViewGreenlet):
         self._chain = chain = getcurrent()
         if self._shared:
             chain.uses_databases = True  # type: ignore[attr-defined]  # the view may connect what is the chain's
-        self.start()  # not switched to from here: a greenlet that begins deep in the stack is dear to switch to and from
+        self.start()  # not by switching to it: a greenlet that begins deep in the stack is dear to switch to and from
         late = HandshakeTimeout()
         try:
             with gevent.Timeout(conf.current().handshake_timeout, late):
@@ -177,8 +209,9 @@ class Conversation(ViewGreenlet):
         try:
             self._adopt_context()
             try:
-                answer = self._view(self._request, *self._args, **self._kwargs)
-                if answer is None or answer is self.websocket.response:
+                view, args, kwargs = self._view, self._args, self._kwargs
+                answer = view(self._request, *args, **kwargs) if args or kwargs else view(self._request)
+                if answer is None or answer is self._response:
                     self.websocket.accept()
                     answer = None
             except BaseException as error:
@@ -207,23 +240,27 @@ class Conversation(ViewGreenlet):
         if self._over:
             raise HandshakeFailed("The request is over, so the WebSocket cannot be accepted any more")
         self._check_no_atomic("The WebSocket cannot be accepted")
-        offered = self._handshake.subprotocols
+        handshake = self._handshake
+        assert handshake is not None
+        offered = handshake.subprotocols
         if subprotocol is None:
             subprotocol = choose_subprotocol(offered, self._options.subprotocols)
         elif subprotocol not in offered:
             raise ValueError(f"The subprotocol {subprotocol!r} cannot be chosen: the client offered {list(offered)}")
         upgrade: Upgrade = self._request.META[KEY]
-        response = self.websocket.response
+        response = self._response
         wanted = None if upgrade.answered else self._options.wanted_compression()
-        agreed = None if wanted is None else negotiate(self._handshake.extensions, wanted)
+        agreed = None if wanted is None else negotiate(handshake.extensions, wanted)
         extensions, self._agreement = agreed or (None, None)
-        for name, value in accept_headers(self._handshake.key, subprotocol, extensions).items():
+        for name, value in accept_headers(handshake.key, subprotocol, extensions).items():
             response[name] = value
         upgrade.taker = self
         self._request._stream = NO_BODY  # type: ignore[assignment]  # gunicorn's would keep all it knows of the request
         connection = self.websocket.connection = self._connected(response)
+        self._handshake = None
+        response.forget_headers()
         websocket_connected.send_robust(self._view, request=self._request, websocket=self.websocket)
-        self._depths = {wrapper.alias: len(wrapper.atomic_blocks) for wrapper in self._shared}
+        self._depths = self._depths_now()
         self._release_databases()
         return connection
 
@@ -331,6 +368,10 @@ class Conversation(ViewGreenlet):
         """Release the databases: what waits for hours may not hold a connection. Not from inside a transaction."""
         self._check_no_atomic("A view cannot wait for a message")
         self._release_databases()
+
+    def _depths_now(self) -> dict[str, int]:
+        """Return how many atomic blocks the chain has entered, by database."""
+        return {wrapper.alias: len(wrapper.atomic_blocks) for wrapper in self._shared} or NOTHING
 
     def _databases(self) -> Sequence[BaseDatabaseWrapper]:
         return connections.all(initialized_only=True) if self.uses_databases else ()

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from .connection import Connection
 
-KEY = "django_websocket.upgrade"  # in the WSGI environment
+# In the WSGI environment, until the handshake is over.
+KEY = "django_websocket.upgrade"
+HANDSHAKE_KEY = "django_websocket.handshake"  # what the client asks for
 
 
 def who(environ: Mapping[str, Any]) -> str:

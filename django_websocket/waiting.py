@@ -52,14 +52,18 @@ class ViewGreenlet(PlainGreenlet):
     have begun and not ended; a subclass keeps it.
     """
 
+    __slots__ = ("_dependents", "_left", "_with_fileno", "before_taking", "before_waiting", "message_is_there")
+
     running: ClassVar[set[ViewGreenlet]] = set()
 
-    before_taking: Callable[[], None] | None = None
-    message_is_there = False
-    before_waiting: Callable[[], None] | None = None
-    _left: tuple[int, str] | None = None
-    _with_fileno: weakref.WeakSet[Readable] | None = None
-    _dependents: weakref.WeakSet[Dependent] | None = None
+    def __init__(self) -> None:
+        super().__init__()
+        self.before_taking: Callable[[], None] | None = None
+        self.message_is_there = False
+        self.before_waiting: Callable[[], None] | None = None
+        self._left: tuple[int, str] | None = None
+        self._with_fileno: weakref.WeakSet[Readable] | None = None
+        self._dependents: weakref.WeakSet[Dependent] | None = None
 
     def close_all(self) -> None:
         """Close what the view opened and left open, and the descriptors that it asked for."""

@@ -65,6 +65,7 @@ class WebSocket:
         """
         if self.connection is None:
             self.connection = self._accept(subprotocol)
+            del self._accept
 
     def _open(self) -> Connection:
         self.accept()

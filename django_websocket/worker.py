@@ -38,7 +38,7 @@ from .protocol.handshake import is_upgrade
 from .select import select as cooperative_select
 from .sockets import give_away
 from .sweep import open_connections
-from .upgrade import KEY, Upgrade, who
+from .upgrade import HANDSHAKE_KEY, KEY, Upgrade, who
 from .waiting import ViewGreenlet
 
 WSGIApplication = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
@@ -59,7 +59,15 @@ STATUS = {
 }
 
 # What a conversation has no use for, and would keep alive for as long as it lasts.
-REQUEST_ONLY = (KEY, "wsgi.input", "wsgi.errors", "wsgi.file_wrapper", "wsgi.early_hints", "gunicorn.socket")
+REQUEST_ONLY = (
+    KEY,
+    HANDSHAKE_KEY,
+    "wsgi.input",
+    "wsgi.errors",
+    "wsgi.file_wrapper",
+    "wsgi.early_hints",
+    "gunicorn.socket",
+)
 
 
 class Handover(NamedTuple):
@@ -301,8 +309,7 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
             if upgrade.taker is not None:
                 give_up_after(0, sock)  # from here on the connection sees to it
                 early = request.unreader.take_buffered()
-                for name in REQUEST_ONLY:
-                    environ.pop(name, None)
+                forget_request(environ)
                 upgrade.open(give_away(sock), early)
         except BaseException as error:
             upgrade.fail(f"The handshake ended with {error!r}")
@@ -368,6 +375,15 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
                     greenlet.kill(StopIteration(), block=False)
             self.tmp.notify()
             gevent.sleep(0.05)
+
+
+def forget_request(environ: dict[str, Any]) -> None:
+    """Take out of the environment what a conversation has no use for, and keep once what many clients send alike."""
+    for name in REQUEST_ONLY:
+        environ.pop(name, None)
+    items = [(sys.intern(name), sys.intern(value) if type(value) is str else value) for name, value in environ.items()]
+    environ.clear()
+    environ.update(items)
 
 
 def raise_descriptor_limit() -> int:

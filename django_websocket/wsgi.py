@@ -39,12 +39,11 @@ from .protocol.handshake import (
 from .refusal import Refusal, code_and_reason
 from .select import select as cooperative_select
 from .sockets import share
-from .upgrade import KEY, Upgrade, who
+from .upgrade import HANDSHAKE_KEY, KEY, Upgrade, who
 
 __all__ = ["get_wsgi_websocket_application"]
 
 WSGIApplication = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
-HANDSHAKE_KEY = "django_websocket.handshake"  # in the WSGI environment
 NOT_ON_101 = ("Content-Type", "Content-Length")
 
 logger = logging.getLogger("django_websocket")
@@ -125,14 +124,14 @@ class WebSocketApplication:
 class WebSocketRequest(WSGIRequest):
     """The request of a handshake."""
 
-    _checked_host: tuple[str, str] | None = None
+    _allowed_host: str | None = None
 
     def get_host(self) -> str:
         """Return the host that the request names. Raises DisallowedHost as Django does, which is asked once."""
-        raw = self._get_raw_host()
-        if self._checked_host is None or self._checked_host[0] != raw:
-            self._checked_host = raw, super().get_host()
-        return self._checked_host[1]
+        host: str = self._get_raw_host()  # type: ignore[attr-defined]
+        if host != self._allowed_host:
+            host = self._allowed_host = super().get_host()
+        return host
 
     def build_absolute_uri(self, location: str | None = None) -> str:
         """Return the absolute address of `location`; the request's own is a ws:// one.
@@ -186,6 +185,7 @@ class WebSocketHandler(WSGIHandler):
         if hasattr(request, "urlconf"):
             set_urlconf(request.urlconf)  # a middleware's, for `reverse()`: it has the pages
         match = get_resolver(conf.current().required_urlconf()).resolve(request.path_info)
+        match.tried = None  # for the page of a 404 alone
         request.resolver_match = match
         request._cache_update_cache = False  # type: ignore[attr-defined]  # nor is a refusal kept in the cache
         options = options_of(match.func) or Options()
@@ -200,13 +200,12 @@ class WebSocketHandler(WSGIHandler):
         atomic: Callable[..., HttpResponseBase] = super().make_view_atomic(beginning_of(view))
         return atomic
 
-    def process_exception_by_middleware(self, exception: Exception, request: HttpRequest) -> HttpResponseBase | None:
+    def process_exception_by_middleware(self, exception: Exception, request: HttpRequest) -> HttpResponse:
         """Answer a view's exception, or let the middleware do it."""
         if isinstance(exception, BrokerError):
             report(who(request.META), 503, str(exception), level=logging.ERROR)
             return try_again_later()
-        response: HttpResponseBase | None = super().process_exception_by_middleware(exception, request)
-        return response
+        return super().process_exception_by_middleware(exception, request)
 
 
 @functools.lru_cache(maxsize=1000)

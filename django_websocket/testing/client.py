@@ -9,6 +9,7 @@ from __future__ import annotations
 import _socket
 import asyncio
 import contextlib
+import copy
 import json
 import sys
 import time
@@ -38,9 +39,9 @@ from django_websocket.pubsub import _broker
 from django_websocket.pubsub.broker import from_wire
 from django_websocket.pubsub.memory import MemoryBroker
 from django_websocket.select import select
-from django_websocket.upgrade import KEY, Upgrade
+from django_websocket.upgrade import HANDSHAKE_KEY, KEY, Upgrade
 from django_websocket.websocket import as_payload
-from django_websocket.wsgi import HANDSHAKE_KEY, WebSocketHandler, check_settings, client_handshake
+from django_websocket.wsgi import WebSocketHandler, check_settings, client_handshake
 
 TIMEOUT = 5.0  # seconds; what a test waits for comes at once, or never
 IDLE_TIMEOUT = 0.1  # seconds for a view that never waits, such as one that asks again and again
@@ -157,7 +158,7 @@ class ClientWebSocket:
         upgrade: Upgrade,
         timeout: float,
     ) -> None:
-        self.response = response
+        self.response = copy.copy(response)  # whose headers the view lets go of
         self.subprotocol = subprotocol
         self._json_encoder = client.json_encoder
         self._request: HttpRequest = response.wsgi_request  # type: ignore[attr-defined]
@@ -225,7 +226,7 @@ class ClientWebSocket:
             if not select([self._sock], [], [], max(0.0, end - time.monotonic()))[0]:
                 raise TimeoutError(f"No message came within {timeout:g} seconds. {self._where()}")
             self._let_happen()
-        return self._engine.messages.popleft()
+        return self._engine.messages.pop(0)
 
     def receive_json(self, timeout: float | None = None) -> Any:
         """Return the next message, decoded from JSON; see `receive`."""

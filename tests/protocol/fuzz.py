@@ -41,7 +41,7 @@ class Slow(Ours):
     def receive(self, data: bytes) -> None:
         self.note(self._engine.receive(data))
         if self._engine.messages:
-            self.messages.append(self._engine.messages.popleft())
+            self.messages.append(self._engine.messages.pop(0))
 
     def finish(self) -> None:
         while self._engine.messages or self._engine.paused:

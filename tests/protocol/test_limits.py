@@ -222,7 +222,7 @@ def test_full_queue_with_nothing_behind_is_no_pause(engine: Engine, frame: Frame
 def test_place_for_one_is_used_for_one(engine: Engine, frame: Frame) -> None:
     engine.receive(wire_of(frame, texts(0, 20)))
     for number in range(20):
-        assert engine.messages.popleft() == f"message {number}"
+        assert engine.messages.pop(0) == f"message {number}"
         assert not engine.receive(b"")
         assert engine.paused == (number < 3)
         assert list(engine.messages) == texts(number + 1, min(number + 17, 20))

@@ -217,7 +217,7 @@ def test_all_of_unicode_is_text(make_engine: Callable[..., Engine], frame: Frame
     engine = make_engine(max_message_size=len(wire))
     for at in range(0, len(wire), step := 65521 if cut else len(wire)):
         assert engine.receive(wire[at : at + step]) == []
-    assert engine.messages.popleft() == text
+    assert engine.messages.pop(0) == text
 
 
 @pytest.mark.parametrize("text", ["\ufeffx", "\x00", "\uffff", "\r\n", "x" * 125 + "\u00e9"], ids=ascii)
