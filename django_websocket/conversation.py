@@ -35,6 +35,7 @@ from .protocol.deflate import Agreement, negotiate
 from .protocol.frames import CloseCode
 from .protocol.handshake import ClientHandshake, accept_headers, choose_subprotocol
 from .signals import make_connection, websocket_connected
+from .sweep import Deadline
 from .upgrade import KEY, Upgrade, who
 from .waiting import ViewGreenlet
 from .websocket import WebSocket
@@ -141,9 +142,9 @@ class Conversation(ViewGreenlet):
             chain.uses_databases = True  # type: ignore[attr-defined]  # the view may connect what is the chain's
         self.start()  # not by switching to it: a greenlet that begins deep in the stack is dear to switch to and from
         late = HandshakeTimeout()
+        deadline = Deadline(conf.current().handshake_timeout, late)
         try:
-            with gevent.Timeout(conf.current().handshake_timeout, late):
-                get_hub().switch()  # until the view has answered
+            get_hub().switch()  # until the view has answered
         except BaseException as error:
             self._chain = None
             self._over = True
@@ -151,6 +152,8 @@ class Conversation(ViewGreenlet):
             # the queue for a pool's connections.
             self.kill(HandshakeFailed("The request is over"), block=error is late, timeout=KILL_TIMEOUT)
             raise
+        finally:
+            deadline.close()
         answer, self._answer = self._answer, None
         if isinstance(answer, Exception):
             raise answer

@@ -1,25 +1,31 @@
-"""The open connections of a loop, and the one timer that sees to their deadlines."""
+"""The open connections of a loop, and the one timer that sees to all deadlines."""
 
 from __future__ import annotations
 
 import weakref
 from typing import Protocol
 
+from gevent import getcurrent
 from gevent.hub import get_hub
+from greenlet import greenlet
 
-__all__ = ["TICK", "Sweep", "open_connections", "serves_clients", "sweep_of_loop", "ticks"]
+__all__ = ["TICK", "Deadline", "Sweep", "open_connections", "serves_clients", "sweep_of_loop", "ticks"]
 
 TICK = 0.5  # seconds; the grain of all deadlines here
 READ_SIZE = 256 * 1024  # bytes; for one call of recv, so that one client keeps nobody waiting
 
 
-class Swept(Protocol):
-    """Something with deadlines: an open connection."""
+class Due(Protocol):
+    """Something with deadlines."""
 
     due: int  # the tick at which it is looked at next, kept by `Sweep.look_at`
 
     def on_due(self) -> None:
         """Look at the deadlines. Called in the hub; must neither wait nor raise."""
+
+
+class Swept(Due, Protocol):
+    """An open connection."""
 
     def close(self, code: int = ..., reason: str = ...) -> None:
         """Begin to close."""
@@ -35,28 +41,59 @@ class Sweep:
         self.now = 0
         self.connections: set[Swept] = set()
         self.buffer = memoryview(bytearray(READ_SIZE))  # for all of them, since each is read in turn
-        self._due: dict[int, set[Swept]] = {}
+        self._due: dict[int, set[Due]] = {}
         self._timer = get_hub().loop.timer(TICK, repeat=TICK, ref=False)
         self._timer.start(self._on_tick)
 
-    def look_at(self, connection: Swept, tick: int) -> None:
-        """Look at `connection` at `tick`, and not at the one before for which this was asked."""
-        self.forget(connection)
-        connection.due = tick
-        self._due.setdefault(tick, set()).add(connection)
+    def look_at(self, swept: Due, tick: int) -> None:
+        """Look at `swept` at `tick`, and not at the one before for which this was asked."""
+        self.forget(swept)
+        swept.due = tick
+        self._due.setdefault(tick, set()).add(swept)
 
-    def forget(self, connection: Swept) -> None:
-        """Do not look at `connection` any more."""
-        at_tick = self._due.get(connection.due)
+    def forget(self, swept: Due) -> None:
+        """Do not look at `swept` any more."""
+        at_tick = self._due.get(swept.due)
         if at_tick is not None:
-            at_tick.discard(connection)
+            at_tick.discard(swept)
             if not at_tick:
-                del self._due[connection.due]
+                del self._due[swept.due]
 
     def _on_tick(self) -> None:
         self.now += 1
-        for connection in self._due.pop(self.now, ()):
-            connection.on_due()
+        for swept in self._due.pop(self.now, ()):
+            swept.on_due()
+
+
+class Deadline:
+    """Raises `error` in the running greenlet when `seconds`, and a tick at most, have passed, unless it is closed.
+
+    For the many that are never reached: it costs less than a timer of its own, which gevent.Timeout has.
+    """
+
+    __slots__ = ("_error", "_greenlet", "_sweep", "due")
+
+    def __init__(self, seconds: float, error: BaseException) -> None:
+        self._error = error
+        self._greenlet: greenlet | None = getcurrent()
+        self._sweep = sweep = sweep_of_loop()
+        self.due = 0
+        sweep.look_at(self, sweep.now + ticks(seconds) + 1)
+        get_hub().loop.ref()  # the sweep's timer alone does not keep the loop running
+
+    def close(self) -> None:
+        """Let the greenlet go on for as long as it takes."""
+        if self._greenlet is not None:
+            self._greenlet = None
+            self._sweep.forget(self)
+            get_hub().loop.unref()
+
+    def on_due(self) -> None:
+        """Raise the error."""
+        waiting = self._greenlet
+        if waiting is not None:
+            self.close()
+            waiting.throw(self._error)
 
 
 def ticks(seconds: float) -> int:

@@ -37,7 +37,7 @@ from .protocol.frames import CloseCode
 from .protocol.handshake import is_upgrade
 from .select import select as cooperative_select
 from .sockets import give_away
-from .sweep import open_connections
+from .sweep import Deadline, open_connections
 from .upgrade import HANDSHAKE_KEY, KEY, Upgrade, who
 from .waiting import ViewGreenlet
 
@@ -90,7 +90,7 @@ class Listener(NamedTuple):
         return self.address
 
 
-class SlowHead(gevent.Timeout):
+class SlowHead(BaseException):  # no Exception: gunicorn would take it for one of the application's
     """The head of a request, with the PROXY line and the TLS handshake before it, did not come in time."""
 
     def __str__(self) -> str:
@@ -116,7 +116,7 @@ class NextHead:
         self._unreader.unread(buffered)
         if not buffered and not (isinstance(self._client, ssl.SSLSocket) and self._client.pending()):
             wait_read(self._client.fileno(), self._keepalive, StopIteration())
-        current.deadline = SlowHead.start_new(self._timeout)
+        current.deadline = Deadline(self._timeout, SlowHead())
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         if given_up(error):
@@ -184,7 +184,7 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
         current.waits_for_head = True
         current.serves_pages = False
         current.uses_databases = False  # the one that connects says so
-        current.deadline = SlowHead.start_new(self._settings.handshake_timeout)
+        current.deadline = Deadline(self._settings.handshake_timeout, SlowHead())
         try:
             if tls is not None:
                 client = current.client = tls.wrap_socket(client, server_side=True, do_handshake_on_connect=False)
@@ -298,7 +298,9 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
         try:
             try:
                 response.status, response.headers = upgrade.status, upgrade.headers  # for the access log
-                sock.sendall(upgrade.head())
+                head = upgrade.head()
+                sent = sock.send(head)  # all of it, as a rule
+                sock.sendall(head[sent:])
                 response.headers_sent = True
             except OSError as error:
                 upgrade.fail(f"The client left during the handshake: {error}")
