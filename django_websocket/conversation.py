@@ -23,6 +23,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, SimpleCookie
 from django.http.response import ResponseHeaders
+from django.utils.functional import SimpleLazyObject, empty
 from gevent import getcurrent
 from gevent.hub import get_hub
 
@@ -218,6 +219,7 @@ class Conversation(ViewGreenlet):
                     self.websocket.accept()
                     answer = None
             except BaseException as error:
+                self.uses_databases = True  # it may be about one that could not be prepared, and was not noted
                 self._end_with(error)
             else:
                 self._end(answer)
@@ -230,6 +232,8 @@ class Conversation(ViewGreenlet):
                 self._close_databases()
                 for wrapper in self._shared:
                     wrapper.dec_thread_sharing()
+                if self.websocket.connection is not None:  # the chain is done with the request
+                    untie(self._request)
 
     def _adopt_context(self) -> None:
         assert self._context is not None
@@ -402,9 +406,20 @@ class Conversation(ViewGreenlet):
         """Give back what the view has used, unless the chain is not done with it."""
         self._watch_databases(False)  # the connection may outlive the view
         accepted = self.websocket.connection is not None
-        for wrapper in connections.all(initialized_only=True):  # one that could not be prepared was not noted
+        for wrapper in self._databases():
             if (accepted or wrapper not in self._shared) and not wrapper.in_atomic_block:
                 wrapper.close()
+
+
+def untie(request: HttpRequest) -> None:
+    """Undo the circles that a request is part of: what ends with its view is freed then, and not by the collector."""
+    attributes = vars(request)
+    user = attributes.get("user")
+    if isinstance(user, SimpleLazyObject) and user._wrapped is not empty:
+        vars(user)["_setupfunc"] = None  # it refers to the request, and has done its work
+    for name in ("auser", "_messages"):
+        attributes.pop(name, None)
+    request.META.pop("wsgi.websocket", None)
 
 
 def lacks_autocommit(wrapper: BaseDatabaseWrapper) -> bool:

@@ -31,7 +31,7 @@ def give_away(sock: Any) -> Any:
     """Return a socket that no longer depends on `sock`, which gunicorn and gevent close when their request is over."""
     if isinstance(sock, ssl.SSLSocket):
         return TLSSocket(sock)
-    return _socket.socket(sock.family, sock.type, sock.proto, fileno=sock.detach())
+    return _socket.socket(fileno=sock.detach())
 
 
 def share(sock: Any) -> Any:

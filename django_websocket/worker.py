@@ -247,6 +247,7 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
         current: Any = getcurrent()
         if not is_upgrade(environ.get("HTTP_UPGRADE", "")):
             current.serves_pages = True
+            give_up_after(self._settings.send_timeout, environ["gunicorn.socket"])
             return self._application(environ, start_response)
         started = datetime.now()
         request = current.request
@@ -299,8 +300,9 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
             try:
                 response.status, response.headers = upgrade.status, upgrade.headers  # for the access log
                 head = upgrade.head()
-                sent = sock.send(head)  # all of it, as a rule
-                sock.sendall(head[sent:])
+                sent = sock.send(head)
+                if sent < len(head):
+                    sock.sendall(head[sent:])
                 response.headers_sent = True
             except OSError as error:
                 upgrade.fail(f"The client left during the handshake: {error}")
@@ -309,7 +311,6 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
                 if hasattr(result, "close"):
                     result.close()  # the end of the request, for Django
             if upgrade.taker is not None:
-                give_up_after(0, sock)  # from here on the connection sees to it
                 early = request.unreader.take_buffered()
                 forget_request(environ)
                 upgrade.open(give_away(sock), early)
@@ -323,8 +324,6 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
         """Serve until told to stop; then let requests and conversations end before the process does."""
         tls = ssl_context(self.cfg) if self.cfg.is_ssl else None
         remember_settings(self.cfg)
-        for sock in self.sockets:
-            give_up_after(self._settings.send_timeout, sock)  # its clients inherit it
         gc.collect()
         gc.freeze()  # the project itself stays; the collector need not look through it each time
         batch = 1 if self.cfg.workers > 1 else BATCH
@@ -404,7 +403,7 @@ def remember_settings(cfg: Any) -> None:
 
 
 def give_up_after(seconds: float, sock: Any) -> None:
-    """Have the system end a TCP connection whose peer takes nothing of what was sent for so long; 0 is for ever.
+    """Have the system end a TCP connection whose peer takes nothing of what was sent for so long.
 
     gunicorn waits without a limit until its answer is taken.
     """
