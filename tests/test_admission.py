@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -91,6 +93,22 @@ def test_many_slow_heads_leave_others_alone_and_nothing_behind(hasty: Server) ->
         answers(hasty)
         assert eventually(lambda: descriptors(worker) <= before + 1)
     assert hasty.log.count("408 the head of the request") <= 15  # the others are counted
+
+
+def test_who_was_slow_while_the_process_stood_still_is_not_blamed(start_site: StartSite, raw: Raw) -> None:
+    with start_site({"WEBSOCKET_HANDSHAKE_TIMEOUT": 3.0}) as server:
+        client = raw(server)
+        client.send(request("/echo/")[:20])
+        answers(server)  # the worker has both
+        worker = worker_of(server)
+        os.kill(worker, signal.SIGSTOP)
+        try:
+            time.sleep(4)
+        finally:
+            os.kill(worker, signal.SIGCONT)
+        time.sleep(0.3)
+        client.send(request("/echo/")[20:])
+        assert client.response().status == 101
 
 
 def test_time_between_requests_is_gunicorn_s_and_that_for_a_head_ours(start_site: StartSite, raw: Raw) -> None:

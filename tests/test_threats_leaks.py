@@ -182,3 +182,13 @@ def test_clients_that_vanished_leave_nothing(start_site: StartSite, key: str) ->
         start_site({"WEBSOCKET_BROKER": f"redis://{redis.address}/0", **impatient}, env=NOT_MEASURED) as server,
     ):
         leave_nothing(server, [Way("vanished", opened(), stay)], redis, key)
+
+
+def test_request_is_freed_with_its_conversation_and_needs_no_collector(start_site: StartSite) -> None:
+    with start_site() as server:
+        for way in (close, RawClient.reset) * 3:
+            with RawClient(server.port) as client:
+                client.open("/counts-requests/")
+                assert client.frame().text == "AnonymousUser 1"
+                way(client)
+            assert eventually(lambda: fetch_json(server.port, "/census/")["open connections"] == 0)

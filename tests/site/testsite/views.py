@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
+import weakref
 from contextlib import ExitStack
 from typing import Any
 
@@ -11,6 +13,7 @@ import gevent
 from django.conf import settings
 from django.contrib.auth.decorators import login_required
 from django.contrib.auth.views import redirect_to_login
+from django.contrib.messages import get_messages
 from django.contrib.sessions.backends.base import UpdateError
 from django.db import connection, connections, transaction
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase, HttpResponseForbidden
@@ -554,3 +557,17 @@ def keeps_the_session(request: HttpRequest, websocket: WebSocket) -> None:
     request.session["colour"] = "blue"
     for message in websocket:
         websocket.send(message)
+
+
+requests: weakref.WeakSet[HttpRequest] = weakref.WeakSet()
+
+
+@websocket
+def counts_requests(request: HttpRequest, websocket: WebSocket) -> None:
+    """Tells how many requests of this view there are, in a process without a collector."""
+    gc.disable()
+    requests.add(request)
+    get_messages(request)
+    websocket.send(f"{request.user} {len(requests)}")
+    for _ in websocket:
+        pass

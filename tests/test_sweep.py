@@ -1,0 +1,55 @@
+"""Deadlines that share one timer."""
+
+from __future__ import annotations
+
+import time
+
+import gevent
+import pytest
+from gevent.exceptions import LoopExit
+from gevent.hub import get_hub
+
+from django_websocket.sweep import TICK, Deadline
+
+
+class Late(Exception):
+    """What the deadlines here raise."""
+
+
+def test_deadline_raises_in_the_greenlet_that_set_it() -> None:
+    begin = time.monotonic()
+    Deadline(0.2, Late())
+    with pytest.raises(Late):
+        gevent.sleep(10)
+    assert 0.2 <= time.monotonic() - begin < 0.2 + 4 * TICK
+
+
+def test_deadline_keeps_the_loop_running_until_it_is_closed() -> None:
+    Deadline(0.2, Late())
+    with pytest.raises(Late):
+        get_hub().switch()  # nothing else would ever happen
+    Deadline(0.2, Late()).close()
+    with pytest.raises(LoopExit):
+        get_hub().switch()
+
+
+def test_closed_deadline_raises_nothing_nor_does_one_that_another_closes_at_the_same_tick() -> None:
+    happened: list[str] = []
+    deadlines: list[Deadline] = []
+
+    def waits() -> None:
+        deadlines.append(Deadline(0.2, Late()))
+        try:
+            gevent.sleep(4 * TICK)
+        except Late:
+            happened.append("late")
+            for deadline in deadlines:
+                deadline.close()
+        else:
+            happened.append("in time")
+
+    closed = Deadline(0.2, Late())
+    closed.close()
+    closed.close()
+    gevent.joinall([gevent.spawn(waits), gevent.spawn(waits)], raise_error=True)
+    assert sorted(happened) == ["in time", "late"]
