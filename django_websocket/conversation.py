@@ -96,6 +96,7 @@ class Conversation(ViewGreenlet):
         "_view",
         "_waits_for_connection",
         "_who",
+        "keeps_request",
         "uses_databases",
         "websocket",
     )
@@ -130,6 +131,7 @@ class Conversation(ViewGreenlet):
         self.uses_databases = bool(self._shared)
         self._agreement: Agreement | None = None
         self._connection: Connection | None = None
+        self.keeps_request = False  # whether somebody else wants it when the view has ended
         self._over = False  # whether the chain has gone on without an answer of the view
 
     # --- in the greenlet of the chain ----------------------------------------------------------------------------
@@ -145,7 +147,8 @@ class Conversation(ViewGreenlet):
         late = HandshakeTimeout()
         deadline = Deadline(conf.current().handshake_timeout, late)
         try:
-            get_hub().switch()  # until the view has answered
+            while self._answer is None:
+                get_hub().switch()
         except BaseException as error:
             self._chain = None
             self._over = True
@@ -158,7 +161,6 @@ class Conversation(ViewGreenlet):
         answer, self._answer = self._answer, None
         if isinstance(answer, Exception):
             raise answer
-        assert answer is not None  # a view that returns None accepts
         return answer
 
     def opened(self, sock: socket.socket, early: bytes) -> Connection:
@@ -232,7 +234,7 @@ class Conversation(ViewGreenlet):
                 self._close_databases()
                 for wrapper in self._shared:
                     wrapper.dec_thread_sharing()
-                if self.websocket.connection is not None:  # the chain is done with the request
+                if self.websocket.connection is not None and not self.keeps_request:  # nor does the chain need it
                     untie(self._request)
 
     def _adopt_context(self) -> None:
@@ -247,6 +249,18 @@ class Conversation(ViewGreenlet):
         if self._over:
             raise HandshakeFailed("The request is over, so the WebSocket cannot be accepted any more")
         self._check_no_atomic("The WebSocket cannot be accepted")
+        if not self._answered:  # else an earlier call was interrupted
+            self._answer_chain(self._acceptance(subprotocol))
+        connection = self.websocket.connection = self._connected()
+        self._handshake = None
+        self._response.forget_headers()
+        websocket_connected.send_robust(self._view, request=self._request, websocket=self.websocket)
+        self._depths = self._depths_now()
+        self._release_databases()
+        return connection
+
+    def _acceptance(self, subprotocol: str | None) -> HttpResponse:
+        """Return the 101."""
         handshake = self._handshake
         assert handshake is not None
         offered = handshake.subprotocols
@@ -263,18 +277,10 @@ class Conversation(ViewGreenlet):
             response[name] = value
         upgrade.taker = self
         self._request._stream = NO_BODY  # type: ignore[assignment]  # gunicorn's would keep all it knows of the request
-        connection = self.websocket.connection = self._connected(response)
-        self._handshake = None
-        response.forget_headers()
-        websocket_connected.send_robust(self._view, request=self._request, websocket=self.websocket)
-        self._depths = self._depths_now()
-        self._release_databases()
-        return connection
+        return response
 
-    def _connected(self, response: HttpResponseBase) -> Connection:
-        """Give the chain its answer, and wait for what comes of it."""
-        if not self._answered:
-            self._answer_chain(response)
+    def _connected(self) -> Connection:
+        """Wait for what comes of the acceptance."""
         while self._connection is None and self._failure is None:
             self._waits_for_connection = True
             try:

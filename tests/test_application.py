@@ -463,3 +463,10 @@ def test_name_that_does_not_resolve_is_named(tmp_path: Path) -> None:
     )
     assert done.returncode
     assert "nowhere" in done.stderr.splitlines()[-1]
+
+
+def test_acceptance_that_was_interrupted_goes_on_with_the_next_call(site: Server, raw: Raw) -> None:
+    client = raw(site)
+    client.open("/accepts-again/")
+    assert client.frame().text == "interrupted"
+    assert client.closing()[0] == 1000

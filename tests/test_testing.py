@@ -17,7 +17,9 @@ import gevent
 import pytest
 from asgiref.sync import sync_to_async
 from django.conf import settings as django_settings
+from django.contrib import messages
 from django.contrib.auth import get_user_model
+from django.contrib.messages import get_messages
 from django.core.exceptions import ImproperlyConfigured, SynchronousOnlyOperation
 from django.db import connection, connections, transaction
 from django.http import HttpRequest, HttpResponse, HttpResponseBase
@@ -212,6 +214,12 @@ def never_accepts(request: HttpRequest, websocket: WebSocket) -> None:
         ended.append("finally")
 
 
+@websocket
+def leaves_a_message(request: HttpRequest, websocket: WebSocket) -> None:
+    websocket.accept()
+    messages.info(request, "for the next page")
+
+
 def not_today(request: HttpRequest) -> HttpResponseBase:
     """Refuses, in text of its own."""
     return HttpResponse("Not today.\n", "text/plain", 403)
@@ -243,6 +251,7 @@ urlpatterns = [
     path("other-database/", other_database),
     path("in-a-transaction/<str:what>/", in_a_transaction),
     path("never-accepts/", never_accepts),
+    path("leaves-a-message/", leaves_a_message),
     path("not-today/", not_today),
     path("", include(of_the_site)),
 ]
@@ -432,6 +441,13 @@ def test_view_that_neither_accepts_nor_answers_is_ended_as_by_a_server(client: C
     with override_settings(WEBSOCKET_HANDSHAKE_TIMEOUT=0.05), pytest.raises(HandshakeTimeout):
         client.websocket("/never-accepts/")
     assert ended.pop() == "finally"
+
+
+def test_messages_of_a_view_can_be_looked_at_when_it_has_ended(client: Client) -> None:
+    with client.websocket("/leaves-a-message/") as ws:
+        assert ws.closed
+    assert [message.message for message in get_messages(ws.response.wsgi_request)] == ["for the next page"]
+    assert ws.response.wsgi_request.META["wsgi.websocket"].closed
 
 
 def test_what_a_middleware_takes_from_the_101_is_missed(client: Client) -> None:

@@ -163,6 +163,7 @@ class ClientWebSocket:
         self._json_encoder = client.json_encoder
         self._request: HttpRequest = response.wsgi_request  # type: ignore[attr-defined]
         self._conversation = conversation
+        conversation.keeps_request = True
         self._timeout = timeout
         self._engine = Engine(
             Role.CLIENT, max_message_size=NO_LIMIT, max_queued_messages=NO_LIMIT, max_queued_bytes=NO_LIMIT

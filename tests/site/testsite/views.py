@@ -571,3 +571,14 @@ def counts_requests(request: HttpRequest, websocket: WebSocket) -> None:
     websocket.send(f"{request.user} {len(requests)}")
     for _ in websocket:
         pass
+
+
+@websocket
+def accepts_again(request: HttpRequest, websocket: WebSocket) -> None:
+    """Is interrupted while it accepts."""
+    gevent.get_hub().loop.run_callback(gevent.getcurrent().throw, InterruptedError())
+    try:
+        websocket.accept()
+    except InterruptedError:
+        gevent.sleep(0.1)  # meanwhile the client gets its 101
+        websocket.send("interrupted")

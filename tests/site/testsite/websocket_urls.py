@@ -35,6 +35,7 @@ urlpatterns = [
     path("members-who-stay/", views.members_who_stay),
     path("updates-the-session/", views.updates_the_session),
     path("members/", views.members),
+    path("accepts-again/", views.accepts_again),
     path("counts-requests/", views.counts_requests),
     path("sets-cookies/", views.sets_cookies),
     path("accepts/", views.accepts),
