@@ -29,7 +29,7 @@ def pairs() -> Iterator[Pairs]:
     with Pairs() as pairs:
         yield pairs
     sweep = sweep_of_loop()
-    sweep._timer.start(sweep._on_tick)  # a test may have stopped it
+    sweep._timer.start(sweep._on_timer)  # a test may have stopped it
 
 
 def echo(connection: Connection) -> None:

@@ -9,7 +9,7 @@ import pytest
 from gevent.exceptions import LoopExit
 from gevent.hub import get_hub
 
-from django_websocket.sweep import TICK, Deadline
+from django_websocket.sweep import TICK, Deadline, sweep_of_loop
 
 
 class Late(Exception):
@@ -53,3 +53,14 @@ def test_closed_deadline_raises_nothing_nor_does_one_that_another_closes_at_the_
     closed.close()
     gevent.joinall([gevent.spawn(waits), gevent.spawn(waits)], raise_error=True)
     assert sorted(happened) == ["in time", "late"]
+
+
+def test_process_that_stood_still_makes_up_for_nothing() -> None:
+    sweep_of_loop()
+    gevent.sleep(0)
+    time.sleep(3 * TICK)  # the whole process
+    begin = time.monotonic()
+    Deadline(0.1, Late())
+    with pytest.raises(Late):
+        gevent.sleep(10)
+    assert time.monotonic() - begin >= 0.1
