@@ -14,8 +14,8 @@ NAME_WIDTH, BAR_HEIGHT, TITLE_HEIGHT, AXIS_HEIGHT = 128, 17, 26, 22
 PLOT_HEIGHT = 170
 CURVES = {
     "clients": "an echo, by clients",
-    "members": "a delivery, by members of a channel",
-    "channels": "10 deliveries, by channels of 10",
+    "members": "a delivery, by members",
+    "channels": "10 deliveries, by channels",
 }
 
 
