@@ -50,7 +50,7 @@ static void redis_connect(void)
 static void redis_queue(uint32_t channel)
 {
     char name[256], head[512];
-    int length = snprintf(name, sizeof name, options.channels > 1 ? "%s%u" : "%s", options.channel, channel);
+    int length = snprintf(name, sizeof name, options.numbered ? "%s%u" : "%s", options.channel, channel);
     int size = snprintf(head, sizeof head, "*3\r\n$7\r\nPUBLISH\r\n$%d\r\n%s\r\n$%zu\r\n", length, name, payload_size);
     size_t needed = commands_size + size + payload_size + 2;
     if (needed > commands_room) commands = realloc(commands, commands_room = needed * 2);
@@ -154,7 +154,7 @@ static void open_members(void)
     members = calloc(count, sizeof *members);
     deliveries = calloc(MAX_PUBLISHED, sizeof *deliveries);
     channel_members = calloc(options.channels, sizeof *channel_members);
-    if (options.channels > 1) {  // the path of each: its channel's number behind --path
+    if (options.numbered) {  // the path of each: its channel's number behind --path
         size_t at = 0;
         for (int i = 0; i < count; i++) {
             if (i >= options.channels) {

@@ -258,7 +258,7 @@ static void parse_options(int argc, char **argv)
         case CHANNEL: options.channel = optarg; break;
         case TOGETHER: options.together = atoi(optarg); break;
         case WINDOW: options.window = atoi(optarg); break;
-        case CHANNELS: options.channels = atoi(optarg); break;
+        case CHANNELS: options.channels = atoi(optarg), options.numbered = true; break;
         case HOLD: options.hold = atof(optarg); break;
         case BINARY_FLAG: options.binary = true; break;
         case UTF8: options.utf8 = true; break;

@@ -9,7 +9,7 @@ struct options {
     const char *mode, *publisher_path, *channel;
     int connections, pipeline, window, together, channels, redis_port, least;
     double seconds, warm, rate, drain, hold;
-    bool binary, utf8, json;
+    bool binary, utf8, json, numbered;
 };
 
 extern struct options options;
