@@ -267,6 +267,7 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
         if upgrade.accepted:
             return Handover(upgrade, result, environ, start_response.__self__, started)  # type: ignore[attr-defined]
         upgrade.fail(f"The request was answered with {upgrade.status}: a middleware replaced the 101")
+        give_up_after(self._settings.send_timeout, environ["gunicorn.socket"])
         return result
 
     def _has_room(self, sock: Any) -> bool:
@@ -311,6 +312,8 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
                 if hasattr(result, "close"):
                     result.close()  # the end of the request, for Django
             if upgrade.taker is not None:
+                if current.serves_pages:
+                    give_up_after(0, sock)  # from here on the connection sees to it
                 early = request.unreader.take_buffered()
                 forget_request(environ)
                 upgrade.open(give_away(sock), early)
@@ -403,7 +406,7 @@ def remember_settings(cfg: Any) -> None:
 
 
 def give_up_after(seconds: float, sock: Any) -> None:
-    """Have the system end a TCP connection whose peer takes nothing of what was sent for so long.
+    """Have the system end a TCP connection whose peer takes nothing of what was sent for so long; 0 is for ever.
 
     gunicorn waits without a limit until its answer is taken.
     """
