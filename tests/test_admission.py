@@ -291,6 +291,29 @@ def test_clients_that_do_not_read_the_answers_give_up_their_places(start_site: S
         assert "Traceback" not in server.log
 
 
+def test_refused_clients_that_do_not_read_why_give_up_their_places(start_site: StartSite) -> None:
+    arguments = ["--worker-connections", "3"]
+    with start_site({"WEBSOCKET_SEND_TIMEOUT": 2.0}, args=arguments) as server, ExitStack() as stack:
+        for _ in range(3):
+            client = stack.enter_context(RawClient(server.port, receive_buffer=4096))
+            client.send(request("/refuse/at-length/"))
+        assert eventually(lambda: server.log.count("127.0.0.1: the answer was not read\n") == 3)
+        assert accepted(server)
+
+
+def test_limit_of_a_page_ends_with_the_upgrade_of_its_connection(start_site: StartSite, key: str) -> None:
+    message = "x" * 900_000  # more than the system takes, less than an outbox
+    settings = {"WEBSOCKET_SEND_TIMEOUT": 1.0}
+    app = "testsite.wsgi:application"
+    with start_site(settings, app=app) as server, RawClient(server.port, receive_buffer=4096) as client:
+        client.send(b"GET /page/ HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert client.response().status == 200
+        client.open(f"/forward/{key}/")
+        assert fetch(server.port, f"/publish/{key}/?text=x&times={len(message)}").status == 200
+        time.sleep(4)  # much longer than a page would be let wait
+        assert client.frame().text == message
+
+
 def test_handshake_within_http2_is_refused(start_site: StartSite, certificate: tuple[Path, Path]) -> None:
     arguments = ["--certfile", certificate[0], "--keyfile", certificate[1], "--http-protocols", "h2,h1"]
     with (

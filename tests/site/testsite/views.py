@@ -281,6 +281,8 @@ def refuse(request: HttpRequest, websocket: WebSocket, how: str) -> HttpResponse
         return HttpResponseForbidden("no entry")
     if how == "302":
         return redirect("/elsewhere/")
+    if how == "at-length":
+        return HttpResponseForbidden("no entry\n" * 1_000_000)
     if how == "header":
         return HttpResponseForbidden("no entry", headers={"No Name": "of a header"})
     if how == "404":
