@@ -26,11 +26,13 @@ from .log import report
 from .protocol.deflate import Agreement
 from .protocol.engine import Close, Engine, Event, Failure, Ping, Pong, Role
 from .protocol.frames import CloseCode, Opcode, check_close, encode_message
-from .sweep import sweep_of_loop, ticks
+from .sweep import MAX_UNSENT, sweep_of_loop, ticks
 from .waiting import Readable, wait
 
 WRITE_SIZE = 64 * 1024  # bytes; small frames are joined up to it
 MAX_FRAMES = 1000  # that are parsed before others get their turn; about a millisecond
+CROWD = 4  # what has yet to get its turn of the loop when answers are held back for it
+MAX_HELD = 16 * 1024  # bytes that wait to leave with others; joining more saves little
 MAX_PONGS = 64  # for pings that came with one read; the newest of more (section 5.5.3)
 REFILLS = 16  # of the inbox from what was received already, before others get their turn
 PING_PAYLOAD = struct.Struct("!d")  # when it was sent, so that its pong tells the latency
@@ -73,12 +75,12 @@ class Connection(Readable):
         "_deadline",
         "_drained",
         "_engine",
-        "_flush_scheduled",
         "_going_on",
+        "_heard",
+        "_held",
         "_left",
         "_outbox",
         "_outbox_size",
-        "_heard",
         "_pending",
         "_ping_tick",
         "_ping_time",
@@ -135,13 +137,13 @@ class Connection(Readable):
         self.on_end: list[Callable[[], None]] = []  # called in the hub when the socket is closed
         self._sock: socket.socket | None = sock
         self._pending: Callable[[], int] | None = getattr(sock, "pending", None)  # TLS has it
-        self._outbox: deque[bytes | memoryview] = NEVER_USED  # until something has to wait
+        self._held = b""  # frames that the kernel was not given yet; the outbox is empty then
+        self._outbox: deque[bytes | memoryview] = NEVER_USED  # until the kernel does not take something
         self._outbox_size = 0  # bytes
         self._left = 0  # bytes that the kernel has taken from the outbox
         self._sources: deque[Callable[[], bytes]] | None = None  # of frames, for when the outbox is empty
         self._pong_last = False  # whether the last frame in the outbox is a pong
         self._blocked = False  # the kernel takes no more; the write watcher runs
-        self._flush_scheduled = False
         self._going_on = False  # whether the loop will call `_go_on`
         self._refills = 0  # of the inbox, and those that took as long
         self._drained: GreenletEvent | None = None  # set when the outbox is small enough for the view to go on
@@ -192,11 +194,13 @@ class Connection(Readable):
                 self._terminate(CloseCode.ABNORMAL)
             return
         self._heard = sweep.now
-        events = engine.receive(bytes(buffer[:size]))
+        events = engine.receive(buffer[:size].tobytes())
         if events or engine.paused or self.discard or self._signal is not None:
             self._handle(events)
         if self._waiter is not None and (self.inbox or self.ended):
             self._waiter.switch()  # straight into the view, without a round of the loop
+            if len(sweep.unsent) >= MAX_UNSENT:  # the first of many is not to be answered last
+                sweep.flush()
         if self._pending is not None:
             self._read_pending()
 
@@ -350,24 +354,22 @@ class Connection(Readable):
     def send(self, message: str | bytes) -> None:
         """Send one message; see `WebSocket.send`.
 
-        While more messages wait in the inbox, it stays in the outbox: answers to messages that came together leave
-        together, with the last of them or as soon as the view lets the loop run.
+        While more messages wait, in the inbox or of several other clients, it is held: answers to messages that came
+        together leave together, as soon as all were read or the view lets the loop run. That takes fewer calls of the
+        kernel, and whoever reads the answers, a proxy above all, wakes up for many of them and not for each.
         """
         if self._closing:
             raise ConnectionClosed(self.close_code or CloseCode.ABNORMAL, self.close_reason)
         frame = encode_message(message) if self.agreement is None else self._engine.send(message)
-        if self.inbox:
-            if self._outbox is NEVER_USED:
-                self._outbox = deque()
-            self._outbox.append(frame)
-            self._outbox_size += len(frame)
-            if not (self._flush_scheduled or self._blocked):
-                self._flush_scheduled = True
-                get_hub().loop.run_callback(self._on_yield)
+        sweep = self._sweep
+        if (self.inbox or sweep.loop.pendingcnt >= CROWD) and not self._outbox:
+            if not self._held:
+                sweep.flush_later(self)
+            self._held += frame
+            if len(self._held) > MAX_HELD:
+                self.flush()
         else:
             self._write(frame)
-            if not self._outbox_size:
-                return
         if self._outbox_size > self.limits.send_buffer_size:
             self._wait_until_drained()
 
@@ -454,6 +456,9 @@ class Connection(Readable):
             if not self._blocked:
                 self._flush()
             return
+        if self._held:
+            frame = self._held + frame
+            self._held = b""
         sock = self._sock
         assert sock is not None
         try:
@@ -465,6 +470,12 @@ class Connection(Readable):
             return
         if sent < len(frame):
             self._block(frame, sent)
+
+    def flush(self) -> None:
+        """Send what is held."""
+        held, self._held = self._held, b""
+        if held:
+            self._write(held)
 
     def _block(self, data: bytes | memoryview, sent: int) -> None:
         """Keep what the kernel did not take, in front of the outbox, until it takes more."""
@@ -490,11 +501,6 @@ class Connection(Readable):
         payloads = payloads[-1 if behind else -MAX_PONGS :]
         self._write(b"".join([self._engine.frame(Opcode.PONG, payload) for payload in payloads]))
         self._pong_last = behind and bool(self._outbox)  # what the kernel took in part must stay
-
-    def _on_yield(self) -> None:
-        self._flush_scheduled = False
-        if not self._blocked and self._sock is not None:
-            self._flush()
 
     def _on_writable(self) -> None:
         self._blocked = False
@@ -558,8 +564,6 @@ class Connection(Readable):
 
     def _wait_until_drained(self) -> None:
         """Let the view wait until the client has read, so that what it sends does not pile up here."""
-        if not self._blocked:
-            self._flush()
         limits = self.limits
         while self._outbox_size > limits.send_buffer_size:
             if self._drained is None:
@@ -640,6 +644,7 @@ class Connection(Readable):
             report(self.who, code, "the client vanished", level=logging.INFO)
         self.ended = True
         self._closing = True
+        self._held = b""
         self._outbox.clear()
         self._outbox_size = 0
         self._sources = None

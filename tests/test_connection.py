@@ -8,11 +8,12 @@ import socket
 import ssl
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import gevent
 import pytest
 
-from django_websocket.connection import Connection, Limits
+from django_websocket.connection import CROWD, MAX_HELD, Connection, Limits
 from django_websocket.exceptions import ConnectionClosed, WebSocketError
 from django_websocket.protocol.engine import Engine, Role
 from django_websocket.protocol.frames import CloseCode, Opcode, encode_message
@@ -274,6 +275,87 @@ def test_a_queued_answer_leaves_as_soon_as_the_view_lets_the_loop_run(pairs):
     view.get(timeout=5)
 
 
+def answer_in_turn(pairs: Pairs, clients: int, messages: list[str], **options: Any) -> tuple[list[Peer], list[int]]:
+    """Have a view for each of many clients, whose messages are there in the same turn of the loop, answer with some.
+
+    Returns the clients and, for each view in the order in which they ran, how many clients had been answered before.
+    """
+    made = [pairs(**options) for _ in range(clients)]
+    peers = [peer for _, peer in made]
+    answered_before = []
+
+    def view(connection: Connection) -> None:
+        assert connection.receive() == "question"
+        answered_before.append(sum(peer.readable() for peer in peers))
+        for message in messages:
+            connection.send(message)
+
+    views = [gevent.spawn(view, connection) for connection, _ in made]
+    gevent.sleep(0)
+    for peer in peers:
+        peer.text("question")
+    gevent.joinall(views, timeout=5, raise_error=True)
+    return peers, answered_before
+
+
+def test_answers_to_clients_whose_messages_came_together_leave_when_all_were_read(pairs):
+    peers, answered_before = answer_in_turn(pairs, CROWD + 3, ["one", "two"], sockets=packet_pair)
+    assert answered_before == [0, 0, 0, *range(CROWD)]  # the last kept too few waiting
+    for peer in peers:
+        assert peer.until_frames(2) == [text("one"), text("two")]
+    assert sorted(len(peer.segments) for peer in peers) == [1] * 3 + [2] * CROWD
+
+
+def test_of_many_clients_whose_messages_came_together_the_first_is_not_answered_last(pairs, monkeypatch):
+    monkeypatch.setattr("django_websocket.connection.MAX_UNSENT", 5)
+    peers, answered_before = answer_in_turn(pairs, 5 + 2 + CROWD, ["answer"])
+    assert answered_before == [0] * 5 + [5] * 2 + [*range(5, 5 + CROWD)]
+    for peer in peers:
+        assert peer.until_frames(1) == [text("answer")]
+
+
+def test_an_answer_is_sent_at_once_where_nobody_else_waits(pairs):
+    connection, peer = pairs()
+
+    def view() -> bool:
+        connection.receive()
+        connection.send("answer")
+        return peer.readable()
+
+    view = gevent.spawn(view)
+    gevent.sleep(0)
+    peer.text("question")
+    assert view.get(timeout=5)
+
+
+def test_what_is_held_back_for_other_clients_is_limited(pairs):
+    messages = ["." * 1000] * 40
+    peers, answered_before = answer_in_turn(pairs, CROWD + 2, messages, sockets=packet_pair)
+    assert answered_before == [*range(CROWD + 2)]
+    for peer in peers:
+        assert peer.until_frames(40) == [text(messages[0])] * 40
+        assert max(map(len, peer.segments)) < MAX_HELD + 2000
+
+
+def test_what_is_held_back_for_a_client_that_vanished_is_dropped(pairs):
+    made = [pairs() for _ in range(CROWD + 1)]
+
+    def view(connection: Connection, peer: Peer) -> None:
+        connection.receive()
+        connection.send("answer")
+        if not peer.readable():  # held back
+            peer.abort()
+            connection._terminate(CloseCode.ABNORMAL)
+
+    views = [gevent.spawn(view, *pair) for pair in made]
+    gevent.sleep(0)
+    for _, peer in made:
+        peer.text("question")
+    gevent.joinall(views, timeout=5, raise_error=True)
+    gevent.sleep(0.01)
+    assert sorted(connection.open for connection, _ in made) == [False] + [True] * CROWD
+
+
 @pytest.mark.parametrize("waits", ["a push", "a close", "a push and a close"])
 def test_nothing_overtakes_a_queued_answer(pairs, waits):
     connection, peer = pairs()
@@ -281,7 +363,7 @@ def test_nothing_overtakes_a_queued_answer(pairs, waits):
     def view() -> None:
         connection.receive()
         connection.send("answer")
-        assert connection.inbox, "the answer is not queued"
+        assert not peer.readable(), "the answer is not held back"
         if "push" in waits:
             connection.push(encode_message("push"))
         if "close" in waits:

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import gc
 import os
+import select
 import socket
 import struct
 import time
@@ -136,6 +137,10 @@ class Peer:
         self.sock.close()
 
     # --- what it is sent -----------------------------------------------------------------------------------------
+
+    def readable(self) -> bool:
+        """Whether something has arrived that was not taken yet."""
+        return bool(select.select([self.sock], [], [], 0)[0])
 
     def pump(self, limit: int = 1 << 20) -> bool:
         """Take what has arrived, of `limit` bytes at most; true when something had, the end included."""

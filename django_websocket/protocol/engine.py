@@ -189,13 +189,21 @@ class Engine:
         self.paused = False
         events: list[Event] = []
         mask_bit = self._mask_bit
-        head = 6 if mask_bit else 2  # bytes of the header of a short frame
         short = self._short
-        room = self.max_queued_messages - len(messages)
-        frames = self._max_frames
         at = 0
         end = len(data)
         try:
+            if mask_bit and end > 6 and self._opcode is None and not messages:
+                # One short message and nothing else is what most reads bring. It need not pay for the loop below.
+                first = data[0]
+                size = data[1] ^ mask_bit
+                if size == end - 6 and size <= short and (first == 0x81 or first == 0x82):
+                    payload = apply_mask(data[6:], data[2:6])
+                    messages.append(payload.decode() if first == 0x81 else payload)
+                    return events
+            head = 6 if mask_bit else 2  # bytes of the header of a short frame
+            room = self.max_queued_messages - len(messages)
+            frames = self._max_frames
             while at < end:
                 if self._missing:
                     at = self._go_on(data, at)
