@@ -43,6 +43,8 @@ from .websocket import WebSocket
 
 NOTHING: dict[str, Any] = {}  # one for all, where there is nothing
 NO_BODY = LimitedStream(BytesIO(), 0)
+# What a database's wrapper refers to, and what refers to it.
+WITH_WRAPPER = ("client", "creation", "features", "introspection", "ops", "validation", "wrap_database_errors")
 KILL_TIMEOUT = 1.0  # seconds that a view gets for its `finally` blocks when its time for the handshake is over
 
 # Databases that another thread uses at the same time, so that a transaction may be the other's: those in memory, which
@@ -413,8 +415,11 @@ class Conversation(ViewGreenlet):
         self._watch_databases(False)  # the connection may outlive the view
         accepted = self.websocket.connection is not None
         for wrapper in self._databases():
-            if (accepted or wrapper not in self._shared) and not wrapper.in_atomic_block:
+            own = wrapper not in self._shared
+            if (accepted or own) and not wrapper.in_atomic_block:
                 wrapper.close()
+                if own:
+                    untie_database(wrapper)
 
 
 def untie(request: HttpRequest) -> None:
@@ -426,6 +431,12 @@ def untie(request: HttpRequest) -> None:
     for name in ("auser", "_messages"):
         attributes.pop(name, None)
     request.META.pop("wsgi.websocket", None)
+
+
+def untie_database(wrapper: BaseDatabaseWrapper) -> None:
+    """Undo the circles of a wrapper whose greenlet ends: each that uses a database has one of its own."""
+    for name in WITH_WRAPPER:
+        vars(wrapper).pop(name, None)
 
 
 def lacks_autocommit(wrapper: BaseDatabaseWrapper) -> bool:

@@ -562,15 +562,18 @@ def keeps_the_session(request: HttpRequest, websocket: WebSocket) -> None:
 
 
 requests: weakref.WeakSet[HttpRequest] = weakref.WeakSet()
+databases: weakref.WeakSet[object] = weakref.WeakSet()
 
 
 @websocket
 def counts_requests(request: HttpRequest, websocket: WebSocket) -> None:
-    """Tells how many requests of this view there are, in a process without a collector."""
+    """Tells how many requests of this view and databases used there are, in a process without a collector."""
     gc.disable()
     requests.add(request)
     get_messages(request)
-    websocket.send(f"{request.user} {len(requests)}")
+    Note.objects.exists()
+    databases.add(connections["default"])
+    websocket.send(f"{request.user} {len(requests)} {len(databases)}")
     for _ in websocket:
         pass
 
