@@ -21,6 +21,7 @@ UVICORN = (
     *("uvicorn", "--host", "127.0.0.1", "--port", "{port}", "--loop", "uvloop", "--ws", "websockets-sansio"),
     *("--no-access-log", "--log-level", "warning"),
 )
+H11, HTTPTOOLS = ("--http", "h11"), ("--http", "httptools")  # uvicorn's own parser of requests, and that of an extra
 GRANIAN = (
     *("granian", "--interface", "asgi", "--host", "127.0.0.1", "--port", "{port}", "--loop", "uvloop"),
     *("--backlog", "2048", "--backpressure", "20000", "--no-access-log", "--log-level", "warning"),
@@ -38,7 +39,8 @@ class Server:
     """`paths` are those of the kinds of loads that it can take: what it has no path for is not measured.
 
     Where `publisher` is given, members of its chat only listen, and that is the path of the one who publishes.
-    `rounds` is how many it takes part in, None for all. `skips` are loads that it cannot take, and why.
+    `rounds` is how many it takes part in, None for all. `only` is the mode of the loads that it is there for, None for
+    all. `skips` are loads that it cannot take, and why.
     """
 
     name: str
@@ -49,11 +51,12 @@ class Server:
     environ: dict = field(default_factory=dict)
     many: bool = False  # whether it is measured with very many clients
     rounds: int | None = None
+    only: str | None = None
     skips: dict = field(default_factory=dict)
 
     def takes(self, load):
         """Whether it has what the load is for."""
-        if load.many and not self.many:
+        if load.many and not self.many or self.only not in (None, load.mode):
             return False
         return load.path in self.paths and (self.raw_channel or not load.redis)
 
@@ -133,13 +136,21 @@ STOCK = Server(
 )
 C_EPOLL = Server("c-epoll", (str(APPS / "c_echo"), "{port}"), raw_channel=False)
 
+BARE_ASGI = "bare_asgi:application"
+ASGI_UVICORN = Server("asgi-uvicorn", (*UVICORN, *H11, BARE_ASGI), many=True)
+
 PEERS = [
-    Server("asgi-uvicorn", (*UVICORN, "bare_asgi:application"), many=True),
-    *channels("channels-uvicorn", *UVICORN),
+    ASGI_UVICORN,
+    *channels("channels-uvicorn", *UVICORN, *H11),
+    replace(ASGI_UVICORN, name="asgi-uvicorn-httptools", command=(*UVICORN, *HTTPTOOLS, BARE_ASGI), only="connect"),
+    replace(
+        channels("channels-uvicorn-httptools", *UVICORN, *HTTPTOOLS)[0],
+        only="connect",  # what is parsed differs in handshakes alone
+    ),
     STOCK,
     Server("picows", ("python", "picows_server.py", "{port}")),
     C_EPOLL,
-    Server("asgi-granian", (*GRANIAN, "bare_asgi:application"), rounds=1),
+    Server("asgi-granian", (*GRANIAN, BARE_ASGI), rounds=1),
     *channels("channels-daphne", *DAPHNE, rounds=1),
     *channels("channels-gunicorn", *GUNICORN, *ASGI_WORKER, rounds=1),
     Server("flask-sock", (*GUNICORN, "-k", "gevent", "flask_app:application"), rounds=1),
