@@ -26,7 +26,7 @@ from .log import report
 from .protocol.deflate import Agreement
 from .protocol.engine import Close, Engine, Event, Failure, Ping, Pong, Role
 from .protocol.frames import CloseCode, Opcode, check_close, encode_message
-from .sweep import MAX_UNSENT, sweep_of_loop, ticks
+from .sweep import sweep_of_loop, ticks
 from .waiting import Readable, wait
 
 WRITE_SIZE = 64 * 1024  # bytes; small frames are joined up to it
@@ -137,7 +137,7 @@ class Connection(Readable):
         self.on_end: list[Callable[[], None]] = []  # called in the hub when the socket is closed
         self._sock: socket.socket | None = sock
         self._pending: Callable[[], int] | None = getattr(sock, "pending", None)  # TLS has it
-        self._held = b""  # frames that the kernel was not given yet; the outbox is empty then
+        self._held = b""  # frames that the kernel was not given yet; it would take some, and nothing else waits
         self._outbox: deque[bytes | memoryview] = NEVER_USED  # until the kernel does not take something
         self._outbox_size = 0  # bytes
         self._left = 0  # bytes that the kernel has taken from the outbox
@@ -198,8 +198,10 @@ class Connection(Readable):
         if events or engine.paused or self.discard or self._signal is not None:
             self._handle(events)
         if self._waiter is not None and (self.inbox or self.ended):
+            sweep.reading = True
             self._waiter.switch()  # straight into the view, without a round of the loop
-            if len(sweep.unsent) >= MAX_UNSENT:  # the first of many is not to be answered last
+            sweep.reading = False
+            if sweep.overdue:
                 sweep.flush()
         if self._pending is not None:
             self._read_pending()
@@ -362,12 +364,13 @@ class Connection(Readable):
             raise ConnectionClosed(self.close_code or CloseCode.ABNORMAL, self.close_reason)
         frame = encode_message(message) if self.agreement is None else self._engine.send(message)
         sweep = self._sweep
-        if (self.inbox or sweep.loop.pendingcnt >= CROWD) and not self._outbox:
-            if not self._held:
-                sweep.flush_later(self)
+        if (self.inbox or (sweep.reading and sweep.loop.pendingcnt >= CROWD)) and not self._blocked:
+            first = not self._held
             self._held += frame
             if len(self._held) > MAX_HELD:
                 self.flush()
+            elif first:
+                sweep.flush_later(self)
         else:
             self._write(frame)
         if self._outbox_size > self.limits.send_buffer_size:
@@ -398,7 +401,7 @@ class Connection(Readable):
     def offer(self, frames: Sequence[bytes], joined: bytes) -> int:
         """Send frames as `push` does, but only as long as the kernel takes them; return how many it has begun.
 
-        `joined` is all of them in one.
+        `joined` is all of them in one. Under TLS all of them count as begun: what was encrypted must follow.
         """
         if self._closing:
             return len(frames)
@@ -408,7 +411,7 @@ class Connection(Readable):
             self._engine.forget_sent()
         self._write(joined)
         begun = len(frames)
-        if self._outbox:
+        if self._outbox and self._pending is None:
             last = self._outbox.pop()
             rest = len(last)
             while begun and len(frames[begun - 1]) <= rest:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextvars
 import logging
 import socket
+import weakref
 from collections.abc import Callable, Sequence
 from io import BytesIO
 from typing import Any
@@ -24,7 +25,7 @@ from django.db.backends.signals import connection_created
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, SimpleCookie
 from django.http.response import ResponseHeaders
 from django.utils.functional import SimpleLazyObject, empty
-from gevent import getcurrent
+from gevent import getcurrent, monkey
 from gevent.hub import get_hub
 
 from . import conf
@@ -43,8 +44,11 @@ from .websocket import WebSocket
 
 NOTHING: dict[str, Any] = {}  # one for all, where there is nothing
 NO_BODY = LimitedStream(BytesIO(), 0)
-# What a database's wrapper refers to, and what refers to it.
-WITH_WRAPPER = ("client", "creation", "features", "introspection", "ops", "validation", "wrap_database_errors")
+# Attributes of a database's wrapper that refer to it themselves, and how.
+BACK = {
+    **dict.fromkeys(("client", "creation", "features", "introspection", "ops", "validation"), "connection"),
+    "wrap_database_errors": "wrapper",
+}
 KILL_TIMEOUT = 1.0  # seconds that a view gets for its `finally` blocks when its time for the handshake is over
 
 # Databases that another thread uses at the same time, so that a transaction may be the other's: those in memory, which
@@ -418,7 +422,7 @@ class Conversation(ViewGreenlet):
             own = wrapper not in self._shared
             if (accepted or own) and not wrapper.in_atomic_block:
                 wrapper.close()
-                if own:
+                if own and monkey.is_module_patched("threading"):  # else it is the thread's
                     untie_database(wrapper)
 
 
@@ -434,9 +438,13 @@ def untie(request: HttpRequest) -> None:
 
 
 def untie_database(wrapper: BaseDatabaseWrapper) -> None:
-    """Undo the circles of a wrapper whose greenlet ends: each that uses a database has one of its own."""
-    for name in WITH_WRAPPER:
-        vars(wrapper).pop(name, None)
+    """Undo the circles of a wrapper whose greenlet ends. Who still has it, such as a pool, can go on using it."""
+    attributes = vars(wrapper)
+    weak = weakref.proxy(wrapper)
+    for name, back in BACK.items():
+        helper = attributes.get(name)
+        if getattr(helper, back, None) is wrapper:
+            setattr(helper, back, weak)
 
 
 def lacks_autocommit(wrapper: BaseDatabaseWrapper) -> bool:

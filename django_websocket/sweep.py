@@ -13,7 +13,8 @@ from greenlet import greenlet
 __all__ = ["TICK", "Deadline", "Sweep", "open_connections", "serves_clients", "sweep_of_loop", "ticks"]
 
 TICK = 0.5  # seconds; the grain of all deadlines here
-MAX_UNSENT = 64  # connections that hold something back before it is sent; a tenth of a millisecond of work
+MAX_UNSENT = 64  # connections that hold something back before it is sent: the first of many is not answered last
+MAX_DELAY = 0.001  # seconds for which something is held back while others answer
 READ_SIZE = 256 * 1024  # bytes; for one call of recv, so that one client keeps nobody waiting
 
 
@@ -41,15 +42,19 @@ class Sweep:
 
     `now` counts ticks. They stand still while the process is busy: clients are not blamed for what it did not read.
 
-    `unsent` are connections that hold back what they were given to send, until `flush()`: at the latest before the loop
-    waits. A turn of the loop so reads what has come from all clients first, and answers them all then.
+    Connections may hold back what they were given to send, until `flush()` is called: before the loop waits. A turn of
+    the loop so reads what has come from all clients first, and answers them then. `reading` is true while a view has
+    what was just read for it, `overdue` when too much is held back, or for too long.
     """
 
     def __init__(self) -> None:
         self.now = 0
         self.connections: set[Swept] = set()
         self.buffer = memoryview(bytearray(READ_SIZE))  # for all of them, since each is read in turn
-        self.unsent: list[Swept] = []
+        self.reading = False
+        self.overdue = False
+        self._unsent: list[Swept] = []
+        self._unsent_since = 0.0  # seconds, of time.monotonic
         self._due: dict[int, set[Due]] = {}
         self._ticked_at = time.monotonic()
         self.loop = loop = get_hub().loop
@@ -72,13 +77,18 @@ class Sweep:
 
     def flush_later(self, connection: Swept) -> None:
         """Have `connection` flushed before the loop waits."""
-        if not self.unsent:
+        unsent = self._unsent
+        if not unsent:
+            self._unsent_since = time.monotonic()
             self.loop.run_callback(self.flush)
-        self.unsent.append(connection)
+        elif len(unsent) >= MAX_UNSENT - 1 or time.monotonic() - self._unsent_since > MAX_DELAY:
+            self.overdue = True
+        unsent.append(connection)
 
     def flush(self) -> None:
         """Have all that is held back sent. In the hub only."""
-        unsent, self.unsent = self.unsent, []
+        self.overdue = False
+        unsent, self._unsent = self._unsent, []
         for connection in unsent:
             connection.flush()
 

@@ -192,7 +192,7 @@ class Readable:
             raise RuntimeError(SECOND_WAITER)
         self._waiter = current
         try:
-            get_hub().switch()
+            greenlet.switch(get_hub())  # the hub's own method looks for a hook of this greenlet first, for each message
         finally:  # also when somebody throws an exception into this greenlet: nothing may switch to it afterwards
             self._waiter = None
 

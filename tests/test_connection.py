@@ -7,6 +7,7 @@ import random
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,7 +18,7 @@ from django_websocket.connection import CROWD, MAX_HELD, Connection, Limits
 from django_websocket.exceptions import ConnectionClosed, WebSocketError
 from django_websocket.protocol.engine import Engine, Role
 from django_websocket.protocol.frames import CloseCode, Opcode, encode_message
-from django_websocket.sweep import open_connections, sweep_of_loop
+from django_websocket.sweep import MAX_DELAY, open_connections, sweep_of_loop
 
 from .wire import Frame, Pairs, Peer, close, packet_pair, tcp_pair, text, until
 
@@ -307,11 +308,49 @@ def test_answers_to_clients_whose_messages_came_together_leave_when_all_were_rea
 
 
 def test_of_many_clients_whose_messages_came_together_the_first_is_not_answered_last(pairs, monkeypatch):
-    monkeypatch.setattr("django_websocket.connection.MAX_UNSENT", 5)
+    monkeypatch.setattr("django_websocket.sweep.MAX_UNSENT", 5)
     peers, answered_before = answer_in_turn(pairs, 5 + 2 + CROWD, ["answer"])
     assert answered_before == [0] * 5 + [5] * 2 + [*range(5, 5 + CROWD)]
     for peer in peers:
         assert peer.until_frames(1) == [text("answer")]
+
+
+def test_an_answer_does_not_wait_while_other_views_compute(pairs):
+    made = [pairs() for _ in range(CROWD + 6)]
+    answered_before = []
+
+    def view(connection: Connection) -> None:
+        connection.receive()
+        answered_before.append(sum(peer.readable() for _, peer in made))
+        time.sleep(MAX_DELAY * 1.5)
+        connection.send("answer")
+
+    views = [gevent.spawn(view, connection) for connection, _ in made]
+    gevent.sleep(0)
+    for _, peer in made:
+        peer.text("question")
+    gevent.joinall(views, timeout=5, raise_error=True)
+    assert answered_before[:6] == [0, 0, 2, 2, 4, 4]  # the second is one and a half later than the first
+
+
+def test_an_answer_of_a_view_that_was_not_woken_by_its_client_is_sent_at_once(pairs):
+    made = [pairs() for _ in range(CROWD + 2)]
+    answered = []
+
+    def read(peer: Peer) -> None:
+        if not answered:  # the first of many whose turn it is
+            connection, of_connection = made[0]
+            connection.send("news")
+            answered.append(of_connection.readable())
+
+    watchers = [gevent.get_hub().loop.io(peer.sock.fileno(), 2) for _, peer in made]
+    for watcher, (_, peer) in zip(watchers, made, strict=True):
+        watcher.start(read, peer)
+    until(lambda: answered)
+    for watcher in watchers:
+        watcher.stop()
+        watcher.close()
+    assert answered == [True]
 
 
 def test_an_answer_is_sent_at_once_where_nobody_else_waits(pairs):
@@ -1251,6 +1290,22 @@ def test_everything_arrives_through_tls(pairs):
     peer.close_frame(1000)
     assert peer.until_end()[140:] == [close(1000)]
     view.get(timeout=5)
+
+
+def test_what_tls_could_not_send_is_sent_before_anything_else(pairs):
+    """It is encrypted by then: OpenSSL takes the beginning of whatever is sent next for it."""
+    server, client = tls_pair()
+    connection, _ = pairs(sockets=lambda: (server, client), narrow=True)
+    peer = TLSPeer(client)
+    expected = []
+    while not connection._blocked:
+        expected.append(text(f"news {len(expected)}".ljust(60, ".")))
+        frame = encode_message(expected[-1].payload.decode())
+        assert connection.offer([frame], frame) == 1
+    assert connection.offer([frame], frame) == 0
+    expected.append(text("." * 150))
+    connection.send("." * 150)
+    assert peer.until_frames(len(expected)) == expected
 
 
 def test_a_failure_is_told_through_tls(pairs):

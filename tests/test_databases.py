@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import ast
+import gc
 import json
 import signal
+import weakref
 from collections.abc import Callable, Iterator
 
 import pytest
+from django.db import connections
+
+from django_websocket.conversation import untie_database
 
 from .clients import RawClient, at_once, eventually, fetch, fetch_json, frame, notes
 from .clients import request as handshake
@@ -419,3 +424,19 @@ def test_restart_ends_transactions_and_closes_connections(
         assert "Traceback" not in server.log
     assert eventually(lambda: database.held(f"restart-{key}") == 0)
     assert database.written(key) == 0
+
+
+def test_wrapper_of_a_view_that_has_ended_is_freed_without_the_collector_and_can_be_used_by_who_still_has_it() -> None:
+    wrapper = connections.create_connection("default")
+    wrapper.ensure_connection()
+    wrapper.close()
+    untie_database(wrapper)
+    assert wrapper.introspection.table_names() == []  # it connects again, through its helpers
+    wrapper.close()
+    ended = weakref.ref(wrapper)
+    gc.disable()
+    try:
+        del wrapper
+        assert ended() is None
+    finally:
+        gc.enable()

@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import gevent
 import pytest
 import redis as redis_py
 from django.http import HttpResponse
@@ -87,6 +88,32 @@ def test_close_is_what_happens_without_a_policy(pairs):
         forward(connection, "news", **options)
         numbered(100)
         assert (connection.close_code, connection.close_reason) == (1013, "too slow for what is sent")
+
+
+@pytest.mark.parametrize("on_slow", LOSSY)
+def test_nothing_follows_the_close_frame_where_news_wait_and_an_answer_could_be_held_back(pairs, on_slow):
+    connection, peer = stuck(pairs)
+    forward(connection, "news", on_slow=on_slow)
+    for _ in range(1000):
+        if connection._blocked and not connection._outbox:  # the kernel took nothing of the last one
+            break
+        numbered(1, size=60)
+    else:
+        pytest.fail("the kernel takes everything")
+
+    def view() -> None:
+        connection.receive()
+        connection.send("answer")
+        connection.close(1000)
+
+    gevent.spawn(view)
+    gevent.sleep(0)
+    peer.text("one", "another")
+    until(lambda: connection.ended)
+    peer.close_frame(1000)
+    frames = peer.until_end()
+    assert frames[-1] == close(1000)
+    assert text("answer") in frames
 
 
 def test_drop_oldest_keeps_the_newest_that_have_room(pairs):
