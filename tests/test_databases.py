@@ -8,6 +8,7 @@ import json
 import signal
 import weakref
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from django.db import connections
@@ -426,8 +427,11 @@ def test_restart_ends_transactions_and_closes_connections(
     assert database.written(key) == 0
 
 
-def test_wrapper_of_a_view_that_has_ended_is_freed_without_the_collector_and_can_be_used_by_who_still_has_it() -> None:
-    wrapper = connections.create_connection("default")
+def test_wrapper_of_a_view_that_has_ended_is_freed_without_the_collector_and_can_be_used_by_who_still_has_it(
+    tmp_path: Path,
+) -> None:
+    default = connections["default"]
+    wrapper = type(default)({**default.settings_dict, "NAME": tmp_path / "database"}, "default")
     wrapper.ensure_connection()
     wrapper.close()
     untie_database(wrapper)
