@@ -15,6 +15,7 @@ from gunicorn.util import close_graceful
 
 from .connection import WOULD_BLOCK
 from .log import report
+from .sockets import ClientSocket, accept
 
 RETRY_AFTER = 5  # seconds, for who is refused now
 PATIENCE = 1.0  # seconds that clients wait to be accepted while there is no room and nothing goes on
@@ -29,7 +30,7 @@ NO_ROOM = (
     b"Content-Length: %d\r\n\r\n%s" % (RETRY_AFTER, len(BODY), BODY)
 )
 
-Serve = Callable[[Any, socket.socket, Any], object]  # of the address that was listened at, the client and its address
+Serve = Callable[[Any, ClientSocket, Any], object]  # of the address that was listened at, the client and its address
 
 
 class Acceptor:
@@ -52,7 +53,7 @@ class Acceptor:
         self._watchers: list[tuple[Any, Callable[[], None]]] = []
         for sock in sockets:
             sock.setblocking(False)
-            callback = partial(self._accept, sock, sock.getsockname())
+            callback = partial(self._accept, sock, (sock.family, sock.type, sock.proto), sock.getsockname())
             self._watchers.append((get_hub().loop.io(sock.fileno(), READ), callback))
         self.serving: set[Greenlet[..., Any]] = set()
 
@@ -80,7 +81,7 @@ class Acceptor:
         self._timer.start(self.start)
 
     # In the hub.
-    def _accept(self, listening: socket.socket, at: Any) -> None:
+    def _accept(self, listening: socket.socket, kind: tuple[int, int, int], at: Any) -> None:
         for _ in range(self._batch):
             full = len(self.serving) >= self._limit
             if full:
@@ -89,7 +90,7 @@ class Acceptor:
                     self._pause(PATIENCE - waited)
                     return
             try:
-                client, address = listening.accept()
+                client, address = accept(listening, kind)
             except WOULD_BLOCK:
                 return
             except ConnectionAbortedError:  # it has left already
@@ -106,7 +107,7 @@ class Acceptor:
                 self._moved_at = time.monotonic()
                 greenlet.start()
 
-    def _run(self, at: Any, client: socket.socket, address: Any) -> None:
+    def _run(self, at: Any, client: ClientSocket, address: Any) -> None:
         try:
             self._serve(at, client, address)
         finally:
@@ -116,7 +117,7 @@ class Acceptor:
                 self._timer.stop()
                 self.start()
 
-    def _turn_away(self, client: socket.socket, address: Any) -> None:
+    def _turn_away(self, client: ClientSocket, address: Any) -> None:
         report(address[0] if address else "unix", 503, "as many requests as worker_connections allows are in progress")
         if self._tls or len(self._turning_away) >= TURNED_AWAY:
             client.close()
@@ -126,7 +127,7 @@ class Acceptor:
         greenlet.link(self._turning_away.discard)
 
 
-def say_no_room(client: socket.socket) -> None:
+def say_no_room(client: ClientSocket) -> None:
     """Answer with 503 whatever the client asks for."""
     try:
         client.settimeout(LINGER)

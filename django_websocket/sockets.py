@@ -1,11 +1,81 @@
-"""Taking a socket from a server that thinks of it as a request's, and closes it when the request is over."""
+"""A client's socket on its way from the server, which closes it when the request is over, to the WebSocket."""
 
 from __future__ import annotations
 
 import _socket
+import errno
 import os
 import ssl
 from typing import Any
+
+import gevent.socket
+
+GONE = _socket.socket()
+GONE.close()
+
+
+class ClientSocket:
+    """A client's socket for gunicorn: the kernel's, and gevent's from when somebody has to wait or asks for more.
+
+    The request of a handshake is there when it is read, and its answer finds room. So most clients come without the
+    two watchers of a gevent socket, and their WebSocket has the kernel's socket as it is.
+    """
+
+    __slots__ = ("_sock",)
+
+    def __init__(self, sock: _socket.socket) -> None:
+        sock.setblocking(False)
+        self._sock: Any = sock
+
+    def cooperative(self) -> Any:
+        """Return the socket as gevent's, which it is from here on. Raises OSError if it was closed or given away."""
+        sock = self._sock
+        if isinstance(sock, _socket.socket):
+            family, kind, proto = sock.family, sock.type, sock.proto
+            fileno = sock.detach()
+            if fileno < 0:
+                raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+            sock = self._sock = gevent.socket.socket(family, kind, proto, fileno)
+        return sock
+
+    def give_away(self) -> _socket.socket:
+        """Return the socket as the kernel's; to close it here has no effect any more."""
+        sock, self._sock = self._sock, GONE
+        if not isinstance(sock, _socket.socket):
+            sock = _socket.socket(sock.family, sock.type, sock.proto, sock.detach())
+            sock.setblocking(False)
+        return sock
+
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        """Receive, and wait for it."""
+        try:
+            return self._sock.recv(size, flags)  # type: ignore[no-any-return]
+        except BlockingIOError:
+            return self.cooperative().recv(size, flags)  # type: ignore[no-any-return]
+
+    def send(self, data: bytes, flags: int = 0) -> int:
+        """Send some of `data`, and wait until that is possible."""
+        try:
+            return self._sock.send(data, flags)  # type: ignore[no-any-return]
+        except BlockingIOError:
+            return self.cooperative().send(data, flags)  # type: ignore[no-any-return]
+
+    def setblocking(self, flag: bool) -> None:
+        """Let this wait, which it does from the beginning, or not."""
+        if not flag or not isinstance(self._sock, _socket.socket):
+            self.cooperative().setblocking(flag)
+
+    def fileno(self) -> int:
+        """Return the descriptor."""
+        return self._sock.fileno()  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        """Close the socket, unless it was given away."""
+        self._sock.close()
+
+    def __getattr__(self, name: str) -> Any:
+        """Let whatever else a socket has be gevent's."""
+        return getattr(self.cooperative(), name)
 
 
 class TLSSocket:
@@ -27,11 +97,18 @@ class TLSSocket:
         self._hold.close()
 
 
+def accept(listening: Any, kind: tuple[int, int, int]) -> tuple[ClientSocket, Any]:
+    """Return a new client of a listening socket, with its address; `kind` is that socket's family, type and protocol.
+
+    Raises OSError as accept(2) does.
+    """
+    fileno, address = listening._accept()
+    return ClientSocket(_socket.socket(*kind, fileno)), address
+
+
 def give_away(sock: Any) -> Any:
-    """Return a socket that no longer depends on `sock`, which gunicorn and gevent close when their request is over."""
-    if isinstance(sock, ssl.SSLSocket):
-        return TLSSocket(sock)
-    return _socket.socket(fileno=sock.detach())
+    """Return a socket that no longer depends on `sock`, which gunicorn closes when its request is over."""
+    return TLSSocket(sock) if isinstance(sock, ssl.SSLSocket) else sock.give_away()
 
 
 def share(sock: Any) -> Any:
