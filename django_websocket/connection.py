@@ -61,7 +61,7 @@ class Limits:
 class Connection(Readable):
     """An open WebSocket on `sock`, a connected socket that from now on belongs to the connection.
 
-    `early` is what was received behind the handshake. With `discard`, what the client sends is read and dropped.
+    `early` is what was received behind the handshake, `head` what is sent before all else. With `discard`, what the client sends is read and dropped.
     `agreement` is what was agreed on about compression, None for none. `who` names the client in the log.
 
     `inbox` holds the messages that wait to be received. `ended` is true when none will follow: the client closed, broke
@@ -110,6 +110,7 @@ class Connection(Readable):
         self,
         sock: socket.socket,
         early: bytes = b"",
+        head: bytes = b"",
         limits: Limits | None = None,
         *,
         discard: bool = False,
@@ -137,7 +138,7 @@ class Connection(Readable):
         self.on_end: list[Callable[[], None]] = []  # called in the hub when the socket is closed
         self._sock: socket.socket | None = sock
         self._pending: Callable[[], int] | None = getattr(sock, "pending", None)  # TLS has it
-        self._held = b""  # frames that the kernel was not given yet; it would take some, and nothing else waits
+        self._held = head  # and frames that the kernel was not given yet; it would take some, and nothing else waits
         self._outbox: deque[bytes | memoryview] = NEVER_USED  # until the kernel does not take something
         self._outbox_size = 0  # bytes
         self._left = 0  # bytes that the kernel has taken from the outbox
@@ -164,6 +165,10 @@ class Connection(Readable):
         self._writer: Any = None
         sweep.connections.add(self)
         sweep.look_at(self, sweep.now + ticks(limits.ping_interval))
+        if head:  # those of clients that came together leave together, like answers
+            sweep.flush_later(self)
+            if sweep.overdue:
+                sweep.flush()
         if early:
             self._take(early)
         self._read_pending()

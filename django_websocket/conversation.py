@@ -1,7 +1,7 @@
 """A view and its client: from the start inside the middleware chain, through the handshake, to the end.
 
 The chain waits in `begin()` while the view runs in a greenlet of its own. If the view accepts, the chain goes on with
-the 101 and is done with the request; when the server has sent the 101 it calls `opened()`, and the view goes on.
+the 101 and is done with the request; the server then calls `opened()`, and the view goes on.
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ class Conversation(ViewGreenlet):
             raise answer
         return answer
 
-    def opened(self, sock: socket.socket, early: bytes) -> Connection:
+    def opened(self, sock: socket.socket, early: bytes, head: bytes) -> Connection:
         """Let the view have its connection."""
         options = self._options
         connection = make_connection(
@@ -178,6 +178,7 @@ class Conversation(ViewGreenlet):
             self.websocket,
             sock,
             early,
+            head,
             options.limits(),
             discard=not options.receive,
             agreement=self._agreement,

@@ -27,9 +27,9 @@ class Refusal:
         self._reason = reason.encode()[:MAX_REASON].decode(errors="ignore")
         self._who = who
 
-    def opened(self, sock: socket.socket, early: bytes) -> Connection:
+    def opened(self, sock: socket.socket, early: bytes, head: bytes) -> Connection:
         """Close with the code; what the client has sent is dropped."""
-        connection = Connection(sock, early, conf.current().limits, discard=True, who=self._who)
+        connection = Connection(sock, early, head, conf.current().limits, discard=True, who=self._who)
         connection.close(self._code, self._reason)
         return connection
 

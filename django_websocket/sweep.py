@@ -31,7 +31,7 @@ class Swept(Due, Protocol):
     """An open connection."""
 
     def flush(self) -> None:
-        """Send what it holds back. Called in the hub; must neither wait nor raise."""
+        """Send what it holds back. Must neither wait nor raise."""
 
     def close(self, code: int = ..., reason: str = ...) -> None:
         """Begin to close."""
@@ -86,7 +86,7 @@ class Sweep:
         unsent.append(connection)
 
     def flush(self) -> None:
-        """Have all that is held back sent. In the hub only."""
+        """Have all that is held back sent."""
         self.overdue = False
         unsent, self._unsent = self._unsent, []
         for connection in unsent:

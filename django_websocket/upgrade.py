@@ -29,8 +29,8 @@ def who(environ: Mapping[str, Any]) -> str:
 class Taker(Protocol):
     """Who accepted the handshake and waits for the outcome. Exactly one of the two is called, once."""
 
-    def opened(self, sock: socket.socket, early: bytes) -> Connection:
-        """Take the socket: the 101 was sent. `early` is what the client sent behind its request."""
+    def opened(self, sock: socket.socket, early: bytes, head: bytes) -> Connection:
+        """Take the socket. `early` is what the client sent behind its request, `head` the 101, to be sent first."""
 
     def failed(self, reason: str) -> None:
         """Learn that there will be no connection, and why."""
@@ -82,10 +82,10 @@ class Upgrade:
         if taker is not None:
             taker.failed(reason)
 
-    def open(self, sock: socket.socket, early: bytes) -> Connection:
-        """Give the socket to the one who accepted, and return the connection."""
+    def open(self, sock: socket.socket, early: bytes, head: bytes = b"") -> Connection:
+        """Give the socket to the one who accepted, with the 101 unless it was sent, and return the connection."""
         assert self.taker is not None
-        connection = self.taker.opened(sock, early)
+        connection = self.taker.opened(sock, early, head)
         self.taker = None
         return connection
 

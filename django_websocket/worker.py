@@ -301,22 +301,15 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
             try:
                 response.status, response.headers = upgrade.status, upgrade.headers  # for the access log
                 head = upgrade.head()
-                sent = sock.send(head)
-                if sent < len(head):
-                    sock.sendall(head[sent:])
-                response.headers_sent = True
-            except OSError as error:
-                upgrade.fail(f"The client left during the handshake: {error}")
             finally:
                 self.log.access(response, request, environ, datetime.now() - started)
                 if hasattr(result, "close"):
                     result.close()  # the end of the request, for Django
-            if upgrade.taker is not None:
-                if current.serves_pages:
-                    give_up_after(0, sock)  # from here on the connection sees to it
-                early = request.unreader.take_buffered()
-                forget_request(environ)
-                upgrade.open(give_away(sock), early)
+            if current.serves_pages:
+                give_up_after(0, sock)  # from here on the connection sees to it
+            early = request.unreader.take_buffered()
+            forget_request(environ)
+            upgrade.open(give_away(sock), early, head)
         except BaseException as error:
             upgrade.fail(f"The handshake ended with {error!r}")
             raise

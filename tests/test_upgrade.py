@@ -16,7 +16,7 @@ ACCEPTED = "101 Switching Protocols"
 class Nobody:
     """Takes no socket."""
 
-    def opened(self, sock: Any, early: bytes) -> Any:
+    def opened(self, sock: Any, early: bytes, head: bytes) -> Any:
         raise AssertionError
 
     def failed(self, reason: str) -> None:

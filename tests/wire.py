@@ -219,7 +219,7 @@ class Pairs:
             # TCP with a window smaller than a segment waits for its timers
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 if client.family == socket.AF_UNIX else 1 << 17)
         peer = Peer(client)
-        connection = Connection(server, early, limits, discard=discard, agreement=agreement)
+        connection = Connection(server, early, limits=limits, discard=discard, agreement=agreement)
         self._made.append((connection, peer))
         return connection, peer
 
