@@ -23,7 +23,7 @@ class ConnectionClosed(WebSocketError):  # type: ignore[misc]
 
 
 class HandshakeFailed(WebSocketError):  # type: ignore[misc]
-    """The view accepted, but the 101 did not reach the client: a middleware answered otherwise, or it left."""
+    """The view accepted, but a middleware or an error answered the request otherwise, or it was too late."""
 
 
 class BrokerError(Exception):

@@ -60,8 +60,8 @@ class WebSocket:
 
         `subprotocol` is one of those that the client offered (RFC 6455, section 1.9); without it, the first of the
         view's `subprotocols` that was offered is taken. Raises `HandshakeFailed` if a middleware answered the request
-        otherwise or the client has left, ValueError for a subprotocol that was not offered, and RuntimeError inside
-        an `atomic()` block of the view, which would hold its transaction for as long as the client stays.
+        otherwise or its time was over, ValueError for a subprotocol that was not offered, and RuntimeError inside an
+        `atomic()` block of the view, which would hold its transaction for as long as the client stays.
         """
         if self.connection is None:
             self.connection = self._accept(subprotocol)
