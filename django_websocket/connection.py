@@ -61,8 +61,9 @@ class Limits:
 class Connection(Readable):
     """An open WebSocket on `sock`, a connected socket that from now on belongs to the connection.
 
-    `early` is what was received behind the handshake, `head` what is sent before all else. With `discard`, what the client sends is read and dropped.
-    `agreement` is what was agreed on about compression, None for none. `who` names the client in the log.
+    `early` is what was received behind the handshake, `head` what is sent before all else. With `discard`, what the
+    client sends is read and dropped. `agreement` is what was agreed on about compression, None for none. `who` names
+    the client in the log.
 
     `inbox` holds the messages that wait to be received. `ended` is true when none will follow: the client closed, broke
     the protocol or vanished, or this end closed. `close_code` and `close_reason` then say why.

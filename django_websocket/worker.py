@@ -187,7 +187,8 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
         current.deadline = Deadline(self._settings.handshake_timeout, SlowHead())
         try:
             if tls is not None:
-                client = current.client = tls.wrap_socket(client.cooperative(), server_side=True, do_handshake_on_connect=False)
+                client = client.cooperative()
+                client = current.client = tls.wrap_socket(client, server_side=True, do_handshake_on_connect=False)
                 client.do_handshake()
             self.handle(Listener(at), client, address)
         except StopIteration:

@@ -397,6 +397,61 @@ def test_what_is_held_back_for_a_client_that_vanished_is_dropped(pairs):
     assert sorted(connection.open for connection, _ in made) == [False] + [True] * CROWD
 
 
+@pytest.mark.parametrize("then", ["nothing", "a send", "a push", "a close", "an early ping", "an early close"])
+def test_the_head_is_sent_before_all_else(pairs, then):
+    of_client = Engine(Role.CLIENT)
+    early = {"an early ping": of_client.frame(PING, b"."), "an early close": of_client.close(1001)}.get(then, b"")
+    connection, peer = pairs(head=encode_message("head"), early=early)
+    if then == "a send":
+        connection.send("greeting")
+    elif then == "a push":
+        connection.push(encode_message("greeting"))
+    elif then == "a close":
+        connection.close(1001)
+    follows = {"a send": text("greeting"), "a push": text("greeting"), "an early ping": Frame(PONG, b".")}
+    expected = [text("head"), *([follows[then]] if then in follows else [close(1001)] if "close" in then else [])]
+    assert peer.until_frames(len(expected)) == expected
+    assert len(peer.segments) == 1
+
+
+def test_the_heads_of_clients_that_came_together_leave_together(pairs, monkeypatch):
+    monkeypatch.setattr("django_websocket.sweep.MAX_DELAY", 60.0)
+    monkeypatch.setattr("django_websocket.sweep.MAX_UNSENT", 5)
+    peers = []
+    answered_before = []
+    for _ in range(7):
+        answered_before.append(sum(peer.readable() for peer in peers))
+        peers.append(pairs(head=encode_message("head"))[1])
+    assert answered_before == [0] * 5 + [5, 5]  # the first is not answered last
+    gevent.sleep(0)
+    assert all(peer.readable() for peer in peers)
+
+
+def test_a_head_does_not_wait_while_others_are_made(pairs):
+    first, second = pairs(head=encode_message("head"))[1], None
+    time.sleep(MAX_DELAY * 1.5)
+    assert not first.readable()
+    second = pairs(head=encode_message("head"))[1]
+    assert first.readable()
+    assert second.readable()
+
+
+def test_a_client_that_left_before_its_head_has_vanished(pairs):
+    connection, peer = pairs(head=encode_message("head"), sockets=tcp_pair)
+    peer.abort()
+    gevent.sleep(0.01)
+    assert connection.receive() is None
+    assert (connection.open, connection.close_code) == (False, CloseCode.ABNORMAL)
+
+
+def test_a_head_for_which_there_is_no_room_waits_for_it(pairs):
+    head = "head" * 100_000
+    connection, peer = pairs(head=encode_message(head), narrow=True)
+    gevent.sleep(0)
+    connection.push(encode_message("news"))
+    assert peer.until_frames(2) == [text(head), text("news")]
+
+
 @pytest.mark.parametrize("waits", ["a push", "a close", "a push and a close"])
 def test_nothing_overtakes_a_queued_answer(pairs, waits):
     connection, peer = pairs()

@@ -208,6 +208,7 @@ class Pairs:
         *,
         limits: Limits | None = None,
         early: bytes = b"",
+        head: bytes = b"",
         discard: bool = False,
         narrow: bool = False,
         agreement: Agreement | None = None,
@@ -219,7 +220,7 @@ class Pairs:
             # TCP with a window smaller than a segment waits for its timers
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 if client.family == socket.AF_UNIX else 1 << 17)
         peer = Peer(client)
-        connection = Connection(server, early, limits=limits, discard=discard, agreement=agreement)
+        connection = Connection(server, early, head, limits, discard=discard, agreement=agreement)
         self._made.append((connection, peer))
         return connection, peer
 
