@@ -97,8 +97,8 @@ GROWTH = [
 LOADS = [
     *memory(2000, rounds=2),
     *memory(15000, rounds=1, many=True),
-    Load("connect", "handshakes, anonymous", "connect", "echo", 50, unit="handshakes/s", rounds=3),
-    Load("connect_login", "handshakes, logged in", "connect", "lookup", 50, unit="handshakes/s", login=True, rounds=3),
+    Load("connect", "handshakes, anonymous", "connect", "echo", 50, unit="handshakes/s"),
+    Load("connect_login", "handshakes, logged in", "connect", "lookup", 50, unit="handshakes/s", login=True),
     echo("echo1", "64 B, 1 client", 1, rounds=1),
     echo("echo1_p16", "64 B, 1 client, 16 in flight", 1, "-p", 16, rounds=1),
     echo("echo", "64 B, 100 clients", 100, rounds=4),
@@ -108,7 +108,7 @@ LOADS = [
     echo("echo_64k", "64 KiB, 20 clients", 20, "-s", 65536, rounds=3),
     replace(echo("lookup", "", 20, "--json", "-s", 128, rounds=2), path="lookup", what="JSON and a query, 20 clients"),
     replace(
-        echo("latency", "64 B, 100 clients, at one rate", 100, rounds=3),
+        echo("latency", "64 B, 100 clients, at one rate", 100),
         **{"value": "p99_us", "unit": "ms, p99", "factor": 1e-3, "rated": True},
     ),
     fanout("fanout200", "fan-out to 200", 200),

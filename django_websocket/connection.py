@@ -458,12 +458,10 @@ class Connection(Readable):
 
     def _write(self, frame: bytes) -> None:
         """Send `frame` behind what waits."""
-        if self._outbox:
+        if self._outbox:  # until the kernel takes more
             self._pong_last = False
             self._outbox.append(frame)
             self._outbox_size += len(frame)
-            if not self._blocked:
-                self._flush()
             return
         if self._held:
             frame = self._held + frame
