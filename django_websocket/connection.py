@@ -12,7 +12,6 @@ import socket
 import ssl
 import struct
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,20 +22,20 @@ from gevent.hub import get_hub
 
 from .exceptions import ConnectionClosed
 from .log import report
+from .outbox import WRITE_SIZE, Outbox, Source
 from .protocol.deflate import Agreement
 from .protocol.engine import Close, Engine, Event, Failure, Ping, Pong, Role
 from .protocol.frames import CloseCode, Opcode, check_close, encode_message
 from .sweep import sweep_of_loop, ticks
 from .waiting import Readable, wait
 
-WRITE_SIZE = 64 * 1024  # bytes; small frames are joined up to it
 MAX_FRAMES = 1000  # that are parsed before others get their turn; about a millisecond
 CROWD = 4  # what has yet to get its turn of the loop when answers are held back for it
 MAX_HELD = 16 * 1024  # bytes that wait to leave with others; joining more saves little
 MAX_PONGS = 64  # for pings that came with one read; the newest of more (section 5.5.3)
 REFILLS = 16  # of the inbox from what was received already, before others get their turn
 PING_PAYLOAD = struct.Struct("!d")  # when it was sent, so that its pong tells the latency
-NEVER_USED: deque[bytes | memoryview] = deque(maxlen=0)  # for the outboxes of most: a deque takes 760 bytes
+NEVER_USED = Outbox()  # for most: one has almost a KiB
 READ, WRITE = 1, 2  # libev's
 
 # BlockingIOError and, under TLS, its two siblings, which are no relatives of it.
@@ -79,17 +78,13 @@ class Connection(Readable):
         "_going_on",
         "_heard",
         "_held",
-        "_left",
         "_outbox",
-        "_outbox_size",
         "_pending",
         "_ping_tick",
         "_ping_time",
-        "_pong_last",
         "_reader",
         "_refills",
         "_sock",
-        "_sources",
         "_sweep",
         "_waiting",
         "_writer",
@@ -140,12 +135,8 @@ class Connection(Readable):
         self._sock: socket.socket | None = sock
         self._pending: Callable[[], int] | None = getattr(sock, "pending", None)  # TLS has it
         self._held = head  # and frames that the kernel was not given yet; it would take some, and nothing else waits
-        self._outbox: deque[bytes | memoryview] = NEVER_USED  # until the kernel does not take something
-        self._outbox_size = 0  # bytes
-        self._left = 0  # bytes that the kernel has taken from the outbox
-        self._sources: deque[Callable[[], bytes]] | None = None  # of frames, for when the outbox is empty
-        self._pong_last = False  # whether the last frame in the outbox is a pong
-        self._blocked = False  # the kernel takes no more; the write watcher runs
+        self._outbox = NEVER_USED  # until the kernel does not take something
+        self._blocked = False  # the kernel takes no more; the write watcher runs. Else the outbox is empty
         self._going_on = False  # whether the loop will call `_go_on`
         self._refills = 0  # of the inbox, and those that took as long
         self._drained: GreenletEvent | None = None  # set when the outbox is small enough for the view to go on
@@ -379,7 +370,7 @@ class Connection(Readable):
                 sweep.flush_later(self)
         else:
             self._write(frame)
-        if self._outbox_size > self.limits.send_buffer_size:
+        if self._blocked and self._outbox.size > self.limits.send_buffer_size:
             self._wait_until_drained()
 
     def drop_input(self) -> None:
@@ -401,7 +392,7 @@ class Connection(Readable):
         if self.agreement is not None and self.agreement.takeover:
             self._engine.forget_sent()
         self._write(frames)
-        if self._outbox_size > self.limits.outbox_size:
+        if self._blocked and self._outbox.size > self.limits.outbox_size:
             self._give_up(CloseCode.TRY_AGAIN_LATER, "too slow for what is sent")
 
     def offer(self, frames: Sequence[bytes], joined: bytes) -> int:
@@ -416,27 +407,14 @@ class Connection(Readable):
         if self.agreement is not None and self.agreement.takeover:
             self._engine.forget_sent()
         self._write(joined)
-        begun = len(frames)
-        if self._outbox and self._pending is None:
-            last = self._outbox.pop()
-            rest = len(last)
-            while begun and len(frames[begun - 1]) <= rest:
-                begun -= 1
-                rest -= len(frames[begun])
-            if rest:
-                self._outbox.append(last[:rest])
-            self._outbox_size -= len(last) - rest
-        return begun
+        return self._outbox.withdraw(frames) if self._outbox and self._pending is None else len(frames)
 
-    def take_from(self, source: Callable[[], bytes]) -> None:
+    def take_from(self, source: Source) -> None:
         """Send what `source` returns each time the outbox is empty, until it returns nothing.
 
         For frames that may still be dropped as long as the client does not read. Only after `offer` has refused some.
         """
-        if self._sources is None:
-            self._sources = deque()
-        if source not in self._sources:
-            self._sources.append(source)
+        self._outbox.add_source(source)
 
     def close(self, code: int = CloseCode.NORMAL, reason: str = "") -> None:
         """Begin the close handshake (RFC 6455, section 7.1.2), or end it if the client began. Does not wait.
@@ -458,10 +436,8 @@ class Connection(Readable):
 
     def _write(self, frame: bytes) -> None:
         """Send `frame` behind what waits."""
-        if self._outbox:  # until the kernel takes more
-            self._pong_last = False
+        if self._blocked:
             self._outbox.append(frame)
-            self._outbox_size += len(frame)
             return
         if self._held:
             frame = self._held + frame
@@ -486,11 +462,9 @@ class Connection(Readable):
 
     def _block(self, data: bytes | memoryview, sent: int) -> None:
         """Keep what the kernel did not take, in front of the outbox, until it takes more."""
-        rest = memoryview(data)[sent:] if sent else data
         if self._outbox is NEVER_USED:
-            self._outbox = deque()
-        self._outbox.appendleft(rest)
-        self._outbox_size += len(rest)
+            self._outbox = Outbox()
+        self._outbox.put_back(data, sent)
         if not self._blocked:
             self._blocked = True
             if self._writer is None:
@@ -502,12 +476,10 @@ class Connection(Readable):
         """Answer pings that came together; where the kernel takes no more, the newest is enough (section 5.5.3)."""
         if self._closing:
             return
-        if self._pong_last:
-            self._outbox_size -= len(self._outbox.pop())
-        behind = bool(self._outbox)
-        payloads = payloads[-1 if behind else -MAX_PONGS :]
-        self._write(b"".join([self._engine.frame(Opcode.PONG, payload) for payload in payloads]))
-        self._pong_last = behind and bool(self._outbox)  # what the kernel took in part must stay
+        if self._blocked:
+            self._outbox.append_pong(self._engine.frame(Opcode.PONG, payloads[-1]))
+        else:
+            self._write(b"".join([self._engine.frame(Opcode.PONG, payload) for payload in payloads[-MAX_PONGS:]]))
 
     def _on_writable(self) -> None:
         self._blocked = False
@@ -519,8 +491,9 @@ class Connection(Readable):
     def _flush(self) -> None:
         """Give the kernel what it takes of the outbox."""
         sock = self._sock
-        while sock is not None and (self._outbox or (self._sources and self._refill())):
-            data = self._next_data()
+        outbox = self._outbox
+        while sock is not None and (outbox or self._refill()):
+            data = outbox.take()
             try:
                 sent = sock.send(data)
             except WOULD_BLOCK:
@@ -528,56 +501,32 @@ class Connection(Readable):
             except OSError:
                 self._terminate(CloseCode.ABNORMAL)
                 return
-            self._left += sent
+            outbox.taken += sent
             if sent < len(data):
                 self._block(data, sent)
                 break
-        if self._drained is not None and self._outbox_size <= self.limits.send_buffer_size:
+        if self._drained is not None and outbox.size <= self.limits.send_buffer_size:
             self._drained.set()
-        if not self._outbox and self._closing:
+        if not outbox and self._closing:
             self._finish()
 
     def _refill(self) -> bool:
         """Put what is next of one of the sources into the outbox; return whether there was anything."""
-        sources = self._sources
-        while sources:
-            frames = sources[0]()
-            if frames:
-                sources.rotate(-1)
-                if self.agreement is not None and self.agreement.takeover:
-                    self._engine.forget_sent()
-                self._outbox.append(frames)
-                self._outbox_size += len(frames)
-                return True
-            sources.popleft()
-        return False
-
-    def _next_data(self) -> bytes | memoryview:
-        """Take frames from the outbox, several small ones as one."""
-        outbox = self._outbox
-        data = outbox.popleft()
-        size = len(data)
-        if outbox and size < WRITE_SIZE:
-            parts = [data]
-            while outbox and size < WRITE_SIZE:
-                part = outbox.popleft()
-                parts.append(part)
-                size += len(part)
-            data = b"".join(parts)
-        self._outbox_size -= size
-        if not outbox:
-            self._pong_last = False
-        return data
+        filled = self._outbox.refill()
+        if filled and self.agreement is not None and self.agreement.takeover:
+            self._engine.forget_sent()
+        return filled
 
     def _wait_until_drained(self) -> None:
         """Let the view wait until the client has read, so that what it sends does not pile up here."""
         limits = self.limits
-        while self._outbox_size > limits.send_buffer_size:
+        outbox = self._outbox
+        while outbox.size > limits.send_buffer_size:
             if self._drained is None:
                 self._drained = GreenletEvent()
             self._drained.clear()
-            before = self._left
-            if not self._drained.wait(limits.send_timeout) and self._left - before < limits.send_buffer_size:
+            before = outbox.taken
+            if not self._drained.wait(limits.send_timeout) and outbox.taken - before < limits.send_buffer_size:
                 self._give_up(CloseCode.POLICY_VIOLATION, "does not read")
             if self._closing:
                 raise ConnectionClosed(self.close_code or CloseCode.ABNORMAL, self.close_reason)
@@ -594,13 +543,7 @@ class Connection(Readable):
         if self._closing:
             return
         report(self.who, code, reason, level=logging.INFO if code == CloseCode.INTERNAL_ERROR else logging.WARNING)
-        self._sources = None
-        begun = self._outbox.popleft() if self._outbox else None  # it may have left in part
-        self._outbox.clear()
-        self._outbox_size = 0
-        if begun is not None:
-            self._outbox.append(begun)
-            self._outbox_size = len(begun)
+        self._outbox.keep_begun()
         self.close(code, reason)
 
     def _end(self, close_frame: bytes) -> None:
@@ -653,8 +596,6 @@ class Connection(Readable):
         self._closing = True
         self._held = b""
         self._outbox.clear()
-        self._outbox_size = 0
-        self._sources = None
         if self._drained is not None:
             self._drained.set()
         callbacks, self.on_end = self.on_end, []

@@ -59,7 +59,7 @@ def received(connection: Connection) -> list[str | bytes]:
 def fill(connection: Connection, size: int = 400_000) -> list[Frame]:
     """Push frames that the client does not read, until the kernel takes no more; return them."""
     frames = []
-    while not connection._outbox_size:
+    while not connection._outbox.size:
         frames.append(text(f"{len(frames)}" + "." * size))
         connection.push(encode_message(frames[-1].payload.decode()))
     return frames
@@ -580,7 +580,7 @@ def test_send_waits_for_a_client_that_does_not_read_and_goes_on_when_it_does(pai
     view = gevent.spawn(view)
     until(lambda: connection._drained is not None and not connection._drained.is_set())
     assert 0 < len(sent) < 100
-    assert connection._outbox_size < 10_000 + 2000
+    assert connection._outbox.size < 10_000 + 2000
     frames = peer.until_frames(200)
     assert [int(frame.payload[:3]) for frame in frames] == list(range(200))
     view.get(timeout=5)
@@ -639,7 +639,7 @@ def test_the_outbox_of_a_client_that_was_given_up_is_not_kept(pairs):
     for _ in range(10):
         connection.push(encode_message("x" * 100_000))
     assert connection.close_code == 1013
-    assert connection._outbox_size < 200_000
+    assert connection._outbox.size < 200_000
 
 
 # --- the end ----------------------------------------------------------------------------------------------------

@@ -205,7 +205,7 @@ def test_what_the_view_sends_and_control_frames_are_never_dropped(pairs, on_slow
             connection.send(f"own {number}")
             publish("news", f"{number:05}" * 1000)
         peer.ping(b"here?")
-        until(lambda: connection._pong_last)
+        until(lambda: connection._outbox._pong_last)
         delivered()
         connection.send("own 100")
         numbered(100)
@@ -260,7 +260,7 @@ def test_subscriptions_of_one_client_take_turns(pairs, on_slow):
         with forward(connection, "news", on_slow=on_slow):
             numbered(20)
             peer.pump(3000)
-    assert len(connection._sources) <= 21
+    assert len(connection._outbox._sources) <= 21
 
 
 @pytest.mark.parametrize("on_slow", LOSSY)
@@ -270,10 +270,10 @@ def test_getting_stuck_again_and_again_costs_nothing(pairs, on_slow):
         for _ in range(100):
             numbered(5)
             until(lambda: peer.pump(2000))
-        assert len(connection._sources) <= 1
+        assert len(connection._outbox._sources) <= 1
         publish("news", "the end")
         until_text(peer, "the end")
-        until(lambda: not connection._sources)
+        until(lambda: not connection._outbox._sources)
 
 
 @pytest.mark.parametrize("on_slow", LOSSY)

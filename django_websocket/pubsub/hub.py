@@ -9,9 +9,10 @@ from typing import Generic, Protocol, TypeVar
 import gevent
 from gevent.event import AsyncResult
 
-from django_websocket.connection import WRITE_SIZE, Connection
+from django_websocket.connection import Connection
 from django_websocket.exceptions import BrokerError, ConnectionClosed, MessagesMissed
 from django_websocket.log import report
+from django_websocket.outbox import WRITE_SIZE
 from django_websocket.protocol.deflate import Agreement, encode_compressed
 from django_websocket.protocol.frames import CloseCode, encode_message
 from django_websocket.waiting import Readable, check_before_taking, wait
