@@ -185,6 +185,7 @@ class Connection(Readable):
             self._terminate(CloseCode.ABNORMAL)
             return
         if not size:
+            self.flush()  # who half-closes still gets it
             if self._answer is not None and (self._outbox or not self._closing):
                 self._reader.stop()  # the client half-closed behind its close frame, and waits for ours
             else:

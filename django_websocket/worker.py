@@ -300,16 +300,17 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
         sock = environ["gunicorn.socket"]
         try:
             try:
-                response.status, response.headers = upgrade.status, upgrade.headers  # for the access log
                 head = upgrade.head()
             finally:
-                self.log.access(response, request, environ, datetime.now() - started)
                 if hasattr(result, "close"):
                     result.close()  # the end of the request, for Django
+            response.status, response.headers = upgrade.status, upgrade.headers  # for the access log
+            self.log.access(response, request, environ, datetime.now() - started)
             if current.serves_pages:
                 give_up_after(0, sock)  # from here on the connection sees to it
             early = request.unreader.take_buffered()
             forget_request(environ)
+            response.headers_sent = True
             upgrade.open(give_away(sock), early, head)
         except BaseException as error:
             upgrade.fail(f"The handshake ended with {error!r}")

@@ -444,6 +444,27 @@ def test_a_client_that_left_before_its_head_has_vanished(pairs):
     assert (connection.open, connection.close_code) == (False, CloseCode.ABNORMAL)
 
 
+@pytest.mark.parametrize("held", ["a head", "an answer"])
+def test_what_is_held_reaches_a_client_that_half_closes(pairs, held):
+    connection, peer = pairs(head=encode_message("held") if held == "a head" else b"")
+
+    def view() -> None:
+        connection.receive()
+        connection.send("held")
+        connection._on_readable()  # the end comes before the flush
+
+    if held == "a head":
+        peer.half_close()
+        connection._on_readable()
+    else:
+        view = gevent.spawn(view)
+        gevent.sleep(0)
+        peer.text("one", "two")
+        peer.half_close()
+        view.get(timeout=5)
+    assert peer.until_end() == [text("held")]
+
+
 def test_a_head_for_which_there_is_no_room_waits_for_it(pairs):
     head = "head" * 100_000
     connection, peer = pairs(head=encode_message(head), narrow=True)
