@@ -404,3 +404,14 @@ def test_application_works_within_one_that_begins_late_and_passes_on_a_copy(
         assert fetch(server.port, "/page/").body == b"page /page/"
         client.reset()
         assert notes(server.port, key) == ["1006"]
+
+
+def test_error_at_the_end_of_the_request_is_the_answer_also_in_the_access_log(
+    start_site: StartSite, raw: Raw, key: str
+) -> None:
+    with start_site(app="testsite.wsgi:failing_at_the_end", args=["--access-logfile", "-"]) as server:
+        client = raw(server)
+        client.send(handshake(f"/echo/?key={key}"))
+        assert client.response().status == 500
+        assert eventually(lambda: "ValueError: raised when the response was closed" in server.log)
+        assert '" 101 ' not in server.log

@@ -42,3 +42,16 @@ def monitored(environ: dict[str, Any], start_response: Callable[..., Any]) -> Mo
 def late(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterator[bytes]:
     """The same within one that begins when its answer is asked for, and passes on a copy of the environment."""
     yield from monitored({**environ}, start_response)
+
+
+class FailsAtTheEnd(Monitored):
+    """A response that cannot be closed."""
+
+    def close(self) -> None:
+        super().close()
+        raise ValueError("raised when the response was closed")
+
+
+def failing_at_the_end(environ: dict[str, Any], start_response: Callable[..., Any]) -> Monitored:
+    """The application within one that is no more than that."""
+    return FailsAtTheEnd(application(environ, start_response))
