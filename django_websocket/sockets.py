@@ -17,25 +17,24 @@ GONE.close()
 class ClientSocket:
     """A client's socket for gunicorn: the kernel's, and gevent's from when somebody has to wait or asks for more.
 
-    The request of a handshake is there when it is read, and its answer finds room. So most clients come without the
-    two watchers of a gevent socket, and their WebSocket has the kernel's socket as it is.
+    The request of a handshake is there when it is read, and the WebSocket sends its answer. So most clients come
+    without the two watchers of a gevent socket, and their WebSocket has the kernel's socket as it is.
     """
 
     __slots__ = ("_sock",)
 
     def __init__(self, sock: _socket.socket) -> None:
         sock.setblocking(False)
-        self._sock: Any = sock
+        self._sock: _socket.socket | gevent.socket.socket = sock
 
-    def cooperative(self) -> Any:
+    def cooperative(self) -> gevent.socket.socket:
         """Return the socket as gevent's, which it is from here on. Raises OSError if it was closed or given away."""
         sock = self._sock
         if isinstance(sock, _socket.socket):
-            family, kind, proto = sock.family, sock.type, sock.proto
             fileno = sock.detach()
             if fileno < 0:
                 raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-            sock = self._sock = gevent.socket.socket(family, kind, proto, fileno)
+            sock = self._sock = gevent.socket.socket(sock.family, sock.type, sock.proto, fileno)
         return sock
 
     def give_away(self) -> _socket.socket:
@@ -49,16 +48,9 @@ class ClientSocket:
     def recv(self, size: int, flags: int = 0) -> bytes:
         """Receive, and wait for it."""
         try:
-            return self._sock.recv(size, flags)  # type: ignore[no-any-return]
+            return self._sock.recv(size, flags)
         except BlockingIOError:
-            return self.cooperative().recv(size, flags)  # type: ignore[no-any-return]
-
-    def send(self, data: bytes, flags: int = 0) -> int:
-        """Send some of `data`, and wait until that is possible."""
-        try:
-            return self._sock.send(data, flags)  # type: ignore[no-any-return]
-        except BlockingIOError:
-            return self.cooperative().send(data, flags)  # type: ignore[no-any-return]
+            return self.cooperative().recv(size, flags)
 
     def setblocking(self, flag: bool) -> None:
         """Let this wait, which it does from the beginning, or not."""
@@ -67,7 +59,7 @@ class ClientSocket:
 
     def fileno(self) -> int:
         """Return the descriptor."""
-        return self._sock.fileno()  # type: ignore[no-any-return]
+        return self._sock.fileno()
 
     def close(self) -> None:
         """Close the socket, unless it was given away."""
