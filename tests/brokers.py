@@ -25,11 +25,11 @@ def in_use(setting: str | Mapping[str, Any], **settings: Any) -> Iterator[None]:
         finally:
             hub = pubsub._hubs.pop((*key, get_hub()), None)
             broker = pubsub._brokers.pop(key, None)
-        if hub is not None:
-            assert hub._channels == {}
-            until(lambda: ended(hub._subscriber))
-        for pipeline in pipelines(broker):
-            pipeline._queues.clear()
+            if hub is not None:
+                assert hub._channels == {}
+                until(lambda: ended(hub._subscriber))
+            for pipeline in pipelines(broker):
+                pipeline._queues.clear()
 
 
 def ended(subscriber: Any) -> bool:

@@ -26,6 +26,7 @@ from urllib.parse import quote
 
 import pytest
 import redis
+from redis.crc import REDIS_CLUSTER_HASH_SLOTS
 
 from .clients import eventually
 
@@ -34,6 +35,7 @@ TEST_PROJECT = ROOT / "test_project"
 WORKER = "django_websocket.worker.GeventWebSocketWorker"
 HTTP_PROBE = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
 
+MASTERS = 3  # of a Redis Cluster
 # What a developer's shell may hold and a server under test must not see.
 NOT_INHERITED = (
     "ALLOWED_HOSTS",
@@ -369,6 +371,11 @@ class Cluster:
         with redis.Redis("127.0.0.1", node.port, protocol=2) as client:
             return client.execute_command(*words)
 
+    @staticmethod
+    def slots_of(master: int) -> range:
+        """The slots that one of the masters has at the start."""
+        return range(master * REDIS_CLUSTER_HASH_SLOTS // MASTERS, (master + 1) * REDIS_CLUSTER_HASH_SLOTS // MASTERS)
+
     def masters(self) -> list[Server]:
         """The nodes that run and may have slots."""
         return [node for node in self.nodes if node.running and self.ask(node, "ROLE")[0] == b"master"]
@@ -410,25 +417,25 @@ class Cluster:
 
 
 @contextmanager
-def redis_cluster(masters: int = 3) -> Iterator[Cluster]:
+def redis_cluster() -> Iterator[Cluster]:
     """A Redis Cluster, whose nodes know each other from the start: introducing them would take seconds."""
     version = subprocess.run(
         [executable("redis-server"), "--version"], capture_output=True, text=True, check=True
     ).stdout
     if int(version.partition(" v=")[2].partition(".")[0]) < 7:
         unavailable("redis-server is older than 7.0, and knows no sharded publish/subscribe")
-    ids = [os.urandom(20).hex() for _ in range(masters + 1)]
+    ids = [os.urandom(20).hex() for _ in range(MASTERS + 1)]
     ports = [(free_port(), free_port()) for _ in ids]
-    bounds = [number * 16384 // masters for number in range(masters + 1)]
     with ExitStack() as stack:
         nodes = []
         for own in ids:
-            lines = [f"vars currentEpoch {masters} lastVoteEpoch 0"]
+            lines = [f"vars currentEpoch {MASTERS} lastVoteEpoch 0"]
             for number, (id, (port, bus)) in enumerate(zip(ids, ports, strict=True)):
                 myself = "myself," if id == own else ""
                 line = f"{id} 127.0.0.1:{port}@{bus} {myself}"
-                if number < masters:
-                    line += f"master - 0 0 {number + 1} connected {bounds[number]}-{bounds[number + 1] - 1}"
+                if number < MASTERS:
+                    slots = Cluster.slots_of(number)
+                    line += f"master - 0 0 {number + 1} connected {slots[0]}-{slots[-1]}"
                 else:
                     line += f"slave {ids[0]} 0 0 1 connected"
                 lines.insert(0, line)

@@ -506,10 +506,10 @@ def cluster_broker(cluster: Cluster, *first: str) -> str:
     return f"redis+cluster://{','.join([*first, cluster.nodes[1].address])}/?prefix=site1:"
 
 
-def channels_of(node: int, count: int, key: str, masters: int = 3) -> list[str]:
+def channels_of(node: int, count: int, key: str) -> list[str]:
     """Channels whose slots belong to a node at the start."""
     names = (f"{key}:{number}" for number in range(1000))
-    return [name for name in names if slot(name) * masters // 16384 == node][:count]
+    return [name for name in names if slot(name) in Cluster.slots_of(node)][:count]
 
 
 def slot(channel: str) -> int:
