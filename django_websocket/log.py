@@ -33,7 +33,7 @@ def report(who: str, code: int | None, cause: str, detail: str = "", level: int 
     if key not in _counts and len(_counts) >= CAUSES:
         key = (None, "other causes")
     if not _counts:
-        gevent.spawn_later(WINDOW, _sum_up)
+        gevent.spawn_later(WINDOW, _sum_up, _counts)
     _counts[key] += 1
     if _counts[key] > LINES:
         return
@@ -46,7 +46,9 @@ def report(who: str, code: int | None, cause: str, detail: str = "", level: int 
 
 def begin_anew() -> None:
     """Forget what was counted: of tests, each one gets its own lines."""
+    global _counts
     _counts.clear()
+    _counts = Counter()  # the present window ends without a word, and without an effect on the next one
 
 
 def _write() -> None:
@@ -59,10 +61,11 @@ def _write() -> None:
         _writing = False
 
 
-def _sum_up() -> None:
-    """Begin a new window."""
-    counts = dict(_counts)
-    _counts.clear()
+def _sum_up(counts: Counter[tuple[int | None, str]]) -> None:
+    """End the window in which these were counted."""
+    global _counts
+    if counts is _counts:
+        _counts = Counter()
     for (code, cause), count in counts.items():
         if count > LINES:
             what = cause if code is None else f"{int(code)} {cause}"

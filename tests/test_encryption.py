@@ -81,7 +81,7 @@ def test_what_cannot_be_read_is_dropped_with_a_few_lines_for_many(
         assert record.levelno == logging.WARNING
         assert "Channel news: " in record.getMessage()
         assert "encryption_keys of WEBSOCKET_BROKER" in record.getMessage()
-    log._sum_up()
+    log._sum_up(log._counts)
     assert caplog.messages[log.LINES].startswith(f"{1004 - log.LINES} more in ")
 
 

@@ -52,7 +52,7 @@ def test_nothing_of_a_client_begins_a_line_of_its_own(lines):
 
 
 def test_causes_that_repeat_are_counted_and_summed_up(lines, monkeypatch):
-    monkeypatch.setattr(log, "WINDOW", 0.05)
+    monkeypatch.setattr(log, "WINDOW", 0.5)
     for number in range(1000):
         report(f"192.0.2.{number}", 1002, "a frame is not masked")
     report("192.0.2.1", 1009, "a message is too big")
@@ -61,6 +61,21 @@ def test_causes_that_repeat_are_counted_and_summed_up(lines, monkeypatch):
     assert lines()[-1] == "990 more in 0 seconds: 1002 a frame is not masked"
     report("192.0.2.1", 1002, "a frame is not masked")  # a new window
     assert lines()[-1] == "192.0.2.1: 1002 a frame is not masked"
+
+
+def test_window_of_one_test_neither_ends_that_of_the_next_nor_is_summed_up(lines, monkeypatch):
+    monkeypatch.setattr(log, "WINDOW", 0.05)
+    for _ in range(2 * log.LINES):
+        report("192.0.2.1", 1002, "a frame is not masked")
+    lines()
+    log.begin_anew()
+    monkeypatch.setattr(log, "WINDOW", 60.0)
+    before = len(lines())
+    report("192.0.2.1", 1002, "a frame is not masked")
+    gevent.sleep(0.1)
+    for _ in range(2 * log.LINES):
+        report("192.0.2.1", 1002, "a frame is not masked")
+    assert lines()[before:] == ["192.0.2.1: 1002 a frame is not masked"] * log.LINES
 
 
 def test_causes_that_never_repeat_are_counted_too(lines):
@@ -145,7 +160,7 @@ def talkative(start_site: StartSite) -> Iterator[Server]:
         "handlers": {"console": {"class": "logging.StreamHandler"}},
         "loggers": {"django_websocket": {"handlers": ["console"], "level": "INFO"}, "django": {"handlers": []}},
     }
-    settings = {"LOGGING": logging_settings, "WEBSOCKET_PING_INTERVAL": 0.5, "WEBSOCKET_PING_TIMEOUT": 0.5}
+    settings = {"LOGGING": logging_settings, "WEBSOCKET_PING_INTERVAL": 1.0, "WEBSOCKET_PING_TIMEOUT": 1.0}
     with start_site(settings) as server:
         yield server
 
