@@ -28,8 +28,11 @@ def in_use(setting: str | Mapping[str, Any], **settings: Any) -> Iterator[None]:
             if hub is not None:
                 assert hub._channels == {}
                 until(lambda: ended(hub._subscriber))
-            for pipeline in pipelines(broker):
-                pipeline._queues.clear()
+            queues = [queue for pipeline in pipelines(broker) for queue in pipeline._queues.values()]
+            until(lambda: not any(queue._running for queue in queues))
+            for queue in queues:
+                if queue._line._link is not None:
+                    queue._line._link.close()
 
 
 def ended(subscriber: Any) -> bool:

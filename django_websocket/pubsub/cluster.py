@@ -116,7 +116,7 @@ class ClusterBroker:
                     self.doubtful = False
                     break
             except (redis.RedisError, OSError) as error:
-                problem = error
+                problem = error.with_traceback(None)  # it would keep this call, which keeps it
             if self._asked[0] == host:
                 self._asked.rotate(-1)  # next time, others first
         else:

@@ -78,7 +78,7 @@ class SentinelBroker(RedisBroker):
                     raise redis.ConnectionError(f"they know no master {self.address.service!r}")
                 break
             except (redis.RedisError, OSError) as error:
-                problem = error
+                problem = error.with_traceback(None)  # it would keep this call, which keeps it
                 if sentinel is self._sentinels[0]:
                     self._sentinels.rotate(-1)
         else:
