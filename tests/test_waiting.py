@@ -254,12 +254,9 @@ def test_a_view_is_told_before_it_waits(pairs):
     view = View(function)
     view.before_waiting = lambda: calls.append(len(calls))
     view.start()
-    for text in "abc":
-        before = len(calls)
-        until(lambda before=before: len(calls) > before or view.ready() or connection._waiter is not None)
+    for number, text in enumerate("abc", 1):
+        until(lambda number=number: len(calls) == number and connection._waiter is not None)
         peer.text(text)
-        until(lambda: not connection.inbox)
-        gevent.sleep(0.001)
     assert view.get(timeout=5) == ["a", "b", "c"]
     assert calls == [0, 1, 2]
 

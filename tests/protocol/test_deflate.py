@@ -537,9 +537,9 @@ class TestBombs:
     @pytest.mark.parametrize("payload", [b"\x03\x00" * 500 * KIB, b"\x00\x00\x00\xff\xff" * 200 * KIB])
     def test_blocks_without_content_cost_little(self, make_engine: MakeEngine, frame: Frame, payload: bytes) -> None:
         engine = make_engine(agreement=PLAIN)
-        begin = time.monotonic()
+        begin = time.process_time()
         engine.receive(frame(BINARY, payload, rsv=RSV1))
-        assert time.monotonic() - begin < 1
+        assert time.process_time() - begin < 1
 
 
 def test_idle_connection_keeps_no_window(make_engine: MakeEngine, frame: Frame, allocated: Callable[[], int]) -> None:

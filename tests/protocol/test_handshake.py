@@ -183,9 +183,9 @@ def test_extensions_are_a_list_with_parameters(value: str, extensions: list[Any]
     ],
 )
 def test_extensions_that_are_no_such_list_are_400(value: str) -> None:  # section 9.1
-    begin = time.monotonic()
+    begin = time.process_time()
     assert refusal(request(sec_websocket_extensions=value)).status == 400
-    assert time.monotonic() - begin < 1
+    assert time.process_time() - begin < 1
 
 
 def test_extensions_that_were_agreed_on_are_in_the_answer() -> None:  # section 4.2.2, 5
