@@ -451,7 +451,8 @@ def latencies(publisher: Any, key: str, clients: Sequence[RawClient]) -> list[fl
 
 
 def percentile(values: Sequence[float]) -> float:
-    return sorted(values)[len(values) * 99 // 100]
+    """The 95th: of 120 rounds, a machine that stands still for a moment spoils one or two."""
+    return sorted(values)[len(values) * 95 // 100]
 
 
 def memory_of(server: Server) -> int:
