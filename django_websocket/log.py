@@ -66,7 +66,8 @@ def _sum_up(counts: Counter[tuple[int | None, str]]) -> None:
     global _counts
     if counts is _counts:
         _counts = Counter()
-    for (code, cause), count in counts.items():
+    while counts:  # taken out: it is empty then, should this be called again
+        (code, cause), count = counts.popitem()
         if count > LINES:
             what = cause if code is None else f"{int(code)} {cause}"
             logger.warning("%d more in %d seconds: %s", count - LINES, WINDOW, printable(what))

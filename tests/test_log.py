@@ -78,6 +78,15 @@ def test_window_of_one_test_neither_ends_that_of_the_next_nor_is_summed_up(lines
     assert lines()[before:] == ["192.0.2.1: 1002 a frame is not masked"] * log.LINES
 
 
+def test_window_that_was_summed_up_early_is_not_summed_up_again(lines, monkeypatch):
+    monkeypatch.setattr(log, "WINDOW", 0.05)
+    for _ in range(2 * log.LINES):
+        report("192.0.2.1", 1002, "a frame is not masked")
+    log._sum_up(log._counts)
+    gevent.sleep(0.1)
+    assert len([line for line in lines() if "more in" in line]) == 1
+
+
 def test_causes_that_never_repeat_are_counted_too(lines):
     for number in range(1000):
         report("192.0.2.1", None, f"cause {number}")
