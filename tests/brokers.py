@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 from django.test import override_settings
 from gevent.hub import get_hub
@@ -28,11 +28,19 @@ def in_use(setting: str | Mapping[str, Any], **settings: Any) -> Iterator[None]:
             if hub is not None:
                 assert hub._channels == {}
                 until(lambda: ended(hub._subscriber))
-            queues = [queue for pipeline in pipelines(broker) for queue in pipeline._queues.values()]
-            until(lambda: not any(queue._running for queue in queues))
-            for queue in queues:
-                if queue._line._link is not None:
-                    queue._line._link.close()
+            for pipeline in pipelines(broker):
+                queues = list(pipeline._queues.values())
+                until(lambda queues=queues: not any(queue._running for queue in queues))
+                for line in (*pipeline._lines, *(queue._line for queue in queues)):
+                    if line._link is not None:
+                        line._link.close()
+                pipeline._queues.clear()
+                pipeline._connect = refuse
+
+
+def refuse(timeout: float) -> NoReturn:
+    """Stand in for the broker that was in use, for a greenlet of it that comes late."""
+    raise ConnectionError("the test is over")
 
 
 def ended(subscriber: Any) -> bool:
