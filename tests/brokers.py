@@ -29,13 +29,18 @@ def in_use(setting: str | Mapping[str, Any], **settings: Any) -> Iterator[None]:
                 assert hub._channels == {}
                 until(lambda: ended(hub._subscriber))
             for pipeline in pipelines(broker):
-                queues = list(pipeline._queues.values())
-                until(lambda queues=queues: not any(queue._running for queue in queues))
-                for line in (*pipeline._lines, *(queue._line for queue in queues)):
-                    if line._link is not None:
-                        line._link.close()
-                pipeline._queues.clear()
-                pipeline._connect = refuse
+                disconnect(pipeline)
+
+
+def disconnect(pipeline: Any) -> None:
+    """Close its connections, which the collector must not come upon, and let it make no other."""
+    queues = list(pipeline._queues.values())
+    until(lambda: not any(queue._running for queue in queues))
+    for line in (*pipeline._lines, *(queue._line for queue in queues)):
+        if line._link is not None:
+            line._link.close()
+    pipeline._queues.clear()
+    pipeline._connect = refuse
 
 
 def refuse(timeout: float) -> NoReturn:

@@ -277,12 +277,12 @@ def at_once() -> Iterator[None]:
     begin = time.monotonic()
     yield
     took = time.monotonic() - begin
-    assert took < 4, f"it took {took:.1f} s"
+    assert took < 2, f"it took {took:.1f} s"
 
 
 @contextmanager
 def undisturbed(port: int) -> Iterator[None]:
-    """Whatever happens in the block, another client of the server is answered within four seconds, all the time."""
+    """Whatever happens in the block, another client of the server is answered within two seconds, all the time."""
     over = threading.Event()
     waits: list[float] = []
 
@@ -303,4 +303,4 @@ def undisturbed(port: int) -> Iterator[None]:
         finally:
             over.set()
         asking.result()
-    assert max(waits) < 4, f"another client waited for {max(waits):.1f} s"
+    assert max(waits) < 2, f"another client waited for {max(waits):.1f} s"

@@ -72,7 +72,7 @@ def test_one_deadline_holds_for_a_head_that_comes_byte_by_byte(hasty: Server, ra
 def test_deadline_is_over_when_the_head_is_answered(hasty: Server, raw: Raw) -> None:
     for _ in range(3):
         client = raw(hasty)
-        time.sleep(0.7 * HASTE)
+        time.sleep(0.7 * HASTE)  # so late that the deadline would strike below, while what still comes is read
         begin = len(hasty.log)
         client.send(b"NONSENSE\r\n\r\n")
         status = client.response().status
@@ -126,7 +126,7 @@ def test_time_between_requests_is_gunicorn_s_and_that_for_a_head_ours(start_site
         slow.send(page[:20])
         quick.send(page[:20])
         assert idle.rest() == b""  # closed without a word
-        assert 0.8 < time.monotonic() - begin < 2.4  # before ours
+        assert 0.8 < time.monotonic() - begin < 2
         time.sleep(max(0.0, begin + 1.5 - time.monotonic()))  # beyond gunicorn's time, within ours
         quick.send(page[20:])
         assert quick.response().status == 200

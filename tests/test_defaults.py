@@ -99,8 +99,7 @@ def test_times(server: Server) -> None:
     with ThreadPoolExecutor(len(TIMES)) as pool:
         running = [(pool.submit(measure, server), expected) for measure, expected in TIMES]
         for future, expected in running:
-            # The server's clock stands still when the machine does.
-            assert expected - 1 < future.result() < expected + 15
+            assert expected - 1 < future.result() < expected + 5
 
 
 def test_size_of_a_message(server: Server, raw: Callable[..., RawClient]) -> None:
@@ -135,6 +134,6 @@ def test_clients_are_told_of_a_restart_one_after_the_other() -> None:
                 return time.monotonic()
 
             times = sorted(pool.map(told, clients))
-        assert 0.5 < times[-1] - times[0] < 6
-        gaps = sorted(after - before for before, after in zip(times, times[1:], strict=False))
-        assert gaps[-2] < 1  # the machine itself may stand still once
+        *gaps, _ = sorted(after - before for before, after in zip(times, times[1:], strict=False))
+        assert 0.5 < sum(gaps) < 3  # without the longest, in which the machine itself may have stood still
+        assert gaps[-1] < 1

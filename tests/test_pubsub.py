@@ -1209,7 +1209,7 @@ def test_redis_that_is_not_there_is_said_at_once_with_what_to_do(nowhere, pairs,
             call()
         assert nowhere in str(error.value) and "WEBSOCKET_BROKER" in str(error.value)
         assert "secret" not in str(error.value)
-    assert time.monotonic() - begun < 4
+    assert time.monotonic() - begun < 1
     assert "secret" not in caplog.text
     assert connection.on_end == []
 
@@ -1367,7 +1367,7 @@ def attempt(message, fails=False):
         assert fails, error
     else:
         assert not fails, message
-    assert time.monotonic() - begun < 5, message
+    assert time.monotonic() - begun < 2, message
 
 with redis_py.Redis(port=int(sys.argv[1])) as admin:
     attempt("a")
@@ -1558,7 +1558,7 @@ def test_while_redis_is_away_publish_and_subscribe_fail_soon(own_redis, caplog):
         begun = time.monotonic()
         with pytest.raises(BrokerError):
             publish("news", "lost")
-        assert time.monotonic() - begun < 4
+        assert time.monotonic() - begun < 1
         for _ in range(3):
             begun = time.monotonic()
             with pytest.raises(BrokerError):
@@ -1639,11 +1639,11 @@ def test_a_paused_redis_is_noticed_within_the_deadline(own_redis, any_reader, ca
         try:
             begun = time.monotonic()
             until(lambda: any(record.levelno >= logging.ERROR for record in caplog.records))
-            assert time.monotonic() - begun < 2 * redis_broker.PING_INTERVAL + 3
+            assert time.monotonic() - begun < 2 * redis_broker.PING_INTERVAL + 0.5
             begun = time.monotonic()
             with pytest.raises(BrokerError):
                 publish("news", "nobody knows")
-            assert time.monotonic() - begun < redis_broker.TIMEOUT + 3
+            assert time.monotonic() - begun < redis_broker.TIMEOUT + 1
         finally:
             own_redis.send_signal(signal.SIGCONT)
         with pytest.raises(MessagesMissed):
@@ -1714,7 +1714,7 @@ def test_whoever_publishes_while_redis_is_paused_is_told_in_time_and_nothing_arr
             assert [type(outcome) for outcome in outcomes] == [BrokerError] * 60
             outcomes = together(lambda number: publish("news", str(number)), 60)
             assert [type(outcome) for outcome in outcomes] == [BrokerError] * 60
-            assert time.monotonic() - begun < 2 * redis_broker.TIMEOUT + 4
+            assert time.monotonic() - begun < 2 * redis_broker.TIMEOUT + 1
         finally:
             own_redis.send_signal(signal.SIGCONT)
         got: list[Any] = []
@@ -1810,7 +1810,7 @@ class Proxy:
 
 @pytest.fixture
 def proxy(redis: Server, key: str, cooperative: None, pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    monkeypatch.setattr(redis_broker, "TIMEOUT", 1.0)
+    monkeypatch.setattr(redis_broker, "TIMEOUT", 0.5)
     proxy = Proxy(redis.port)
     proxy.server.start()
     try:
@@ -1828,7 +1828,7 @@ def test_a_publish_whose_reply_is_lost_is_delivered_once(proxy, swallow):
         begun = time.monotonic()
         with pytest.raises(BrokerError):
             publish("news", "reply lost")
-        assert time.monotonic() - begun < 4
+        assert time.monotonic() - begun < 2
         proxy.swallow = ""
         publish("news", "after")
         assert taken(subscription, 3) == ["before", "reply lost", "after"]
@@ -1861,11 +1861,11 @@ def test_a_connection_through_which_nothing_comes_any_more_is_noticed(proxy, pai
         begun = time.monotonic()
         with pytest.raises(MessagesMissed):
             subscription.get(timeout=10)
-        assert time.monotonic() - begun < 4
+        assert time.monotonic() - begun < 2
         begun = time.monotonic()
         with pytest.raises(BrokerError):
             publish("news", "lost")
-        assert time.monotonic() - begun < 4
+        assert time.monotonic() - begun < 1
         publish("news", "after")
         assert taken(subscription, 1) == ["after"]
         nothing_more(subscription)

@@ -36,7 +36,7 @@ from django_websocket.pubsub import pipeline, publish, subscribe
 from django_websocket.pubsub.redis_address import Host
 from django_websocket.pubsub.sentinel import SentinelBroker
 
-from .brokers import in_use
+from .brokers import disconnect, in_use, pipelines
 from .certificates import Authority
 from .clients import RawClient, eventually, fetch, frame
 from .conftest import SITE, Connect, StartSite
@@ -553,17 +553,19 @@ def test_each_node_has_one_subscriber_for_its_channels(cluster: Cluster, reader:
 
 
 def test_a_broker_is_freed_whose_nodes_did_not_all_answer(cluster: Cluster, cooperative: None) -> None:
-    """Without the collector, which would come upon connections that are still open."""
+    """Without the collector."""
     broker = redis_cluster_broker.ClusterBroker(f"redis+cluster://127.0.0.1:{free_port()},{cluster.nodes[0].address}")
     broker._asked = deque(broker._address.hosts)
     gc.disable()
     try:
         broker.learn(time.monotonic() + BACK)
-        there = weakref.ref(broker)
+        there, found = weakref.ref(broker), pipelines(broker)
         del broker
         assert there() is None
     finally:
         gc.enable()
+    for node in found:
+        disconnect(node)
 
 
 def test_channels_follow_a_slot_that_moves(cluster: Cluster, reader: None, key: str) -> None:
