@@ -8,37 +8,29 @@ import shutil
 import subprocess
 import sys
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import django
 import pytest
 import websockets.sync.client
-
-TESTS = Path(__file__).resolve().parent
-SITE = TESTS / "site"
-
-# For this process, where tests use the package without a server, and read settings.
-sys.path += [str(SITE), str(TESTS)]
-os.environ["DJANGO_SETTINGS_MODULE"] = "testsite.settings"
-django.setup()
-
-from django.test.utils import (  # noqa: E402
+from django.test.utils import (
     setup_databases,
     setup_test_environment,
     teardown_databases,
     teardown_test_environment,
 )
 
-from django_websocket import log  # noqa: E402
+from django_websocket import log
 
-from .certificates import Authority  # noqa: E402
-from .clients import DEADLINE, Client, RawClient, eventually  # noqa: E402
-from .postgres import Database, settings_of  # noqa: E402
-from .servers import WORKER as OUR_WORKER  # noqa: E402
-from .servers import (  # noqa: E402
+from .support.certificates import Authority
+from .support.clients import DEADLINE, Client, RawClient, eventually
+from .support.fixtures import SITE, STOCK_WORKER, Connect, Raw, StartSite
+from .support.postgres import Database, settings_of
+from .support.servers import (
+    WORKER,
     Cluster,
     Sentinel,
     Server,
@@ -50,8 +42,12 @@ from .servers import (  # noqa: E402
     redis_sentinel,
     redis_server,
 )
+from .support.wire import Pairs
 
-STOCK_WORKER = "geventwebsocket.gunicorn.workers.GeventWebSocketWorker"
+# For this process, where tests use the package without a server, and read settings.
+sys.path += [str(SITE), str(SITE.parent)]
+os.environ["DJANGO_SETTINGS_MODULE"] = "testsite.settings"
+django.setup()
 
 # Set for this process, and so inherited by all that it starts, by which they are found at the end.
 MARK = f"DJANGO_WEBSOCKET_TESTS={uuid.uuid4().hex}"
@@ -63,27 +59,6 @@ def nothing_is_summed_up() -> Iterator[None]:
     log.begin_anew()
     log._waiting.clear()
     yield
-
-
-class StartSite(Protocol):
-    """Makes a server of the test site; it starts with the `with` block."""
-
-    def __call__(
-        self,
-        settings: Mapping[str, Any] | None = None,
-        *,
-        app: str = "testsite.wsgi:application",
-        worker: str = OUR_WORKER,
-        args: Sequence[str | Path] = (),
-        env: Mapping[str, str] | None = None,
-        **options: Any,
-    ) -> Server: ...
-
-
-class Connect(Protocol):
-    """Opens a WebSocket with the `websockets` library."""
-
-    def __call__(self, server: Server | int, path: str, **options: Any) -> Client: ...
 
 
 # --- nothing is skipped where everything is there, and nothing is left ------------------------------------------------
@@ -151,7 +126,7 @@ def start_site(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -
         settings: Mapping[str, Any] | None = None,
         *,
         app: str = "testsite.wsgi:application",
-        worker: str = OUR_WORKER,
+        worker: str = WORKER,
         args: Sequence[str | Path] = (),
         env: Mapping[str, str] | None = None,
         **options: Any,
@@ -187,7 +162,7 @@ def stock_site(start_site: StartSite) -> Iterator[Server]:
 @pytest.fixture(scope="session")
 def project() -> Iterator[Server]:
     """The project that people try, under our worker."""
-    with gunicorn("project.wsgi:websocket", OUR_WORKER) as server:
+    with gunicorn("project.wsgi:websocket", WORKER) as server:
         yield server
 
 
@@ -323,7 +298,7 @@ def connect() -> Iterator[Connect]:
 
 
 @pytest.fixture
-def raw() -> Iterator[Callable[..., RawClient]]:
+def raw() -> Iterator[Raw]:
     """Opens TCP connections, which are closed after the test."""
     with ExitStack() as stack:
 
@@ -332,3 +307,10 @@ def raw() -> Iterator[Callable[..., RawClient]]:
             return stack.enter_context(RawClient(address, **options))
 
         yield open_connection
+
+
+@pytest.fixture
+def pairs() -> Iterator[Pairs]:
+    """Makes connections with their clients, in this process, of which nothing may be left after the test."""
+    with Pairs() as pairs:
+        yield pairs

@@ -5,18 +5,16 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from .clients import RawClient, at_once, close_frame, eventually, fetch, frame, notes, request
-from .conftest import StartSite
-from .processes import descriptors, processor_time, worker_of
-from .servers import Server
-
-Raw = Callable[..., RawClient]
+from .support.clients import RawClient, at_once, close_frame, eventually, fetch, frame, notes, request
+from .support.fixtures import Raw, StartSite
+from .support.processes import descriptors, processor_time, worker_of
+from .support.servers import Server
 
 HASTE = 1.0  # seconds, for WEBSOCKET_HANDSHAKE_TIMEOUT
 

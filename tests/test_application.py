@@ -5,18 +5,25 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from .clients import CLOSE, PING, PONG, RawClient, at_once, close_frame, eventually, fetch, fetch_json, frame, notes
-from .clients import request as handshake
-from .conftest import SITE, STOCK_WORKER, Connect, StartSite
-from .servers import WORKER, Server, gunicorn
-
-Raw = Callable[..., RawClient]
-
+from .support.clients import (
+    CLOSE,
+    PING,
+    PONG,
+    at_once,
+    close_frame,
+    eventually,
+    fetch,
+    fetch_json,
+    frame,
+    notes,
+)
+from .support.clients import request as handshake
+from .support.fixtures import SITE, STOCK_WORKER, Connect, Raw, StartSite
+from .support.servers import WORKER, Server, gunicorn
 
 # --- the ways to write a view ----------------------------------------------------------------------------------------
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from . import autobahn
-from .servers import ROOT
+from .support import autobahn
+from .support.servers import ROOT
 
 OK = {"behavior": "OK", "behaviorClose": "OK", "reportfile": "case.json"}
 

@@ -17,9 +17,9 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.wait import WebDriverWait
 
-from .conftest import StartSite
-from .documentation import ENVIRONMENT, command, readme_project
-from .servers import HTTP_PROBE, TEST_PROJECT, Server, executable, free_port, gunicorn
+from .support.documentation import ENVIRONMENT, command, readme_project
+from .support.fixtures import StartSite
+from .support.servers import HTTP_PROBE, TEST_PROJECT, Server, executable, free_port, gunicorn
 
 DEADLINE = 30  # seconds
 PAGES = ("/", "/chat/", "/echo/", "/ping/")

@@ -28,11 +28,11 @@ from django_websocket.decorators import websocket
 from django_websocket.websocket import WebSocket
 from django_websocket.wsgi import get_wsgi_websocket_application
 
-from .clients import RawClient, eventually, frame
-from .conftest import StartSite
-from .documentation import blocks
-from .postgres import Database, settings_of
-from .servers import Server
+from .support.clients import RawClient, eventually, frame
+from .support.documentation import blocks
+from .support.fixtures import StartSite
+from .support.postgres import Database, settings_of
+from .support.servers import Server
 
 
 class OnlyAsync:

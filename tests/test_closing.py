@@ -7,7 +7,7 @@ Sections are those of RFC 6455.
 from __future__ import annotations
 
 import select
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import gevent
 import pytest
@@ -18,16 +18,10 @@ from django_websocket.protocol.engine import Engine, Role
 from django_websocket.protocol.frames import Opcode
 from django_websocket.sweep import open_connections
 
-from .wire import Frame, Pairs, Peer, close, tcp_pair, text, until
+from .support.wire import Frame, Pairs, Peer, close, tcp_pair, text, until
 
 MAY_BE_SENT = [1000, 1001, 1002, 1003, *range(1007, 1015), 3000, 3999, 4000, 4999]
 MAY_NOT_BE_SENT = [0, 999, 1004, 1005, 1006, 1015, 1016, 1999, 2000, 2999, 5000, 65535]
-
-
-@pytest.fixture
-def pairs() -> Iterator[Pairs]:
-    with Pairs() as pairs:
-        yield pairs
 
 
 def consumed(connection: Connection) -> bool:

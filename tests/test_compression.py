@@ -6,7 +6,6 @@ import random
 import socket
 import time
 import zlib
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,12 +15,10 @@ from django_websocket.connection import Connection
 from django_websocket.protocol.deflate import Agreement
 from django_websocket.pubsub import hub
 
-from .clients import BINARY, TEXT, RawClient, close_frame, fetch, frame, notes
-from .conftest import Connect, StartSite
-from .servers import Server
-from .wire import until
-
-Raw = Callable[..., RawClient]
+from .support.clients import BINARY, TEXT, close_frame, fetch, frame, notes
+from .support.fixtures import Connect, Raw, StartSite
+from .support.servers import Server
+from .support.wire import until
 
 OFFER = {"Sec-WebSocket-Extensions": "permessage-deflate; client_max_window_bits"}
 RESET = "permessage-deflate; server_no_context_takeover; client_no_context_takeover"

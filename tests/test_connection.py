@@ -21,7 +21,7 @@ from django_websocket.protocol.engine import Engine, Role
 from django_websocket.protocol.frames import CloseCode, Opcode, encode_message
 from django_websocket.sweep import MAX_DELAY, open_connections, sweep_of_loop
 
-from .wire import Frame, Pairs, Peer, close, packet_pair, tcp_pair, text, until
+from .support.wire import Frame, Pairs, Peer, close, packet_pair, tcp_pair, text, until
 
 PING, PONG, CLOSE = Opcode.PING, Opcode.PONG, Opcode.CLOSE
 ROOMY = Limits(send_buffer_size=1 << 30, outbox_size=1 << 30)

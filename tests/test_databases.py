@@ -7,7 +7,7 @@ import gc
 import json
 import signal
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,14 +15,12 @@ from django.db import connections
 
 from django_websocket.conversation import untie_database
 
-from .clients import RawClient, at_once, eventually, fetch, fetch_json, frame, notes
-from .clients import request as handshake
-from .conftest import STOCK_WORKER, Connect, StartSite
-from .documentation import blocks
-from .postgres import Database, settings_of
-from .servers import Server
-
-Raw = Callable[..., RawClient]
+from .support.clients import RawClient, at_once, eventually, fetch, fetch_json, frame, notes
+from .support.clients import request as handshake
+from .support.documentation import blocks
+from .support.fixtures import STOCK_WORKER, Connect, Raw, StartSite
+from .support.postgres import Database, settings_of
+from .support.servers import Server
 
 POOL = {"pool": {"min_size": 2, "max_size": 4, "timeout": 20}}
 

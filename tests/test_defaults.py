@@ -10,8 +10,8 @@ from contextlib import ExitStack, suppress
 
 import pytest
 
-from .clients import PING, RawClient, close_frame, eventually, frame, request
-from .servers import TEST_PROJECT, Server, gunicorn
+from .support.clients import PING, RawClient, close_frame, eventually, frame, request
+from .support.servers import TEST_PROJECT, Server, gunicorn
 
 NO_LIMITS = [f"WEBSOCKET_{name}" for name in ("URLCONF", "SERVER", "BROKER", "ALLOWED_ORIGINS")]
 

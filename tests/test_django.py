@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
-from .clients import RawClient, eventually, fetch, fetch_json, notes, request
-from .conftest import Connect, StartSite
-from .servers import Server
-
-Raw = Callable[..., RawClient]
-
+from .support.clients import eventually, fetch, fetch_json, notes, request
+from .support.fixtures import Connect, Raw, StartSite
+from .support.servers import Server
 
 # --- sessions --------------------------------------------------------------------------------------------------------
 

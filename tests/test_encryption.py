@@ -15,9 +15,9 @@ from django_websocket.pubsub import publish, subscribe
 from django_websocket.pubsub.encryption import EncryptedBroker
 from django_websocket.pubsub.memory import MemoryBroker
 
-from .brokers import in_use
-from .servers import Server
-from .wire import until
+from .support.brokers import in_use
+from .support.servers import Server
+from .support.wire import until
 
 OLD, NEW, OTHER = "the old key ".ljust(32, "-"), "the new key ".ljust(32, "-"), "another key ".ljust(32, "-")
 

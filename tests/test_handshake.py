@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 
-from .clients import ACCEPT, CLOSE, DEADLINE, PING, PONG, RawClient, at_once, close_frame, fetch, frame, notes, request
-from .conftest import Connect, StartSite
-from .servers import Server
-
-Raw = Callable[..., RawClient]
+from .support.clients import (
+    ACCEPT,
+    CLOSE,
+    DEADLINE,
+    PING,
+    PONG,
+    at_once,
+    close_frame,
+    fetch,
+    frame,
+    notes,
+    request,
+)
+from .support.fixtures import Connect, Raw, StartSite
+from .support.servers import Server
 
 # What each of the three endpoints of the test project answers to two messages.
 ENDPOINTS = [

@@ -34,9 +34,9 @@ from django_websocket.pubsub import publish
 from django_websocket.testing import Client, WebSocketLiveServerTestCase, captured_messages
 from django_websocket.websocket import WebSocket
 
-from .clients import DEADLINE
-from .clients import Client as LiveClient
-from .wire import descriptors
+from .support.clients import DEADLINE
+from .support.clients import Client as LiveClient
+from .support.wire import descriptors
 
 pytestmark = pytest.mark.usefixtures("test_runner")
 

@@ -10,10 +10,10 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
-from .clients import PING, TEXT, RawClient, close_frame, eventually, frame
-from .conftest import StartSite
-from .processes import descriptors, memory, processor_time, worker_of
-from .servers import NOT_MEASURED, ROOT, Server, gunicorn, unavailable
+from .support.clients import PING, TEXT, RawClient, close_frame, eventually, frame
+from .support.fixtures import StartSite
+from .support.processes import descriptors, memory, processor_time, worker_of
+from .support.servers import NOT_MEASURED, ROOT, Server, gunicorn, unavailable
 
 MEMBERS, MESSAGES = 300, 10
 CLIENTS, OF_THEM_SELECTING = 2000, 500

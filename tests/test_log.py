@@ -14,12 +14,10 @@ from django_websocket import log
 from django_websocket.connection import Connection
 from django_websocket.log import report
 
-from .clients import RawClient, close_frame, eventually, frame, request
-from .conftest import StartSite
-from .servers import Server
-from .wire import unix_pair, until
-
-Raw = Callable[..., RawClient]
+from .support.clients import RawClient, close_frame, eventually, frame, request
+from .support.fixtures import Raw, StartSite
+from .support.servers import Server
+from .support.wire import unix_pair, until
 
 
 @pytest.fixture

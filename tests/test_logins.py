@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 from redis import Redis
 
 from django_websocket.logins import CHANNEL
 
-from .clients import RawClient, eventually, fetch, frame
-from .conftest import StartSite
-from .servers import Server, redis_server
-
-Raw = Callable[..., RawClient]
+from .support.clients import RawClient, eventually, fetch, frame
+from .support.fixtures import Raw, StartSite
+from .support.servers import Server, redis_server
 
 ENGINES = ["db", "cached_db", "cache", "file", "signed_cookies"]
 SOON = {"WEBSOCKET_LOGIN_CHECK_INTERVAL": 0.3}

@@ -19,7 +19,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
-from .servers import ROOT, Server, free_port, gunicorn, nginx, unavailable
+from .support.servers import ROOT, Server, free_port, gunicorn, nginx, unavailable
 
 UPGRADE = {
     "Connection": "Upgrade",

@@ -5,17 +5,16 @@ from __future__ import annotations
 import gzip
 import http.client
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from .clients import RawClient, eventually, fetch, frame, notes
-from .clients import request as handshake
-from .conftest import OUR_WORKER, STOCK_WORKER, Connect, StartSite
-from .servers import Server
-
-Raw = Callable[..., RawClient]
+from .support.clients import RawClient, eventually, fetch, frame, notes
+from .support.clients import request as handshake
+from .support.fixtures import STOCK_WORKER, Connect, Raw, StartSite
+from .support.servers import WORKER as OUR_WORKER
+from .support.servers import Server
 
 
 @pytest.fixture(scope="module", params=[OUR_WORKER, STOCK_WORKER], ids=["ours", "stock"])

@@ -14,7 +14,7 @@ from django.test import RequestFactory, override_settings
 
 from django_websocket.origin import origin_is_allowed
 
-from .wire import until
+from .support.wire import until
 
 
 @pytest.fixture(autouse=True)

@@ -49,18 +49,12 @@ from django_websocket.select import select
 from django_websocket.waiting import ViewGreenlet
 from django_websocket.websocket import WebSocket
 
-from .brokers import in_use
-from .documentation import blocks
-from .servers import ROOT, Cluster, Sentinel, Server, executable, free_port, redis_server
-from .wire import Frame, Pairs, close, packet_pair, text, until
+from .support.brokers import in_use
+from .support.documentation import blocks
+from .support.servers import ROOT, Cluster, Sentinel, Server, executable, free_port, redis_server
+from .support.wire import Frame, Pairs, close, packet_pair, text, until
 
 SITE = ROOT / "tests" / "site"
-
-
-@pytest.fixture
-def pairs() -> Iterator[Pairs]:
-    with Pairs() as pairs:
-        yield pairs
 
 
 @pytest.fixture

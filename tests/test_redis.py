@@ -6,18 +6,16 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
 import pytest
 import redis as redis_py
 
-from .clients import BINARY, TEXT, RawClient, at_once, eventually, fetch, fetch_json, frame, notes, request
-from .conftest import SITE, STOCK_WORKER, Connect, StartSite
-from .servers import WORKER, Server, free_port, gunicorn, redis_server
-
-Raw = Callable[..., RawClient]
+from .support.clients import BINARY, TEXT, RawClient, at_once, eventually, fetch, fetch_json, frame, notes, request
+from .support.fixtures import SITE, STOCK_WORKER, Connect, Raw, StartSite
+from .support.servers import WORKER, Server, free_port, gunicorn, redis_server
 
 NOBODY = "redis://127.0.0.1:{}/0"
 

@@ -13,7 +13,7 @@ import time
 import traceback
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -36,14 +36,21 @@ from django_websocket.pubsub import pipeline, publish, subscribe
 from django_websocket.pubsub.redis_address import Host
 from django_websocket.pubsub.sentinel import SentinelBroker
 
-from .brokers import disconnect, in_use, pipelines
-from .certificates import Authority
-from .clients import RawClient, eventually, fetch, frame
-from .conftest import SITE, Connect, StartSite
-from .servers import Cluster, Sentinel, Server, executable, free_port, redis_cluster, redis_sentinel, redis_server
-from .wire import until
-
-Raw = Callable[..., RawClient]
+from .support.brokers import disconnect, in_use, pipelines
+from .support.certificates import Authority
+from .support.clients import RawClient, eventually, fetch, frame
+from .support.fixtures import SITE, Connect, Raw, StartSite
+from .support.servers import (
+    Cluster,
+    Sentinel,
+    Server,
+    executable,
+    free_port,
+    redis_cluster,
+    redis_sentinel,
+    redis_server,
+)
+from .support.wire import until
 
 MISSED = object()
 BACK = 10.0  # seconds within which messages come again, once there is who sends them

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
 from django_websocket.decorators import websocket
 
-from .clients import RawClient, close_frame, eventually, frame, notes, request
-from .conftest import StartSite
-from .servers import Server
-
-Raw = Callable[..., RawClient]
+from .support.clients import close_frame, eventually, frame, notes, request
+from .support.fixtures import Raw, StartSite
+from .support.servers import Server
 
 
 @pytest.fixture(scope="module")

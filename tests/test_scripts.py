@@ -18,7 +18,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
-from .servers import HTTP_PROBE, ROOT, Server, free_port, unavailable
+from .support.servers import HTTP_PROBE, ROOT, Server, free_port, unavailable
 
 PAGES = ("/", "/chat/", "/echo/", "/ping/")
 

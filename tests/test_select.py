@@ -24,13 +24,7 @@ from django_websocket.select import select
 from django_websocket.waiting import ViewGreenlet
 from django_websocket.websocket import WebSocket
 
-from .wire import Pairs, Peer, descriptors, until
-
-
-@pytest.fixture
-def pairs() -> Iterator[Pairs]:
-    with Pairs() as pairs:
-        yield pairs
+from .support.wire import Pairs, Peer, descriptors, until
 
 
 class Channel:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 
-from .clients import RawClient, close_frame, fetch_json, frame, notes, request
-from .servers import Server
-
-Raw = Callable[..., RawClient]
+from .support.clients import close_frame, fetch_json, frame, notes, request
+from .support.fixtures import Raw
+from .support.servers import Server
 
 
 @pytest.fixture(params=["site", "stock_site"])

@@ -28,19 +28,13 @@ from django_websocket.protocol.frames import Opcode
 from django_websocket.pubsub import hub, publish, subscribe
 from django_websocket.websocket import WebSocket
 
-from .clients import TEXT, RawClient
-from .conftest import StartSite
-from .servers import Server
-from .wire import Frame, Pairs, Peer, close, packet_pair, text, until
+from .support.clients import TEXT, RawClient
+from .support.fixtures import StartSite
+from .support.servers import Server
+from .support.wire import Frame, Pairs, Peer, close, packet_pair, text, until
 
 LOSSY = ["drop_oldest", "latest"]
 LIMIT = 100_000
-
-
-@pytest.fixture
-def pairs() -> Iterator[Pairs]:
-    with Pairs() as pairs:
-        yield pairs
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,7 @@ import pytest
 
 from django_websocket.sockets import ClientSocket, accept
 
-from .wire import Pairs, unix_pair
+from .support.wire import Pairs, unix_pair
 
 Ends = tuple[ClientSocket, socket.socket]
 

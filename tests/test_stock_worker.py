@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
-from .clients import (
+from .support.clients import (
     ACCEPT,
     PING,
     PONG,
@@ -19,10 +19,8 @@ from .clients import (
     frame,
     notes,
 )
-from .conftest import STOCK_WORKER, Connect, StartSite
-from .servers import Server
-
-Raw = Callable[..., RawClient]
+from .support.fixtures import STOCK_WORKER, Connect, Raw, StartSite
+from .support.servers import Server
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ from django_websocket.testing import Client, HandshakeRefused, captured_messages
 from django_websocket.waiting import ViewGreenlet
 from django_websocket.websocket import WebSocket
 
-from .wire import descriptors
+from .support.wire import descriptors
 
 pytestmark = pytest.mark.usefixtures("test_runner")
 

@@ -6,13 +6,13 @@ import contextlib
 import select
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any
 
 import pytest
 
-from .clients import (
+from .support.clients import (
     BINARY,
     CLOSE,
     CONTINUATION,
@@ -29,11 +29,9 @@ from .clients import (
     notes,
     undisturbed,
 )
-from .conftest import StartSite
-from .processes import descriptors, forget_peak, memory, peak_memory, worker_of
-from .servers import NOT_MEASURED, Server
-
-Raw = Callable[..., RawClient]
+from .support.fixtures import Raw, StartSite
+from .support.processes import descriptors, forget_peak, memory, peak_memory, worker_of
+from .support.servers import NOT_MEASURED, Server
 
 MIB = 1024 * 1024
 OFFER = {"Sec-WebSocket-Extensions": "permessage-deflate; client_max_window_bits"}

@@ -5,16 +5,14 @@ from __future__ import annotations
 import contextlib
 import random
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
-from .clients import RawClient, at_once, eventually, fetch, notes, request, undisturbed
-from .conftest import StartSite
-from .processes import descriptors, forget_peak, memory, peak_memory, worker_of
-from .servers import NOT_MEASURED, TEST_PROJECT, Server, gunicorn
-
-Raw = Callable[..., RawClient]
+from .support.clients import RawClient, at_once, eventually, fetch, notes, request, undisturbed
+from .support.fixtures import Raw, StartSite
+from .support.processes import descriptors, forget_peak, memory, peak_memory, worker_of
+from .support.servers import NOT_MEASURED, TEST_PROJECT, Server, gunicorn
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 import redis as redis_py
 
-from .clients import RawClient, close_frame, eventually, fetch_json, frame, request
-from .conftest import StartSite
-from .processes import memory, worker_of
-from .servers import NOT_MEASURED, Server, redis_server
+from .support.clients import RawClient, close_frame, eventually, fetch_json, frame, request
+from .support.fixtures import StartSite
+from .support.processes import memory, worker_of
+from .support.servers import NOT_MEASURED, Server, redis_server
 
 EACH = 20  # connections of each view in each way
 VIEWS = ("/echo/", "/selects/{}/", "/forward/{}/", "/listen/{}/", "/by-number/{}/")

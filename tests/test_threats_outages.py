@@ -9,13 +9,12 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 
 import pytest
 import redis as redis_py
 
-from .clients import (
+from .support.clients import (
     DEADLINE,
     PING,
     RawClient,
@@ -27,11 +26,9 @@ from .clients import (
     request,
     undisturbed,
 )
-from .conftest import Connect, StartSite
-from .processes import descriptors, forget_peak, memory, peak_memory, processor_time, worker_of
-from .servers import NOT_MEASURED, Server, redis_server
-
-Raw = Callable[..., RawClient]
+from .support.fixtures import Connect, Raw, StartSite
+from .support.processes import descriptors, forget_peak, memory, peak_memory, processor_time, worker_of
+from .support.servers import NOT_MEASURED, Server, redis_server
 
 
 def selecting(stack: ExitStack, server: Server, channel: str) -> RawClient:

@@ -14,13 +14,12 @@ from typing import Any
 import pytest
 import websockets.sync.client
 
-from .clients import DEADLINE, Client, RawClient, close_frame, eventually, unverified
-from .conftest import StartSite
-from .processes import worker_of
-from .servers import Server, free_port, gunicorn
+from .support.clients import DEADLINE, Client, close_frame, eventually, unverified
+from .support.fixtures import Raw, StartSite
+from .support.processes import worker_of
+from .support.servers import Server, free_port, gunicorn
 
 Opened = Callable[..., Client]
-Raw = Callable[..., RawClient]
 
 
 @pytest.fixture

@@ -19,13 +19,7 @@ from django_websocket.connection import Connection
 from django_websocket.waiting import Readable, Signal, ViewGreenlet, close_at_end, readable_with, wait
 from django_websocket.websocket import WebSocket
 
-from .wire import Pairs, descriptors, until
-
-
-@pytest.fixture
-def pairs() -> Iterator[Pairs]:
-    with Pairs() as pairs:
-        yield pairs
+from .support.wire import descriptors, until
 
 
 @pytest.fixture(params=["eventfd", "pipe"])

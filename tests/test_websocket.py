@@ -23,15 +23,9 @@ from django_websocket.pubsub import publish
 from django_websocket.select import select
 from django_websocket.websocket import WebSocket
 
-from .wire import Frame, Pairs, Peer, close, text, until
+from .support.wire import Frame, Pairs, Peer, close, text, until
 
 BINARY = Opcode.BINARY
-
-
-@pytest.fixture
-def pairs() -> Iterator[Pairs]:
-    with Pairs() as pairs:
-        yield pairs
 
 
 @pytest.fixture

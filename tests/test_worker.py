@@ -10,12 +10,12 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from .clients import (
+from .support.clients import (
     CLOSE,
     DEADLINE,
     PING,
@@ -31,11 +31,8 @@ from .clients import (
     request,
     unverified,
 )
-from .conftest import Connect, StartSite
-from .servers import HTTP_PROBE, TEST_PROJECT, Server, free_port, gunicorn, unavailable
-
-Raw = Callable[..., RawClient]
-
+from .support.fixtures import Connect, Raw, StartSite
+from .support.servers import HTTP_PROBE, TEST_PROJECT, Server, free_port, gunicorn, unavailable
 
 # --- the commands ----------------------------------------------------------------------------------------------------
 

@@ -30,7 +30,7 @@ from redis.crc import REDIS_CLUSTER_HASH_SLOTS
 
 from .clients import eventually
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 TEST_PROJECT = ROOT / "test_project"
 WORKER = "django_websocket.worker.GeventWebSocketWorker"
 HTTP_PROBE = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"

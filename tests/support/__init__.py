@@ -1,0 +1,1 @@
+"""What the tests share: servers, clients, brokers, and how a test waits. Nothing here is a test."""
