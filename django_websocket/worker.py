@@ -21,10 +21,12 @@ from collections.abc import Callable, Iterable
 from datetime import datetime
 from functools import partial
 from http import HTTPStatus
+from types import FrameType
 from typing import Any, NamedTuple
 
 import gevent
 from gevent import getcurrent, monkey
+from gevent.event import Event
 from gevent.socket import wait_read
 from gunicorn.http import errors
 from gunicorn.sock import ssl_context
@@ -153,6 +155,7 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
                 self.worker_connections,
                 descriptors,
             )
+        self._told_to_stop = Event()
         super().init_process()
 
     def patch(self) -> None:
@@ -318,6 +321,11 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
 
     # --- the end of the process ----------------------------------------------------------------------------------
 
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Stop because of SIGTERM, without waiting until `run()` looks for itself."""
+        super().handle_exit(sig, frame)
+        self._told_to_stop.set()
+
     def run(self) -> None:
         """Serve until told to stop; then let requests and conversations end before the process does."""
         tls = ssl_context(self.cfg) if self.cfg.is_ssl else None
@@ -334,7 +342,7 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
         try:
             while self.alive:
                 self.notify()
-                gevent.sleep(1.0)
+                self._told_to_stop.wait(1.0)
         except SystemExit:  # SIGINT, SIGQUIT
             self._drain_window = 0.0
             raise

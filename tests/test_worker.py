@@ -32,6 +32,7 @@ from .support.clients import (
     unverified,
 )
 from .support.fixtures import Connect, Raw, StartSite
+from .support.processes import worker_of
 from .support.servers import HTTP_PROBE, TEST_PROJECT, Server, free_port, gunicorn, unavailable
 
 # --- the commands ----------------------------------------------------------------------------------------------------
@@ -122,6 +123,19 @@ def test_clients_are_told_of_a_restart(
         for key in ("term", "mute"):
             assert f"note {key}: 1012" in server.log
         assert "Traceback" not in server.log
+
+
+def test_worker_without_clients_ends_at_once_and_with_it_the_server() -> None:
+    took = []
+    for _ in range(3):  # the machine itself may stand still in one of them
+        with gunicorn() as server:
+            worker = Path("/proc", str(worker_of(server)), "stat")
+            begin = time.monotonic()
+            server.send_signal(signal.SIGTERM)
+            server.wait()
+            assert not worker.exists()
+            took.append(time.monotonic() - begin)
+    assert min(took) < 0.3
 
 
 def test_clients_are_told_at_once_when_a_quick_end_is_asked_for_meanwhile(
