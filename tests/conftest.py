@@ -64,6 +64,11 @@ def nothing_is_summed_up() -> Iterator[None]:
 # --- nothing is skipped where everything is there, and nothing is left ------------------------------------------------
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Name bytes by their argument: frames have random masks, and a test has one name in all processes."""
+    return argname if isinstance(val, bytes) else None
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
     """Count a skipped test as failed where CI is set, and show the logs of the servers that a failed test had."""

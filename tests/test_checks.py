@@ -35,6 +35,11 @@ from .support.postgres import Database, settings_of
 from .support.servers import Server
 
 
+def written(value: object) -> str:
+    """As Python writes it, without addresses: a test has one name in all processes."""
+    return re.sub(" at 0x[0-9a-f]+", "", str(value))
+
+
 class OnlyAsync:
     sync_capable = False
     async_capable = True
@@ -146,7 +151,7 @@ BROKER_MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize(("broker", "words"), BROKER_MISTAKES, ids=[str(broker) for broker, _ in BROKER_MISTAKES])
+@pytest.mark.parametrize(("broker", "words"), BROKER_MISTAKES, ids=[written(broker) for broker, _ in BROKER_MISTAKES])
 def test_a_mistake_in_the_broker_is_named(broker: Any, words: list[str]) -> None:
     with override_settings(WEBSOCKET_BROKER=broker):
         (message,) = check()
@@ -212,7 +217,7 @@ def test_a_mistake_in_the_broker_is_named_without_its_password(broker: Any) -> N
         {"class": "made_for_a_test.Broker"},
         {"class": "made_for_a_test.Broker", "url": "nats://localhost?subject=x", "token": "y"},
     ],
-    ids=str,
+    ids=written,
 )
 def test_a_broker_without_fault(module: types.ModuleType, broker: Any) -> None:
     module.Broker = Broker  # type: ignore[attr-defined]

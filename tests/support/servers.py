@@ -8,8 +8,9 @@ Each is a context manager: it has started when the block begins and has ended wh
 
 from __future__ import annotations
 
+import fcntl
+import itertools
 import os
-import random
 import shutil
 import signal
 import socket
@@ -18,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
@@ -55,26 +56,35 @@ NOT_INHERITED = (
 NOT_MEASURED = {"COVERAGE_PROCESS_CONFIG": ""}  # measuring coverage would cost four times what such a test measures
 
 
-_given: set[int] = set()
+PORTS = range(20000, 32768)  # below the range from which the kernel takes ports for outgoing connections
+SHARES = 16  # so many processes can run tests on one machine at once
+
+
+def ports_of_this_process() -> Iterator[int]:
+    """Ports that no other process that runs tests on this machine is given, again and again.
+
+    This process has the share whose file it locks, until it ends.
+    """
+    for share in range(SHARES):
+        with Path(tempfile.gettempdir(), f"django_websocket-tests-{os.getuid()}-{share}.lock").open("wb") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            yield from itertools.cycle(PORTS[share::SHARES])
+    raise RuntimeError(f"{SHARES} processes run tests here already, and there are no ports for another")
+
+
+_ports = ports_of_this_process()
 
 
 def free_port() -> int:
-    """A port on which nothing listens, another one for each call.
-
-    It lies below the range from which the kernel takes ports for outgoing connections, or one of a thousand test
-    clients might sit on it before the server does.
-    """
-    while True:
-        port = random.randrange(20000, 32768)
-        if port in _given:  # what it was given to may not listen yet
-            continue
-        with socket.socket() as sock:
-            try:
-                sock.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-        _given.add(port)
-        return port
+    """A port on which nothing listens; it is given again only when all others of this process were."""
+    for port in itertools.islice(_ports, len(PORTS) // SHARES):
+        with socket.socket() as sock, suppress(OSError):
+            sock.bind(("127.0.0.1", port))
+            return port
+    raise RuntimeError("something listens on all ports of this process")
 
 
 def unavailable(reason: str) -> NoReturn:
