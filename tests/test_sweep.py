@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import gevent
 import pytest
@@ -25,12 +26,19 @@ def test_deadline_raises_in_the_greenlet_that_set_it() -> None:
 
 
 def test_deadline_keeps_the_loop_running_until_it_is_closed() -> None:
-    Deadline(0.2, Late())
-    with pytest.raises(Late):
-        get_hub().switch()  # nothing else would ever happen
-    Deadline(0.2, Late()).close()
-    with pytest.raises(LoopExit):
-        get_hub().switch()
+    def in_a_loop_with_nothing_else() -> None:
+        try:
+            Deadline(0.2, Late())
+            with pytest.raises(Late):
+                get_hub().switch()  # nothing else would ever happen
+            Deadline(0.2, Late()).close()
+            with pytest.raises(LoopExit):
+                get_hub().switch()
+        finally:
+            get_hub().destroy(destroy_loop=True)
+
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(in_a_loop_with_nothing_else).result()
 
 
 def test_closed_deadline_raises_nothing_nor_does_one_that_another_closes_at_the_same_tick() -> None:
