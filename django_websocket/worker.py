@@ -129,6 +129,8 @@ class NextHead:
 class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
     """Serves WebSockets beside ordinary requests; all options of gunicorn's gevent worker hold."""
 
+    _told_to_stop: Event | None = None
+
     def init_process(self) -> None:
         """Patch the standard library before anything of the project is imported, then serve."""
         if "django" in sys.modules and not monkey.is_module_patched("threading"):
@@ -155,7 +157,6 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
                 self.worker_connections,
                 descriptors,
             )
-        self._told_to_stop = Event()
         super().init_process()
 
     def patch(self) -> None:
@@ -324,7 +325,8 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Stop because of SIGTERM, without waiting until `run()` looks for itself."""
         super().handle_exit(sig, frame)
-        self._told_to_stop.set()
+        if self._told_to_stop is not None:
+            self._told_to_stop.set()
 
     def run(self) -> None:
         """Serve until told to stop; then let requests and conversations end before the process does."""
@@ -339,10 +341,11 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
         self._acceptor.start()
         # Who develops does not wait for a reload.
         self._drain_window = 0.0 if self.cfg.reload else self._settings.drain_window
+        self._told_to_stop = told_to_stop = Event()
         try:
             while self.alive:
                 self.notify()
-                self._told_to_stop.wait(1.0)
+                told_to_stop.wait(1.0)
         except SystemExit:  # SIGINT, SIGQUIT
             self._drain_window = 0.0
             raise

@@ -64,6 +64,16 @@ def nothing_is_summed_up() -> Iterator[None]:
 # --- nothing is skipped where everything is there, and nothing is left ------------------------------------------------
 
 
+# What takes longest begins first, or one process would end long after the others. In the order of their seconds.
+LONGEST = ("docs", "admission", "runwebsocket", "autobahn", "redis_topologies", "browser", "worker", "pubsub", "databases")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files that take longest first."""
+    rank = {f"test_{name}.py": number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
+
+
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
     """Name bytes by their argument: frames have random masks, and a test has one name in all processes."""
     return argname if isinstance(val, bytes) else None
