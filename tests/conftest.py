@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -65,13 +66,19 @@ def nothing_is_summed_up() -> Iterator[None]:
 
 
 # What takes longest begins first, or one process would end long after the others. In the order of their seconds.
-LONGEST = ("docs", "admission", "runwebsocket", "autobahn", "redis_topologies", "browser", "worker", "pubsub", "databases")
+LONGEST = ("docs", "admission", "runwebsocket", "autobahn", "redis_topologies", "browser", "worker", "pubsub")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the files that take longest first."""
     rank = {f"test_{name}.py": number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
+
+
+def pytest_collection_finish() -> None:
+    """Spare the collector, which many tests call, to look through all that was imported each time."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
