@@ -60,9 +60,11 @@ def at_most(server: Server, mebibytes: float) -> Iterator[None]:
     assert eventually(lambda: descriptors(worker) <= files), "descriptors are left"
 
 
-def connected(server: Server, stack: ExitStack, count: int, path: str, **options: Any) -> list[RawClient]:
+def connected(
+    server: Server, stack: ExitStack, count: int, path: str, receive_buffer: int = 4096, **options: Any
+) -> list[RawClient]:
     """So many clients of a view, which leave at the latest with the stack."""
-    clients = [stack.enter_context(RawClient(server.port, receive_buffer=4096)) for _ in range(count)]
+    clients = [stack.enter_context(RawClient(server.port, receive_buffer=receive_buffer)) for _ in range(count)]
     for client in clients:
         client.open(path, **options)
     return clients
@@ -314,7 +316,8 @@ def test_idle_clients_keep_nothing_of_what_was_compressed(server: Server) -> Non
 def test_frames_of_all_who_write_to_one_client_never_mix(server: Server, key: str) -> None:
     """The view's greenlets, what is published, and pongs; and the client reads so slowly that all of them wait."""
     with ExitStack() as stack:
-        (client,) = connected(server, stack, 1, f"/crowd/{key}/")
+        # With a window smaller than a segment, TCP would wait for its timers each time, 20 s and more in all.
+        (client,) = connected(server, stack, 1, f"/crowd/{key}/", receive_buffer=1 << 17)
         sizes: dict[str, list[int]] = {}
         pongs = 0
         while True:

@@ -213,6 +213,7 @@ def crowd(request: HttpRequest, websocket: WebSocket, channel: str) -> None:
     with websocket.subscribe(channel):
         gevent.joinall([gevent.spawn(send, letter) for letter in "abcde"], raise_error=True)
         websocket.send("over")
+        websocket.receive()  # not before it has read all of this does the time for its close frame begin
 
 
 @websocket
