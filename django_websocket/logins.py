@@ -30,7 +30,7 @@ from . import conf, pubsub
 from .connection import Connection
 from .exceptions import BrokerError
 from .log import report
-from .pubsub.hub import Publication
+from .pubsub.hub import Hub, Publication
 
 __all__ = ["disconnect"]
 
@@ -92,6 +92,7 @@ class Logins:
         self._connections: dict[Login, set[Connection]] = {}
         self._none_left = Event()
         self._running = False
+        self._hub: Hub | None = None  # that brings what others tell
 
     def add(self, login: Login, connection: Connection) -> None:
         """Watch over `login` as long as `connection` is open."""
@@ -111,22 +112,22 @@ class Logins:
             self._none_left.set()
 
     def _run(self) -> None:
-        hub = pubsub._hub()
-        joined = False
         try:
             while self._connections:
-                if not joined:
+                if self._hub is None:
                     try:
+                        hub = pubsub._hub()
                         hub.join(self, [CHANNEL])
-                        joined = True
+                        self._hub = hub
                     except BrokerError as error:
                         report("disconnect()", None, "does not work at present", str(error))
                 if not self._none_left.wait(conf.current().login_check_interval):
                     self._check()
         finally:
             self._running = False
-            if joined:
-                hub.leave(self, [CHANNEL])
+            joined, self._hub = self._hub, None
+            if joined is not None:
+                joined.leave(self, [CHANNEL])
 
     def _check(self) -> None:
         logins = list(self._connections)
@@ -161,6 +162,10 @@ class Logins:
 
     def missed(self) -> None:
         """Nothing to do: who was to be disconnected then is still connected, as if nobody had been there to hear it."""
+
+    def broker_closed(self) -> None:
+        """Ask the broker that comes after it, with the next look at the logins."""
+        self._hub = None
 
 
 _of_loop: weakref.WeakKeyDictionary[object, Logins] = weakref.WeakKeyDictionary()

@@ -38,6 +38,9 @@ class Listener:
     def missed(self, channels: Sequence[str]) -> None:
         raise AssertionError
 
+    def closed(self) -> None:
+        raise AssertionError
+
 
 @pytest.fixture
 def memory() -> MemoryBroker:

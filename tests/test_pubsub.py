@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import inspect
 import json
 import logging
 import os
@@ -19,7 +20,7 @@ from datetime import datetime, timezone
 from decimal import Decimal
 from functools import cached_property
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 from urllib.parse import urlsplit
 from uuid import UUID
@@ -49,7 +50,7 @@ from django_websocket.select import select
 from django_websocket.waiting import ViewGreenlet
 from django_websocket.websocket import WebSocket
 
-from .support.brokers import in_use
+from .support.brokers import CLOSE_WAIT, connections_to, in_use
 from .support.documentation import blocks
 from .support.servers import ROOT, Cluster, Sentinel, Server, executable, free_port, redis_server
 from .support.wire import Frame, Pairs, close, packet_pair, text, until
@@ -138,17 +139,14 @@ def encrypted(redis_url: str) -> dict[str, Any]:
 
 
 @pytest.fixture
-def documented(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pairs: Pairs) -> Iterator[dict[str, Any]]:
+def documented(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pairs: Pairs) -> dict[str, Any]:
     """The example of the documentation."""
     (block,) = [block for block in blocks("docs/brokers.md") if block.file == "chat/broker.py"]
     module: Any = ModuleType("documented_broker")
     exec(block.code, vars(module))
     module.socket = gevent.socket  # as it is in a worker
-    readers: list[gevent.Greenlet] = []
-    module.gevent = SimpleNamespace(spawn=lambda function: readers.append(gevent.spawn(function)))
     monkeypatch.setitem(sys.modules, "documented_broker", module)
-    yield {"class": "documented_broker.DirectoryBroker", "directory": tmp_path}
-    gevent.killall(readers)
+    return {"class": "documented_broker.DirectoryBroker", "directory": tmp_path}
 
 
 @pytest.fixture(params=PLAIN)
@@ -674,7 +672,7 @@ def test_a_view_leaves_its_channels_when_it_ends(broker):
     view = View(function)
     view.start()
     view.get(timeout=10)
-    assert broker.hub._channels == {}
+    assert broker.hub.channels == {}
     assert kept[0].get() is None
 
 
@@ -763,16 +761,16 @@ def test_a_handshake_that_comes_to_nothing_leaves_no_subscription(broker):
     for call in (WebSocket.subscribe, WebSocket.listen):
         with pytest.raises(HandshakeFailed):
             call(WebSocket({}, HttpResponse(), refuse), "news")
-        assert broker.hub._channels == {}
+        assert broker.hub.channels == {}
 
 
 def test_forwarding_ends_with_the_connection(broker, pairs):
     connection, peer = pairs()
     pubsub.forward(["news", "weather"], for_good=True).attach(connection)
-    assert set(broker.hub._channels) == {"news", "weather"}
+    assert set(broker.hub.channels) == {"news", "weather"}
     peer.close_frame()
     peer.until_end()
-    assert broker.hub._channels == {}
+    assert broker.hub.channels == {}
     assert connection.on_end == []
 
 
@@ -782,8 +780,8 @@ def test_forwarding_to_a_client_that_has_left_leaves_nothing(broker, pairs):
     until(lambda: not connection.open)
     with contextlib.suppress(ConnectionClosed):
         pubsub.forward(["news"], for_good=True).attach(connection)
-    left = dict(broker.hub._channels)
-    broker.hub._channels.clear()
+    left = dict(broker.hub.channels)
+    broker.hub.channels.clear()
     assert left == {}
 
 
@@ -793,8 +791,8 @@ def test_a_client_that_leaves_while_it_joins_leaves_nothing(broker, pairs):
     gevent.sleep(0)
     connection._terminate(1006)
     joining.join(timeout=10)
-    left = dict(broker.hub._channels)
-    broker.hub._channels.clear()
+    left = dict(broker.hub.channels)
+    broker.hub.channels.clear()
     assert left == {}
 
 
@@ -997,8 +995,11 @@ def test_a_greenlet_that_publishes_much_lets_the_loop_deliver(memory):
     with override_settings(WEBSOCKET_OUTBOX_SIZE=1 << 24), subscribe("news") as subscription:
         for number in range(20_000):
             publish("news", str(number))
-        assert len(pubsub._hub()._subscriber._pending) < 10_000
-        assert taken(subscription, 20_000) == [str(number) for number in range(20_000)]
+        got = []
+        while subscription.ready():
+            got.append(subscription.get())
+        assert len(got) > 10_000
+        assert [*got, *taken(subscription, 20_000 - len(got))] == [str(number) for number in range(20_000)]
 
 
 WARNS = """
@@ -1295,9 +1296,8 @@ def test_a_connection_that_ended_while_nobody_published_costs_no_message(own_red
     with redis.Redis(port=own_redis.port) as admin, admin.pubsub() as listener:
         listener.subscribe("news")
         publish("news", "a")
-        publisher = pubsub._broker()._pipeline._queues[gevent.get_hub()]._line
         admin.client_kill_filter(_type="normal", skipme=True)
-        until(lambda: not publisher._link.quiet())
+        until(lambda: CLOSE_WAIT in connections_to(own_redis.port))
         publish("news", "b")
         assert [listener.get_message(timeout=10)["data"] for _ in range(3)] == [1, b"a", b"b"]
 
@@ -1344,8 +1344,10 @@ def test_threads_publish_each_in_its_order(on_redis, source):
         nothing_more(subscription)
 
 
-WITHOUT_GEVENT = """
-import os, signal, time
+WITHOUT_GEVENT = (
+    f"import os\n{inspect.getsource(connections_to)}"
+    + """
+import signal, time
 import redis as redis_py
 from django_websocket import pubsub
 from django_websocket.exceptions import BrokerError
@@ -1363,10 +1365,11 @@ def attempt(message, fails=False):
         assert not fails, message
     assert time.monotonic() - begun < 2, message
 
-with redis_py.Redis(port=int(sys.argv[1])) as admin:
+port = int(sys.argv[1])
+with redis_py.Redis(port=port) as admin:
     attempt("a")
     admin.client_kill_filter(_type="normal", skipme=True)
-    while pubsub._broker()._pipeline._lines[0]._link.quiet():
+    while sys.argv[3] not in connections_to(port):
         time.sleep(0.001)
     attempt("b")
     os.kill(int(sys.argv[2]), signal.SIGSTOP)
@@ -1374,15 +1377,19 @@ with redis_py.Redis(port=int(sys.argv[1])) as admin:
     attempt("not sent, since no connection could be made", fails=True)
     os.kill(int(sys.argv[2]), signal.SIGCONT)
     attempt("c")
-    connections = pubsub._broker()._pipeline._lines
-    assert len(connections) == 1, connections
+    assert len(connections_to(port)) == 2, connections_to(port)  # the publisher's, and that of this code
 """
+)
 
 
 def test_publishing_without_gevent_has_the_same_deadlines_and_outcomes(own_redis):
     with redis.Redis(port=own_redis.port) as admin, admin.pubsub() as listener:
         listener.subscribe("news")
-        child(WITHOUT_GEVENT, f"redis://{own_redis.address}", arguments=(str(own_redis.port), str(own_redis.pid)))
+        child(
+            WITHOUT_GEVENT,
+            f"redis://{own_redis.address}",
+            arguments=(str(own_redis.port), str(own_redis.pid), CLOSE_WAIT),
+        )
         got = [listener.get_message(timeout=10)["data"] for _ in range(4)]
         if got[-1] == b"in doubt":
             got = [*got[:-1], listener.get_message(timeout=10)["data"]]
@@ -1507,11 +1514,14 @@ def test_what_a_client_that_missed_something_while_it_was_accepted_is_sent_comes
 
 def test_a_stuck_client_that_missed_something_is_told_that_and_not_what_waited_for_it(memory, pairs):
     connection, peer = pairs(narrow=True)
-    with forward(connection, "news", on_slow="drop_oldest", on_missed="reload") as forwarding:
+    with (
+        forward(connection, "news", on_slow="drop_oldest", on_missed="reload") as forwarding,
+        subscribe("news") as other,
+    ):
         for number in range(100):
             publish("news", f"{number}".ljust(1000))
+        taken(other, 100)  # so that the client has been brought all of them, too
         until(lambda: forwarding._backlog)
-        until(lambda: not any(subscriber._pending for subscriber in pubsub._broker()._subscribers))
         forwarding.missed()
         publish("news", "after")
         until(lambda: peer.pump() and text("after") in peer.frames)
@@ -1543,7 +1553,7 @@ def test_what_cannot_be_sent_to_those_who_missed_something_is_refused_at_once(me
     connection, _ = pairs()
     with pytest.raises((TypeError, ValueError)):
         forward(connection, "news", on_missed=on_missed)
-    assert memory.hub._channels == {}
+    assert memory.hub.channels == {}
 
 
 def test_while_redis_is_away_publish_and_subscribe_fail_soon(own_redis, caplog):
@@ -1581,10 +1591,15 @@ def test_who_subscribed_during_the_outage_and_was_told_so_may_try_again(own_redi
             subscription.get(timeout=0)
 
 
-def test_a_subscription_may_be_closed_during_the_outage(own_redis):
+def outage_noticed(caplog: pytest.LogCaptureFixture) -> bool:
+    """Whether the subscriber has no connection any more, which it says then."""
+    return any(record.levelno >= logging.ERROR for record in caplog.records)
+
+
+def test_a_subscription_may_be_closed_during_the_outage(own_redis, caplog):
     closed, kept = subscribe("news"), subscribe("weather")
     own_redis.stop(signal.SIGKILL)
-    until(lambda: closed._hub._subscriber._link is None)
+    until(lambda: outage_noticed(caplog))
     closed.close()
     own_redis.start()
     with pytest.raises(MessagesMissed):
@@ -1596,10 +1611,10 @@ def test_a_subscription_may_be_closed_during_the_outage(own_redis):
 
 
 @pytest.mark.parametrize("channel", ["news", "weather"], ids=["with others", "alone"])
-def test_who_joins_while_the_connection_is_away_misses_nothing_from_then_on(own_redis, any_reader, channel):
+def test_who_joins_while_the_connection_is_away_misses_nothing_from_then_on(own_redis, any_reader, caplog, channel):
     with subscribe("news") as before:
         own_redis.stop(signal.SIGKILL)
-        until(lambda: before._hub._subscriber._link is None)
+        until(lambda: outage_noticed(caplog))
         own_redis.start()  # and the next attempt to connect is still to come
         with subscribe(channel) as late:
             publish(channel, "a")
@@ -1632,7 +1647,7 @@ def test_a_paused_redis_is_noticed_within_the_deadline(own_redis, any_reader, ca
         own_redis.send_signal(signal.SIGSTOP)
         try:
             begun = time.monotonic()
-            until(lambda: any(record.levelno >= logging.ERROR for record in caplog.records))
+            until(lambda: outage_noticed(caplog))
             assert time.monotonic() - begun < 2 * redis_broker.PING_INTERVAL + 0.5
             begun = time.monotonic()
             with pytest.raises(BrokerError):
@@ -1679,7 +1694,7 @@ def test_a_process_that_redis_sends_away_since_it_does_not_read_learns_that(own_
             assert taken(subscription, 1) == ["after"]
 
 
-def test_a_command_that_leaves_in_part_only_ends_the_connection(own_redis, any_reader, monkeypatch):
+def test_a_command_that_leaves_in_part_only_ends_the_connection(own_redis, any_reader, caplog, monkeypatch):
     """Whatever were sent behind it, Redis would take for its rest."""
     monkeypatch.setattr(redis_broker, "PING_INTERVAL", 30)
     with subscribe("news") as subscription:
@@ -1687,7 +1702,7 @@ def test_a_command_that_leaves_in_part_only_ends_the_connection(own_redis, any_r
         try:
             with pytest.raises(BrokerError):
                 subscribe(*[f"{number}".ljust(200_000) for number in range(60)])
-            until(lambda: subscription._hub._subscriber._link is None)
+            until(lambda: outage_noticed(caplog))
         finally:
             own_redis.send_signal(signal.SIGCONT)
         with pytest.raises(MessagesMissed):

@@ -286,7 +286,7 @@ def test_of_a_client_that_never_reads_again_nothing_stays(pairs, on_slow, how):
         connection._terminate(1011)
     gc.collect()
     assert gone() is None
-    assert pubsub._hub()._channels == {}
+    assert pubsub._hub().channels == {}
 
 
 @pytest.mark.parametrize("on_slow", LOSSY)
@@ -375,7 +375,7 @@ def test_an_unknown_policy_is_answered_with_the_known_ones(pairs, on_slow):
         forward(connection, "news", on_slow=on_slow)
     with pytest.raises(ValueError, match="'raise', 'drop_oldest', 'latest'"):
         subscribe("news", on_slow=on_slow)
-    assert pubsub._hub()._channels == {}
+    assert pubsub._hub().channels == {}
 
 
 # --- and the others ---------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from django_websocket.exceptions import BrokerError
 from django_websocket.waiting import close_at_end
 
 from .broker import BINARY, Broker, broker_from, to_wire
+from .closing import close
 
 if TYPE_CHECKING:
     from django_websocket.conf import Settings
@@ -182,3 +183,23 @@ def _hub() -> Hub:
             del _hubs[ended]
         hub = _hubs[key] = Hub(_broker())
     return hub
+
+
+def _close(setting: str | None = None) -> None:
+    """Close the brokers of this process, and its subscriptions in all loops; whoever is subscribed is told.
+
+    With a `setting`, the `broker_key` of settings, only what it names. What publishes or subscribes later connects
+    anew. May be called from any thread or greenlet, but not from a callback of the loop. What the parent of a process
+    has is left alone.
+    """
+    pid = os.getpid()
+    # Forget all of them before the first one is closed, which may take a while: whoever comes then gets new ones.
+    brokers = [_brokers.pop(key) for key in list(_brokers) if key[0] == pid and setting in (None, key[1])]
+    hubs = [_hubs.pop(key) for key in list(_hubs) if key[0] == pid and setting in (None, key[1])]
+    for hub in hubs:
+        if hub.here:
+            hub.close()
+        else:
+            hub.end()
+    for broker in brokers:
+        close(broker)

@@ -38,6 +38,9 @@ class Listener(Protocol):
     def missed(self, channels: Sequence[str]) -> None:
         """Take note that `channels` are received again, and that messages may have been lost. Called in a greenlet."""
 
+    def closed(self) -> None:
+        """Take note that the subscriber was closed, and brings nothing any more. Called in a greenlet."""
+
 
 class Subscriber(Protocol):
     """What a loop is subscribed to: one connection for all its clients."""
@@ -47,6 +50,12 @@ class Subscriber(Protocol):
 
     def unsubscribe(self, channels: Sequence[str]) -> None:
         """Receive it no more. Never waits and never raises."""
+
+    def close(self) -> None:
+        """End what it holds, and tell the listener. May be called twice; returns within a few seconds.
+
+        A subscriber that holds nothing need not have it.
+        """
 
 
 class Broker(Protocol):
@@ -65,6 +74,14 @@ class Broker(Protocol):
 
     def subscriber(self, listener: Listener) -> Subscriber:
         """Return a subscriber for the running loop, in which it brings `listener` what it receives."""
+
+    def close(self) -> None:
+        """End every connection, those of its subscribers too, and make no other. Returns within a few seconds.
+
+        Publishes that are under way succeed or raise `BrokerError`; later ones raise it. May be called twice, and from
+        any thread or greenlet, but not from a callback of a loop. A child process closes nothing that the parent's
+        connections carry. A broker that holds nothing need not have it.
+        """
 
 
 def broker_from(setting: str | Mapping[str, Any]) -> Broker:

@@ -10,6 +10,7 @@ import logging
 import random
 import re
 import time
+import weakref
 from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,7 +23,8 @@ from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 from django_websocket.exceptions import BrokerError
 
 from .broker import Listener
-from .pipeline import remaining
+from .closing import Closed, InLoop
+from .pipeline import Ending, remaining, wait_until_ended
 from .redis import FIRST_DELAY, TIMEOUT, RedisBroker, RedisSubscriber, unusable
 from .redis_address import Host, RedisAddress
 
@@ -59,6 +61,8 @@ class ClusterBroker:
         self.version = 0  # of that; before it is known, 0
         self._learned = 0.0  # when it was asked for, by the clock of time.monotonic()
         self.doubtful = True  # whether that may have changed
+        self._closed = False
+        self._subscribers: weakref.WeakValueDictionary[int, ClusterSubscriber] = weakref.WeakValueDictionary()
 
     def publish(self, channel: str, payload: bytes) -> None:
         """Publish once, and wait for the channel's node to say so."""
@@ -73,14 +77,34 @@ class ClusterBroker:
                     raise
 
     def subscriber(self, listener: Listener) -> ClusterSubscriber:
-        """Return a subscriber, which connects to the nodes that have channels to receive."""
-        return ClusterSubscriber(self, listener)
+        """Return a subscriber, which connects to the nodes that have channels to receive.
+
+        Raises BrokerError after `close`.
+        """
+        subscriber = ClusterSubscriber(self, listener)
+        self._subscribers[id(subscriber)] = subscriber
+        if self._closed:
+            raise self.error(Closed())
+        return subscriber
+
+    def close(self) -> None:
+        """Close the connections to all nodes, as `RedisBroker.close` does those to one."""
+        self._closed = True
+        subscribers = [one for ref in self._subscribers.valuerefs() if (one := ref()) is not None]
+        for subscriber in subscribers:
+            subscriber.end()
+        parts: list[Ending] = [*subscribers]
+        for node in tuple(self._nodes.values()):
+            parts += node.begin_close()
+        wait_until_ended(parts, TIMEOUT)
 
     def node(self, host: Host) -> Node:
         """Return the node at `host`."""
         node = self._nodes.get(host)
         if node is None:
             node = self._nodes[host] = Node(f"{self._address.scheme}://{host}", **self._options)
+            if self._closed:
+                node.begin_close()
         return node
 
     def owner(self, channel: str, deadline: float) -> Host:
@@ -166,10 +190,11 @@ class Place:
         self.settling = True  # whether somebody sees to it
 
 
-class ClusterSubscriber:
+class ClusterSubscriber(InLoop):
     """The subscribers of the nodes; has channels follow their slots from one to another."""
 
     def __init__(self, broker: ClusterBroker, listener: Listener) -> None:
+        super().__init__()
         self._broker = broker
         self._listener = listener
         self._subscribers: dict[Host, NodeSubscriber] = {}
@@ -178,11 +203,13 @@ class ClusterSubscriber:
         self._look = Event()  # set when slots seem to have moved
         self._following = False
         self._failing = False  # whether the log says so
+        self._closed = False
         self.deliver = listener.deliver
         self.missed = listener.missed
 
     def subscribe(self, channels: Sequence[str]) -> None:
         """Subscribe, and wait for the replies."""
+        self._check_open()
         places = {channel: Place(self._broker.slot(channel)) for channel in channels}
         self._places.update(places)
         if not self._following:
@@ -190,6 +217,7 @@ class ClusterSubscriber:
             gevent.spawn(self._follow)
         for error in self._settle(places).values():
             raise error
+        self._check_open()
 
     def unsubscribe(self, channels: Sequence[str]) -> None:
         """Unsubscribe; the reply does not matter."""
@@ -203,6 +231,34 @@ class ClusterSubscriber:
         """Take note that the connection to a node has ended."""
         self._listener.lost(channels)
         self._look.set()
+
+    def close(self) -> None:
+        """End the connections, and make no other; return when they have ended, or after `TIMEOUT` seconds."""
+        self.end()
+        wait_until_ended([self], TIMEOUT)
+
+    @property
+    def ended(self) -> bool:
+        """Whether no connection is left, once it has been told to end."""
+        if self.orphaned or not self.alive:
+            return True
+        return self._closed and not self._following and all(one.ended for one in tuple(self._subscribers.values()))
+
+    def closed(self) -> None:
+        """Nothing to do: no node's subscriber is closed without the others."""
+
+    def _end(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._places.clear()
+            self._look.set()
+            for subscriber in self._subscribers.values():
+                subscriber.end()
+            gevent.spawn(self._listener.closed)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise self._broker.error(Closed())
 
     def taken_away(self, host: Host, channel: str) -> None:
         """Take note that a node does not have a channel any more."""
@@ -256,6 +312,8 @@ class ClusterSubscriber:
         subscriber = self._subscribers.get(host)
         if subscriber is None:
             subscriber = self._subscribers[host] = NodeSubscriber(self._broker.node(host), host, self)
+            if self._closed:
+                subscriber.end()
         for channel in channels:
             places[channel].asked = host
         replies = subscriber.request(channels)

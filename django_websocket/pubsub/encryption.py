@@ -12,6 +12,7 @@ from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 from django_websocket.log import report
 
 from .broker import Broker, Listener, Subscriber
+from .closing import close
 
 SHORTEST_KEY = 32  # characters
 
@@ -41,6 +42,10 @@ class EncryptedBroker:
         """Return the broker's subscriber, which brings `listener` what it can read."""
         return self._broker.subscriber(Decrypting(self._fernet, listener))
 
+    def close(self) -> None:
+        """Close the other broker."""
+        close(self._broker)
+
 
 class Decrypting:
     """Brings `listener` what a subscriber receives, decrypted."""
@@ -50,6 +55,7 @@ class Decrypting:
         self._listener = listener
         self.lost = listener.lost
         self.missed = listener.missed
+        self.closed = listener.closed
 
     def deliver(self, batch: Sequence[tuple[str, bytes]]) -> None:
         """Hand on what can be decrypted, and drop the rest."""

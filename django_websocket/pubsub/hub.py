@@ -18,6 +18,7 @@ from django_websocket.protocol.frames import CloseCode, encode_message
 from django_websocket.waiting import Readable, check_before_taking, wait
 
 from .broker import Broker, from_wire
+from .closing import InLoop, close
 
 SLICE = 500  # members that get a message before other greenlets get their turn
 JOIN_TIMEOUT = 6.0  # seconds; longer than a subscriber takes to say that it does not come about
@@ -125,6 +126,9 @@ class Member(Protocol):
     def missed(self) -> None:
         """Take note that messages may have been lost; must neither wait nor raise."""
 
+    def broker_closed(self) -> None:
+        """Take note that no message comes any more; must neither wait nor raise."""
+
 
 class Channel:
     """Who has joined a channel, in that order, and whether the broker knows."""
@@ -143,24 +147,28 @@ class Channel:
             joined.set(None)
 
 
-class Hub:
+class Hub(InLoop):
     """The members of all channels, on one loop; asks the broker for a channel while it has members."""
 
     def __init__(self, broker: Broker) -> None:
-        self._channels: dict[str, Channel] = {}
+        super().__init__()
+        self.channels: dict[str, Channel] = {}  # those that have members
+        self._closed = False
         self._subscriber = broker.subscriber(self)
 
     def join(self, member: Member, names: Sequence[str]) -> None:
         """Have `member` get what is published to the channels; returns when that is in force, or raises BrokerError."""
-        new = [name for name in dict.fromkeys(names) if name not in self._channels]
+        if self._closed:
+            raise _closed_error()
+        new = [name for name in dict.fromkeys(names) if name not in self.channels]
         for name in new:
-            self._channels[name] = Channel()
-        channels = [self._channels[name] for name in names]
+            self.channels[name] = Channel()
+        channels = [self.channels[name] for name in names]
         for channel in channels:
             channel.members[member] = None
         try:
             if new:  # in a greenlet of its own, since whoever joins meanwhile relies on it too
-                gevent.spawn(self._ask_for, {name: self._channels[name] for name in new})
+                gevent.spawn(self._ask_for, {name: self.channels[name] for name in new})
             with gevent.Timeout(JOIN_TIMEOUT, BrokerError(f"The broker has been away for {JOIN_TIMEOUT} seconds")):
                 for channel in channels:
                     if channel.joined is not None:
@@ -173,9 +181,9 @@ class Hub:
         try:
             self._subscriber.subscribe(list(channels))
         except BrokerError as error:
-            failed = [name for name, channel in channels.items() if self._channels.get(name) is channel]
+            failed = [name for name, channel in channels.items() if self.channels.get(name) is channel]
             for name in failed:  # who comes later makes a new attempt
-                del self._channels[name]
+                del self.channels[name]
             if failed:
                 self._subscriber.unsubscribe(failed)
             for channel in channels.values():
@@ -189,11 +197,11 @@ class Hub:
         """Have `member` get nothing more from the channels. Never waits."""
         empty = []
         for name in names:
-            channel = self._channels.get(name)
+            channel = self.channels.get(name)
             if channel is not None and member in channel.members:
                 del channel.members[member]
                 if not channel.members:
-                    del self._channels[name]
+                    del self.channels[name]
                     empty.append(name)
         if empty:
             self._subscriber.unsubscribe(empty)
@@ -204,7 +212,7 @@ class Hub:
         for name, payload in batch:
             payloads.setdefault(name, []).append(payload)
         for name, of_channel in payloads.items():
-            channel = self._channels.get(name)
+            channel = self.channels.get(name)
             if channel is None:
                 continue  # it was left while the message was on its way
             publication = Publication(name, of_channel)
@@ -220,7 +228,7 @@ class Hub:
     def missed(self, names: Sequence[str]) -> None:
         """Tell who was a member when the broker went away, each once, that messages may have been lost."""
         stale: dict[Member, Channel] = {}
-        for channel in [self._channels[name] for name in names if name in self._channels]:
+        for channel in [self.channels[name] for name in names if name in self.channels]:
             stale.update(dict.fromkeys(channel.stale, channel))
             channel.stale = ()
             channel.received()
@@ -230,12 +238,44 @@ class Hub:
             if not number % SLICE:
                 gevent.sleep(0)
 
+    def close(self) -> None:
+        """End all subscriptions and the subscriber; whoever joins later gets a BrokerError.
+
+        Called in a greenlet of its loop. Returns when the connections have ended, or after a few seconds. May be called
+        twice. Without effect in a child process of the one in which it was made, whose clients they are.
+        """
+        if not self.orphaned:
+            close(self._subscriber)
+            self.closed()
+
+    def _end(self) -> None:
+        gevent.spawn(self.close)
+
+    def closed(self) -> None:
+        """Tell the members, each once, that no message comes any more."""
+        self._closed = True
+        channels = dict(self.channels)
+        self.channels.clear()
+        for channel in channels.values():
+            joined, channel.joined = channel.joined, None
+            if joined is not None:
+                joined.set_exception(_closed_error())
+        members = dict.fromkeys(member for channel in channels.values() for member in channel.members)
+        for number, member in enumerate(members, 1):
+            member.broker_closed()
+            if not number % SLICE:
+                gevent.sleep(0)
+
     def lost(self, names: Sequence[str]) -> None:
         """Let whoever joins one of the channels from now on wait until the broker is back."""
-        for channel in [self._channels[name] for name in names if name in self._channels]:
+        for channel in [self.channels[name] for name in names if name in self.channels]:
             if channel.joined is None:
                 channel.joined = AsyncResult()
                 channel.stale = tuple(channel.members)
+
+
+def _closed_error() -> BrokerError:
+    return BrokerError("The broker was closed in this process: no message comes any more.")
 
 
 class Forwarding:
@@ -248,6 +288,7 @@ class Forwarding:
 
     __slots__ = (
         "__weakref__",
+        "_broker_closed",
         "_closed",
         "_connection",
         "_hub",
@@ -270,6 +311,7 @@ class Forwarding:
         self._size = 0  # bytes that wait
         self._missed = False
         self._closed = False
+        self._broker_closed = False
         self.channels = channels
         hub.join(self, channels)
 
@@ -292,6 +334,8 @@ class Forwarding:
             self.missed()
         for publication in waiting:
             self.deliver(publication)
+        if self._broker_closed:
+            self.broker_closed()
         return self
 
     def close(self) -> None:
@@ -331,6 +375,12 @@ class Forwarding:
             self._connection.close(CloseCode.SERVICE_RESTART, "messages may have been missed")
         else:
             self._connection.push(encode_message(self._on_missed))
+
+    def broker_closed(self) -> None:
+        """Close the connection, so that the client comes again: here it would hear nothing any more."""
+        self._broker_closed = True
+        if self._connection is not None:
+            self._connection.close(CloseCode.SERVICE_RESTART, "the broker was closed")
 
 
 class LossyForwarding(Forwarding):
@@ -382,6 +432,7 @@ class Subscription(Readable):
     """
 
     __slots__ = (
+        "_broker_closed",
         "_client_left",
         "_closed",
         "_hub",
@@ -399,6 +450,7 @@ class Subscription(Readable):
         self._lossy = on_slow != "raise"
         self._missed = False
         self._closed = False
+        self._broker_closed = False
         self._client_left: ConnectionClosed | None = None
         hub.join(self, channels)
 
@@ -417,8 +469,8 @@ class Subscription(Readable):
         Waits for it, without holding a database connection meanwhile; for at most `timeout` seconds, after which it
         raises TimeoutError. Raises `MessagesMissed` once after the broker was away, or when too many messages had
         piled up here (unless they may be dropped), and goes on with the next call; ConnectionClosed when the client of
-        the view has left, for whom it would wait in vain; RuntimeError inside an `atomic()` block that the view
-        entered.
+        the view has left, for whom it would wait in vain; BrokerError when the broker was closed, and all that
+        came before has been taken; RuntimeError inside an `atomic()` block that the view entered.
         """
         check_before_taking()
         while not self.ready():
@@ -431,6 +483,8 @@ class Subscription(Readable):
                 self._missed = False
                 raise MessagesMissed("Messages may have been missed: fetch the present state from where it is stored.")
             if not self._queue:
+                if self._broker_closed:
+                    raise _closed_error()
                 return None
             return self._queue.popleft()
         finally:
@@ -443,8 +497,9 @@ class Subscription(Readable):
 
     def close(self) -> None:
         """End the subscription; without effect if it has ended."""
-        if not self._closed:
+        if not self._closed or self._broker_closed:
             self._closed = True
+            self._broker_closed = False
             self._queue.clear()
             self._hub.leave(self, self.channels)
             self._changed()
@@ -474,3 +529,10 @@ class Subscription(Readable):
         """Have the next `get()` raise `MessagesMissed`."""
         self._missed = True
         self._changed()
+
+    def broker_closed(self) -> None:
+        """Have each `get()` raise BrokerError, once what waits has been taken."""
+        if not self._closed:
+            self._closed = True
+            self._broker_closed = True
+            self._changed()

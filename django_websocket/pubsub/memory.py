@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 
 import gevent
 from gevent import getcurrent
-from gevent.hub import get_hub
 
 from django_websocket.sweep import serves_clients
 
 from .broker import Listener
+from .closing import InLoop, closed_error
 
 TESTS = "memory://tests"  # the broker of Django's test environment, where nobody need be told what memory:// is
 MAX_PENDING = 256 * 1024  # bytes that a greenlet may publish before it lets the loop deliver them
@@ -32,48 +32,82 @@ class MemoryBroker:
         self.observers: list[Callable[[str, bytes], object]] = []  # called with all that is published
         self._subscribers: list[MemorySubscriber] = []
         self._warned = url == TESTS
+        self._closed = False
 
     def publish(self, channel: str, payload: bytes) -> None:
-        """Deliver soon, to each subscriber in the thread of its loop."""
+        """Deliver soon, to each subscriber in the thread of its loop. Raises BrokerError after `close`."""
+        subscribers = self._subscribers
+        if not subscribers:
+            self._to_nobody()
         for observe in self.observers:
             observe(channel, payload)
-        for subscriber in self._subscribers:
+        for subscriber in subscribers:
             subscriber.take(channel, payload)
-        if not (self._subscribers or self._warned or serves_clients()):
+
+    def subscriber(self, listener: Listener) -> MemorySubscriber:
+        """Return a subscriber for the running loop. Raises BrokerError after `close`."""
+        subscriber = MemorySubscriber(self, listener)
+        self._subscribers = [*(one for one in self._subscribers if one.alive), subscriber]
+        if self._closed:
+            self.close()
+            raise closed_error("memory://")
+        return subscriber
+
+    def close(self) -> None:
+        """End the subscribers, each in its own loop: whoever is subscribed is told, and what waits is dropped.
+
+        What is published later raises BrokerError. May be called twice, and from any thread or greenlet; never waits.
+        """
+        self._closed = True
+        subscribers, self._subscribers = self._subscribers, []
+        for subscriber in subscribers:
+            subscriber.end()
+
+    def forget(self, subscriber: MemorySubscriber) -> None:
+        """Bring a subscriber nothing more."""
+        self._subscribers = [one for one in self._subscribers if one is not subscriber]
+
+    def _to_nobody(self) -> None:
+        if self._closed:
+            raise closed_error("memory://")
+        if not (self._warned or serves_clients()):
             self._warned = True
             logger.warning(
                 "Something was published to memory://, which does not leave the process, in one that serves no "
                 "clients. If your WebSockets are served by another process, set WEBSOCKET_BROKER to a Redis URL."
             )
 
-    def subscriber(self, listener: Listener) -> MemorySubscriber:
-        """Return a subscriber for the running loop."""
-        subscriber = MemorySubscriber(listener)
-        self._subscribers = [*(one for one in self._subscribers if one.alive), subscriber]
-        return subscriber
 
-
-class MemorySubscriber:
+class MemorySubscriber(InLoop):
     """Brings the listener what was published, in the thread of the loop in which it was made."""
 
-    def __init__(self, listener: Listener) -> None:
+    def __init__(self, broker: MemoryBroker, listener: Listener) -> None:
+        super().__init__()
+        self._broker = broker
         self._listener = listener
         self._pending: deque[tuple[str, bytes]] = deque()
         self._size = 0  # bytes, about: other threads add to it
-        self._hub = get_hub()
-        self._thread = threading.get_native_id()
         self._delivering = False
+        self._closed = False
 
     def subscribe(self, channels: Sequence[str]) -> None:
-        """Nothing to do: everything that is published comes here."""
+        """Nothing to do, since everything that is published comes here. Raises BrokerError after `close`."""
+        if self._closed:
+            raise closed_error("memory://")
 
     def unsubscribe(self, channels: Sequence[str]) -> None:
         """Nothing to do; the listener drops what nobody wants."""
 
-    @property
-    def alive(self) -> bool:
-        """Whether its loop is still there: a thread may have ended."""
-        return self._hub.loop is not None
+    def close(self) -> None:
+        """Take nothing more, and drop what waits."""
+        self.end()
+
+    def _end(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._broker.forget(self)
+            self._pending.clear()
+            gevent.spawn(self._listener.closed)
 
     def take(self, channel: str, payload: bytes) -> None:
         """Take what was published, from any thread."""

@@ -13,7 +13,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import gevent
 import gevent.socket
@@ -26,6 +26,8 @@ try:
     import hiredis
 except ImportError:  # the extra "speed"
     hiredis = None  # type: ignore[assignment]
+
+from .closing import refuse
 
 BATCH_SIZE = 1024 * 1024  # bytes of commands that are sent in one write, or one command
 NOTHING_TO_READ = (BlockingIOError, ssl.SSLWantReadError)
@@ -47,6 +49,7 @@ class Link:
 
     def __init__(self, connection: redis.Connection) -> None:
         self._connection = connection  # which closes the socket when it goes
+        self._pid = os.getpid()
         self._sock: Any = connection._sock
         self._reader: Any = None
         if hiredis is not None:
@@ -98,14 +101,20 @@ class Link:
                 return replies
 
     def hang_up(self) -> None:
-        """Have whoever waits for a reply find that the connection has ended."""
+        """Have whoever waits for a reply find that the connection has ended. A child process leaves it alone."""
+        if os.getpid() != self._pid:
+            return
         # Not by its own method: with TLS, that would take away what the other one is in the middle of.
         with suppress(OSError), socket.socket(fileno=os.dup(self._sock.fileno())) as sock:
             sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Close the connection."""
-        self._connection.disconnect()  # type: ignore[no-untyped-call]
+        try:
+            self._connection.disconnect()  # type: ignore[no-untyped-call]
+        except ValueError:  # the loop ended with its thread, and gevent needs a loop to close a socket
+            self._sock.hub = get_hub()
+            self._sock.close()
 
 
 class Call(Result):
@@ -123,6 +132,7 @@ class Line:
     def __init__(self, connect: Connect) -> None:
         self._connect = connect
         self._link: Link | None = None
+        self.closed = False
 
     def open(self, deadline: float) -> None:
         """See to it that there is a connection. One that ended in silence is replaced before anything is lost."""
@@ -148,6 +158,69 @@ class Line:
             raise
         self._link = link
 
+    def retire(self) -> None:
+        """Make no other connection. The present one stays, since somebody may be using it."""
+        self._connect = refuse
+
+    def close(self) -> None:
+        """End the connection, and make no other."""
+        self.retire()
+        link, self._link = self._link, None
+        if link is not None:
+            link.close()
+        self.closed = True
+
+
+class Lines:
+    """Lines that have one user at a time, and that any thread may close.
+
+    Two threads never get the same line, because `pop` takes it out of the list in one step.
+    """
+
+    def __init__(self, connect: Connect) -> None:
+        self._connect = connect
+        self._made: list[Line] = []
+        self._closed = False
+        self.idle: list[Line] = []
+
+    def take(self) -> Line:
+        """Return a line that nobody else uses; `put_back` ends that."""
+        try:
+            return self.idle.pop()
+        except IndexError:
+            line = Line(self._connect)
+        self._made.append(line)
+        if self._closed:
+            line.retire()
+        return line
+
+    def put_back(self, line: Line) -> None:
+        """Let others have the line."""
+        self.idle.append(line)
+        if self._closed:
+            self._close_idle()
+
+    def close(self) -> None:
+        """Close the lines that nobody uses, and the others when they are put back. Never waits."""
+        self._closed = True  # set first: `put_back` closes a line that comes back after the list was emptied
+        for line in tuple(self._made):
+            line.retire()
+        self._close_idle()
+
+    def _close_idle(self) -> None:
+        taken = []
+        with suppress(IndexError):
+            while True:
+                taken.append(self.idle.pop())
+        for line in taken:
+            line.close()
+        self.idle += taken  # a closed line tells its next user so
+
+    @property
+    def ended(self) -> bool:
+        """Whether no connection is left, once they have been closed."""
+        return all(line.closed for line in tuple(self._made))
+
 
 class Queue:
     """The calls of a loop's greenlets, on one line.
@@ -156,30 +229,34 @@ class Queue:
     """
 
     def __init__(self, connect: Connect) -> None:
-        self._line = Line(connect)
+        self.lines = Lines(connect)
+        self.lines.put_back(self.lines.take())
+        self._idle = self.lines.idle  # empty while a greenlet makes calls
         self._calls: deque[Call] = deque()
-        self._running = False
 
     def make(self, call: Call, timeout: float) -> None:
         """Have a call made, and return when it is done, or after `timeout` seconds."""
         self._calls.append(call)
-        if not self._running:
-            self._running = True
-            gevent.spawn(self._run, timeout)  # when it runs, all who want something now have said so
+        if self._idle:
+            try:
+                line = self._idle.pop()
+            except IndexError:  # another thread closes it at this moment
+                refuse(timeout)
+            gevent.spawn(self._run, line, timeout)  # when it runs, all who want something now have said so
         try:
             call.wait(timeout)
         finally:
             call.given_up = True
 
-    def _run(self, timeout: float) -> None:
+    def _run(self, line: Line, timeout: float) -> None:
         try:
             while self._calls:
                 deadline = time.monotonic() + timeout
                 calls: Sequence[Call] = self._calls
                 try:
-                    self._line.open(deadline)
+                    line.open(deadline)
                     calls = self._take()
-                    self._line.exchange(calls, deadline)
+                    line.exchange(calls, deadline)
                 except Exception as error:
                     error.__traceback__ = None  # it knows this frame, which knows the calls
                     for call in tuple(calls):
@@ -188,7 +265,7 @@ class Queue:
                     if calls is self._calls:
                         self._calls.clear()
         finally:
-            self._running = False
+            self.lines.put_back(line)
 
     def _take(self) -> Sequence[Call]:
         """Take what waits, as much as one write should have."""
@@ -208,7 +285,9 @@ class Pipeline:
     def __init__(self, connect: Connect) -> None:
         self._connect = connect
         self._queues: weakref.WeakKeyDictionary[Hub, Queue] = weakref.WeakKeyDictionary()
-        self._lines: list[Line] = []  # of threads without a loop, while none of them uses it
+        self._lines = Lines(connect)  # of threads without a loop
+        self._closed = False
+        self._ending: list[Lines] = []
 
     def call(self, timeout: float, *words: bytes) -> Any:
         """Send a command once, and return its reply within `timeout` seconds.
@@ -235,14 +314,13 @@ class Pipeline:
         queue = self._queues.get(hub)
         if queue is None:
             queue = self._queues[hub] = Queue(self._connect)
+            if self._closed:
+                queue.lines.close()
         return queue
 
     def _make(self, call: Call, timeout: float) -> None:
         deadline = time.monotonic() + timeout
-        try:
-            line = self._lines.pop()
-        except IndexError:
-            line = Line(self._connect)
+        line = self._lines.take()
         try:
             line.open(deadline)
             line.exchange([call], deadline)
@@ -250,7 +328,42 @@ class Pipeline:
             error.__traceback__ = None
             call.set(error)
         finally:
-            self._lines.append(line)
+            self._lines.put_back(line)
+
+    def close(self) -> None:
+        """Refuse calls from now on, and end the connections, each as soon as nobody uses it. Never waits."""
+        self._closed = True
+        queues, self._queues = self._queues, weakref.WeakKeyDictionary()  # later calls find none of these queues
+        # keyrefs() lists the loops in one step, whatever other threads add.
+        hubs = [hub for ref in queues.keyrefs() if (hub := ref()) is not None]
+        self._ending += [queues[hub].lines for hub in hubs]
+        for lines in (self._lines, *self._ending):
+            lines.close()
+
+    @property
+    def ended(self) -> bool:
+        """Whether no connection is left, once it has been closed."""
+        return self._lines.ended and all(lines.ended for lines in self._ending)
+
+
+class Ending(Protocol):
+    """Something that has been told to end."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has."""
+
+
+def wait_until_ended(parts: Sequence[Ending], timeout: float) -> None:
+    """Wait until all have ended, for at most `timeout` seconds.
+
+    They end in several threads, with loops and without, for which there is no common event.
+    """
+    deadline = time.monotonic() + timeout
+    cooperative = redis.connection.socket.socket is gevent.socket.socket  # type: ignore[attr-defined]
+    pause = gevent.sleep if cooperative else time.sleep
+    while not all(part.ended for part in parts) and time.monotonic() < deadline:
+        pause(0.005)
 
 
 def remaining(deadline: float) -> float:

@@ -10,18 +10,20 @@ from __future__ import annotations
 import logging
 import random
 import time
+import weakref
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
 import gevent
 import redis
-from gevent.event import AsyncResult
+from gevent.event import AsyncResult, Event
 
 from django_websocket.exceptions import BrokerError
 
 from .broker import Listener
-from .pipeline import Link, Pipeline, pack, remaining
+from .closing import Closed, InLoop, closed_error
+from .pipeline import Ending, Link, Pipeline, pack, remaining, wait_until_ended
 from .redis_address import OPTIONS, RedisAddress
 
 TIMEOUT = 5.0  # seconds for one call of Redis: connecting, publishing, subscribing
@@ -42,6 +44,9 @@ class RedisBroker:
         self.prefix = self.address.prefix
         self.place = self.address.place
         self._pipeline = Pipeline(self.connect)
+        self._closed = False
+        # valuerefs() lists them in one step, whatever the threads of other loops add.
+        self._subscribers: weakref.WeakValueDictionary[int, RedisSubscriber] = weakref.WeakValueDictionary()
 
     def publish(self, channel: str, payload: bytes) -> None:
         """Publish once, and wait for Redis to say so."""
@@ -55,8 +60,44 @@ class RedisBroker:
             raise self.error(error) from error
 
     def subscriber(self, listener: Listener) -> RedisSubscriber:
-        """Return a subscriber, which connects when it has something to subscribe to."""
+        """Return a subscriber, which connects when it has something to subscribe to.
+
+        Raises BrokerError after `close`.
+        """
+        subscriber = self.new_subscriber(listener)
+        self._subscribers[id(subscriber)] = subscriber
+        if self._closed:
+            raise self.error(Closed())
+        return subscriber
+
+    def new_subscriber(self, listener: Listener) -> RedisSubscriber:
+        """Return a subscriber of the kind that this broker needs."""
         return RedisSubscriber(self, listener)
+
+    def close(self) -> None:
+        """Close every connection; return when they have ended, or after `TIMEOUT` seconds.
+
+        Publishes that are under way may finish until then, or fail with BrokerError; later ones raise it at once, and
+        nothing connects again. The subscribers end as well, and whoever is subscribed is told. May be called twice,
+        and from any thread or greenlet, but not from a callback of the loop. In a child process it leaves alone what
+        the parent's connections carry.
+        """
+        wait_until_ended(self.begin_close(), TIMEOUT)
+
+    def begin_close(self) -> list[Ending]:
+        """Do what `close` does without waiting, and return what has to end."""
+        self._closed = True
+        subscribers = [one for ref in self._subscribers.valuerefs() if (one := ref()) is not None]
+        for subscriber in subscribers:
+            subscriber.end()
+        pipelines = self.pipelines()
+        for pipeline in pipelines:
+            pipeline.close()
+        return [*subscribers, *pipelines]
+
+    def pipelines(self) -> list[Pipeline]:
+        """Return what this broker asks and publishes through."""
+        return [self._pipeline]
 
     def connect(self, timeout: float) -> redis.Connection:
         """Return a new connection, on which Redis answers within `timeout` seconds. Raises RedisError or OSError."""
@@ -69,16 +110,19 @@ class RedisBroker:
 
 def unusable(what: str, cause: BaseException) -> BrokerError:
     """Return the error that tells a developer what to do about `cause`."""
+    if isinstance(cause, Closed):
+        return closed_error(what)
     why = str(cause).rstrip(".")
     error = BrokerError(f"{what} cannot be used: {why}. Start it, or have WEBSOCKET_BROKER name the right one.")
     error.__cause__ = cause
     return error
 
 
-class RedisSubscriber:
+class RedisSubscriber(InLoop):
     """The one connection on which a process is subscribed; a greenlet reads it while there is a channel to receive."""
 
     def __init__(self, broker: RedisBroker, listener: Listener) -> None:
+        super().__init__()
         self._broker = broker
         self._listener = listener
         self._channels: dict[str, None] = {}  # that are to be received
@@ -90,6 +134,7 @@ class RedisSubscriber:
         self._writing = False
         self._resubscribing: set[str] = set()  # after an outage: channels without a reply
         self._missed: dict[str, None] = {}  # and those whose subscribers are to be told
+        self._closed = Event()
 
     def subscribe(self, channels: Sequence[str]) -> None:
         """Subscribe, and wait for the replies."""
@@ -102,10 +147,15 @@ class RedisSubscriber:
         """Subscribe; return the places of the replies."""
         replies = []
         for channel in channels:
-            self._channels[channel] = None
             reply: AsyncResult[None] = AsyncResult()
-            self._pending.setdefault(channel, deque()).append(reply)
             replies.append(reply)
+            if self._closed.is_set():
+                reply.set_exception(self._broker.error(Closed()))
+                continue
+            self._channels[channel] = None
+            self._pending.setdefault(channel, deque()).append(reply)
+        if self._closed.is_set():
+            return replies
         if self._link is not None:
             for channel in channels:
                 self._send(self._broker.SUBSCRIBE, channel)
@@ -125,6 +175,25 @@ class RedisSubscriber:
             else:
                 self._send(self._broker.UNSUBSCRIBE, channel)
 
+    def close(self) -> None:
+        """End the connection, and make no other; return when it has ended, or after `TIMEOUT` seconds."""
+        self.end()
+        wait_until_ended([self], TIMEOUT)
+
+    @property
+    def ended(self) -> bool:
+        """Whether no connection is left, once it has been told to end."""
+        return self.orphaned or not self.alive or (self._closed.is_set() and not self._running)
+
+    def _end(self) -> None:
+        if not self._closed.is_set():
+            self._closed.set()
+            self._channels.clear()
+            self._missed.clear()
+            if self._link is not None:
+                self._link.hang_up()
+            gevent.spawn(self._listener.closed)
+
     # --- the connection ------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
@@ -133,13 +202,13 @@ class RedisSubscriber:
         lost = False
         while True:
             try:
-                self._link = Link(self._broker.connect(TIMEOUT))
+                link = self._link = self._connect()
                 if lost:
                     logger.warning("Redis at %s is back", self._broker.place)
                 delay = FIRST_DELAY
                 self._begin(lost)
                 lost = False
-                self._read(self._link)
+                self._read(link)
             except (redis.RedisError, OSError) as error:
                 self._disconnect(error)
                 if self._channels and not lost:
@@ -151,8 +220,16 @@ class RedisSubscriber:
             if not lost:
                 self._running = False
                 return
-            gevent.sleep(delay * random.uniform(0.5, 1.5))
+            self._closed.wait(delay * random.uniform(0.5, 1.5))
             delay = min(delay * 2, LONGEST_DELAY)
+
+    def _connect(self) -> Link:
+        if not self._closed.is_set():
+            link = Link(self._broker.connect(TIMEOUT))
+            if not self._closed.is_set():
+                return link
+            link.close()
+        raise Closed
 
     def _begin(self, lost: bool) -> None:
         """Subscribe to everything on a new connection."""
@@ -171,6 +248,8 @@ class RedisSubscriber:
             link.close()
         self._commands.clear()
         self._in_flight.clear()
+        if self._closed.is_set():
+            error = Closed()
         pending, self._pending = self._pending, {}
         for channel, replies in pending.items():
             self._channels.pop(channel, None)

@@ -48,9 +48,13 @@ class SentinelBroker(RedisBroker):
                 logger.debug("The master of %s is not known: %s", self.place, error)
         super().publish_until(deadline, channel, payload)
 
-    def subscriber(self, listener: Listener) -> RedisSubscriber:
+    def new_subscriber(self, listener: Listener) -> RedisSubscriber:
         """Return a subscriber, which goes over to another master."""
         return SentinelSubscriber(self, listener)
+
+    def pipelines(self) -> list[Pipeline]:
+        """Return what this broker asks the sentinels and publishes through."""
+        return [self._pipeline, *self._sentinels]
 
     def connect(self, timeout: float) -> redis.Connection:
         """Return a new connection to the master. Raises RedisError or OSError."""
@@ -89,7 +93,9 @@ class SentinelBroker(RedisBroker):
             if self._master is not None:
                 logger.warning("The master of %s is at %s now", self.place, master)
             self._master = master
-            self._pipeline = Pipeline(self.connect)  # its connections are to the one before
+            self._pipeline = Pipeline(self.connect)  # the former one's connections are to the former master
+            if self._closed:
+                self._pipeline.close()
         return master
 
 
