@@ -6,6 +6,7 @@ place of one that failed. A subscriber for each node receives what is published 
 
 from __future__ import annotations
 
+import binascii
 import logging
 import random
 import re
@@ -18,7 +19,6 @@ from typing import Any
 import gevent
 import redis
 from gevent.event import Event
-from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 
 from django_websocket.exceptions import BrokerError
 
@@ -28,6 +28,7 @@ from .pipeline import Ending, remaining, wait_until_ended
 from .redis import FIRST_DELAY, TIMEOUT, RedisBroker, RedisSubscriber, unusable
 from .redis_address import Host, RedisAddress
 
+SLOTS = 16384
 CHECK_INTERVAL = 1.0  # seconds between two looks at which node has which slot
 NODE_TIMEOUT = 1.0  # seconds that a node has to tell, since others can be asked
 ATTEMPTS = 5  # to find the node that has a slot
@@ -57,7 +58,7 @@ class ClusterBroker:
         self._options = {**options, **login}
         self._nodes: dict[Host, Node] = {}
         self._asked = deque(random.sample(address.hosts, len(address.hosts)))  # whom to ask about slots, in this order
-        self.slots: list[Host | None] = [None] * REDIS_CLUSTER_HASH_SLOTS  # by number, who has it
+        self.slots: list[Host | None] = [None] * SLOTS  # by number, who has it
         self.version = 0  # of that; before it is known, 0
         self._learned = 0.0  # when it was asked for, by the clock of time.monotonic()
         self.doubtful = True  # whether that may have changed
@@ -120,7 +121,7 @@ class ClusterBroker:
 
     def slot(self, channel: str) -> int:
         """Return the number of a channel's slot."""
-        return key_slot((self._address.prefix + channel).encode())
+        return slot_of((self._address.prefix + channel).encode())
 
     def learn(self, deadline: float) -> None:
         """Ask the nodes which of them has which slot.
@@ -152,7 +153,7 @@ class ClusterBroker:
 
     def _take(self, host: Host, ranges: Any) -> None:
         """Take what `host` answers to CLUSTER SLOTS."""
-        slots: list[Host | None] = [None] * REDIS_CLUSTER_HASH_SLOTS
+        slots: list[Host | None] = [None] * SLOTS
         owners = [host]
         for first, last, (name, port, *_), *_ in ranges:
             owner = Host(name.decode() if name else host.name, port)
@@ -175,6 +176,13 @@ class ClusterBroker:
     def error(self, cause: BaseException) -> BrokerError:
         """Return the error that tells a developer what to do about `cause`."""
         return unusable(f"The Redis Cluster at {self._address.place}", cause)
+
+
+def slot_of(key: bytes) -> int:
+    """Return the slot of a key: that of what stands between its first braces, if anything does."""
+    begin = key.find(b"{") + 1
+    end = key.find(b"}", begin) if begin else -1
+    return binascii.crc_hqx(key[begin:end] if end > begin else key, 0) % SLOTS
 
 
 class Place:
@@ -421,7 +429,7 @@ class NodeSubscriber(RedisSubscriber):
                 return
         # When a slot moves while an UNSUBSCRIBE is on its way, that has two answers, of which this may be the second.
         match = MOVED.fullmatch(str(reply)) if isinstance(reply, redis.ResponseError) else None
-        if match and not (channel and int(match[1]) == key_slot((self._broker.prefix + channel).encode())):
+        if match and not (channel and int(match[1]) == slot_of((self._broker.prefix + channel).encode())):
             return
         super()._take(reply)
 
