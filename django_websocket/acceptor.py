@@ -11,11 +11,14 @@ from typing import Any
 import gevent
 from gevent import Greenlet
 from gevent.hub import get_hub
-from gunicorn.util import close_graceful
 
+from .compat import naming
 from .connection import WOULD_BLOCK
 from .log import report
 from .sockets import ClientSocket, accept
+
+with naming("worker"):
+    from gunicorn.util import close_graceful
 
 RETRY_AFTER = 5  # seconds, for who is refused now
 PATIENCE = 1.0  # seconds that clients wait to be accepted while there is no room and nothing goes on

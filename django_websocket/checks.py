@@ -16,20 +16,21 @@ from typing import Any
 
 from asgiref.sync import iscoroutinefunction
 from django.core import checks
-from django.core.checks.urls import check_resolver
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
-from django.db.utils import load_backend
-from django.urls import URLPattern, URLResolver, get_resolver
 from django.utils.module_loading import import_string
 from gevent import monkey
 
-from . import conf
+from . import compat, conf
 from .options import options_of
 from .pubsub.broker import broker_from
 from .pubsub.memory import MemoryBroker
 
-__all__ = ["check", "check_worker", "sentence"]
+with compat.naming("application"):
+    from django.db.utils import load_backend
+    from django.urls import URLPattern, URLResolver, get_resolver
+
+__all__ = ["check", "check_compatibility", "check_libraries", "check_worker", "sentence"]
 
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#*\s]+", re.IGNORECASE)
 LARGE_MESSAGE = 64 * 1024 * 1024  # bytes; a hundred clients that send one fill the memory of most machines
@@ -65,6 +66,21 @@ def check(**kwargs: Any) -> list[checks.CheckMessage]:
     ]
 
 
+@checks.register("websocket")
+def check_compatibility(**kwargs: Any) -> list[checks.CheckMessage]:
+    """Return what the installed libraries lack. Those who test hear of the rest from `django_websocket.testing`."""
+    return list(check_libraries(*(part for part in compat.RELIED_ON if part != "testing")))
+
+
+def check_libraries(*parts: str) -> Iterator[checks.CheckMessage]:
+    """Look in the libraries for the names on which these parts of the package rely."""
+    for name, text in compat.missing(*parts):
+        if name.instead:
+            yield checks.Warning(text, id="websocket.W007")
+        else:
+            yield checks.Error(text, id="websocket.E008")
+
+
 def check_worker(settings: conf.Settings, workers: int, longest_drain: float) -> list[checks.CheckMessage]:
     """Return what does not go with gunicorn's settings; only the worker knows them, and says it at its start.
 
@@ -93,7 +109,7 @@ def check_worker(settings: conf.Settings, workers: int, longest_drain: float) ->
 
 def sentence(message: checks.CheckMessage) -> str:
     """Return a message for the log."""
-    return f"{message.msg} {message.hint or ''} ({message.id})"
+    return " ".join(filter(None, (message.msg, message.hint, f"({message.id})")))
 
 
 def check_urlconf(settings: conf.Settings) -> Iterator[checks.CheckMessage]:
@@ -118,7 +134,7 @@ def check_urlconf(settings: conf.Settings) -> Iterator[checks.CheckMessage]:
         )
     else:
         resolver = get_resolver(urlconf)
-        yield from check_resolver(resolver)  # Django's own
+        yield from resolver.check()  # Django's own
         for pattern in patterns_of(resolver):
             yield from check_view(pattern)
 

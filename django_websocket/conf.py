@@ -16,6 +16,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import setting_changed
 from django.shortcuts import resolve_url
 
+from . import compat
 from .connection import Limits
 from .protocol.deflate import Compression
 
@@ -153,7 +154,12 @@ def for_publishing() -> Settings:
     """
     global _current_in_tests
     utils = sys.modules.get("django.test.utils")
-    if utils is None or _broker_overrides or not hasattr(utils._TestState, "saved_data"):
+    if utils is None or _broker_overrides:
+        return current()
+    state = getattr(utils, "_TestState", None)
+    if state is None:  # a test would publish to the clients of a site
+        compat.verify("testing")
+    if not hasattr(state, "saved_data"):
         return current()
     if _current_in_tests is None:
         _current_in_tests = replace(current(), broker=TEST_BROKER)

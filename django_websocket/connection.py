@@ -362,7 +362,7 @@ class Connection(Readable):
             raise ConnectionClosed(self.close_code or CloseCode.ABNORMAL, self.close_reason)
         frame = encode_message(message) if self.agreement is None else self._engine.send(message)
         sweep = self._sweep
-        if (self.inbox or (sweep.reading and sweep.loop.pendingcnt >= CROWD)) and not self._blocked:
+        if (self.inbox or (sweep.reading and sweep.callbacks.pendingcnt >= CROWD)) and not self._blocked:
             first = not self._held
             self._held += frame
             if len(self._held) > MAX_HELD:

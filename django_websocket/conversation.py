@@ -15,20 +15,16 @@ from io import BytesIO
 from typing import Any
 
 import gevent
-from asgiref.sync import _restore_context  # carries over what a plain copy of the context does not
 from django.apps import apps
 from django.core import signals
-from django.core.handlers.wsgi import LimitedStream
 from django.db import connections
-from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, SimpleCookie
-from django.http.response import ResponseHeaders
-from django.utils.functional import SimpleLazyObject, empty
 from gevent import getcurrent, monkey
 from gevent.hub import get_hub
 
 from . import conf
+from .compat import naming
 from .connection import Connection
 from .exceptions import BrokerError, HandshakeFailed, MessagesMissed, WebSocketError
 from .log import printable, report
@@ -41,6 +37,13 @@ from .sweep import Deadline
 from .upgrade import KEY, Upgrade, who
 from .waiting import ViewGreenlet
 from .websocket import WebSocket
+
+with naming("application"):
+    from asgiref.sync import _restore_context  # carries over what a plain copy of the context does not
+    from django.core.handlers.wsgi import LimitedStream
+    from django.db.backends.base.base import BaseDatabaseWrapper
+    from django.http.response import ResponseHeaders
+    from django.utils.functional import SimpleLazyObject, empty
 
 NOTHING: dict[str, Any] = {}  # one for all, where there is nothing
 NO_BODY = LimitedStream(BytesIO(), 0)

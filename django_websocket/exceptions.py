@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from geventwebsocket.exceptions import WebSocketError
+from .compat import naming
+
+with naming("connections"):
+    from geventwebsocket.exceptions import WebSocketError
 
 __all__ = ["BrokerError", "ConnectionClosed", "HandshakeFailed", "MessagesMissed", "WebSocketError"]
 

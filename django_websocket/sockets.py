@@ -5,6 +5,7 @@ from __future__ import annotations
 import _socket
 import errno
 import os
+import socket
 import ssl
 from typing import Any
 
@@ -96,6 +97,16 @@ def accept(listening: Any, kind: tuple[int, int, int]) -> tuple[ClientSocket, An
     """
     fileno, address = listening._accept()
     return ClientSocket(_socket.socket(*kind, fileno)), address
+
+
+def accept_publicly(listening: Any, kind: tuple[int, int, int]) -> tuple[ClientSocket, Any]:
+    """Do what `accept` does with the documented names only, which costs a socket more for each client."""
+    sock, address = listening.accept()
+    return ClientSocket(_socket.socket(*kind, sock.detach())), address
+
+
+if not hasattr(socket.socket, "_accept"):
+    accept = accept_publicly
 
 
 def give_away(sock: Any) -> Any:

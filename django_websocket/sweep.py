@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 import weakref
-from typing import Protocol
+from typing import Any, Protocol
 
 from gevent import getcurrent
 from gevent.hub import get_hub
 from greenlet import greenlet
+
+from .compat import NothingPending
 
 __all__ = ["TICK", "Deadline", "Sweep", "open_connections", "serves_clients", "sweep_of_loop", "ticks"]
 
@@ -44,7 +46,8 @@ class Sweep:
 
     Connections may hold back what they were given to send, until `flush()` is called: before the loop waits. A turn of
     the loop so reads what has come from all clients first, and answers them then. `reading` is true while a view has
-    what was just read for it, `overdue` when too much is held back, or for too long.
+    what was just read for it, `overdue` when too much is held back, or for too long. `callbacks.pendingcnt` is how
+    many callbacks the loop is about to call.
     """
 
     def __init__(self) -> None:
@@ -58,6 +61,7 @@ class Sweep:
         self._due: dict[int, set[Due]] = {}
         self._ticked_at = time.monotonic()
         self.loop = loop = get_hub().loop
+        self.callbacks: Any = loop if hasattr(loop, "pendingcnt") else NothingPending()
         self._timer = loop.timer(TICK, repeat=TICK, ref=False)
         self._timer.start(self._on_timer)
 

@@ -17,7 +17,7 @@ import socket
 import ssl
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from functools import partial
 from http import HTTPStatus
@@ -28,11 +28,8 @@ import gevent
 from gevent import getcurrent, monkey
 from gevent.event import Event
 from gevent.socket import wait_read
-from gunicorn.http import errors
-from gunicorn.sock import ssl_context
-from gunicorn.util import close_graceful, write_error
-from gunicorn.workers.ggevent import GeventWorker
 
+from . import compat
 from .acceptor import BODY, LINGER, RETRY_AFTER, Acceptor
 from .log import report
 from .protocol.frames import CloseCode
@@ -43,6 +40,12 @@ from .sweep import Deadline, open_connections
 from .upgrade import HANDSHAKE_KEY, KEY, Upgrade, who
 from .waiting import ViewGreenlet
 
+with compat.naming("worker"):
+    from gunicorn.http import errors
+    from gunicorn.sock import ssl_context
+    from gunicorn.util import close_graceful, write_error
+    from gunicorn.workers.ggevent import GeventWorker
+
 WSGIApplication = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 BATCH = 100  # clients that are accepted in a turn of the loop, by the only worker
 DRAIN_MARGIN = 2.0  # seconds before gunicorn's graceful_timeout at which the worker is gone, whatever goes on
@@ -52,13 +55,14 @@ APP_LOAD_ERROR = 4  # the exit status by which gunicorn's arbiter knows that ano
 RESERVE = 256  # descriptors that clients may not use: views open files and connections too
 
 # What is wrong with a request head, where the answer is not 400.
-STATUS = {
-    errors.LimitRequestLine: HTTPStatus.REQUEST_URI_TOO_LONG,
-    errors.LimitRequestHeaders: HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
-    errors.ForbiddenProxyRequest: HTTPStatus.FORBIDDEN,
-    errors.ExpectationFailed: HTTPStatus.EXPECTATION_FAILED,
-    errors.UnsupportedTransferCoding: HTTPStatus.NOT_IMPLEMENTED,
-}
+with compat.naming("worker"):
+    STATUS = {
+        errors.LimitRequestLine: HTTPStatus.REQUEST_URI_TOO_LONG,
+        errors.LimitRequestHeaders: HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+        errors.ForbiddenProxyRequest: HTTPStatus.FORBIDDEN,
+        errors.ExpectationFailed: HTTPStatus.EXPECTATION_FAILED,
+        errors.UnsupportedTransferCoding: HTTPStatus.NOT_IMPLEMENTED,
+    }
 
 # What a conversation has no use for, and would keep alive for as long as it lasts.
 REQUEST_ONLY = (
@@ -133,6 +137,8 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
 
     def init_process(self) -> None:
         """Patch the standard library before anything of the project is imported, then serve."""
+        with self._compatible():
+            compat.verify("connections", "worker")
         if "django" in sys.modules and not monkey.is_module_patched("threading"):
             self.log.error(
                 "Django was imported before gevent could patch the standard library. Remove preload_app (--preload), "
@@ -167,8 +173,9 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
     def load_wsgi(self) -> None:
         """Load the application, and stand between it and gunicorn."""
         open_connections()  # from here on this process is one that serves clients
-        super().load_wsgi()
-        from . import checks, conf, conversation  # not before everything is patched and the project is loaded
+        with self._compatible():
+            super().load_wsgi()
+            from . import checks, conf, conversation  # not before everything is patched and the project is loaded
 
         self._settings = conf.current()
         self._close_databases = conversation.close_databases
@@ -177,6 +184,15 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
             self.log.warning("%s", checks.sentence(message))
         self._application: WSGIApplication = self.wsgi
         self.wsgi: Any = self._call
+
+    @contextlib.contextmanager
+    def _compatible(self) -> Iterator[None]:
+        """Stop for good, with a sentence in the log, if a library is installed that the package cannot work with."""
+        try:
+            yield
+        except compat.Incompatible as error:
+            self.log.error("%s", error)
+            sys.exit(APP_LOAD_ERROR)
 
     # --- a request -----------------------------------------------------------------------------------------------
 

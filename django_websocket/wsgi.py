@@ -14,13 +14,11 @@ from typing import Any
 import django
 from django.contrib.auth.decorators import login_not_required
 from django.core.exceptions import DisallowedHost, ImproperlyConfigured
-from django.core.handlers.wsgi import WSGIHandler, WSGIRequest
 from django.http import HttpRequest, HttpResponse, HttpResponseBadRequest, HttpResponseBase, HttpResponseForbidden
-from django.urls import ResolverMatch, get_resolver, set_urlconf
 from gevent import getcurrent, monkey
 from gevent.event import Event
 
-from . import checks, conf
+from . import checks, compat, conf
 from .connection import WOULD_BLOCK
 from .conversation import Conversation, WebSocketResponse, close_databases
 from .decorators import refuse_async
@@ -41,10 +39,15 @@ from .select import select as cooperative_select
 from .sockets import share
 from .upgrade import HANDSHAKE_KEY, KEY, Upgrade, who
 
+with compat.naming("application"):
+    from django.core.handlers.wsgi import WSGIHandler, WSGIRequest
+    from django.urls import ResolverMatch, get_resolver, set_urlconf
+
 __all__ = ["get_wsgi_websocket_application"]
 
 WSGIApplication = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 NOT_ON_101 = ("Content-Type", "Content-Length")
+PARTS = ("protocol", "connections", "application")  # of the package, which rely on other libraries
 
 logger = logging.getLogger("django_websocket")
 
@@ -54,7 +57,7 @@ def get_wsgi_websocket_application(http: WSGIApplication | None = None) -> WebSo
 
     What is no WebSocket handshake goes to `http`, for example Django's own `get_wsgi_application()`, so that one
     process serves both; without it, it is answered with 426. Raises ImproperlyConfigured for a mistake in the settings,
-    such as a missing `WEBSOCKET_URLCONF`.
+    such as a missing `WEBSOCKET_URLCONF`, and ImportError for a library with which this package does not work.
     """
     django.setup(set_prefix=False)
     return WebSocketApplication(http)
@@ -64,8 +67,11 @@ class WebSocketApplication:
     """Tells handshakes from other requests, and answers both."""
 
     def __init__(self, http: WSGIApplication | None = None) -> None:
-        if "geventwebsocket.gunicorn.workers" in sys.modules and monkey.is_module_patched("select"):
-            select.select = cooperative_select  # our own worker does this itself
+        compat.verify(*PARTS)
+        if "geventwebsocket.gunicorn.workers" in sys.modules:
+            compat.verify("stock worker")
+            if monkey.is_module_patched("select"):
+                select.select = cooperative_select  # our own worker does this itself
         check_settings()
         log_warnings()
         self._http = http
@@ -230,7 +236,7 @@ def check_settings() -> None:
 @functools.cache  # there may be several applications
 def log_warnings() -> None:
     """Log what the system checks only warn of."""
-    for message in checks.check():
+    for message in (*checks.check(), *checks.check_libraries(*PARTS)):
         if not message.is_serious() and not message.is_silenced():
             logger.warning("%s", checks.sentence(message))
 

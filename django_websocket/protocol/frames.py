@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from enum import IntEnum
 
-try:
-    from websockets.speedups import apply_mask  # in C
-except ImportError:  # it could not be built for this interpreter
-    from websockets.utils import apply_mask
+from django_websocket.compat import masking
 
 __all__ = [
     "CloseCode",
@@ -20,6 +17,7 @@ __all__ = [
     "is_close_code",
 ]
 
+apply_mask = masking()
 MAX_CONTROL_PAYLOAD = 125  # bytes; section 5.5
 
 

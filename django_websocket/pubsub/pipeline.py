@@ -22,12 +22,16 @@ import redis.connection
 from gevent.event import AsyncResult
 from gevent.hub import Hub, get_hub
 
+from django_websocket.compat import verify
+
 try:
     import hiredis
 except ImportError:  # the extra "speed"
     hiredis = None  # type: ignore[assignment]
 
 from .closing import refuse
+
+verify("redis")
 
 BATCH_SIZE = 1024 * 1024  # bytes of commands that are sent in one write, or one command
 NOTHING_TO_READ = (BlockingIOError, ssl.SSLWantReadError)

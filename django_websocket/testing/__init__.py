@@ -14,7 +14,11 @@ class EchoTests(TestCase):
 
 from __future__ import annotations
 
+from django_websocket.compat import verify
+
 from .client import Client, ClientWebSocket, HandshakeRefused, captured_messages
 from .live import WebSocketLiveServerTestCase
 
 __all__ = ["Client", "ClientWebSocket", "HandshakeRefused", "WebSocketLiveServerTestCase", "captured_messages"]
+
+verify("testing")

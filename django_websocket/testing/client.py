@@ -22,14 +22,13 @@ from typing import Any
 import django.test
 import gevent
 from django.core.exceptions import ImproperlyConfigured, SynchronousOnlyOperation
-from django.core.handlers.wsgi import WSGIRequest
 from django.core.signals import got_request_exception, request_finished, request_started
 from django.db import close_old_connections
 from django.http import HttpRequest, HttpResponse, HttpResponseBase
-from django.test.client import ClientHandler
 from gevent import monkey
 
 from django_websocket import log
+from django_websocket.compat import naming
 from django_websocket.conversation import KILL_TIMEOUT, Conversation
 from django_websocket.exceptions import ConnectionClosed
 from django_websocket.protocol.engine import Close, Engine, Failure, Ping, Role
@@ -42,6 +41,10 @@ from django_websocket.select import select
 from django_websocket.upgrade import HANDSHAKE_KEY, KEY, Upgrade
 from django_websocket.websocket import as_payload
 from django_websocket.wsgi import WebSocketHandler, check_settings, client_handshake
+
+with naming("application", "testing"):
+    from django.core.handlers.wsgi import WSGIRequest
+    from django.test.client import ClientHandler
 
 TIMEOUT = 5.0  # seconds; what a test waits for comes at once, or never
 IDLE_TIMEOUT = 0.1  # seconds for a view that never waits, such as one that asks again and again

@@ -12,18 +12,21 @@ import sys
 from types import SimpleNamespace
 from typing import Any
 
-from django.core.handlers.wsgi import WSGIHandler
 from django.db import connections
 from django.test import LiveServerTestCase, override_settings
-from django.test.testcases import LiveServerThread, _MediaFilesHandler
 from gevent import getcurrent, monkey, socket
 from gevent.hub import get_hub
 from gunicorn.config import Config
-from gunicorn.glogging import Logger
 
+from django_websocket.compat import naming
 from django_websocket.conversation import used_elsewhere
 from django_websocket.worker import GeventWebSocketWorker
 from django_websocket.wsgi import WebSocketApplication
+
+with naming("application", "testing"):
+    from django.core.handlers.wsgi import WSGIHandler
+    from django.test.testcases import LiveServerThread, _MediaFilesHandler
+    from gunicorn.glogging import Logger
 
 STOP_TIMEOUT = 4  # seconds that views and clients have when the tests of a class are over
 

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Callable
 
 import pytest
-import websockets.utils
 
+from django_websocket import compat
 from django_websocket.protocol import frames
 from django_websocket.protocol.frames import (
     CloseCode,
@@ -121,7 +121,7 @@ def apply_mask(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    assert module.apply_mask is websockets.utils.apply_mask
+    assert module.apply_mask is compat.apply_mask
     routine: Callable[..., bytes] = module.apply_mask
     return routine
 

@@ -12,12 +12,15 @@ from typing import Any
 
 from django.apps import apps
 from django.core.management.base import CommandError
-from django.core.management.commands.runserver import Command as RunserverCommand
-from django.core.servers.basehttp import get_internal_wsgi_application
 from django.db import connections
 
 from django_websocket import conf
+from django_websocket.compat import Incompatible, naming, verify
 from django_websocket.wsgi import WSGIApplication, get_wsgi_websocket_application
+
+with naming("runwebsocket"):
+    from django.core.management.commands.runserver import Command as RunserverCommand
+    from django.core.servers.basehttp import get_internal_wsgi_application
 
 # Nothing of the project may be imported before gevent has patched the standard library, so a new process begins.
 OPTIONS = "DJANGO_WEBSOCKET_OPTIONS"  # in the environment of that process, until it has read it
@@ -54,6 +57,10 @@ class Command(RunserverCommand):
 
     def run(self, **options: Any) -> None:
         """Become gunicorn."""
+        try:
+            verify("connections", "application", "worker", "runwebsocket")
+        except Incompatible as error:
+            raise CommandError(str(error)) from error
         family = socket.AF_INET6 if self.use_ipv6 else socket.AF_INET
         try:
             host = str(socket.getaddrinfo(self.addr, None, family, socket.SOCK_STREAM)[0][4][0])
