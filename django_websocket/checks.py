@@ -5,13 +5,15 @@ docs/settings.md has a table of their ids.
 
 from __future__ import annotations
 
+import ast
 import inspect
 import os
 import re
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib.util import find_spec
-from types import CodeType, ModuleType
+from types import ModuleType
 from typing import Any
 
 from asgiref.sync import iscoroutinefunction
@@ -33,6 +35,7 @@ with compat.naming("application"):
 __all__ = ["check", "check_compatibility", "check_libraries", "check_worker", "sentence"]
 
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#*\s]+", re.IGNORECASE)
+DEPTH = 2  # how many calls away from a view the WebSocket may be taken
 LARGE_MESSAGE = 64 * 1024 * 1024  # bytes; a hundred clients that send one fill the memory of most machines
 
 # Drivers that wait in C code, where gevent cannot switch, and what does not.
@@ -173,10 +176,11 @@ def check_view(pattern: URLPattern) -> Iterator[checks.CheckMessage]:
         yield from check_message_size(f"{where} max_message_size", options.max_message_size)
 
 
-def takes_websocket(view: Callable[..., Any], depth: int = 2) -> bool:
+def takes_websocket(view: Callable[..., Any], depth: int = DEPTH) -> bool:
     """Whether an undecorated view, or a function that it names, takes the WebSocket in whatever way.
 
-    As far as can be seen: it would itself by `request.META["wsgi.websocket"]`, and what it calls also by `@websocket`.
+    As far as can be read: it would itself by `request.META["wsgi.websocket"]`, and what it calls also by `@websocket`.
+    A view whose source is not there gets the benefit of the doubt.
     """
     while isinstance(view, partial):
         view = view.func
@@ -186,23 +190,34 @@ def takes_websocket(view: Callable[..., Any], depth: int = 2) -> bool:
         functions = [function for _, function in inspect.getmembers(view_class, inspect.isfunction)]
     elif not inspect.isroutine(view):
         functions = [type(view).__call__]
-    for function in filter(inspect.isfunction, functions):
-        for code in codes_of(function.__code__):
-            if "wsgi.websocket" in code.co_consts:
+    sources = {function: source_of(function) for function in filter(inspect.isfunction, functions)}
+    if sources and not any(sources.values()):
+        return depth == DEPTH
+    for function, source in sources.items():
+        if "wsgi.websocket" in source:
+            return True
+        named = [function.__globals__.get(name) for name in names_in(source)] if depth else []
+        for other in filter(inspect.isfunction, named):
+            if options_of(other) is not None or (other is not function and takes_websocket(other, depth - 1)):
                 return True
-            named = [function.__globals__.get(name) for name in code.co_names] if depth else []
-            for other in filter(inspect.isfunction, named):
-                if options_of(other) is not None or takes_websocket(other, depth - 1):
-                    return True
     return False
 
 
-def codes_of(code: CodeType) -> Iterator[CodeType]:
-    """Return the code of a function and of those in it."""
-    yield code
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from codes_of(constant)
+def source_of(function: Callable[..., Any]) -> str:
+    """Return the source of a function, "" where it is not there."""
+    try:
+        return inspect.getsource(function)
+    except OSError:
+        return ""
+
+
+def names_in(source: str) -> set[str]:
+    """Return the variables that a piece of source names; none for a piece that makes no sense by itself."""
+    try:
+        tree = ast.parse(textwrap.dedent(source))
+    except SyntaxError:
+        return set()
+    return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
 
 
 def check_broker(settings: conf.Settings) -> Iterator[checks.CheckMessage]:

@@ -311,6 +311,10 @@ class Callable:
         takes_it(request)
 
 
+WITHOUT_SOURCE: dict[str, Any] = {"__name__": "compiled"}
+exec("def takes_what(request):\n    pass\n", WITHOUT_SOURCE)
+
+
 def with_views(module: types.ModuleType, *views: Any) -> Any:
     """The settings with the views in WEBSOCKET_URLCONF."""
     module.urlpatterns = [path("x/", include([path("<slug:room>/", view) for view in views]))]  # type: ignore[attr-defined]
@@ -339,6 +343,7 @@ def test_a_view_that_is_none_for_websockets_is_warned_of(module: types.ModuleTyp
         DecoratedWhole.as_view(),
         Callable(),
         functools.wraps(decorated)(hides(decorated)),
+        WITHOUT_SOURCE["takes_what"],
     ],
 )
 def test_a_view_for_websockets_is_not_warned_of(module: types.ModuleType, view: Any) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .frames import Opcode, encode_frame
-from .handshake import Extension, HandshakeError, Parameters
+from .handshake import Extension, Parameters
 
 NAME = "permessage-deflate"
 RSV1 = 0x40  # in the first byte of a compressed message (section 6)
@@ -96,43 +96,8 @@ def _answer(parameters: Parameters, wanted: Compression) -> tuple[str, Agreement
     return "; ".join(answer), Agreement(bits, takeover, peer_bits, peer_takeover, wanted.threshold)
 
 
-def offer(wanted: Compression) -> str:
-    """Return what a client offers: the value of its `Sec-WebSocket-Extensions` header."""
-    bits = f"={wanted.window_bits}" if wanted.window_bits < WINDOW_BITS else ""
-    parts = [NAME, f"client_max_window_bits{bits}"]
-    if bits:
-        parts.append(f"server_max_window_bits{bits}")
-    if not wanted.takeover:
-        parts += ["server_no_context_takeover", "client_no_context_takeover"]
-    return "; ".join(parts)
-
-
-def agreed(chosen: Sequence[Extension], wanted: Compression) -> Agreement | None:
-    """Return what holds by the server's answer to `offer(wanted)`, None if it wants no compression.
-
-    Raises `HandshakeError` for what is no answer to that (section 7.1).
-    """
-    if not chosen:
-        return None
-    answer = _checked(chosen[0].parameters) if len(chosen) == 1 and chosen[0].name == NAME else None
-    if answer is None:
-        raise HandshakeError(101, "The server's answer to the offer of compression cannot be understood.")
-    peer_bits = answer.get("server_max_window_bits", wanted.window_bits if wanted.window_bits == WINDOW_BITS else 0)
-    bits = answer.get("client_max_window_bits", wanted.window_bits)
-    peer_takeover = "server_no_context_takeover" not in answer
-    if (
-        not 8 <= (peer_bits or 0) <= wanted.window_bits
-        or not 9 <= (bits or 0) <= wanted.window_bits
-        or (peer_takeover and not wanted.takeover)
-    ):
-        raise HandshakeError(101, "The server wants compression otherwise than it was offered.")
-    assert bits and peer_bits
-    takeover = wanted.takeover and "client_no_context_takeover" not in answer
-    return Agreement(bits, takeover, peer_bits, peer_takeover, wanted.threshold)
-
-
 def _checked(parameters: Parameters) -> dict[str, int | None] | None:
-    """Return the parameters of an offer or an answer, None if one is wrong, unknown, or there twice (section 7.1)."""
+    """Return the parameters of an offer, None if one is wrong, unknown, or there twice (section 7.1)."""
     checked: dict[str, int | None] = {}
     for name, value in parameters:
         if name in checked or name not in PARAMETERS:

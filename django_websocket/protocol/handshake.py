@@ -158,27 +158,16 @@ def choose_subprotocol(offered: Sequence[str], supported: Sequence[str]) -> str 
 
 
 class ClientRequest:
-    """The client's side of the handshake (section 4.1): the request as bytes, and the check of what comes back.
+    """The client's side of the handshake (section 4.1): the key of its request, and the check of what comes back.
 
-    Subprotocols and extensions are offered with `headers`. `extensions` are those that the server has chosen.
+    Subprotocols and extensions are offered with `headers`.
     """
 
-    def __init__(self, host: str, path: str = "/", headers: Mapping[str, str] | None = None) -> None:
+    def __init__(self, headers: Mapping[str, str] | None = None) -> None:
         self.key = base64.b64encode(os.urandom(16)).decode()
         offered = {name.lower(): value for name, value in (headers or {}).items()}
         self.subprotocols = tokens(offered.get("sec-websocket-protocol", ""))
         self._offered = {extension.name for extension in parse_extensions(offered.get("sec-websocket-extensions", ""))}
-        self.extensions: Sequence[Extension] = ()
-        lines = [
-            f"GET {path} HTTP/1.1",
-            f"Host: {host}",
-            "Upgrade: websocket",
-            "Connection: Upgrade",
-            f"Sec-WebSocket-Key: {self.key}",
-            f"Sec-WebSocket-Version: {VERSION}",
-            *(f"{name}: {value}" for name, value in (headers or {}).items()),
-        ]
-        self.data = "\r\n".join([*lines, "", ""]).encode("latin-1")
 
     def check_response(self, status: int, headers: Mapping[str, str]) -> str | None:
         """Return the subprotocol that the server chose, if any; names in `headers` are in lower case.
@@ -201,5 +190,4 @@ class ClientRequest:
         subprotocol = headers.get("sec-websocket-protocol")
         if subprotocol is not None and subprotocol not in self.subprotocols:
             raise HandshakeError(status, "The server chose a subprotocol that was not offered.")
-        self.extensions = extensions
         return subprotocol

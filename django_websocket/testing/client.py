@@ -109,7 +109,7 @@ class Client(django.test.Client):
         _check_environment()
         log.begin_anew()
         offered = {"Sec-WebSocket-Protocol": ", ".join(subprotocols)} if subprotocols else {}
-        handshake = ClientRequest("", headers=offered)
+        handshake = ClientRequest(offered)
         upgrade = Upgrade("127.0.0.1")
         environ: dict[str, Any] = {
             "HTTP_UPGRADE": "websocket",

@@ -369,9 +369,18 @@ def test_handshake_of_the_librarys_client_is_answered_as_it_wants(subprotocols: 
 
 @pytest.mark.parametrize("offered", [{}, {"Sec-WebSocket-Protocol": "mqtt, chat"}], ids=["", "subprotocols"])
 def test_handshake_of_our_client_is_answered_by_the_librarys_server(offered: dict[str, str]) -> None:  # section 4
-    client = ClientRequest("example.com", "/chat/", offered)
+    client = ClientRequest(offered)
     server = ServerProtocol(subprotocols=["chat"] if offered else None)  # type: ignore[list-item]
-    server.receive_data(client.data)
+    asked = {
+        "Host": "example.com",
+        "Upgrade": "websocket",
+        "Connection": "Upgrade",
+        "Sec-WebSocket-Key": client.key,
+        "Sec-WebSocket-Version": "13",
+        **offered,
+    }
+    lines = ["GET /chat/ HTTP/1.1", *(f"{name}: {value}" for name, value in asked.items()), "", ""]
+    server.receive_data("\r\n".join(lines).encode())
     [request] = server.events_received()
     assert isinstance(request, Request)
     response = server.accept(request)
