@@ -50,18 +50,24 @@ class Settings:
     allowed_origins: tuple[str, ...] = ()  # sites beside this one whose pages may connect, as "https://example.com"
     refuse: str = "http"  # how a handshake is refused: by its status, or by "close", with a code that pages can read
 
-    # Sizes are in bytes, times in seconds.
-    max_message_size: int = 1024 * 1024  # of a client's message; beyond it the connection is closed with 1009
-    inbox_messages: int = 16  # a client's messages that wait for its view; beyond it nothing more is read
-    inbox_size: int = 1024 * 1024  # and their bytes
-    outbox_size: int = 1024 * 1024  # published bytes that wait for a client; beyond it the client is closed with 1013
-    send_buffer_size: int = 64 * 1024  # bytes that a view has sent and the client not taken; beyond it send() waits
-    send_timeout: float = 20.0  # for so long; then the connection is closed with 1008
+    # Sizes are in bytes, times in seconds. `Limits` has the defaults of what each connection goes by.
+
+    # Of a client's message; beyond it the connection is closed with 1009.
+    max_message_size: int = Limits.max_message_size
+    # A client's messages that wait for its view, and their bytes; beyond them nothing more is read.
+    inbox_messages: int = Limits.inbox_messages
+    inbox_size: int = Limits.inbox_size
+    # Published bytes that wait for a client; beyond it the client is closed with 1013.
+    outbox_size: int = Limits.outbox_size
+    # Bytes that a view has sent and the client not taken; beyond it send() waits, for so many seconds. Then the
+    # connection is closed with 1008.
+    send_buffer_size: int = Limits.send_buffer_size
+    send_timeout: float = Limits.send_timeout
     handshake_timeout: float = 10.0  # for the head of a request, and again for a view to accept or to answer
     max_connections: int | None = None  # clients of a process, then 503; None for what `ulimit -n` allows
-    ping_interval: float = 20.0  # of silence, after which a client is sent a ping
-    ping_timeout: float = 20.0  # for its answer; then it is closed with 1011
-    close_timeout: float = 5.0  # for the client's close frame; then the socket is closed
+    ping_interval: float = Limits.ping_interval  # of silence, after which a client is sent a ping
+    ping_timeout: float = Limits.ping_timeout  # for its answer; then it is closed with 1011
+    close_timeout: float = Limits.close_timeout  # for the client's close frame; then the socket is closed
     drain_window: float = 2.0  # over which the clients of a stopping process are told to connect again (1012)
 
     login_check_interval: float = 5.0  # between two looks at who is still logged in

@@ -24,7 +24,18 @@ from .exceptions import ConnectionClosed
 from .log import report
 from .outbox import WRITE_SIZE, Outbox, Source
 from .protocol.deflate import Agreement
-from .protocol.engine import Close, Engine, Event, Failure, Ping, Pong, Role
+from .protocol.engine import (
+    MAX_MESSAGE_SIZE,
+    MAX_QUEUED_BYTES,
+    MAX_QUEUED_MESSAGES,
+    Close,
+    Engine,
+    Event,
+    Failure,
+    Ping,
+    Pong,
+    Role,
+)
 from .protocol.frames import CloseCode, Opcode, check_close, encode_message
 from .sweep import sweep_of_loop, ticks
 from .waiting import Readable, wait
@@ -44,11 +55,14 @@ WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 @dataclass(frozen=True)
 class Limits:
-    """What one connection may use. Sizes are in bytes, times in seconds; `conf.py` says what each is for."""
+    """What one connection may use. Sizes are in bytes, times in seconds; `conf.py` says what each is for.
 
-    max_message_size: int = 1024 * 1024
-    inbox_messages: int = 16
-    inbox_size: int = 1024 * 1024
+    These are the defaults of the settings, too.
+    """
+
+    max_message_size: int = MAX_MESSAGE_SIZE
+    inbox_messages: int = MAX_QUEUED_MESSAGES
+    inbox_size: int = MAX_QUEUED_BYTES
     outbox_size: int = 1024 * 1024
     send_buffer_size: int = 64 * 1024
     send_timeout: float = 20.0
