@@ -240,7 +240,7 @@ RELIED_ON: dict[str, list[Name]] = {
             "websockets.speedups:apply_mask",
             "unmasks what clients send",
             probe=lambda: _masks(_at("websockets.speedups:apply_mask")),
-            instead="this is done in Python, which is slower for large messages",
+            instead="Python code does so, which is slower for large messages",
         ),
     ],
     "connections": [
@@ -249,32 +249,30 @@ RELIED_ON: dict[str, list[Name]] = {
             "gevent.core:loop.pendingcnt",
             "tells whether other clients are about to be read",
             _loop,
-            instead="answers to several clients do not leave together",
+            instead="answers to several clients leave one by one",
         ),
         Name("gevent", "gevent.core:loop.ref", "keeps the loop running while a deadline runs", _loop),
         Name("gevent", "gevent.core:loop.unref", "lets the loop end when no deadline runs", _loop),
-        Name(
-            "gevent", "gevent.core:loop.io", "makes the watchers of a socket, which say whether they are active", _loop
-        ),
+        Name("gevent", "gevent.core:loop.io", "makes the watchers of a socket, and shows whether one is active", _loop),
         Name("gevent", "gevent:Greenlet._run", "is what the greenlet of a view runs"),
-        Name("gevent", "gevent.hub:Hub", "a greenlet switches to when it waits", probe=_hub_is_a_greenlet),
+        Name("gevent", "gevent.hub:Hub", "is the greenlet that runs while others wait", probe=_hub_is_a_greenlet),
         Name("gevent", "gevent.hub:Hub.loop", "shows whether a thread's loop has ended"),
         Name("gevent-websocket", "geventwebsocket.exceptions:WebSocketError", "is the base of the package's errors"),
         Name(PYTHON, "_socket:socket", "is the kernel's socket of a client, without the cost of gevent's"),
         Name(
             PYTHON,
             "socket:socket._accept",
-            "accepts a client without a socket of Python around the kernel's",
-            instead="one is made and taken apart again",
+            "accepts a client without a Python object around the kernel's socket",
+            instead="each client costs one that is thrown away",
         ),
     ],
     "application": [
         Name("asgiref", "asgiref.sync:_restore_context", "carries the context of a request into its view"),
-        Name("Django", f"{HANDLER}._middleware_chain", "is what a request passes before its view"),
+        Name("Django", f"{HANDLER}._middleware_chain", "is the chain of middleware that leads to a view"),
         Name(
             "Django",
             f"{HANDLER}.load_middleware",
-            "builds that chain",
+            "builds the chain of middleware",
             probe=_takes(f"{HANDLER}.load_middleware", 0, 0),
         ),
         Name("Django", f"{HANDLER}.get_response", "runs a request", probe=_takes(f"{HANDLER}.get_response", 0, 0)),
@@ -296,7 +294,7 @@ RELIED_ON: dict[str, list[Name]] = {
             "answers the exception of a view",
             probe=_takes(f"{HANDLER}.process_exception_by_middleware", 0, 0, 0),
         ),
-        Name("Django", f"{HANDLER}.request_class", "says of which class requests are"),
+        Name("Django", f"{HANDLER}.request_class", "names the class of requests"),
         Name("Django", "django.core.handlers.wsgi:WSGIRequest._get_raw_host", "returns the Host that a client sends"),
         Name("Django", "django.core.handlers.wsgi:WSGIRequest._stream", "is the body of a request", _django_request),
         Name(
@@ -349,7 +347,12 @@ RELIED_ON: dict[str, list[Name]] = {
         Name(
             "Django", f"{BASE}.inc_thread_sharing", "lets a view use its request's database", probe=_is_shared_when_told
         ),
-        Name("Django", f"{BASE}.dec_thread_sharing", "ends that when the view does", probe=_is_shared_when_told),
+        Name(
+            "Django",
+            f"{BASE}.dec_thread_sharing",
+            "takes the database back when the view has ended",
+            probe=_is_shared_when_told,
+        ),
         Name("Django", f"{BASE}.atomic_blocks", "tells a view's transactions from its request's", _database),
         Name("Django", f"{BASE}.in_atomic_block", "shows whether a transaction runs", _database),
         Name("Django", f"{BASE}.autocommit", "shows whether each query is a transaction", _database),
@@ -372,7 +375,7 @@ RELIED_ON: dict[str, list[Name]] = {
                 ("wrap_database_errors", "wrapper"),
             )
         ),
-        Name("Django", "django.db.utils:load_backend", "names the driver of a database"),
+        Name("Django", "django.db.utils:load_backend", "finds the driver of a database"),
         Name(
             "Django",
             "django.db:connections.all",
@@ -408,7 +411,7 @@ RELIED_ON: dict[str, list[Name]] = {
         Name(
             "gunicorn",
             f"{WORKER}.handle_error",
-            "answers what is no request",
+            "answers a malformed request",
             probe=_takes(f"{WORKER}.handle_error", 0, 0, 0, 0, 0),
         ),
         Name(
@@ -433,7 +436,7 @@ RELIED_ON: dict[str, list[Name]] = {
             Name("gunicorn", f"gunicorn.http.wsgi:Response.{name}", use, _gunicorn_response)
             for name, use in (
                 ("status", "tells the access log how a handshake was answered"),
-                ("headers", "tells the access log with which headers"),
+                ("headers", "tells the access log which headers were sent"),
                 ("headers_sent", "keeps gunicorn from answering a handshake again"),
             )
         ),
@@ -459,7 +462,7 @@ RELIED_ON: dict[str, list[Name]] = {
         Name(
             "gunicorn",
             "gunicorn.util:write_error",
-            "answers what is no request",
+            "answers a malformed request",
             probe=_takes("gunicorn.util:write_error", 0, 0, 0, 0),
         ),
         Name("gunicorn", "gunicorn.workers.workertmp:WorkerTmp.notify", "shows that a worker lives while it stops"),
@@ -484,8 +487,8 @@ RELIED_ON: dict[str, list[Name]] = {
         for name, use in (
             ("closed", "keeps gevent-websocket from closing what was given away"),
             ("handler", "leads to the socket of a client"),
-            ("raw_read", "reads for gevent-websocket, which shall not any more"),
-            ("raw_write", "writes for gevent-websocket, which shall not any more"),
+            ("raw_read", "reads for gevent-websocket, and must not after the handover"),
+            ("raw_write", "writes for gevent-websocket, and must not after the handover"),
             ("stream", "is closed by gevent-websocket when the application returns"),
         )
     ],
@@ -501,7 +504,9 @@ RELIED_ON: dict[str, list[Name]] = {
     ],
     "runwebsocket": [
         Name("Django", f"{RUNSERVER}.run", "starts a development server", probe=_takes(f"{RUNSERVER}.run", 0)),
-        Name("Django", f"{RUNSERVER}._raw_ipv6", "says how an address is written", probe=_raw_ipv6_is_bracketed),
+        Name(
+            "Django", f"{RUNSERVER}._raw_ipv6", "says whether an address needs brackets", probe=_raw_ipv6_is_bracketed
+        ),
         Name("Django", f"{RUNSERVER}.on_bind", "says where the server is", probe=_takes(f"{RUNSERVER}.on_bind", 0, "")),
         Name("Django", f"{RUNSERVER}.check_migrations", "looks for migrations that were not applied"),
         Name(
@@ -509,7 +514,7 @@ RELIED_ON: dict[str, list[Name]] = {
         ),
         Name("Django", "django.contrib.staticfiles.handlers:StaticFilesHandler", "serves static files"),
         Name("Django", "django.utils.autoreload:get_reloader", "watches the code of the project"),
-        Name("Django", "django.utils.autoreload:logger", "says so"),
+        Name("Django", "django.utils.autoreload:logger", "says what watches the code of the project"),
         Name("Django", "django.utils.autoreload:StatReloader.run", "waits for a change", _reloader),
         Name("Django", "django.utils.autoreload:StatReloader.run_loop", "waits for one in broken code", _reloader),
         Name("Django", "django.utils.autoreload:StatReloader.extra_files", "has the broken files watched", _reloader),
@@ -549,13 +554,18 @@ def _at(path: str) -> Any:
 def is_there(name: Name) -> bool:
     """Whether a name can be relied on."""
     try:
-        if name.probe is not None:
-            return name.probe()
+        return _resolves(name) if name.probe is None else name.probe()
+    except Exception:  # an untested version of a library may do anything
+        return False
+
+
+def _resolves(name: Name) -> bool:
+    try:
         if name.made is not None:
             getattr(name.made(), name.path.rpartition(".")[2])
         else:
             _at(name.path)
-    except Exception:  # whatever a library does that is not the one which was tested
+    except Exception:
         return False
     return True
 
@@ -565,7 +575,7 @@ def missing(*parts: str) -> Iterator[tuple[Name, str]]:
     for part in parts:
         for name in RELIED_ON[part]:
             if not is_there(name):
-                yield name, sentence(name)
+                yield name, sentence(name, changed=_resolves(name))
 
 
 def verify(*parts: str) -> None:
@@ -585,13 +595,13 @@ def naming(*parts: str) -> Iterator[None]:
         raise
 
 
-def sentence(name: Name) -> str:
-    """Say that a name is gone, what for it was needed, and what helps."""
+def sentence(name: Name, *, changed: bool = False) -> str:
+    """Say that a name is gone, or has changed, what it was needed for, and what helps."""
     version = _version(name.library)
     minimum = _minimum(name.library)
     older = minimum is not None and _numbers(version) < _numbers(minimum)
-    verb = "has no" if older else "no longer has"
-    without = f", without which {name.instead}" if name.instead else ""
+    verb = "has a different" if changed else "has no" if older else "no longer has"
+    without = f"; without it, {name.instead}" if name.instead else ""
     newer = f"a newer {OURS}"
     if name.library == PYTHON:
         remedy = f"use an older Python, or install {newer}"

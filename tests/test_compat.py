@@ -307,8 +307,8 @@ def take_away(monkeypatch: pytest.MonkeyPatch, name: compat.Name) -> None:
 @pytest.mark.parametrize("path", [path for path in NAMES if path not in FIXED])
 def test_name_that_is_gone_is_missed(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     part, name = NAMES[path]
-    sentence = compat.sentence(name)
     take_away(monkeypatch, name)
+    sentence = compat.sentence(name)
     assert (name, sentence) in list(compat.missing(part))
     if name.instead:
         (message,) = [message for message in check_libraries(part) if message.msg == sentence]
@@ -344,10 +344,19 @@ def test_sentence_about_an_old_library_asks_for_one_that_was_tested(monkeypatch:
 def test_sentence_about_python_and_about_what_stands_in() -> None:
     _, name = NAMES["socket.socket._accept"]
     assert re.fullmatch(
-        r"Python 3\.[0-9.]+\S* no longer has socket\.socket\._accept, which accepts .*, without which one is made and "
-        r"taken apart again: use an older Python, or install a newer django-gevent-websocket\.",
+        r"Python 3\.[0-9.]+\S* no longer has socket\.socket\._accept, which accepts .*; without it, each client costs "
+        r"one that is thrown away: use an older Python, or install a newer django-gevent-websocket\.",
         compat.sentence(name),
     )
+
+
+def test_name_that_means_something_else_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, name = NAMES["gunicorn.workers.ggevent.GeventWorker.handle"]
+    monkeypatch.setattr(GeventWorker, "handle", lambda self, connection: None)
+    with pytest.raises(compat.Incompatible) as raised:
+        compat.verify("worker")
+    assert str(raised.value) == compat.sentence(name, changed=True)
+    assert " has a different gunicorn.workers.ggevent.GeventWorker.handle, which serves a client: " in str(raised.value)
 
 
 @pytest.mark.parametrize("unknown", ["version", "requires"])
