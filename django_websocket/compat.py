@@ -92,6 +92,21 @@ def _redis_connection() -> object:
     return make()
 
 
+def _locals_of_two_contexts_differ() -> bool:
+    from contextvars import copy_context
+
+    from asgiref.local import Local
+
+    def probe() -> bool:
+        local: Any = Local()
+        local.language = "of the view"
+        of_view = copy_context()
+        local.language = "of the request, later"
+        return bool(of_view.run(lambda: local.language) == "of the view")
+
+    return copy_context().run(probe)
+
+
 def _django_request() -> Any:
     from io import BytesIO
 
@@ -268,6 +283,12 @@ RELIED_ON: dict[str, list[Name]] = {
     ],
     "application": [
         Name("asgiref", "asgiref.sync:_restore_context", "carries the context of a request into its view"),
+        Name(
+            "asgiref",
+            "asgiref.local:Local",
+            "keeps what a request sets later, such as the language, from its view",
+            probe=_locals_of_two_contexts_differ,
+        ),
         Name("Django", f"{HANDLER}._middleware_chain", "is the chain of middleware that leads to a view"),
         Name(
             "Django",
