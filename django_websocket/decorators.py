@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar, cast, overload
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast, overload
 
 import gevent
 from asgiref.sync import iscoroutinefunction
@@ -18,12 +18,14 @@ from .websocket import WebSocket
 
 __all__ = ["websocket", "websocket_loop"]
 
-View = Callable[..., HttpResponseBase | None]
-F = TypeVar("F", bound=View)
+P = ParamSpec("P")
+R = TypeVar("R", bound=HttpRequest)
+View = Callable[Concatenate[R, WebSocket, P], HttpResponseBase | None]
+Decorated = Callable[Concatenate[R, P], HttpResponseBase]
 
 
 @overload
-def websocket(view: F, /) -> F: ...
+def websocket(view: View[R, P], /) -> Decorated[R, P]: ...
 @overload
 def websocket(
     *,
@@ -34,9 +36,9 @@ def websocket(
     compression: bool = ...,
     refuse: str | None = ...,
     until_logout: bool = ...,
-) -> Callable[[F], F]: ...
+) -> Callable[[View[R, P]], Decorated[R, P]]: ...
 def websocket(
-    view: View | None = None,
+    view: Callable[..., HttpResponseBase | None] | None = None,
     /,
     *,
     origins: Sequence[str] = (),
@@ -65,11 +67,11 @@ def websocket(
         conf.check_refuse(refuse)
     options = Options(tuple(origins), tuple(subprotocols), max_message_size, receive, compression, refuse, until_logout)
 
-    def decorate(function: View) -> View:
+    def decorate(function: Callable[..., HttpResponseBase | None]) -> Callable[..., HttpResponseBase]:
         refuse_async(function)
 
         @functools.wraps(function)
-        def wrapper(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase | None:
+        def wrapper(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
             client = request.META.get("wsgi.websocket")
             if not isinstance(client, WebSocket):
                 raise ImproperlyConfigured(
@@ -94,12 +96,12 @@ def refuse_async(view: Callable[..., Any]) -> None:
         raise ImproperlyConfigured(f"{view.__module__}.{view.__qualname__} is async: write it as a plain `def`")
 
 
-def websocket_loop(view: F) -> F:
+def websocket_loop(view: View[R, P]) -> Decorated[R, P]:
     """Call `view(request, websocket, ...)` each time there is a message to `receive()`, until there will be none."""
     refuse_async(view)
 
     @functools.wraps(view)
-    def loop(request: HttpRequest, client: WebSocket, *args: Any, **kwargs: Any) -> None:
+    def loop(request: R, client: WebSocket, *args: P.args, **kwargs: P.kwargs) -> None:
         source = client.readiness
         current: Any = gevent.getcurrent()
         while not source.closed:
@@ -112,4 +114,4 @@ def websocket_loop(view: F) -> F:
             else:
                 source._wait()
 
-    return cast(F, websocket(loop))
+    return websocket(cast(View[R, P], loop))
