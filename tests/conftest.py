@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import django
 import pytest
@@ -89,7 +89,7 @@ def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
     """Count a skipped test as failed where CI is set, and show the logs of the servers that a failed test had."""
-    report: pytest.TestReport = yield  # type: ignore[assignment, misc]
+    report: pytest.TestReport = yield  # type: ignore[assignment]
     if report.skipped and os.environ.get("CI") and not hasattr(report, "wasxfail"):
         report.outcome = "failed"
         report.longrepr = f"skipped, where everything must run: {report.longrepr}"
@@ -314,7 +314,7 @@ def connect() -> Iterator[Connect]:
                     **options,
                 },
             )
-            return stack.enter_context(client)
+            return stack.enter_context(cast(Client, client))
 
         yield open_websocket
 

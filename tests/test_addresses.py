@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -38,14 +39,14 @@ class pages:
 
 
 @pytest.fixture(autouse=True)
-def settings():
+def settings() -> Iterator[None]:
     with override_settings(
         WEBSOCKET_URLCONF="addresses_websockets",
         ROOT_URLCONF="addresses_pages",
         WEBSOCKET_SERVER="",
         ALLOWED_HOSTS=["testserver", "example.com", "[::1]", "127.0.0.1"],
-    ) as settings:
-        yield settings
+    ):
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -53,8 +54,8 @@ def urlconf_as_a_string(monkeypatch: pytest.MonkeyPatch) -> None:
     """The settings hold the name of a module, here of one that no file has."""
     import sys
 
-    monkeypatch.setitem(sys.modules, "addresses_websockets", urls)  # type: ignore[misc]
-    monkeypatch.setitem(sys.modules, "addresses_pages", pages)  # type: ignore[misc]
+    monkeypatch.setitem(sys.modules, "addresses_websockets", urls)
+    monkeypatch.setitem(sys.modules, "addresses_pages", pages)
 
 
 def request(host: str = "testserver", *, secure: bool = False, **extra: Any) -> HttpRequest:
@@ -93,7 +94,7 @@ def request(host: str = "testserver", *, secure: bool = False, **extra: Any) -> 
         ("wss://[::1]:9000/a/b", "testserver", False, "wss://[::1]:9000/a/b/chat/"),
     ],
 )
-def test_the_address_is_made_of_the_server_and_the_request(server, host, secure, expected):
+def test_the_address_is_made_of_the_server_and_the_request(server: str, host: str, secure: bool, expected: str) -> None:
     with override_settings(WEBSOCKET_SERVER=server):
         assert websocket_url("chat", request=request(host, secure=secure)) == expected
 
@@ -106,13 +107,13 @@ def test_the_address_is_made_of_the_server_and_the_request(server, host, secure,
         ("ws://127.0.0.1:8001", "ws://127.0.0.1:8001/chat/"),
     ],
 )
-def test_a_server_with_a_host_needs_no_request(server, expected):
+def test_a_server_with_a_host_needs_no_request(server: str, expected: str) -> None:
     with override_settings(WEBSOCKET_SERVER=server):
         assert websocket_url("chat") == expected
 
 
 @pytest.mark.parametrize("server", ["", ":8001", "/prefix"])
-def test_without_a_request_a_server_without_a_host_is_an_error_that_says_what_to_do(server):
+def test_without_a_request_a_server_without_a_host_is_an_error_that_says_what_to_do(server: str) -> None:
     with (
         override_settings(WEBSOCKET_SERVER=server),
         pytest.raises(ImproperlyConfigured, match="WEBSOCKET_SERVER") as error,
@@ -146,7 +147,7 @@ def test_without_a_request_a_server_without_a_host_is_an_error_that_says_what_to
         "[::1",
     ],
 )
-def test_a_server_of_which_no_address_can_be_made_is_named(server):
+def test_a_server_of_which_no_address_can_be_made_is_named(server: str) -> None:
     with (
         override_settings(WEBSOCKET_SERVER=server),
         pytest.raises(ImproperlyConfigured, match="WEBSOCKET_SERVER"),
@@ -157,7 +158,7 @@ def test_a_server_of_which_no_address_can_be_made_is_named(server):
 # --- the request ------------------------------------------------------------------------------------------------
 
 
-def test_https_at_the_proxy_is_wss():
+def test_https_at_the_proxy_is_wss() -> None:
     forwarded = request(HTTP_X_FORWARDED_PROTO="https")
     assert websocket_url("chat", request=forwarded) == "ws://testserver/chat/"  # anybody can send that
     with override_settings(SECURE_PROXY_SSL_HEADER=("HTTP_X_FORWARDED_PROTO", "https")):
@@ -165,7 +166,7 @@ def test_https_at_the_proxy_is_wss():
         assert websocket_url("chat", request=request(HTTP_X_FORWARDED_PROTO="http")) == "ws://testserver/chat/"
 
 
-def test_the_proxys_host_counts_where_django_trusts_it():
+def test_the_proxys_host_counts_where_django_trusts_it() -> None:
     forwarded = request(HTTP_X_FORWARDED_HOST="example.com:8443")
     assert websocket_url("chat", request=forwarded) == "ws://testserver/chat/"
     with override_settings(USE_X_FORWARDED_HOST=True):
@@ -177,7 +178,7 @@ def test_the_proxys_host_counts_where_django_trusts_it():
     "host",
     ["evil.example", "testserver.evil.example", "testserver@evil.example", 'testserver"><script>', "[::2]:80", ""],
 )
-def test_a_host_that_django_does_not_know_is_never_reflected(server, host):
+def test_a_host_that_django_does_not_know_is_never_reflected(server: str, host: str) -> None:
     with override_settings(WEBSOCKET_SERVER=server), pytest.raises(DisallowedHost):
         websocket_url("chat", request=request(host))
 
@@ -185,7 +186,7 @@ def test_a_host_that_django_does_not_know_is_never_reflected(server, host):
 # --- names and arguments ----------------------------------------------------------------------------------------
 
 
-def test_names_and_arguments_are_those_of_the_websockets_urlconf():
+def test_names_and_arguments_are_those_of_the_websockets_urlconf() -> None:
     page = request()
     assert websocket_url("chat-room", ["lobby"], request=page) == "ws://testserver/chat/lobby/"
     assert websocket_url("chat-room", kwargs={"room": "lobby"}, request=page) == "ws://testserver/chat/lobby/"
@@ -206,12 +207,14 @@ def test_names_and_arguments_are_those_of_the_websockets_urlconf():
         ("nowhere:room", None, None),
     ],
 )
-def test_what_does_not_resolve_is_djangos_error(name, args, kwargs):
+def test_what_does_not_resolve_is_djangos_error(
+    name: str, args: list[Any] | None, kwargs: dict[str, Any] | None
+) -> None:
     with pytest.raises(NoReverseMatch):
         websocket_url(name, args, kwargs, request=request())
 
 
-def test_the_prefix_of_the_application_is_part_of_the_path():
+def test_the_prefix_of_the_application_is_part_of_the_path() -> None:
     try:
         set_script_prefix("/app/")
         assert websocket_url("chat", request=request()) == "ws://testserver/app/chat/"
@@ -219,7 +222,7 @@ def test_the_prefix_of_the_application_is_part_of_the_path():
         set_script_prefix("/")
 
 
-def test_without_a_urlconf_the_error_names_the_setting():
+def test_without_a_urlconf_the_error_names_the_setting() -> None:
     with (
         override_settings(WEBSOCKET_URLCONF=""),
         pytest.raises(ImproperlyConfigured, match="WEBSOCKET_URLCONF"),
@@ -252,39 +255,39 @@ def render(source: str, page: HttpRequest | None = None, **values: Any) -> str:
         ("{% websocket_url 'chat-room' room='lobby' as url %}[{{ url }}]", "[ws://testserver/chat/lobby/]"),
     ],
 )
-def test_the_tag_takes_what_djangos_url_takes(tag, expected):
+def test_the_tag_takes_what_djangos_url_takes(tag: str, expected: str) -> None:
     assert render(tag, request(), name="cellar", name_of_view="chat-room") == expected
 
 
-def test_the_tag_is_wss_on_a_secure_page():
+def test_the_tag_is_wss_on_a_secure_page() -> None:
     assert render("{% websocket_url 'chat' %}", request(secure=True)) == "wss://testserver/chat/"
 
 
-def test_the_tag_gives_nothing_that_ends_a_script():
+def test_the_tag_gives_nothing_that_ends_a_script() -> None:
     nasty = "</script><script>alert('\"&"
     rendered = render("{% websocket_url 'any' nasty %}", request(), nasty=nasty)
     assert not set("<>'\"") & set(rendered)
 
 
-def test_the_tag_without_a_request_needs_a_server_with_a_host():
+def test_the_tag_without_a_request_needs_a_server_with_a_host() -> None:
     with pytest.raises(ImproperlyConfigured, match="WEBSOCKET_SERVER"):
         render("{% websocket_url 'chat' %}")
     with override_settings(WEBSOCKET_SERVER="wss://live.example.com"):
         assert render("{% websocket_url 'chat' %}") == "wss://live.example.com/chat/"
 
 
-def test_the_tag_says_which_name_does_not_resolve():
+def test_the_tag_says_which_name_does_not_resolve() -> None:
     with pytest.raises(NoReverseMatch, match="nowhere"):
         render("{% websocket_url 'nowhere' %}", request())
     with pytest.raises(NoReverseMatch):
         render("{% websocket_url 'nowhere' as url %}", request())
 
 
-def test_the_tag_never_reflects_an_unknown_host():
+def test_the_tag_never_reflects_an_unknown_host() -> None:
     with pytest.raises(DisallowedHost):
         render("{% websocket_url 'chat' %}", request("evil.example"))
 
 
-def test_the_tag_is_found_by_the_engine_that_projects_use():
+def test_the_tag_is_found_by_the_engine_that_projects_use() -> None:
     template = engines["django"].from_string("{% load websockets %}{% websocket_url 'chat' %}")
     assert template.render({}, request()) == "ws://testserver/chat/"

@@ -134,7 +134,7 @@ def test_time_between_requests_is_gunicorn_s_and_that_for_a_head_ours(start_site
 
 
 def test_deadline_covers_the_tls_handshake(start_site: StartSite, certificate: tuple[Path, Path], raw: Raw) -> None:
-    arguments = ["--certfile", certificate[0], "--keyfile", certificate[1]]
+    arguments: list[str | Path] = ["--certfile", certificate[0], "--keyfile", certificate[1]]
     with start_site({"WEBSOCKET_HANDSHAKE_TIMEOUT": HASTE}, args=arguments, probe=b"") as server:
         begin = time.monotonic()
         silent, halfway = raw(server), raw(server)
@@ -317,7 +317,14 @@ def test_limit_of_a_page_ends_with_the_upgrade_of_its_connection(start_site: Sta
 
 
 def test_handshake_within_http2_is_refused(start_site: StartSite, certificate: tuple[Path, Path]) -> None:
-    arguments = ["--certfile", certificate[0], "--keyfile", certificate[1], "--http-protocols", "h2,h1"]
+    arguments: list[str | Path] = [
+        "--certfile",
+        certificate[0],
+        "--keyfile",
+        certificate[1],
+        "--http-protocols",
+        "h2,h1",
+    ]
     with (
         pytest.raises(RuntimeError, match="Remove h2 from http_protocols"),
         start_site(args=arguments, probe=b"") as server,

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import gevent
@@ -21,6 +22,7 @@ from django.http import HttpResponse
 
 import django_websocket.pubsub.redis as redis_broker
 from django_websocket import logins, pubsub
+from django_websocket.connection import Connection
 from django_websocket.exceptions import BrokerError
 from django_websocket.pubsub import publish, subscribe
 from django_websocket.pubsub.broker import Broker, Listener, broker_from
@@ -297,8 +299,9 @@ def test_a_server_that_does_not_answer_delays_the_end_within_bounds(own_redis: S
         begun = time.monotonic()
         broker.close()
         assert time.monotonic() - begun < redis_broker.TIMEOUT + 0.5
-        gevent.joinall([*publishers, joining], timeout=1)
-        assert [type(one.exception) for one in (*publishers, joining)] == [BrokerError] * 11
+        waiting: list[gevent.Greenlet[..., Any]] = [*publishers, joining]
+        gevent.joinall(waiting, timeout=1)
+        assert [type(one.exception) for one in waiting] == [BrokerError] * 11
         until(lambda: told.ends)
         assert connections_to(own_redis.port) == []
     finally:
@@ -373,6 +376,10 @@ def test_views_that_are_subscribed_are_told(backend: Backend, cooperative: None)
     nothing_is_left(backend)
 
 
+def accepted(connection: Connection, subprotocol: str | None) -> Connection:
+    return connection
+
+
 @pytest.mark.parametrize(
     "options", [{}, {"on_missed": "reload"}, {"on_slow": "latest", "on_missed": "reload"}], ids=str
 )
@@ -380,7 +387,7 @@ def test_clients_that_are_sent_what_is_published_are_sent_away(key: str, pairs: 
     with in_use(f"memory://{key}"):
         clients = [pairs() for _ in range(2)]
         for (connection, _), method in zip(clients, (WebSocket.subscribe, WebSocket.listen), strict=True):
-            method(WebSocket({}, HttpResponse(), lambda subprotocol, c=connection: c), "news", **options)
+            method(WebSocket({}, HttpResponse(), partial(accepted, connection)), "news", **options)
         publish("news", "before")
         for _, peer in clients:
             assert peer.until_frames(1) == [text("before")]

@@ -62,7 +62,8 @@ class Window:
     def texts(self, selector: str) -> list[str]:
         """The texts of all elements that match, as they stand in the page."""
         script = "return Array.from(document.querySelectorAll(arguments[0]), (element) => element.textContent)"
-        return self.driver.execute_script(script, selector)
+        found: list[str] = self.driver.execute_script(script, selector)
+        return found
 
     def wait(self, condition: Callable[[], object], message: str = "") -> None:
         """Wait until a condition holds."""
@@ -101,7 +102,7 @@ class Browser:
 
     def errors(self) -> list[str]:
         """What stands in the consoles, errors and warnings, since this was last asked."""
-        return [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]
+        return [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]  # type: ignore[no-untyped-call]
 
     def close_windows(self) -> None:
         """Close all windows but the first, which is empty."""
@@ -234,7 +235,7 @@ def test_name_and_colour_can_be_changed_and_are_kept_for_the_window(browser: Bro
             color,
         )
         ann.say(f"I am {name}")
-        bob.wait(lambda name=name: bob.texts(".message .user")[-1:] == [name])
+        bob.wait(lambda name=name: bob.texts(".message .user")[-1:] == [name])  # type: ignore[misc]
         style = "return getComputedStyle(document.querySelector('.message:last-child .user')).color"
         assert bob.driver.execute_script(style) == shown
     ann.driver.refresh()
@@ -342,7 +343,7 @@ def test_readme_page_in_two_windows(browser: Browser, tmp_path: Path) -> None:
         ann, bob = (browser.open(f"http://127.0.0.1:{port}/chat/lobby/") for _ in range(2))
         connected = "return socket.readyState === WebSocket.OPEN"
         for window in (ann, bob):
-            window.wait(lambda window=window: window.driver.execute_script(connected))
+            window.wait(lambda window=window: window.driver.execute_script(connected))  # type: ignore[misc]
         ann.say("<b>Hello</b>")
         for window in (ann, bob):
             window.wait_for_texts("#log li", ["<b>Hello</b>"])

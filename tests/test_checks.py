@@ -366,7 +366,7 @@ def test_an_async_view_is_refused(module: types.ModuleType) -> None:
 
 
 def test_what_django_finds_in_other_urlconfs_is_found_in_this_one(module: types.ModuleType) -> None:
-    module.urlpatterns = [path("/slash/", decorated), path("class/", Decorated)]  # type: ignore[attr-defined]
+    module.urlpatterns = [path("/slash/", decorated), path("class/", Decorated)]  # type: ignore[arg-type, attr-defined]
     with override_settings(WEBSOCKET_URLCONF=module.__name__):
         found = {message.id for message in check()}
     assert {"urls.W002", "urls.E009"} <= found
@@ -489,7 +489,7 @@ def test_a_driver_that_blocks_is_warned_of(use_driver: Any, module: types.Module
     assert (type(message), message.id) == (Warning, "websocket.W005")
     assert f'The database "made" uses {module.__name__}, which blocks' in message.msg
     for word in words:
-        assert word in message.hint
+        assert word in (message.hint or "")
 
 
 @pytest.mark.parametrize(
@@ -516,7 +516,7 @@ def test_psycopg2_is_warned_of_where_nothing_makes_it_cooperate(
     monkeypatch.setattr(checks, "find_spec", lambda name: None)
     (message,) = check()
     assert message.id == "websocket.W005"
-    assert "psycopg 3" in message.hint
+    assert "psycopg 3" in (message.hint or "")
     set_wait_callback(lambda connection: None)
     try:
         assert check() == []
@@ -551,7 +551,7 @@ def test_psycopg2_blocks_exactly_where_the_server_warns_of_it(
     (documented,) = [block.code for block in blocks("docs/deployment.md") if "psycogreen" in block.code]
     (tmp_path / "gunicorn.conf.py").write_text(documented if cooperates else "")
     settings = {"DATABASES": {"default": settings_of(postgres, "psycopg2")}}
-    args = ["-c", tmp_path / "gunicorn.conf.py"]
+    args: list[str | Path] = ["-c", tmp_path / "gunicorn.conf.py"]
     with start_site(settings, args=args, env={"TESTSITE_WITHOUT": "psycopg"}) as server:
         assert warnings(server) == ([] if cooperates else ["websocket.W005"])
         slow: RawClient = raw(server)

@@ -148,7 +148,7 @@ def close_frames(peer: Peer) -> list[Frame]:
 
 
 @any_moment
-def test_the_server_closes_at_any_moment(pairs, moment):  # sections 5.5.1 and 7.1.2
+def test_the_server_closes_at_any_moment(pairs: Pairs, moment: Moment) -> None:  # sections 5.5.1 and 7.1.2
     connection, peer, unfinished = begin(pairs, moment)
     connection.close(4000, "enough")
     assert connection.closed
@@ -163,7 +163,7 @@ def test_the_server_closes_at_any_moment(pairs, moment):  # sections 5.5.1 and 7
 
 
 @any_moment
-def test_the_client_closes_at_any_moment(pairs, moment):  # sections 5.5.1, 7.1.5 and 7.1.6
+def test_the_client_closes_at_any_moment(pairs: Pairs, moment: Moment) -> None:  # sections 5.5.1, 7.1.5 and 7.1.6
     connection, peer, unfinished = begin(pairs, moment)
     peer.write(unfinished + peer.engine.close(3001, "leaving"))
     drain(connection)
@@ -175,7 +175,7 @@ def test_the_client_closes_at_any_moment(pairs, moment):  # sections 5.5.1, 7.1.
 
 
 @any_moment
-def test_both_close_at_once_at_any_moment(pairs, moment):  # section 7.1.5
+def test_both_close_at_once_at_any_moment(pairs: Pairs, moment: Moment) -> None:  # section 7.1.5
     """Each has sent its close frame before it has seen the other's, and nobody sends a second one."""
     connection, peer, unfinished = begin(pairs, moment)
     peer.write(unfinished + peer.engine.close(3001, "leaving"))
@@ -188,7 +188,7 @@ def test_both_close_at_once_at_any_moment(pairs, moment):  # section 7.1.5
 
 
 @any_moment
-def test_the_client_half_closes_at_any_moment(pairs, moment):  # sections 7.1.4 and 7.1.5
+def test_the_client_half_closes_at_any_moment(pairs: Pairs, moment: Moment) -> None:  # sections 7.1.4 and 7.1.5
     for closing in (False, True):
         connection, peer, _ = begin(pairs, moment)
         if closing:
@@ -196,14 +196,14 @@ def test_the_client_half_closes_at_any_moment(pairs, moment):  # sections 7.1.4 
         peer.half_close()
         drain(connection)
         peer.until_end()
-        until(lambda connection=connection: not connection.open)
+        until(lambda connection=connection: not connection.open)  # type: ignore[misc]
         assert (connection.close_code, connection.close_reason) == ((4000, "enough") if closing else (1006, ""))
         # None, where the kernel did not take it before.
         assert close_frames(peer) in ([], [close(4000, "enough")] * closing)
 
 
 @any_moment
-def test_the_client_resets_at_any_moment(pairs, moment):  # sections 7.1.4 and 7.1.5
+def test_the_client_resets_at_any_moment(pairs: Pairs, moment: Moment) -> None:  # sections 7.1.4 and 7.1.5
     for closing, code in ((None, 1006), ("server", 4000), ("client", 3001)):
         connection, peer, unfinished = begin(pairs, moment)
         open_connections().discard(connection)  # no deadline helps
@@ -214,7 +214,7 @@ def test_the_client_resets_at_any_moment(pairs, moment):  # sections 7.1.4 and 7
             settle(connection)
         peer.abort()
         drain(connection)
-        until(lambda connection=connection: not connection.open)
+        until(lambda connection=connection: not connection.open)  # type: ignore[misc]
         assert connection.close_code == code
         with pytest.raises(ConnectionClosed):
             connection.send("nobody")
@@ -231,7 +231,9 @@ def conversation() -> tuple[bytes, bytes]:
 
 
 @pytest.mark.parametrize("how", [Peer.half_close, Peer.abort], ids=["half-close", "reset"])
-def test_the_client_ends_after_any_byte(pairs, how):  # section 7.1.5: 1006, unless its close frame has come
+def test_the_client_ends_after_any_byte(
+    pairs: Pairs, how: Callable[[Peer], None]
+) -> None:  # section 7.1.5: 1006, unless its close frame has come
     stream, last = conversation()
     for cut in range(len(stream + last) + 1):
         connection, peer = pairs(sockets=tcp_pair)
@@ -240,7 +242,7 @@ def test_the_client_ends_after_any_byte(pairs, how):  # section 7.1.5: 1006, unl
         how(peer)
         messages = list(iter(connection.receive, None))
         assert messages == ["text", b"begun"][: (cut >= 10) + (cut >= len(stream))], cut
-        until(lambda connection=connection: not connection.open)
+        until(lambda connection=connection: not connection.open)  # type: ignore[misc]
         whole = cut == len(stream + last)
         assert (connection.close_code, connection.close_reason) == ((3001, "bye") if whole else (1006, "")), cut
         if how is Peer.half_close:
@@ -248,7 +250,7 @@ def test_the_client_ends_after_any_byte(pairs, how):  # section 7.1.5: 1006, unl
             assert peer.until_end() == [*pong, close(3001, "bye")][: None if whole else len(pong)], cut
 
 
-def test_the_server_closes_after_any_byte(pairs):  # section 5.5.1
+def test_the_server_closes_after_any_byte(pairs: Pairs) -> None:  # section 5.5.1
     stream, last = conversation()
     for cut in range(len(stream) + 1):
         connection, peer = pairs(sockets=tcp_pair)
@@ -266,7 +268,7 @@ def test_the_server_closes_after_any_byte(pairs):  # section 5.5.1
 # --- close codes ------------------------------------------------------------------------------------------------
 
 
-def test_a_code_that_may_be_sent_is_answered_with_itself(pairs):  # sections 5.5.1 and 7.4
+def test_a_code_that_may_be_sent_is_answered_with_itself(pairs: Pairs) -> None:  # sections 5.5.1 and 7.4
     for code in MAY_BE_SENT:
         connection, peer = pairs()
         peer.close_frame(code, "why")
@@ -274,7 +276,7 @@ def test_a_code_that_may_be_sent_is_answered_with_itself(pairs):  # sections 5.5
         assert (connection.close_code, connection.close_reason) == (code, "why")
 
 
-def test_a_reserved_code_of_the_client_is_1002(pairs):  # sections 7.4.1 and 7.4.2
+def test_a_reserved_code_of_the_client_is_1002(pairs: Pairs) -> None:  # sections 7.4.1 and 7.4.2
     for code in MAY_NOT_BE_SENT:
         connection, peer = pairs()
         peer.write(peer.engine.frame(Opcode.CLOSE, code.to_bytes(2, "big")))
@@ -286,7 +288,7 @@ def test_a_reserved_code_of_the_client_is_1002(pairs):  # sections 7.4.1 and 7.4
         assert peer.until_end() == [frame]
 
 
-def test_the_server_may_send_each_code_that_may_be_sent(pairs):  # section 7.4
+def test_the_server_may_send_each_code_that_may_be_sent(pairs: Pairs) -> None:  # section 7.4
     for code in MAY_BE_SENT:
         connection, peer = pairs()
         connection.close(code, "why")
@@ -294,7 +296,7 @@ def test_the_server_may_send_each_code_that_may_be_sent(pairs):  # section 7.4
         assert connection.close_code == code
 
 
-def test_a_reserved_code_is_not_sent_and_the_connection_goes_on(pairs):  # sections 7.4.1 and 7.4.2
+def test_a_reserved_code_is_not_sent_and_the_connection_goes_on(pairs: Pairs) -> None:  # sections 7.4.1 and 7.4.2
     connection, peer = pairs()
     for code in MAY_NOT_BE_SENT:
         if code != 1005:  # stands for a frame without a code
@@ -305,7 +307,7 @@ def test_a_reserved_code_is_not_sent_and_the_connection_goes_on(pairs):  # secti
     assert connection.close_code is None and not connection.closed
 
 
-def test_a_malformed_close_frame_of_the_client_is_answered_by_why(pairs):  # sections 5.5.1 and 8.1
+def test_a_malformed_close_frame_of_the_client_is_answered_by_why(pairs: Pairs) -> None:  # sections 5.5.1 and 8.1
     for payload, code in ((b"\x03", 1002), (b"\x03\xe8\xff", 1007), (b"\x03\xe8\xed\xa0\x80", 1007)):
         connection, peer = pairs()
         peer.write(peer.engine.frame(Opcode.CLOSE, payload))

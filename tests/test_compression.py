@@ -6,6 +6,7 @@ import random
 import socket
 import time
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -140,9 +141,16 @@ def test_published_messages_reach_clients_of_all_kinds(
 
 def test_published_message_is_encoded_once_for_each_kind_of_client(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
+
+    def noting(name: str, encode: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(*args: Any) -> Any:
+            calls.append(name)
+            return encode(*args)
+
+        return noted
+
     for name in ("encode_message", "encode_compressed"):
-        encode = getattr(hub, name)
-        monkeypatch.setattr(hub, name, lambda *args, encode=encode, name=name: calls.append(name) or encode(*args))
+        monkeypatch.setattr(hub, name, noting(name, getattr(hub, name)))
     publication = hub.Publication("news", [TEXTS[0].encode(), b"short"])
     small = Agreement(window_bits=9)
     for _ in range(3):

@@ -46,15 +46,15 @@ def value_of(name: str) -> Any:
 
 
 @pytest.mark.parametrize("name, default", DEFAULTS.items())
-def test_default(name, default):
+def test_default(name: str, default: Any) -> None:
     assert getattr(Settings(), name.lower()) == default
 
 
-def test_a_connection_without_settings_has_the_same_limits():
+def test_a_connection_without_settings_has_the_same_limits() -> None:
     assert Limits() == Settings().limits
 
 
-def test_a_project_without_settings_has_the_defaults():
+def test_a_project_without_settings_has_the_defaults() -> None:
     with override_settings(WEBSOCKET_URLCONF="x"):
         for name in DEFAULTS:
             if hasattr(settings, f"WEBSOCKET_{name}"):
@@ -63,7 +63,7 @@ def test_a_project_without_settings_has_the_defaults():
 
 
 @pytest.mark.parametrize("name", NUMBERS)
-def test_numbers_are_taken_and_forgotten_again(name):
+def test_numbers_are_taken_and_forgotten_again(name: str) -> None:
     before = value_of(name)
     with override_settings(**{f"WEBSOCKET_{name}": 7}):
         assert value_of(name) == 7
@@ -73,25 +73,25 @@ def test_numbers_are_taken_and_forgotten_again(name):
 
 
 @pytest.mark.parametrize("name", TIMES)
-def test_times_may_be_fractions(name):
+def test_times_may_be_fractions(name: str) -> None:
     with override_settings(**{f"WEBSOCKET_{name}": 0.5}):
         assert value_of(name) == 0.5
 
 
 @pytest.mark.parametrize("name", STRINGS)
-def test_strings_are_taken(name):
+def test_strings_are_taken(name: str) -> None:
     with override_settings(**{f"WEBSOCKET_{name}": "something"}):
         assert value_of(name) == "something"
 
 
 @pytest.mark.parametrize("kind", [list, tuple, set, frozenset])
-def test_origins_may_be_any_collection(kind):
+def test_origins_may_be_any_collection(kind: type) -> None:
     with override_settings(WEBSOCKET_ALLOWED_ORIGINS=kind(["https://example.com"])):
         assert conf.current().allowed_origins == ("https://example.com",)
         assert "https://example.com" in conf.current().origins
 
 
-def test_trusted_origins_of_csrf_count_too():
+def test_trusted_origins_of_csrf_count_too() -> None:
     with override_settings(WEBSOCKET_ALLOWED_ORIGINS=["https://a.example"]):
         conf.current().origins  # noqa: B018  # made once, and then again when the other setting changes
         with override_settings(CSRF_TRUSTED_ORIGINS=["https://b.example"]):
@@ -100,7 +100,7 @@ def test_trusted_origins_of_csrf_count_too():
 
 
 @pytest.mark.parametrize("debug", [True, False])
-def test_debug_is_djangos(debug):
+def test_debug_is_djangos(debug: bool) -> None:
     with override_settings(DEBUG=debug):
         assert conf.current().debug is debug
 
@@ -115,7 +115,7 @@ def test_debug_is_djangos(debug):
         ({"takeover": True, "window_bits": 9, "threshold": 0}, Compression(True, 9, 0)),
     ],
 )
-def test_compression_is_a_switch_or_what_is_wanted(value, wanted):
+def test_compression_is_a_switch_or_what_is_wanted(value: Any, wanted: Any) -> None:
     with override_settings(WEBSOCKET_COMPRESSION=value):
         assert conf.current().wanted_compression == wanted
         assert Options().wanted_compression() == wanted
@@ -137,7 +137,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize("name, value", WRONG)
-def test_a_wrong_value_is_said_by_the_name_of_its_setting(name, value):
+def test_a_wrong_value_is_said_by_the_name_of_its_setting(name: str, value: Any) -> None:
     with (
         override_settings(**{f"WEBSOCKET_{name}": value}),
         pytest.raises(ImproperlyConfigured, match=rf"\bWEBSOCKET_{name}\b"),
@@ -146,19 +146,19 @@ def test_a_wrong_value_is_said_by_the_name_of_its_setting(name, value):
     conf.current()
 
 
-def test_no_urlconf_is_said_with_what_to_do():
+def test_no_urlconf_is_said_with_what_to_do() -> None:
     with override_settings(WEBSOCKET_URLCONF=""), pytest.raises(ImproperlyConfigured, match="WEBSOCKET_URLCONF = "):
         conf.current().required_urlconf()
     with override_settings(WEBSOCKET_URLCONF="a.b"):
         assert conf.current().required_urlconf() == "a.b"
 
 
-def test_settings_cannot_be_changed_by_chance():
+def test_settings_cannot_be_changed_by_chance() -> None:
     with pytest.raises(AttributeError):
         conf.current().server = "x"  # type: ignore[misc]
 
 
-def test_the_options_of_a_view_replace_what_the_project_says():
+def test_the_options_of_a_view_replace_what_the_project_says() -> None:
     with override_settings(WEBSOCKET_MAX_MESSAGE_SIZE=1000, WEBSOCKET_PING_INTERVAL=7):
         assert Options().limits() is conf.current().limits
         limits = Options(max_message_size=5000).limits()

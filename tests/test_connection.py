@@ -8,7 +8,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 from unittest.mock import patch
 
@@ -21,7 +21,7 @@ from django_websocket.protocol.engine import Engine, Role
 from django_websocket.protocol.frames import CloseCode, Opcode, encode_message
 from django_websocket.sweep import MAX_DELAY, open_connections, sweep_of_loop
 
-from .support.wire import Frame, Pairs, Peer, close, packet_pair, tcp_pair, text, until
+from .support.wire import Frame, Pairs, Peer, close, packet_pair, tcp_pair, text, unix_pair, until
 
 PING, PONG, CLOSE = Opcode.PING, Opcode.PONG, Opcode.CLOSE
 ROOMY = Limits(send_buffer_size=1 << 30, outbox_size=1 << 30)
@@ -58,9 +58,21 @@ def received(connection: Connection) -> list[str | bytes]:
     return list(iter(connection.receive, None))
 
 
+def send_each(peer: Peer, messages: Iterable[str | bytes]) -> None:
+    """Send messages, each in a segment of its own."""
+    for message in messages:
+        peer.text(message)
+
+
+def send_until_closed(connection: Connection) -> None:
+    """Send more than the kernel takes, until the connection ends."""
+    with pytest.raises(ConnectionClosed):
+        connection.send("x" * 10_000_000)
+
+
 def fill(connection: Connection, size: int = 400_000) -> list[Frame]:
     """Push frames that the client does not read, until the kernel takes no more; return them."""
-    frames = []
+    frames: list[Frame] = []
     while not connection._outbox.size:
         frames.append(text(f"{len(frames)}" + "." * size))
         connection.push(encode_message(frames[-1].payload.decode()))
@@ -70,13 +82,13 @@ def fill(connection: Connection, size: int = 400_000) -> list[Frame]:
 # --- messages ---------------------------------------------------------------------------------------------------
 
 
-def test_messages_of_one_segment_are_all_received_with_their_types(pairs):
+def test_messages_of_one_segment_are_all_received_with_their_types(pairs: Pairs) -> None:
     connection, peer = pairs()
     peer.text("a", b"b", "", b"", "\u00e9\U0001f600", "x" * 70_000)
     assert [connection.receive() for _ in range(6)] == ["a", b"b", "", b"", "\u00e9\U0001f600", "x" * 70_000]
 
 
-def test_a_message_may_come_byte_by_byte(pairs):
+def test_a_message_may_come_byte_by_byte(pairs: Pairs) -> None:
     connection, peer = pairs()
     view = gevent.spawn(connection.receive)
     for byte in peer.engine.send("hello"):
@@ -85,21 +97,21 @@ def test_a_message_may_come_byte_by_byte(pairs):
     assert view.get(timeout=5) == "hello"
 
 
-def test_bytes_behind_the_handshake_belong_to_the_connection(pairs):
+def test_bytes_behind_the_handshake_belong_to_the_connection(pairs: Pairs) -> None:
     client = Engine(Role.CLIENT)
     early = client.send("first") + client.send("second") + client.send("third")[:-2]
     connection, peer = pairs(early=early)
     assert [connection.receive(), connection.receive()] == ["first", "second"]
 
 
-def test_a_frame_may_begin_behind_the_handshake_and_end_later(pairs):
+def test_a_frame_may_begin_behind_the_handshake_and_end_later(pairs: Pairs) -> None:
     frame = Engine(Role.CLIENT).send("split")
     connection, peer = pairs(early=frame[:4])
     peer.write(frame[4:])
     assert connection.receive() == "split"
 
 
-def test_a_whole_conversation_may_come_with_the_handshake(pairs):
+def test_a_whole_conversation_may_come_with_the_handshake(pairs: Pairs) -> None:
     client = Engine(Role.CLIENT)
     connection, peer = pairs(early=client.send("only") + client.close(1001))
     assert not connection.closed
@@ -110,10 +122,10 @@ def test_a_whole_conversation_may_come_with_the_handshake(pairs):
 
 
 @pytest.mark.parametrize("limits", [Limits(inbox_messages=2), Limits(inbox_size=3000)], ids=["by messages", "by bytes"])
-def test_a_full_inbox_holds_the_client_back_and_goes_on_when_it_drains(pairs, limits):
+def test_a_full_inbox_holds_the_client_back_and_goes_on_when_it_drains(pairs: Pairs, limits: Limits) -> None:
     connection, peer = pairs(limits=limits)
     messages = [f"{number:04}" + "." * 1000 for number in range(2000)]
-    writer = gevent.spawn(lambda: [peer.text(message) for message in messages])
+    writer = gevent.spawn(send_each, peer, messages)
     sent = -1
 
     def stuck() -> bool:  # nothing more goes in although the loop runs
@@ -128,14 +140,14 @@ def test_a_full_inbox_holds_the_client_back_and_goes_on_when_it_drains(pairs, li
     writer.get(timeout=5)
 
 
-def test_messages_beyond_the_inbox_are_received_in_their_order_when_they_came_in_one_segment(pairs):
+def test_messages_beyond_the_inbox_are_received_in_their_order_when_they_came_in_one_segment(pairs: Pairs) -> None:
     connection, peer = pairs(limits=Limits(inbox_messages=4))
     messages = [str(number) for number in range(1000)]
     peer.text(*messages)
     assert [connection.receive() for _ in messages] == messages
 
 
-def test_a_paused_connection_reads_on_for_the_close_frame(pairs):
+def test_a_paused_connection_reads_on_for_the_close_frame(pairs: Pairs) -> None:
     connection, peer = pairs(limits=Limits(inbox_messages=4))
     messages = [str(number) for number in range(10)]
     peer.write(b"".join(map(peer.engine.send, messages)) + peer.engine.close(1001, "bye"))
@@ -144,7 +156,7 @@ def test_a_paused_connection_reads_on_for_the_close_frame(pairs):
     assert peer.until_end() == [close(1001, "bye")]
 
 
-def test_one_chatty_client_does_not_starve_another(pairs):
+def test_one_chatty_client_does_not_starve_another(pairs: Pairs) -> None:
     chatty, chatty_peer = pairs()
     quiet, quiet_peer = pairs()
     seen = []
@@ -161,11 +173,11 @@ def test_one_chatty_client_does_not_starve_another(pairs):
     assert seen.index("quiet") < 10_000
 
 
-def test_an_echo_of_much_in_little_pieces_loses_nothing(pairs):
+def test_an_echo_of_much_in_little_pieces_loses_nothing(pairs: Pairs) -> None:
     connection, peer = pairs(narrow=True)
     view = gevent.spawn(echo, connection)
     messages = [random.randbytes(random.choice((0, 1, 100, 5000, 70_000))) for _ in range(60)]
-    writer = gevent.spawn(lambda: [peer.text(message) for message in messages])
+    writer = gevent.spawn(send_each, peer, messages)
     assert peer.until_frames(60) == [Frame(Opcode.BINARY, message) for message in messages]
     writer.get(timeout=5)
     peer.close_frame()
@@ -175,7 +187,7 @@ def test_an_echo_of_much_in_little_pieces_loses_nothing(pairs):
 # --- control frames ---------------------------------------------------------------------------------------------
 
 
-def test_a_ping_is_answered_while_nobody_receives(pairs):
+def test_a_ping_is_answered_while_nobody_receives(pairs: Pairs) -> None:
     connection, peer = pairs()
     peer.text("waits")
     peer.ping(b"are you there?")
@@ -184,7 +196,7 @@ def test_a_ping_is_answered_while_nobody_receives(pairs):
     assert connection.receive() == "waits"
 
 
-def test_a_ping_between_the_fragments_of_a_message_is_answered(pairs):
+def test_a_ping_between_the_fragments_of_a_message_is_answered(pairs: Pairs) -> None:
     connection, peer = pairs()
     peer.write(peer.engine.frame(Opcode.TEXT, b"a", fin=False))
     peer.ping(b"!")
@@ -193,7 +205,7 @@ def test_a_ping_between_the_fragments_of_a_message_is_answered(pairs):
     assert connection.receive() == "ab"
 
 
-def test_a_ping_does_not_wake_the_receiver(pairs):
+def test_a_ping_does_not_wake_the_receiver(pairs: Pairs) -> None:
     connection, peer = pairs()
     view = gevent.spawn(connection.receive)
     for _ in range(3):
@@ -204,7 +216,7 @@ def test_a_ping_does_not_wake_the_receiver(pairs):
     assert view.get(timeout=5) == "now"
 
 
-def test_of_pongs_that_the_kernel_does_not_take_only_the_newest_waits(pairs):
+def test_of_pongs_that_the_kernel_does_not_take_only_the_newest_waits(pairs: Pairs) -> None:
     connection, peer = pairs(narrow=True)
     filling = fill(connection)
     for number in range(500):
@@ -232,7 +244,7 @@ def tiny_tcp_pair() -> tuple[socket.socket, socket.socket]:
         return server, socket.socket(fileno=client.detach())
 
 
-def test_a_client_that_pings_and_does_not_read_gets_whole_pongs_later(pairs):
+def test_a_client_that_pings_and_does_not_read_gets_whole_pongs_later(pairs: Pairs) -> None:
     """Of the pong that the kernel took in part, the rest belongs to the stream."""
     for _ in range(10):
         connection, peer = pairs(sockets=tiny_tcp_pair)
@@ -240,7 +252,7 @@ def test_a_client_that_pings_and_does_not_read_gets_whole_pongs_later(pairs):
             pings = (b"%03d" % number + b"." * random.randrange(50, 120) for number in range(first, first + 20))
             peer.write(b"".join(peer.engine.frame(PING, payload) for payload in pings))
             gevent.sleep(0.001)
-        until(lambda peer=peer: peer.pump() and peer.frames and peer.frames[-1].payload[:3] == b"799")
+        until(lambda peer=peer: peer.pump() and peer.frames and peer.frames[-1].payload[:3] == b"799")  # type: ignore[misc]
         assert {frame.opcode for frame in peer.frames} == {PONG}
         numbers = [int(frame.payload[:3]) for frame in peer.frames]
         assert numbers == sorted(set(numbers))
@@ -250,7 +262,7 @@ def test_a_client_that_pings_and_does_not_read_gets_whole_pongs_later(pairs):
 # --- the outbox -------------------------------------------------------------------------------------------------
 
 
-def test_answers_to_messages_of_one_segment_leave_in_one_segment(pairs):
+def test_answers_to_messages_of_one_segment_leave_in_one_segment(pairs: Pairs) -> None:
     connection, peer = pairs(sockets=packet_pair)
     gevent.spawn(echo, connection)
     gevent.sleep(0)
@@ -259,7 +271,7 @@ def test_answers_to_messages_of_one_segment_leave_in_one_segment(pairs):
     assert len(peer.segments) == 1
 
 
-def test_a_queued_answer_leaves_as_soon_as_the_view_lets_the_loop_run(pairs):
+def test_a_queued_answer_leaves_as_soon_as_the_view_lets_the_loop_run(pairs: Pairs) -> None:
     connection, peer = pairs()
     go_on = gevent.event.Event()
 
@@ -270,13 +282,13 @@ def test_a_queued_answer_leaves_as_soon_as_the_view_lets_the_loop_run(pairs):
         connection.receive()
         connection.send("second answer")
 
-    view = gevent.spawn(view)
+    running = gevent.spawn(view)
     gevent.sleep(0)
     peer.text("a", "b")
     assert peer.until_frames(1) == [text("first answer")]
     go_on.set()
     assert peer.until_frames(2) == [text("first answer"), text("second answer")]
-    view.get(timeout=5)
+    running.get(timeout=5)
 
 
 def answer_in_turn(pairs: Pairs, clients: int, messages: list[str], **options: Any) -> tuple[list[Peer], list[int]]:
@@ -303,7 +315,7 @@ def answer_in_turn(pairs: Pairs, clients: int, messages: list[str], **options: A
     return peers, answered_before
 
 
-def test_answers_to_clients_whose_messages_came_together_leave_when_all_were_read(pairs):
+def test_answers_to_clients_whose_messages_came_together_leave_when_all_were_read(pairs: Pairs) -> None:
     peers, answered_before = answer_in_turn(pairs, CROWD + 3, ["one", "two"], sockets=packet_pair)
     assert answered_before == [0, 0, 0, *range(CROWD)]  # the last kept too few waiting
     for peer in peers:
@@ -311,7 +323,9 @@ def test_answers_to_clients_whose_messages_came_together_leave_when_all_were_rea
     assert sorted(len(peer.segments) for peer in peers) == [1] * 3 + [2] * CROWD
 
 
-def test_of_many_clients_whose_messages_came_together_the_first_is_not_answered_last(pairs, monkeypatch):
+def test_of_many_clients_whose_messages_came_together_the_first_is_not_answered_last(
+    pairs: Pairs, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("django_websocket.sweep.MAX_UNSENT", 5)
     peers, answered_before = answer_in_turn(pairs, 5 + 2 + CROWD, ["answer"])
     assert answered_before == [0] * 5 + [5] * 2 + [*range(5, 5 + CROWD)]
@@ -319,7 +333,7 @@ def test_of_many_clients_whose_messages_came_together_the_first_is_not_answered_
         assert peer.until_frames(1) == [text("answer")]
 
 
-def test_an_answer_does_not_wait_while_other_views_compute(pairs):
+def test_an_answer_does_not_wait_while_other_views_compute(pairs: Pairs) -> None:
     made = [pairs() for _ in range(CROWD + 6)]
     answered_before = []
 
@@ -337,9 +351,9 @@ def test_an_answer_does_not_wait_while_other_views_compute(pairs):
     assert answered_before[:6] == [0, 0, 2, 2, 4, 4]  # the second is one and a half later than the first
 
 
-def test_an_answer_of_a_view_that_was_not_woken_by_its_client_is_sent_at_once(pairs):
+def test_an_answer_of_a_view_that_was_not_woken_by_its_client_is_sent_at_once(pairs: Pairs) -> None:
     made = [pairs() for _ in range(CROWD + 2)]
-    answered = []
+    answered: list[bool] = []
 
     def read(peer: Peer) -> None:
         if not answered:  # the first of many whose turn it is
@@ -357,7 +371,7 @@ def test_an_answer_of_a_view_that_was_not_woken_by_its_client_is_sent_at_once(pa
     assert answered == [True]
 
 
-def test_an_answer_is_sent_at_once_where_nobody_else_waits(pairs):
+def test_an_answer_is_sent_at_once_where_nobody_else_waits(pairs: Pairs) -> None:
     connection, peer = pairs()
 
     def view() -> bool:
@@ -365,13 +379,13 @@ def test_an_answer_is_sent_at_once_where_nobody_else_waits(pairs):
         connection.send("answer")
         return peer.readable()
 
-    view = gevent.spawn(view)
+    running = gevent.spawn(view)
     gevent.sleep(0)
     peer.text("question")
-    assert view.get(timeout=5)
+    assert running.get(timeout=5)
 
 
-def test_what_is_held_back_for_other_clients_is_limited(pairs):
+def test_what_is_held_back_for_other_clients_is_limited(pairs: Pairs) -> None:
     messages = ["." * 1000] * 40
     peers, answered_before = answer_in_turn(pairs, CROWD + 2, messages, sockets=packet_pair)
     assert answered_before == [*range(CROWD + 2)]
@@ -380,7 +394,7 @@ def test_what_is_held_back_for_other_clients_is_limited(pairs):
         assert max(map(len, peer.segments)) < MAX_HELD + 2000
 
 
-def test_what_is_held_back_for_a_client_that_vanished_is_dropped(pairs):
+def test_what_is_held_back_for_a_client_that_vanished_is_dropped(pairs: Pairs) -> None:
     made = [pairs() for _ in range(CROWD + 1)]
 
     def view(connection: Connection, peer: Peer) -> None:
@@ -400,7 +414,7 @@ def test_what_is_held_back_for_a_client_that_vanished_is_dropped(pairs):
 
 
 @pytest.mark.parametrize("then", ["nothing", "a send", "a push", "a close", "an early ping", "an early close"])
-def test_the_head_is_sent_before_all_else(pairs, then):
+def test_the_head_is_sent_before_all_else(pairs: Pairs, then: str) -> None:
     of_client = Engine(Role.CLIENT)
     early = {"an early ping": of_client.frame(PING, b"."), "an early close": of_client.close(1001)}.get(then, b"")
     connection, peer = pairs(head=encode_message("head"), early=early)
@@ -416,10 +430,10 @@ def test_the_head_is_sent_before_all_else(pairs, then):
     assert len(peer.segments) == 1
 
 
-def test_the_heads_of_clients_that_came_together_leave_together(pairs, monkeypatch):
+def test_the_heads_of_clients_that_came_together_leave_together(pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("django_websocket.sweep.MAX_DELAY", 60.0)
     monkeypatch.setattr("django_websocket.sweep.MAX_UNSENT", 5)
-    peers = []
+    peers: list[Peer] = []
     answered_before = []
     for _ in range(7):
         answered_before.append(sum(peer.readable() for peer in peers))
@@ -429,7 +443,7 @@ def test_the_heads_of_clients_that_came_together_leave_together(pairs, monkeypat
     assert all(peer.readable() for peer in peers)
 
 
-def test_a_head_does_not_wait_while_others_are_made(pairs):
+def test_a_head_does_not_wait_while_others_are_made(pairs: Pairs) -> None:
     _, first = pairs(head=encode_message("head"))
     time.sleep(MAX_DELAY * 1.5)
     assert not first.readable()
@@ -438,7 +452,7 @@ def test_a_head_does_not_wait_while_others_are_made(pairs):
     assert second.readable()
 
 
-def test_a_client_that_left_before_its_head_has_vanished(pairs):
+def test_a_client_that_left_before_its_head_has_vanished(pairs: Pairs) -> None:
     connection, peer = pairs(head=encode_message("head"), sockets=tcp_pair)
     peer.abort()
     gevent.sleep(0.01)
@@ -447,7 +461,7 @@ def test_a_client_that_left_before_its_head_has_vanished(pairs):
 
 
 @pytest.mark.parametrize("held", ["a head", "an answer"])
-def test_what_is_held_reaches_a_client_that_half_closes(pairs, held):
+def test_what_is_held_reaches_a_client_that_half_closes(pairs: Pairs, held: str) -> None:
     connection, peer = pairs(head=encode_message("held") if held == "a head" else b"")
 
     def view() -> None:
@@ -459,15 +473,15 @@ def test_what_is_held_reaches_a_client_that_half_closes(pairs, held):
         peer.half_close()
         connection._on_readable()
     else:
-        view = gevent.spawn(view)
+        running = gevent.spawn(view)
         gevent.sleep(0)
         peer.text("one", "two")
         peer.half_close()
-        view.get(timeout=5)
+        running.get(timeout=5)
     assert peer.until_end() == [text("held")]
 
 
-def test_a_head_for_which_there_is_no_room_waits_for_it(pairs):
+def test_a_head_for_which_there_is_no_room_waits_for_it(pairs: Pairs) -> None:
     head = "head" * 100_000
     connection, peer = pairs(head=encode_message(head), narrow=True)
     gevent.sleep(0)
@@ -476,7 +490,7 @@ def test_a_head_for_which_there_is_no_room_waits_for_it(pairs):
 
 
 @pytest.mark.parametrize("waits", ["a push", "a close", "a push and a close"])
-def test_nothing_overtakes_a_queued_answer(pairs, waits):
+def test_nothing_overtakes_a_queued_answer(pairs: Pairs, waits: str) -> None:
     connection, peer = pairs()
 
     def view() -> None:
@@ -499,7 +513,7 @@ def test_nothing_overtakes_a_queued_answer(pairs, waits):
     assert peer.until_frames(len(expected)) == expected
 
 
-def test_sends_and_pushes_keep_their_order_when_the_kernel_takes_nothing(pairs):
+def test_sends_and_pushes_keep_their_order_when_the_kernel_takes_nothing(pairs: Pairs) -> None:
     connection, peer = pairs(narrow=True, limits=ROOMY)
     expected = fill(connection)
     for number in range(100):
@@ -515,7 +529,7 @@ def test_sends_and_pushes_keep_their_order_when_the_kernel_takes_nothing(pairs):
 
 
 @pytest.mark.parametrize("size", [500, 400_000])
-def test_a_waiting_pong_keeps_its_place_before_what_is_sent_after_it(pairs, size):
+def test_a_waiting_pong_keeps_its_place_before_what_is_sent_after_it(pairs: Pairs, size: int) -> None:
     connection, peer = pairs(narrow=True, limits=ROOMY)
     filling = fill(connection, size)
     peer.ping(b"1")
@@ -527,7 +541,7 @@ def test_a_waiting_pong_keeps_its_place_before_what_is_sent_after_it(pairs, size
 
 
 @pytest.mark.parametrize("size", [500, 400_000])
-def test_nothing_follows_the_close_frame(pairs, size):
+def test_nothing_follows_the_close_frame(pairs: Pairs, size: int) -> None:
     connection, peer = pairs(narrow=True)
     filling = fill(connection, size)
     peer.ping(b"1")
@@ -539,7 +553,7 @@ def test_nothing_follows_the_close_frame(pairs, size):
     assert peer.until_end() == [*filling, Frame(PONG, b"1"), close(1000)]
 
 
-def test_a_queued_answer_leaves_before_a_pong_that_was_asked_for_later(pairs):
+def test_a_queued_answer_leaves_before_a_pong_that_was_asked_for_later(pairs: Pairs) -> None:
     connection, peer = pairs()
     asked = gevent.event.Event()
 
@@ -557,10 +571,11 @@ def test_a_queued_answer_leaves_before_a_pong_that_was_asked_for_later(pairs):
     assert peer.until_frames(2) == [text("answer"), Frame(PONG, b"1")]
 
 
-@pytest.mark.parametrize("sockets", [None, tcp_pair], ids=["unix", "tcp"])
-def test_frames_of_many_senders_never_mix(pairs, sockets):
-    options = {} if sockets is None else {"sockets": sockets}
-    connection, peer = pairs(narrow=True, limits=Limits(outbox_size=1 << 30), **options)
+@pytest.mark.parametrize("sockets", [unix_pair, tcp_pair], ids=["unix", "tcp"])
+def test_frames_of_many_senders_never_mix(
+    pairs: Pairs, sockets: Callable[[], tuple[socket.socket, socket.socket]]
+) -> None:
+    connection, peer = pairs(narrow=True, limits=Limits(outbox_size=1 << 30), sockets=sockets)
     rng = random.Random(7)
 
     def sender(name: str) -> None:
@@ -572,8 +587,13 @@ def test_frames_of_many_senders_never_mix(pairs, sockets):
                 connection.send(message)
             gevent.sleep(0)
 
+    def ping() -> None:
+        for number in range(50):
+            peer.ping(b"%d" % number)
+            gevent.sleep(0.001)
+
     senders = [gevent.spawn(sender, name) for name in "abcpq"]
-    pinger = gevent.spawn(lambda: [(peer.ping(b"%d" % n), gevent.sleep(0.001)) for n in range(50)])
+    pinger = gevent.spawn(ping)
     texts: list[str] = []
 
     def read() -> bool:
@@ -588,10 +608,11 @@ def test_frames_of_many_senders_never_mix(pairs, sockets):
         assert all(message[4:].strip(name) == "" for message in own)
     pongs = [int(frame.payload) for frame in peer.frames if frame.opcode == PONG]
     assert pongs == sorted(set(pongs))
-    gevent.joinall([*senders, pinger], timeout=5, raise_error=True)
+    gevent.joinall(senders, timeout=5, raise_error=True)
+    pinger.get(timeout=5)
 
 
-def test_send_waits_for_a_client_that_does_not_read_and_goes_on_when_it_does(pairs):
+def test_send_waits_for_a_client_that_does_not_read_and_goes_on_when_it_does(pairs: Pairs) -> None:
     connection, peer = pairs(narrow=True, limits=Limits(send_buffer_size=10_000))
     sent = []
 
@@ -600,16 +621,16 @@ def test_send_waits_for_a_client_that_does_not_read_and_goes_on_when_it_does(pai
             connection.send(f"{number:03}" + "." * 1000)
             sent.append(number)
 
-    view = gevent.spawn(view)
+    running = gevent.spawn(view)
     until(lambda: connection._drained is not None and not connection._drained.is_set())
     assert 0 < len(sent) < 100
     assert connection._outbox.size < 10_000 + 2000
     frames = peer.until_frames(200)
     assert [int(frame.payload[:3]) for frame in frames] == list(range(200))
-    view.get(timeout=5)
+    running.get(timeout=5)
 
 
-def test_send_to_a_client_that_never_reads_closes_with_1008(pairs):
+def test_send_to_a_client_that_never_reads_closes_with_1008(pairs: Pairs) -> None:
     connection, peer = pairs(narrow=True, limits=Limits(send_buffer_size=10_000, send_timeout=0.1))
     view = gevent.spawn(connection.send, "x" * 100_000)
     with pytest.raises(ConnectionClosed) as closed:
@@ -621,7 +642,7 @@ def test_send_to_a_client_that_never_reads_closes_with_1008(pairs):
     assert frames[1].payload[:2] == (1008).to_bytes(2, "big")
 
 
-def test_every_waiting_sender_learns_that_the_connection_has_ended(pairs):
+def test_every_waiting_sender_learns_that_the_connection_has_ended(pairs: Pairs) -> None:
     connection, peer = pairs(narrow=True, limits=Limits(send_buffer_size=1000))
     views = [gevent.spawn(connection.send, "x" * 100_000) for _ in range(3)]
     until(lambda: connection._drained is not None)
@@ -632,7 +653,7 @@ def test_every_waiting_sender_learns_that_the_connection_has_ended(pairs):
         assert closed.value.code == 1006
 
 
-def test_a_push_over_the_limit_closes_with_1013_without_waiting(pairs):
+def test_a_push_over_the_limit_closes_with_1013_without_waiting(pairs: Pairs) -> None:
     connection, peer = pairs(narrow=True, limits=Limits(outbox_size=100_000))
     other, other_peer = pairs()
     ended = []
@@ -657,7 +678,7 @@ def test_a_push_over_the_limit_closes_with_1013_without_waiting(pairs):
     assert ended == [1]
 
 
-def test_the_outbox_of_a_client_that_was_given_up_is_not_kept(pairs):
+def test_the_outbox_of_a_client_that_was_given_up_is_not_kept(pairs: Pairs) -> None:
     connection, peer = pairs(narrow=True, limits=Limits(outbox_size=500_000))
     for _ in range(10):
         connection.push(encode_message("x" * 100_000))
@@ -668,7 +689,7 @@ def test_the_outbox_of_a_client_that_was_given_up_is_not_kept(pairs):
 # --- the end ----------------------------------------------------------------------------------------------------
 
 
-def test_the_server_closes(pairs):
+def test_the_server_closes(pairs: Pairs) -> None:
     connection, peer = pairs()
     view = gevent.spawn(connection.receive)
     gevent.sleep(0)
@@ -684,7 +705,7 @@ def test_the_server_closes(pairs):
     assert connection.close_code == 4001
 
 
-def test_the_client_closes(pairs):
+def test_the_client_closes(pairs: Pairs) -> None:
     connection, peer = pairs()
     view = gevent.spawn(connection.receive)
     peer.close_frame(3333, "bye")
@@ -695,21 +716,21 @@ def test_the_client_closes(pairs):
     assert connection.receive() is None
 
 
-def test_the_client_closes_while_nobody_receives(pairs):
+def test_the_client_closes_while_nobody_receives(pairs: Pairs) -> None:
     connection, peer = pairs()
     peer.close_frame(1000)
     assert peer.until_end() == [close(1000)]
     assert connection.closed
 
 
-def test_a_close_frame_without_a_code_is_answered_by_one(pairs):
+def test_a_close_frame_without_a_code_is_answered_by_one(pairs: Pairs) -> None:
     connection, peer = pairs()
     peer.write(peer.engine.frame(CLOSE))
     assert peer.until_end() == [Frame(CLOSE, b"")]
     assert connection.close_code == 1005
 
 
-def test_both_close_at_the_same_time(pairs):
+def test_both_close_at_the_same_time(pairs: Pairs) -> None:
     connection, peer = pairs()
     peer.close_frame(1001)
     connection.close(1000)
@@ -718,7 +739,7 @@ def test_both_close_at_the_same_time(pairs):
     assert not connection.open
 
 
-def test_a_close_that_is_never_answered_ends_the_connection(pairs):
+def test_a_close_that_is_never_answered_ends_the_connection(pairs: Pairs) -> None:
     connection, peer = pairs(limits=Limits(close_timeout=1))
     own_clock(connection)
     connection.close(1000)
@@ -730,7 +751,7 @@ def test_a_close_that_is_never_answered_ends_the_connection(pairs):
     assert not connection.open
 
 
-def test_a_close_that_the_kernel_never_takes_ends_the_connection(pairs):
+def test_a_close_that_the_kernel_never_takes_ends_the_connection(pairs: Pairs) -> None:
     connection, peer = pairs(narrow=True, limits=Limits(close_timeout=0.5))
     own_clock(connection)
     fill(connection)
@@ -739,7 +760,7 @@ def test_a_close_that_the_kernel_never_takes_ends_the_connection(pairs):
     assert not connection.open
 
 
-def test_a_client_that_answers_a_close_with_chatter_is_let_go(pairs):
+def test_a_client_that_answers_a_close_with_chatter_is_let_go(pairs: Pairs) -> None:
     connection, peer = pairs(limits=Limits(close_timeout=0.5))
     own_clock(connection)
     connection.close(1000)
@@ -750,7 +771,7 @@ def test_a_client_that_answers_a_close_with_chatter_is_let_go(pairs):
     assert not connection.open
 
 
-def test_close_is_answered_behind_messages_that_are_dropped(pairs):
+def test_close_is_answered_behind_messages_that_are_dropped(pairs: Pairs) -> None:
     connection, peer = pairs(limits=Limits(inbox_messages=2))
     peer.write(b"".join(map(peer.engine.send, map(str, range(50)))))
     until(lambda: connection.inbox)
@@ -760,11 +781,12 @@ def test_close_is_answered_behind_messages_that_are_dropped(pairs):
     assert peer.until_end() == [close(1000)]
 
 
-@pytest.mark.parametrize("sockets", [None, tcp_pair], ids=["unix", "tcp"])
+@pytest.mark.parametrize("sockets", [unix_pair, tcp_pair], ids=["unix", "tcp"])
 @pytest.mark.parametrize("size", [10, 3_000_000])
-def test_data_after_the_clients_close_frame_is_ignored(pairs, sockets, size):
-    options = {} if sockets is None else {"sockets": sockets}
-    connection, peer = pairs(**options)
+def test_data_after_the_clients_close_frame_is_ignored(
+    pairs: Pairs, sockets: Callable[[], tuple[socket.socket, socket.socket]], size: int
+) -> None:
+    connection, peer = pairs(sockets=sockets)
     data = peer.engine.close(1000) + peer.engine.send("late") * (size // 10) + peer.engine.frame(PING)
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         while data:  # as much as it is possible to send
@@ -776,7 +798,7 @@ def test_data_after_the_clients_close_frame_is_ignored(pairs, sockets, size):
     assert connection.receive() is None
 
 
-def test_a_message_and_a_close_in_one_segment(pairs):
+def test_a_message_and_a_close_in_one_segment(pairs: Pairs) -> None:
     connection, peer = pairs()
     view = gevent.spawn(connection.receive)
     gevent.sleep(0)
@@ -794,7 +816,7 @@ def test_a_message_and_a_close_in_one_segment(pairs):
         connection.send("too late")
 
 
-def test_a_message_and_a_close_that_are_answered_by_a_close(pairs):
+def test_a_message_and_a_close_that_are_answered_by_a_close(pairs: Pairs) -> None:
     connection, peer = pairs()
     peer.write(peer.engine.send("last") + peer.engine.close(1001))
     assert connection.receive() == "last"
@@ -802,7 +824,7 @@ def test_a_message_and_a_close_that_are_answered_by_a_close(pairs):
     assert peer.until_end() == [close(1001)]
 
 
-def test_the_close_of_a_client_is_answered_when_the_view_does_not_come_for_the_last_message(pairs):
+def test_the_close_of_a_client_is_answered_when_the_view_does_not_come_for_the_last_message(pairs: Pairs) -> None:
     connection, peer = pairs(limits=Limits(close_timeout=0.5))
     own_clock(connection)
     peer.write(peer.engine.send("last") + peer.engine.close(1000))
@@ -812,7 +834,7 @@ def test_the_close_of_a_client_is_answered_when_the_view_does_not_come_for_the_l
     assert peer.until_end() == [close(1000)]
 
 
-def test_a_message_before_the_close_is_not_lost_for_a_view_that_comes_late(pairs):
+def test_a_message_before_the_close_is_not_lost_for_a_view_that_comes_late(pairs: Pairs) -> None:
     connection, peer = pairs(limits=Limits(close_timeout=0.5))
     own_clock(connection)
     peer.write(peer.engine.send("last") + peer.engine.close(1000))
@@ -823,7 +845,7 @@ def test_a_message_before_the_close_is_not_lost_for_a_view_that_comes_late(pairs
     assert connection.receive() is None
 
 
-@pytest.mark.parametrize("sockets", [None, tcp_pair], ids=["unix", "tcp"])
+@pytest.mark.parametrize("sockets", [unix_pair, tcp_pair], ids=["unix", "tcp"])
 @pytest.mark.parametrize(
     "bad, code",
     [
@@ -835,9 +857,10 @@ def test_a_message_before_the_close_is_not_lost_for_a_view_that_comes_late(pairs
         (b"\x88\x82\0\0\0\0\x03\xed", 1002),  # the close code 1005
     ],
 )
-def test_bad_data_after_a_good_message(pairs, bad, code, sockets):
-    options = {} if sockets is None else {"sockets": sockets}
-    connection, peer = pairs(**options)
+def test_bad_data_after_a_good_message(
+    pairs: Pairs, bad: bytes, code: int, sockets: Callable[[], tuple[socket.socket, socket.socket]]
+) -> None:
+    connection, peer = pairs(sockets=sockets)
     view = gevent.spawn(echo, connection)
     peer.write(peer.engine.send("good") + bad)
     frames = peer.until_frames(2)
@@ -849,14 +872,14 @@ def test_bad_data_after_a_good_message(pairs, bad, code, sockets):
     assert peer.until_end() == frames and not peer.reset
 
 
-def test_bad_data_is_refused_while_nobody_receives(pairs):
+def test_bad_data_is_refused_while_nobody_receives(pairs: Pairs) -> None:
     connection, peer = pairs()
     peer.write(b"\x81\x01a")
     assert peer.until_frames(1)[0].payload[:2] == (1002).to_bytes(2, "big")
     assert connection.closed
 
 
-def test_a_client_that_sends_on_after_its_failure_still_reads_why(pairs):
+def test_a_client_that_sends_on_after_its_failure_still_reads_why(pairs: Pairs) -> None:
     connection, peer = pairs(sockets=tcp_pair, limits=Limits(close_timeout=0.5))
     own_clock(connection)
     frame = peer.engine.send("x" * 60_000)
@@ -870,7 +893,7 @@ def test_a_client_that_sends_on_after_its_failure_still_reads_why(pairs):
     assert not connection.open
 
 
-def test_a_message_over_the_limit_is_refused_from_its_header(pairs):
+def test_a_message_over_the_limit_is_refused_from_its_header(pairs: Pairs) -> None:
     connection, peer = pairs(limits=Limits(max_message_size=1000))
     peer.write(peer.engine.send("x" * 1000))
     assert connection.receive() == "x" * 1000
@@ -878,7 +901,7 @@ def test_a_message_over_the_limit_is_refused_from_its_header(pairs):
     assert peer.until_frames(1)[0].payload[:2] == (1009).to_bytes(2, "big")
 
 
-def test_a_half_closed_connection_has_ended(pairs):
+def test_a_half_closed_connection_has_ended(pairs: Pairs) -> None:
     connection, peer = pairs()
     peer.text("before")
     peer.half_close()
@@ -887,7 +910,7 @@ def test_a_half_closed_connection_has_ended(pairs):
     assert connection.close_code == 1006
 
 
-def test_a_client_may_half_close_behind_its_close_frame(pairs):
+def test_a_client_may_half_close_behind_its_close_frame(pairs: Pairs) -> None:
     connection, peer = pairs()
     peer.close_frame(1000)
     peer.half_close()
@@ -895,7 +918,7 @@ def test_a_client_may_half_close_behind_its_close_frame(pairs):
     assert connection.close_code == 1000
 
 
-def test_a_last_message_is_answered_to_a_client_that_half_closes_behind_its_close_frame(pairs):
+def test_a_last_message_is_answered_to_a_client_that_half_closes_behind_its_close_frame(pairs: Pairs) -> None:
     connection, peer = pairs(sockets=tcp_pair)
     peer.write(peer.engine.send("last") + peer.engine.close(1000))
     peer.half_close()
@@ -908,11 +931,11 @@ def test_a_last_message_is_answered_to_a_client_that_half_closes_behind_its_clos
 
 
 @pytest.mark.parametrize("state", ["idle", "in a frame", "received", "sending", "closing", "corked", "paused"])
-def test_a_reset_ends_the_connection(pairs, state):
+def test_a_reset_ends_the_connection(pairs: Pairs, state: str) -> None:
     limits = Limits(send_buffer_size=1000, inbox_messages=1)
     connection, peer = pairs(sockets=tcp_pair, narrow=state == "sending", limits=limits)
     own_clock(connection)
-    view = None
+    view: gevent.Greenlet[..., Any] | None = None
     if state == "in a frame":
         peer.write(peer.engine.frame(PING) + peer.engine.send("half a frame")[:7])
         peer.until_frames(1)
@@ -920,7 +943,7 @@ def test_a_reset_ends_the_connection(pairs, state):
         view = gevent.spawn(received, connection)
         gevent.sleep(0)
     elif state == "sending":
-        view = gevent.spawn(lambda: pytest.raises(ConnectionClosed, connection.send, "x" * 10_000_000))
+        view = gevent.spawn(send_until_closed, connection)
         until(lambda: connection._drained is not None)
     elif state == "closing":
         connection.close(1000)
@@ -945,7 +968,7 @@ def test_a_reset_ends_the_connection(pairs, state):
     tick()
 
 
-def test_messages_that_came_before_the_client_vanished_are_received(pairs):
+def test_messages_that_came_before_the_client_vanished_are_received(pairs: Pairs) -> None:
     connection, peer = pairs()
     peer.text("a", "b")
     peer.sock.close()
@@ -955,7 +978,7 @@ def test_messages_that_came_before_the_client_vanished_are_received(pairs):
     assert connection.closed
 
 
-def test_sending_to_a_client_that_has_vanished_raises_before_long(pairs):
+def test_sending_to_a_client_that_has_vanished_raises_before_long(pairs: Pairs) -> None:
     connection, peer = pairs()
     peer.sock.close()
     with pytest.raises(ConnectionClosed) as closed:
@@ -965,7 +988,7 @@ def test_sending_to_a_client_that_has_vanished_raises_before_long(pairs):
     assert "1006" in str(closed.value)
 
 
-def test_what_cannot_be_a_close_code_is_the_callers_error(pairs):
+def test_what_cannot_be_a_close_code_is_the_callers_error(pairs: Pairs) -> None:
     connection, peer = pairs()
     for code in (0, 999, 1005, 1006, 1015, 2000, 5000):
         with contextlib.suppress(ValueError):
@@ -975,7 +998,7 @@ def test_what_cannot_be_a_close_code_is_the_callers_error(pairs):
         assert not connection.closed and connection.close_code is None
 
 
-def test_closing_again_has_no_effect(pairs):
+def test_closing_again_has_no_effect(pairs: Pairs) -> None:
     connection, peer = pairs()
     connection.close(4000)
     connection.close(4001)
@@ -985,20 +1008,20 @@ def test_closing_again_has_no_effect(pairs):
     assert connection.close_code == 4000
 
 
-def test_a_long_reason_is_cut_to_what_fits(pairs):
+def test_a_long_reason_is_cut_to_what_fits(pairs: Pairs) -> None:
     connection, peer = pairs()
     connection.close(1000, "\u20ac" * 100)
     assert peer.until_frames(1) == [close(1000, "\u20ac" * 41)]
 
 
-def test_what_is_sent_before_the_close_arrives_before_it(pairs):
+def test_what_is_sent_before_the_close_arrives_before_it(pairs: Pairs) -> None:
     connection, peer = pairs(narrow=True, limits=Limits(send_buffer_size=1 << 20))
     connection.send("x" * 500_000)
     connection.close(1000)
     assert peer.until_frames(2) == [text("x" * 500_000), close(1000)]
 
 
-def test_callbacks_at_the_end_are_called_once_and_not_before(pairs):
+def test_callbacks_at_the_end_are_called_once_and_not_before(pairs: Pairs) -> None:
     connection, peer = pairs()
     ended = []
     connection.on_end.append(lambda: ended.append(connection.open))
@@ -1010,7 +1033,7 @@ def test_callbacks_at_the_end_are_called_once_and_not_before(pairs):
     assert ended == [False]
 
 
-def test_open_connections_are_those_with_a_socket(pairs):
+def test_open_connections_are_those_with_a_socket(pairs: Pairs) -> None:
     one, one_peer = pairs()
     two, _ = pairs()
     assert {one, two} <= open_connections()
@@ -1019,9 +1042,10 @@ def test_open_connections_are_those_with_a_socket(pairs):
     assert one not in open_connections() and two in open_connections()
 
 
-def test_the_number_of_a_closed_descriptor_may_belong_to_somebody_else_at_once(pairs):
+def test_the_number_of_a_closed_descriptor_may_belong_to_somebody_else_at_once(pairs: Pairs) -> None:
     connection, peer = pairs(narrow=True)
     fill(connection)  # both watchers run
+    assert connection._sock is not None
     number = connection._sock.fileno()
     peer.sock.close()
     until(lambda: not connection.open)
@@ -1037,7 +1061,7 @@ def test_the_number_of_a_closed_descriptor_may_belong_to_somebody_else_at_once(p
 # --- receiving and dropping -------------------------------------------------------------------------------------
 
 
-def test_discarded_input_is_read_and_dropped_while_control_frames_work(pairs):
+def test_discarded_input_is_read_and_dropped_while_control_frames_work(pairs: Pairs) -> None:
     connection, peer = pairs(discard=True, limits=Limits(inbox_messages=2, inbox_size=1000))
     for _ in range(200):
         peer.text(*["x" * 1000] * 20)
@@ -1051,7 +1075,7 @@ def test_discarded_input_is_read_and_dropped_while_control_frames_work(pairs):
     assert peer.until_end()[2:] == [close(1001)]
 
 
-def test_a_ping_among_discarded_messages_beyond_the_inbox_is_answered(pairs):
+def test_a_ping_among_discarded_messages_beyond_the_inbox_is_answered(pairs: Pairs) -> None:
     connection, peer = pairs(discard=True, limits=Limits(inbox_messages=2))
     peer.write(peer.engine.send("x") * 9 + peer.engine.frame(PING, b"1") + peer.engine.send("x") * 9)
     peer.write(peer.engine.close(1000))
@@ -1059,13 +1083,13 @@ def test_a_ping_among_discarded_messages_beyond_the_inbox_is_answered(pairs):
     assert connection.receive() is None
 
 
-def test_bad_data_is_refused_although_input_is_discarded(pairs):
+def test_bad_data_is_refused_although_input_is_discarded(pairs: Pairs) -> None:
     connection, peer = pairs(discard=True)
     peer.write(peer.engine.send("x") + b"\x81\x01a")
     assert peer.until_frames(1)[0].payload[:2] == (1002).to_bytes(2, "big")
 
 
-def test_input_can_be_dropped_from_some_time_on(pairs):
+def test_input_can_be_dropped_from_some_time_on(pairs: Pairs) -> None:
     connection, peer = pairs(limits=Limits(inbox_messages=2))
     peer.text(*map(str, range(50)))
     until(lambda: connection.inbox)
@@ -1075,7 +1099,7 @@ def test_input_can_be_dropped_from_some_time_on(pairs):
     assert not connection.inbox
 
 
-def test_the_close_behind_dropped_input_is_answered_at_once(pairs):
+def test_the_close_behind_dropped_input_is_answered_at_once(pairs: Pairs) -> None:
     connection, peer = pairs()
     peer.write(peer.engine.send("x") + peer.engine.close(1000))
     until(lambda: connection.ended)
@@ -1088,7 +1112,7 @@ def test_the_close_behind_dropped_input_is_answered_at_once(pairs):
 # --- waiting ----------------------------------------------------------------------------------------------------
 
 
-def test_a_second_receiver_gets_an_error_and_the_first_its_message(pairs):
+def test_a_second_receiver_gets_an_error_and_the_first_its_message(pairs: Pairs) -> None:
     connection, peer = pairs()
     first = gevent.spawn(connection.receive)
     gevent.sleep(0)
@@ -1105,7 +1129,7 @@ def test_a_second_receiver_gets_an_error_and_the_first_its_message(pairs):
     assert third.get(timeout=5) == "for the third"
 
 
-def test_receive_gives_up_after_its_timeout_and_loses_nothing(pairs):
+def test_receive_gives_up_after_its_timeout_and_loses_nothing(pairs: Pairs) -> None:
     connection, peer = pairs()
     for timeout in (0, 0.01):
         with pytest.raises(TimeoutError):
@@ -1118,7 +1142,7 @@ def test_receive_gives_up_after_its_timeout_and_loses_nothing(pairs):
     assert connection.receive(timeout=0) is None
 
 
-def test_half_a_message_does_not_end_the_wait(pairs):
+def test_half_a_message_does_not_end_the_wait(pairs: Pairs) -> None:
     connection, peer = pairs()
     frame = peer.engine.send("whole")
     peer.write(frame[:5])
@@ -1128,12 +1152,12 @@ def test_half_a_message_does_not_end_the_wait(pairs):
     assert connection.receive(timeout=5) == "whole"
 
 
-def test_a_timeout_of_the_user_ends_the_wait_and_loses_nothing(pairs):
+def test_a_timeout_of_the_user_ends_the_wait_and_loses_nothing(pairs: Pairs) -> None:
     connection, peer = pairs()
     for timeout in (None, 5):
         with pytest.raises(gevent.Timeout), gevent.Timeout(0.01):
             connection.receive(timeout)
-        with gevent.Timeout(0.01, False):
+        with gevent.Timeout(0.01, False):  # type: ignore[arg-type]
             connection.receive(timeout)
     view = gevent.spawn(connection.receive)
     gevent.sleep(0)
@@ -1142,7 +1166,7 @@ def test_a_timeout_of_the_user_ends_the_wait_and_loses_nothing(pairs):
     assert connection.receive() == "not lost"
 
 
-def test_an_exception_thrown_when_the_message_has_come_switches_nothing_wrongly(pairs):
+def test_an_exception_thrown_when_the_message_has_come_switches_nothing_wrongly(pairs: Pairs) -> None:
     connection, peer = pairs()
     got: list[str | bytes | None] = []
 
@@ -1154,23 +1178,24 @@ def test_an_exception_thrown_when_the_message_has_come_switches_nothing_wrongly(
             except (gevent.Timeout, TimeoutError):
                 gevent.sleep(0)
 
-    view = gevent.spawn(view)
+    running = gevent.spawn(view)
     for number in range(300):
         peer.text(str(number))
         gevent.sleep(random.choice((0, 0.0005, 0.001)))
     peer.text("end")
-    view.get(timeout=10)
+    running.get(timeout=10)
     assert got == [*map(str, range(300)), "end"]
     assert pairs.errors == []
 
 
-def test_the_end_wakes_the_receiver_whatever_brings_it(pairs):
-    for end in (
+def test_the_end_wakes_the_receiver_whatever_brings_it(pairs: Pairs) -> None:
+    ends: tuple[Callable[[Connection, Peer], object], ...] = (
         lambda connection, peer: connection.close(),
         lambda connection, peer: peer.close_frame(),
         lambda connection, peer: peer.sock.close(),
         lambda connection, peer: peer.write(b"\x81\x01a"),
-    ):
+    )
+    for end in ends:
         connection, peer = pairs()
         view = gevent.spawn(connection.receive)
         gevent.sleep(0)
@@ -1183,7 +1208,7 @@ def test_the_end_wakes_the_receiver_whatever_brings_it(pairs):
 QUICK = Limits(ping_interval=1, ping_timeout=1, close_timeout=0.5, inbox_messages=4)  # two ticks each
 
 
-def test_a_silent_client_is_sent_a_ping_and_closed_with_1011_if_it_does_not_answer(pairs):
+def test_a_silent_client_is_sent_a_ping_and_closed_with_1011_if_it_does_not_answer(pairs: Pairs) -> None:
     connection, peer = pairs(limits=QUICK)
     own_clock(connection)
     view = gevent.spawn(connection.receive)
@@ -1201,7 +1226,7 @@ def test_a_silent_client_is_sent_a_ping_and_closed_with_1011_if_it_does_not_answ
 
 
 @pytest.mark.parametrize("what", ["pong", "message", "ping", "half a frame"])
-def test_any_byte_is_a_sign_of_life(pairs, what):
+def test_any_byte_is_a_sign_of_life(pairs: Pairs, what: str) -> None:
     connection, peer = pairs(limits=QUICK)
     own_clock(connection)
     frame = peer.engine.send("." * 100)
@@ -1223,7 +1248,7 @@ def test_any_byte_is_a_sign_of_life(pairs, what):
     assert connection.close_code is None
 
 
-def test_a_dead_client_whose_buffers_are_full_is_let_go(pairs):
+def test_a_dead_client_whose_buffers_are_full_is_let_go(pairs: Pairs) -> None:
     connection, peer = pairs(narrow=True, limits=QUICK)
     own_clock(connection)
     fill(connection)
@@ -1233,7 +1258,7 @@ def test_a_dead_client_whose_buffers_are_full_is_let_go(pairs):
     assert not connection.open
 
 
-def test_keepalive_does_not_judge_a_client_that_is_not_read(pairs):
+def test_keepalive_does_not_judge_a_client_that_is_not_read(pairs: Pairs) -> None:
     connection, peer = pairs(limits=QUICK)
     own_clock(connection)
     peer.text(*map(str, range(10)))
@@ -1246,7 +1271,7 @@ def test_keepalive_does_not_judge_a_client_that_is_not_read(pairs):
     assert connection.close_code is None
 
 
-def test_an_inbox_that_stays_full_closes_with_1008(pairs):
+def test_an_inbox_that_stays_full_closes_with_1008(pairs: Pairs) -> None:
     connection, peer = pairs(limits=QUICK)
     own_clock(connection)
     peer.text(*map(str, range(10)))
@@ -1257,7 +1282,7 @@ def test_an_inbox_that_stays_full_closes_with_1008(pairs):
     assert peer.until_end()[-1].payload[:2] == (1008).to_bytes(2, "big")
 
 
-def test_a_view_that_receives_slowly_is_not_taken_for_one_that_does_not_receive(pairs):
+def test_a_view_that_receives_slowly_is_not_taken_for_one_that_does_not_receive(pairs: Pairs) -> None:
     connection, peer = pairs(limits=QUICK)
     own_clock(connection)
     peer.text(*map(str, range(10)))
@@ -1273,7 +1298,7 @@ def test_a_view_that_receives_slowly_is_not_taken_for_one_that_does_not_receive(
     assert got == [str(number) for number in range(10)]
 
 
-def test_latency_is_the_time_that_a_ping_took(pairs):
+def test_latency_is_the_time_that_a_ping_took(pairs: Pairs) -> None:
     connection, peer = pairs(limits=QUICK)
     own_clock(connection)
     peer.write(peer.engine.frame(PONG, bytes(8)) + peer.engine.send("w"))  # of a ping that was never sent
@@ -1298,7 +1323,7 @@ def test_latency_is_the_time_that_a_ping_took(pairs):
     assert connection.latency == latency
 
 
-def test_connection_that_is_over_is_not_looked_at_any_more(pairs):
+def test_connection_that_is_over_is_not_looked_at_any_more(pairs: Pairs) -> None:
     sweep = sweep_of_loop()
     before = sum(map(len, sweep._due.values()))
     made = [pairs() for _ in range(5)]
@@ -1308,7 +1333,7 @@ def test_connection_that_is_over_is_not_looked_at_any_more(pairs):
     assert sum(map(len, sweep._due.values())) == before
 
 
-def test_the_sweep_watches_over_all_connections(pairs):
+def test_the_sweep_watches_over_all_connections(pairs: Pairs) -> None:
     made = [pairs(limits=Limits(ping_interval=0.5)) for _ in range(5)]
     for _, peer in made:
         assert peer.until_frames(1)[0].opcode == PING
@@ -1356,13 +1381,13 @@ class TLSPeer(Peer):
             return True
 
 
-def test_everything_arrives_through_tls(pairs):
+def test_everything_arrives_through_tls(pairs: Pairs) -> None:
     server, client = tls_pair()
     connection, _ = pairs(sockets=lambda: (server, client), narrow=True, limits=Limits(inbox_messages=4))
     peer = TLSPeer(client)
     view = gevent.spawn(echo, connection)
     messages = [str(number) + "." * random.choice((0, 100, 20_000, 200_000)) for number in range(40)]
-    writer = gevent.spawn(lambda: [peer.text(message) for message in messages])
+    writer = gevent.spawn(send_each, peer, messages)
     assert peer.until_frames(40) == list(map(text, messages))
     writer.get(timeout=5)
     peer.text(*map(str, range(100)))
@@ -1372,12 +1397,12 @@ def test_everything_arrives_through_tls(pairs):
     view.get(timeout=5)
 
 
-def test_what_tls_could_not_send_is_sent_before_anything_else(pairs):
+def test_what_tls_could_not_send_is_sent_before_anything_else(pairs: Pairs) -> None:
     """It is encrypted by then: OpenSSL takes the beginning of whatever is sent next for it."""
     server, client = tls_pair()
     connection, _ = pairs(sockets=lambda: (server, client), narrow=True)
     peer = TLSPeer(client)
-    expected = []
+    expected: list[Frame] = []
     while not connection._blocked:
         expected.append(text(f"news {len(expected)}".ljust(60, ".")))
         frame = encode_message(expected[-1].payload.decode())
@@ -1388,7 +1413,7 @@ def test_what_tls_could_not_send_is_sent_before_anything_else(pairs):
     assert peer.until_frames(len(expected)) == expected
 
 
-def test_a_failure_is_told_through_tls(pairs):
+def test_a_failure_is_told_through_tls(pairs: Pairs) -> None:
     server, client = tls_pair()
     connection, _ = pairs(sockets=lambda: (server, client))
     peer = TLSPeer(client)
@@ -1401,7 +1426,7 @@ def test_a_failure_is_told_through_tls(pairs):
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
-def test_a_close_behind_a_full_inbox_waits_for_the_answer_to_the_last_message(pairs, count):
+def test_a_close_behind_a_full_inbox_waits_for_the_answer_to_the_last_message(pairs: Pairs, count: int) -> None:
     """The inbox holds two: the close frame is parsed when the view has taken the last of them."""
     connection, peer = pairs(limits=Limits(inbox_messages=2))
 

@@ -22,6 +22,7 @@ from functools import partial
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 from urllib.parse import unquote
 
 import pytest
@@ -51,7 +52,9 @@ open_url = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
 
 
 @contextmanager
-def client(server: Server, path: str, cookie: str = "", origin: str | None = None, **options: object) -> Iterator:
+def client(
+    server: Server, path: str, cookie: str = "", origin: str | None = None, **options: Any
+) -> Iterator[ClientConnection]:
     """A WebSocket to a path, as a page of the server itself opens it."""
     headers = {"Cookie": cookie} if cookie else {}
     origin = origin or f"http://{server.address}"
@@ -85,7 +88,8 @@ def refusal(server: Server, path: str, cookie: str = "", origin: str = "") -> tu
 
 def fetch(url: str) -> str:
     with open_url(url, timeout=DEADLINE) as response:
-        return response.read().decode()
+        text: str = response.read().decode()
+        return text
 
 
 def close_code(websocket: ClientConnection) -> int:
@@ -324,7 +328,8 @@ def cookies(views_project: Project) -> dict[str, str]:
         print(json.dumps(cookies))
         """
     )
-    return json.loads(output)
+    found: dict[str, str] = json.loads(output)
+    return found
 
 
 def test_echo(views: Server) -> None:
@@ -695,6 +700,9 @@ class Wire:
     def subscriber(self, listener: Listener) -> Subscriber:
         listener.deliver([self.sent])
         raise NotImplementedError
+
+    def close(self) -> None:
+        """It holds nothing."""
 
 
 def hears(reader: list[str], publisher: list[str]) -> bool:

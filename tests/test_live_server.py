@@ -11,7 +11,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import gevent
 import pytest
@@ -55,7 +55,7 @@ def note(request: HttpRequest, websocket: WebSocket) -> None:
     """Write each message into the database, and answer with all that are there."""
     for text in websocket:
         with transaction.atomic():
-            Note.objects.create(text=text)
+            Note.objects.create(text=str(text))
         websocket.send(" ".join(Note.objects.order_by("id").values_list("text", flat=True)))
 
 
@@ -73,20 +73,20 @@ class Live(WebSocketLiveServerTestCase):
         self.addCleanup(self.stack.close)
 
     def connect(self, path: str, **options: Any) -> LiveClient:
-        return self.stack.enter_context(
-            websockets.sync.client.connect(
-                self.live_server_url.replace("http", "ws") + path,
-                proxy=None,
-                compression=None,
-                open_timeout=DEADLINE,
-                create_connection=LiveClient,
-                **options,
-            )
+        client = websockets.sync.client.connect(
+            self.live_server_url.replace("http", "ws") + path,
+            proxy=None,
+            compression=None,
+            open_timeout=DEADLINE,
+            create_connection=LiveClient,
+            **options,
         )
+        return cast(LiveClient, self.stack.enter_context(client))
 
     def fetch(self, path: str) -> str:
         with urllib.request.urlopen(self.live_server_url + path, timeout=DEADLINE) as response:
-            return response.read().decode()
+            text: str = response.read().decode()
+            return text
 
 
 @override_settings(WEBSOCKET_URLCONF=__name__, STATIC_URL="/static/")
@@ -115,7 +115,7 @@ class PagesAndWebSockets(Live):
         self.assertEqual(ws.ask("view"), "test view test view")
 
     def test_transaction_of_the_test_is_not_taken_for_one_of_the_view(self) -> None:
-        assert connection.is_in_memory_db()  # which both use
+        assert connection.is_in_memory_db()  # type: ignore[attr-defined] # which both use
         ws = self.connect("/note/")
         with transaction.atomic():
             self.assertEqual(ws.ask("a"), "a")

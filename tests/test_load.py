@@ -7,6 +7,7 @@ import selectors
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -126,7 +127,7 @@ def leave(clients: Sequence[RawClient]) -> None:
 
 
 def test_two_thousand_clients_of_one_worker_with_the_deployment_s_settings() -> None:
-    arguments = ["-c", ROOT / "deploy" / "gunicorn.conf.py"]
+    arguments: list[str | Path] = ["-c", ROOT / "deploy" / "gunicorn.conf.py"]
     with ExitStack() as servers:
         with open_files(1024):  # as shells have it; the worker raises it
             server = servers.enter_context(gunicorn(args=arguments, env=NOT_MEASURED))

@@ -31,7 +31,7 @@ def lines(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], list[str]]]
     yield written
 
 
-def test_line_has_who_code_cause_and_detail(lines, caplog):
+def test_line_has_who_code_cause_and_detail(lines: Callable[[], list[str]], caplog: pytest.LogCaptureFixture) -> None:
     report("192.0.2.1 /chat/", 1002, "a frame is not masked")
     report("192.0.2.1 /chat/", 403, "another site", "https://evil.example")
     report("192.0.2.1", None, "the client vanished", level=logging.INFO)
@@ -43,13 +43,15 @@ def test_line_has_who_code_cause_and_detail(lines, caplog):
     assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING", "INFO"]
 
 
-def test_nothing_of_a_client_begins_a_line_of_its_own(lines):
+def test_nothing_of_a_client_begins_a_line_of_its_own(lines: Callable[[], list[str]]) -> None:
     report("192.0.2.1 /\r\nforged\x1b[2J\x85\u2028", 403, "another site", "\nforged")
     (line,) = lines()
     assert line == r"192.0.2.1 /\r\nforged\x1b[2J\x85\u2028: 403 another site: \nforged"
 
 
-def test_causes_that_repeat_are_counted_and_summed_up(lines, monkeypatch):
+def test_causes_that_repeat_are_counted_and_summed_up(
+    lines: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(log, "WINDOW", 0.5)
     for number in range(1000):
         report(f"192.0.2.{number}", 1002, "a frame is not masked")
@@ -61,7 +63,9 @@ def test_causes_that_repeat_are_counted_and_summed_up(lines, monkeypatch):
     assert lines()[-1] == "192.0.2.1: 1002 a frame is not masked"
 
 
-def test_window_of_one_test_neither_ends_that_of_the_next_nor_is_summed_up(lines, monkeypatch):
+def test_window_of_one_test_neither_ends_that_of_the_next_nor_is_summed_up(
+    lines: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(log, "WINDOW", 0.05)
     for _ in range(2 * log.LINES):
         report("192.0.2.1", 1002, "a frame is not masked")
@@ -76,7 +80,9 @@ def test_window_of_one_test_neither_ends_that_of_the_next_nor_is_summed_up(lines
     assert lines()[before:] == ["192.0.2.1: 1002 a frame is not masked"] * log.LINES
 
 
-def test_window_that_was_summed_up_early_is_not_summed_up_again(lines, monkeypatch):
+def test_window_that_was_summed_up_early_is_not_summed_up_again(
+    lines: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(log, "WINDOW", 0.05)
     for _ in range(2 * log.LINES):
         report("192.0.2.1", 1002, "a frame is not masked")
@@ -85,14 +91,14 @@ def test_window_that_was_summed_up_early_is_not_summed_up_again(lines, monkeypat
     assert len([line for line in lines() if "more in" in line]) == 1
 
 
-def test_causes_that_never_repeat_are_counted_too(lines):
+def test_causes_that_never_repeat_are_counted_too(lines: Callable[[], list[str]]) -> None:
     for number in range(1000):
         report("192.0.2.1", None, f"cause {number}")
     assert len(lines()) == log.CAUSES + log.LINES
     assert len(log._counts) == log.CAUSES + 1
 
 
-def test_nothing_of_a_client_makes_a_long_line(lines):
+def test_nothing_of_a_client_makes_a_long_line(lines: Callable[[], list[str]]) -> None:
     report("192.0.2.1 /" + "x" * 4000, 403, "another site", "\xff" * 8000)
     (line,) = lines()
     assert line.startswith("192.0.2.1 /xxx") and ": 403 another site: " in line
@@ -103,7 +109,7 @@ def test_nothing_of_a_client_makes_a_long_line(lines):
 def handler(emit: Callable[[logging.LogRecord], None]) -> Iterator[None]:
     """Have the logger's records handled by `emit` too."""
     added = logging.Handler()
-    added.emit = emit  # type: ignore[method-assign]
+    added.emit = emit  # type: ignore[method-assign, assignment]
     logging.getLogger("django_websocket").addHandler(added)
     try:
         yield
@@ -111,7 +117,7 @@ def handler(emit: Callable[[logging.LogRecord], None]) -> Iterator[None]:
         logging.getLogger("django_websocket").removeHandler(added)
 
 
-def test_who_reports_does_not_wait_for_the_log(lines):
+def test_who_reports_does_not_wait_for_the_log(lines: Callable[[], list[str]]) -> None:
     emitted = []
 
     def emit(record: logging.LogRecord) -> None:
@@ -129,7 +135,7 @@ def test_who_reports_does_not_wait_for_the_log(lines):
     assert [line[-1] for line in lines()] == ["0", "1", "2", "3"]
 
 
-def test_log_that_fails_once_goes_on(lines):
+def test_log_that_fails_once_goes_on(lines: Callable[[], list[str]]) -> None:
     def emit(record: logging.LogRecord) -> None:
         if "cause 0" in record.getMessage():
             raise OSError("no space left on device")
@@ -142,7 +148,7 @@ def test_log_that_fails_once_goes_on(lines):
         assert [line[-1] for line in lines()] == ["1", "2", "3"]
 
 
-def test_nobody_meets_a_connection_that_is_half_closed_while_the_log_blocks(lines):
+def test_nobody_meets_a_connection_that_is_half_closed_while_the_log_blocks(lines: Callable[[], list[str]]) -> None:
     server, client = unix_pair()
     connection = Connection(server)
     client.close()

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
+from websockets.typing import Origin
 
 from .support.servers import ROOT, Server, free_port, gunicorn, nginx, unavailable
 
@@ -230,7 +231,7 @@ def test_page_names_the_websocket_of_its_own_host_and_port(site: Server) -> None
 
 @pytest.mark.parametrize("target", ["/echo/", "/echo/?a=%2F%20b", "/%65cho/"])
 def test_echo_through_nginx(site: Server, target: str) -> None:
-    with connect(f"ws://{site.address}{target}", origin=f"http://{site.address}") as websocket:
+    with connect(f"ws://{site.address}{target}", origin=Origin(f"http://{site.address}")) as websocket:
         websocket.send("hello")
         assert websocket.recv(timeout=10) == "hello"
         websocket.send(b"\x00" * 100_000)
@@ -289,7 +290,8 @@ def test_two_thousand_clients_in_one_worker_hear_each_other(site: Server) -> Non
     ],
 )
 def test_refusal_is_the_real_status(site: Server, path: str, origin: str | None, status: int) -> None:
-    with pytest.raises(InvalidStatus) as refusal, connect(f"ws://{site.address}{path}", origin=origin):
+    said = None if origin is None else Origin(origin)
+    with pytest.raises(InvalidStatus) as refusal, connect(f"ws://{site.address}{path}", origin=said):
         pass
     assert refusal.value.response.status_code == status
 

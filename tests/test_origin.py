@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import gevent
@@ -18,14 +19,14 @@ from .support.wire import until
 
 
 @pytest.fixture(autouse=True)
-def settings():
+def settings() -> Iterator[None]:
     with override_settings(
         ALLOWED_HOSTS=["example.com", ".example.org", "127.0.0.1", "[::1]"],
         WEBSOCKET_ALLOWED_ORIGINS=["https://friend.example", "http://friend.example:8000"],
         CSRF_TRUSTED_ORIGINS=["https://trusted.example", "https://*.wild.example"],
         DEBUG=False,
-    ) as settings:
-        yield settings
+    ):
+        yield
 
 
 def request(origin: str | None, host: str = "example.com", *, secure: bool = False, **extra: Any) -> HttpRequest:
@@ -34,7 +35,7 @@ def request(origin: str | None, host: str = "example.com", *, secure: bool = Fal
     return RequestFactory().get("/chat/", secure=secure, HTTP_HOST=host, **extra)
 
 
-def test_a_program_that_sends_no_origin_is_allowed():
+def test_a_program_that_sends_no_origin_is_allowed() -> None:
     assert origin_is_allowed(request(None))
 
 
@@ -65,7 +66,7 @@ def test_a_program_that_sends_no_origin_is_allowed():
         ("https://trusted.example", "example.com", False),
     ],
 )
-def test_allowed(origin, host, secure):
+def test_allowed(origin: str, host: str, secure: bool) -> None:
     assert origin_is_allowed(request(origin, host, secure=secure))
 
 
@@ -144,7 +145,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize("origin", REFUSED)
-def test_refused(origin):
+def test_refused(origin: str) -> None:
     assert not origin_is_allowed(request(origin))
 
 
@@ -160,11 +161,11 @@ def test_refused(origin):
         ("http://[::2]", "[::1]"),
     ],
 )
-def test_another_host_of_the_same_site_is_refused(origin, host):
+def test_another_host_of_the_same_site_is_refused(origin: str, host: str) -> None:
     assert not origin_is_allowed(request(origin, host))
 
 
-def test_every_refusal_is_logged_on_one_line_with_what_to_do(caplog):
+def test_every_refusal_is_logged_on_one_line_with_what_to_do(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, logger="django_websocket"):
         assert not origin_is_allowed(request("http://evil.example\r\nforged line\x1b[2J\u2028"))
         until(lambda: caplog.records)
@@ -180,7 +181,7 @@ def test_every_refusal_is_logged_on_one_line_with_what_to_do(caplog):
     assert "secret" not in caplog.text
 
 
-def test_what_is_allowed_is_not_logged(caplog):
+def test_what_is_allowed_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG, logger="django_websocket"):
         assert origin_is_allowed(request("http://example.com"))
         assert origin_is_allowed(request(None))
@@ -189,7 +190,7 @@ def test_what_is_allowed_is_not_logged(caplog):
 
 
 @pytest.mark.parametrize("origin", [None, "http://evil.example", "http://example.com"])
-def test_a_host_that_django_does_not_know_is_refused_whatever_the_origin_says(origin):
+def test_a_host_that_django_does_not_know_is_refused_whatever_the_origin_says(origin: str | None) -> None:
     with pytest.raises(DisallowedHost):
         origin_is_allowed(request(origin, "evil.example"))
 
@@ -198,14 +199,14 @@ def test_a_host_that_django_does_not_know_is_refused_whatever_the_origin_says(or
 
 
 @pytest.mark.parametrize("origin", ["http://example.com:8000", "http://example.com", "http://EXAMPLE.com:9999"])
-def test_with_debug_any_port_of_the_own_host_is_allowed(origin):
+def test_with_debug_any_port_of_the_own_host_is_allowed(origin: str) -> None:
     assert not origin_is_allowed(request(origin, "example.com:8001"))
     with override_settings(DEBUG=True):
         assert origin_is_allowed(request(origin, "example.com:8001"))
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1:8001", "[::1]:8001"])
-def test_with_debug_addresses_have_any_port_too(host):
+def test_with_debug_addresses_have_any_port_too(host: str) -> None:
     with override_settings(DEBUG=True):
         assert origin_is_allowed(request(f"http://{host[:-1]}0", host))
 
@@ -214,7 +215,7 @@ OWN_HOST = re.compile(r"https?://example\.com(:[0-9]{1,5})?")
 
 
 @pytest.mark.parametrize("origin", [origin for origin in REFUSED if not OWN_HOST.fullmatch(origin)])
-def test_with_debug_other_hosts_are_still_refused(origin):
+def test_with_debug_other_hosts_are_still_refused(origin: str) -> None:
     with override_settings(DEBUG=True):
         assert not origin_is_allowed(request(origin))
 
@@ -225,7 +226,7 @@ def test_with_debug_other_hosts_are_still_refused(origin):
 @pytest.mark.parametrize(
     "more", [["https://partner.example"], ("https://partner.example:443",), ["https://Partner.Example"]]
 )
-def test_a_view_may_allow_more(more):
+def test_a_view_may_allow_more(more: Sequence[str]) -> None:
     assert not origin_is_allowed(request("https://partner.example"))
     assert origin_is_allowed(request("https://partner.example"), more)
     assert origin_is_allowed(request("https://partner.example:443"), more)
@@ -240,14 +241,14 @@ def test_a_view_may_allow_more(more):
 
 
 @pytest.mark.parametrize("setting", ["WEBSOCKET_ALLOWED_ORIGINS", "CSRF_TRUSTED_ORIGINS"])
-def test_what_the_project_writes_in_capitals_or_with_a_port_is_meant(setting):
+def test_what_the_project_writes_in_capitals_or_with_a_port_is_meant(setting: str) -> None:
     with override_settings(**{setting: ["https://Written.Example:443", "http://with.example:80"]}):
         assert origin_is_allowed(request("https://written.example"))
         assert origin_is_allowed(request("http://with.example"))
         assert not origin_is_allowed(request("http://written.example"))
 
 
-def test_the_scheme_is_that_of_the_browser_where_a_proxy_says_so():
+def test_the_scheme_is_that_of_the_browser_where_a_proxy_says_so() -> None:
     forwarded = request("https://example.com", HTTP_X_FORWARDED_PROTO="https")
     assert not origin_is_allowed(forwarded)
     with override_settings(SECURE_PROXY_SSL_HEADER=("HTTP_X_FORWARDED_PROTO", "https")):

@@ -32,7 +32,7 @@ import django_websocket.pubsub.redis as redis_broker
 from django_websocket import pubsub
 from django_websocket.exceptions import BrokerError, MessagesMissed
 from django_websocket.pubsub import pipeline, publish, subscribe
-from django_websocket.pubsub.redis_address import Host
+from django_websocket.pubsub.redis_address import Host, RedisAddress
 from django_websocket.pubsub.sentinel import SentinelBroker
 
 from .support.brokers import in_use
@@ -63,13 +63,13 @@ def cooperative(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(params=["with hiredis", "without hiredis"])
-def reader(request: pytest.FixtureRequest, cooperative: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def any_reader(request: pytest.FixtureRequest, cooperative: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """With hiredis and without."""
     if request.param == "without hiredis":
         monkeypatch.setattr(pipeline, "hiredis", None)
-        original = redis_broker.RedisAddress.connect
+        original = RedisAddress.connect
         monkeypatch.setattr(
-            redis_broker.RedisAddress,
+            RedisAddress,
             "connect",
             lambda *args, **options: original(*args, parser_class=_RESP2Parser, **options),
         )
@@ -364,7 +364,7 @@ class Stream:
         assert [number for number in missing if self.sent[number] > max(reader.told, default=0.0)] == []
 
 
-def test_the_master_is_found_past_sentinels_that_are_away(sentinel: Sentinel, reader: None, key: str) -> None:
+def test_the_master_is_found_past_sentinels_that_are_away(sentinel: Sentinel, any_reader: None, key: str) -> None:
     master = sentinel.master()
     assert master is not None
     sentinel.sentinels[0].send_signal(signal.SIGSTOP)
@@ -540,7 +540,7 @@ def subscriber_connections(cluster: Cluster) -> list[int]:
     ]
 
 
-def test_each_node_has_one_subscriber_for_its_channels(cluster: Cluster, reader: None, key: str) -> None:
+def test_each_node_has_one_subscriber_for_its_channels(cluster: Cluster, any_reader: None, key: str) -> None:
     channels = [channels_of(node, 30, key) for node in range(3)]
     with in_use(cluster_broker(cluster, f"127.0.0.1:{free_port()}")):
         with Reader(*channels[0], *channels[2]) as first:
@@ -562,9 +562,7 @@ def test_a_broker_is_freed_whose_nodes_did_not_all_answer(
     cluster: Cluster, cooperative: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without the collector."""
-    monkeypatch.setattr(
-        redis_cluster_broker.random, "sample", lambda hosts, count: hosts
-    )  # the dead one is asked first
+    monkeypatch.setattr("random.sample", lambda hosts, count: hosts)  # the dead one is asked first
     broker = redis_cluster_broker.ClusterBroker(f"redis+cluster://127.0.0.1:{free_port()},{cluster.nodes[0].address}")
     gc.disable()
     try:
@@ -577,7 +575,7 @@ def test_a_broker_is_freed_whose_nodes_did_not_all_answer(
         gc.enable()
 
 
-def test_channels_follow_a_slot_that_moves(cluster: Cluster, reader: None, key: str) -> None:
+def test_channels_follow_a_slot_that_moves(cluster: Cluster, any_reader: None, key: str) -> None:
     moving, staying = channels_of(0, 2, key)
     with in_use(cluster_broker(cluster)), Reader(moving) as reader, Reader(staying) as undisturbed:
         stream = Stream(moving)
@@ -585,14 +583,14 @@ def test_channels_follow_a_slot_that_moves(cluster: Cluster, reader: None, key: 
         for count, target in enumerate((1, 2, 0), 1):
             publish(staying, str(target))
             cluster.move(slot(moving), cluster.nodes[target])
-            until(lambda count=count: reader.got.count(MISSED) == count)
+            until(lambda count=count: reader.got.count(MISSED) == count)  # type: ignore[misc]
             stream.until_heard(reader)
             undisturbed.until(str(target))
         stream.end(reader)
         assert stream.failures == []
 
 
-def test_a_slot_that_moves_while_its_channel_is_left(cluster: Cluster, reader: None, key: str) -> None:
+def test_a_slot_that_moves_while_its_channel_is_left(cluster: Cluster, any_reader: None, key: str) -> None:
     """The node takes the channel away, and refuses to give it up again: two answers to one command."""
     (left, other), (neighbour,) = channels_of(0, 2, key), channels_of(1, 1, key)
     node, target = cluster.nodes[:2]
@@ -632,7 +630,7 @@ def test_many_slots_that_move_while_clients_come_and_go(cluster: Cluster, cooper
                     cluster.move(slot(channel), cluster.nodes[target])
 
         moves = gevent.spawn(move)
-        readers = []
+        readers: list[Reader] = []
         while not moves.ready():
             try:
                 for channel in channels[::7]:

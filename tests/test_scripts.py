@@ -17,6 +17,7 @@ from urllib.parse import urljoin
 import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
+from websockets.typing import Origin
 
 from .support.servers import HTTP_PROBE, ROOT, Server, free_port, unavailable
 
@@ -41,7 +42,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def demo(clone: Path, port: int) -> Server:
     """scripts/demo on a port; it serves when the first page is there."""
     environment = {"PYTHON": sys.executable, "REDIS_URL": "redis://127.0.0.1:1/0", "DJANGO_SETTINGS_MODULE": "missing"}
-    command = [clone / "scripts" / "demo", str(port)]
+    command: list[str | Path] = [clone / "scripts" / "demo", str(port)]
     return Server(command, port=port, probe=HTTP_PROBE, cwd=Path("/"), env=environment, start_timeout=240)
 
 
@@ -76,7 +77,7 @@ def test_demo_serves_the_page_and_its_static_files(site: Server, page: str) -> N
 
 @pytest.mark.timeout(300)
 def test_demo_serves_websockets_on_the_same_port(site: Server) -> None:
-    origin = f"http://{site.address}"
+    origin = Origin(f"http://{site.address}")
     with connect(f"ws://{site.address}/echo/", origin=origin) as websocket:
         websocket.send("hello")
         assert websocket.recv(timeout=10) == "hello"
@@ -121,7 +122,7 @@ def test_demo_starts_again_without_installing_and_stops_without_noise(
 
 def run_demo(clone: Path, *args: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"PYTHON": sys.executable}
-    command = [clone / "scripts" / "demo", *args]
+    command: list[str | Path] = [clone / "scripts" / "demo", *args]
     return subprocess.run(command, cwd="/", env=environment, capture_output=True, text=True, timeout=30, check=False)
 
 

@@ -11,11 +11,12 @@ import select as standard
 import socket
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gevent
 import pytest
+from django.http import HttpResponse
 
 from django_websocket.connection import Limits
 from django_websocket.pubsub.hub import Hub, Subscription
@@ -25,6 +26,8 @@ from django_websocket.waiting import ViewGreenlet
 from django_websocket.websocket import WebSocket
 
 from .support.wire import Pairs, Peer, descriptors, until
+
+Lists = list[tuple[list[Any], ...]]  # to look at with select
 
 
 class Channel:
@@ -58,7 +61,7 @@ def pipe(pairs: Pairs) -> Iterator[tuple[int, int]]:
 
 def websocket(pairs: Pairs, **options: Any) -> tuple[WebSocket, Peer]:
     connection, peer = pairs(**options)
-    return WebSocket({"PATH_INFO": "/"}, None, lambda subprotocol: connection), peer
+    return WebSocket({"PATH_INFO": "/"}, HttpResponse(), lambda subprotocol: connection), peer
 
 
 def readable(fd: int) -> bool:
@@ -68,7 +71,7 @@ def readable(fd: int) -> bool:
     return bool(poller.poll(0))
 
 
-def selecting(*lists: Any) -> gevent.Greenlet:
+def selecting(*lists: Any) -> gevent.Greenlet[..., Any]:
     """A greenlet that has begun to wait."""
     greenlet = gevent.spawn(select, *lists)
     gevent.sleep(0)
@@ -79,7 +82,9 @@ def selecting(*lists: Any) -> gevent.Greenlet:
 # --- what can be waited for -------------------------------------------------------------------------------------
 
 
-def test_everything_may_be_mixed_and_comes_back_as_it_was_given(pairs, channel, pipe):
+def test_everything_may_be_mixed_and_comes_back_as_it_was_given(
+    pairs: Pairs, channel: Channel, pipe: tuple[int, int]
+) -> None:
     ws, peer = websocket(pairs)
     left, right = socket.socketpair()
     with left, right, tempfile.TemporaryFile() as file, os.fdopen(os.dup(pipe[0]), "rb") as reader:
@@ -97,11 +102,11 @@ def test_everything_may_be_mixed_and_comes_back_as_it_was_given(pairs, channel, 
 
 
 @pytest.mark.parametrize("kind", ["websocket", "its number", "its handler's socket", "subscription", "pipe", "socket"])
-def test_each_of_them_wakes_the_one_who_waits(pairs, channel, pipe, kind):
+def test_each_of_them_wakes_the_one_who_waits(pairs: Pairs, channel: Channel, pipe: tuple[int, int], kind: str) -> None:
     ws, peer = websocket(pairs)
     left, right = socket.socketpair()
     with left, right:
-        things = {
+        things: dict[str, tuple[Any, Callable[[], object]]] = {
             "websocket": (ws, lambda: peer.text("x")),
             "its number": (ws.fileno(), lambda: peer.text("x")),
             "its handler's socket": (ws.handler.socket, lambda: peer.text("x")),
@@ -117,7 +122,7 @@ def test_each_of_them_wakes_the_one_who_waits(pairs, channel, pipe, kind):
         assert waiting.get(timeout=5) == ([thing], [], [])
 
 
-def test_two_that_become_ready_together_are_both_returned(pairs, channel):
+def test_two_that_become_ready_together_are_both_returned(pairs: Pairs, channel: Channel) -> None:
     ws, peer = websocket(pairs)
     peer.text("x")
     channel.publish("y")
@@ -127,7 +132,7 @@ def test_two_that_become_ready_together_are_both_returned(pairs, channel):
     assert select([ws, channel.subscription], [], [], 0) == ([], [], [])
 
 
-def test_descriptors_beyond_1023(pairs):
+def test_descriptors_beyond_1023(pairs: Pairs) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < 1200:
         resource.setrlimit(resource.RLIMIT_NOFILE, (1200, hard))
@@ -145,7 +150,7 @@ def test_descriptors_beyond_1023(pairs):
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def test_the_lists_may_be_any_iterables(pipe):
+def test_the_lists_may_be_any_iterables(pipe: tuple[int, int]) -> None:
     os.write(pipe[1], b"x")
     assert select(iter([pipe[0]]), (), set()) == ([pipe[0]], [], [])
 
@@ -153,7 +158,7 @@ def test_the_lists_may_be_any_iterables(pipe):
 # --- readiness has one meaning ----------------------------------------------------------------------------------
 
 
-def test_a_ping_and_half_a_frame_wake_nobody(pairs):
+def test_a_ping_and_half_a_frame_wake_nobody(pairs: Pairs) -> None:
     ws, peer = websocket(pairs)
     fd = ws.fileno()
     waiting = selecting([ws], [], [])
@@ -164,7 +169,9 @@ def test_a_ping_and_half_a_frame_wake_nobody(pairs):
         if part:
             peer.write(part)
     peer.until_frames(1)
-    until(lambda: ws.connection._engine._data or ws.connection._engine._missing)
+    assert ws.connection is not None
+    engine = ws.connection._engine
+    until(lambda: engine._data or engine._missing)
     assert not waiting.ready() and not readable(fd)
     peer.write(frame[7:])
     assert waiting.get(timeout=5) == ([ws], [], [])
@@ -173,7 +180,7 @@ def test_a_ping_and_half_a_frame_wake_nobody(pairs):
     assert not readable(fd)
 
 
-def test_a_pong_wakes_nobody(pairs):
+def test_a_pong_wakes_nobody(pairs: Pairs) -> None:
     ws, peer = websocket(pairs)
     fd = ws.fileno()
     peer.write(peer.engine.frame(10, b"") + peer.engine.frame(9, b""))
@@ -182,7 +189,7 @@ def test_a_pong_wakes_nobody(pairs):
     assert select([ws], [], [], 0) == ([], [], [])
 
 
-def test_the_descriptor_is_readable_as_long_as_a_message_waits(pairs):
+def test_the_descriptor_is_readable_as_long_as_a_message_waits(pairs: Pairs) -> None:
     ws, peer = websocket(pairs)
     fd = ws.fileno()
     peer.text("a", "b", "c")
@@ -194,7 +201,7 @@ def test_the_descriptor_is_readable_as_long_as_a_message_waits(pairs):
     assert not readable(fd)
 
 
-def test_the_descriptor_is_readable_as_long_as_a_message_waits_beyond_the_inbox(pairs):
+def test_the_descriptor_is_readable_as_long_as_a_message_waits_beyond_the_inbox(pairs: Pairs) -> None:
     ws, peer = websocket(pairs, limits=Limits(inbox_messages=2))
     fd = ws.fileno()
     peer.text("a", "b", "c", "d", "e")
@@ -205,17 +212,17 @@ def test_the_descriptor_is_readable_as_long_as_a_message_waits_beyond_the_inbox(
     assert not readable(fd)
 
 
-def test_no_message_beyond_the_inbox_is_slept_over(pairs):
+def test_no_message_beyond_the_inbox_is_slept_over(pairs: Pairs) -> None:
     ws, peer = websocket(pairs, limits=Limits(inbox_messages=2))
     peer.text(*map(str, range(100)))
-    got = []
+    got: list[str | bytes | None] = []
     while len(got) < 100:
         assert select([ws], [], [], 5) == ([ws], [], [])
         got.append(ws.receive(timeout=0))
     assert got == list(map(str, range(100)))
 
 
-def test_a_descriptor_made_late_shows_what_is_there(pairs):
+def test_a_descriptor_made_late_shows_what_is_there(pairs: Pairs) -> None:
     ws, peer = websocket(pairs)
     peer.text("a")
     until(ws.readiness.ready)
@@ -225,7 +232,7 @@ def test_a_descriptor_made_late_shows_what_is_there(pairs):
 
 
 @pytest.mark.parametrize("how", ["client closes", "client vanishes", "failure", "we close"])
-def test_the_end_is_readable_and_stays_so(pairs, how):
+def test_the_end_is_readable_and_stays_so(pairs: Pairs, how: str) -> None:
     ws, peer = websocket(pairs)
     fd = ws.fileno()
     waiting = selecting([ws], [], [])
@@ -244,7 +251,7 @@ def test_the_end_is_readable_and_stays_so(pairs, how):
         assert ws.receive(timeout=0) is None
 
 
-def test_a_message_and_a_close_in_one_segment_are_both_seen_by_a_loop(pairs):
+def test_a_message_and_a_close_in_one_segment_are_both_seen_by_a_loop(pairs: Pairs) -> None:
     ws, peer = websocket(pairs)
     peer.write(peer.engine.send("last") + peer.engine.close(1000))
     seen = []
@@ -255,7 +262,7 @@ def test_a_message_and_a_close_in_one_segment_are_both_seen_by_a_loop(pairs):
     assert seen == ["last"]
 
 
-def test_discarded_input_is_never_ready(pairs):
+def test_discarded_input_is_never_ready(pairs: Pairs) -> None:
     ws, peer = websocket(pairs, discard=True)
     fd = ws.fileno()
     peer.text("a", "b")
@@ -267,16 +274,17 @@ def test_discarded_input_is_never_ready(pairs):
     assert select([ws], [], [], 5) == ([ws], [], [])
 
 
-def test_dropping_what_was_ready_makes_it_unready(pairs):
+def test_dropping_what_was_ready_makes_it_unready(pairs: Pairs) -> None:
     ws, peer = websocket(pairs)
     fd = ws.fileno()
     peer.text("a", "b")
     until(lambda: readable(fd))
+    assert ws.connection is not None
     ws.connection.drop_input()
     assert not readable(fd)
 
 
-def test_a_subscription_is_ready_exactly_while_something_waits(channel):
+def test_a_subscription_is_ready_exactly_while_something_waits(channel: Channel) -> None:
     fd = channel.subscription.fileno()
     assert not readable(fd)
     channel.publish("a", "b")
@@ -294,7 +302,7 @@ def test_a_subscription_is_ready_exactly_while_something_waits(channel):
 # --- time -------------------------------------------------------------------------------------------------------
 
 
-def test_zero_only_looks(pairs, pipe):
+def test_zero_only_looks(pairs: Pairs, pipe: tuple[int, int]) -> None:
     ws, peer = websocket(pairs)
     assert select([ws, pipe[0]], [], [], 0) == ([], [], [])
     peer.text("a")
@@ -302,7 +310,7 @@ def test_zero_only_looks(pairs, pipe):
     assert select([], [], [], 0) == ([], [], [])
 
 
-def test_a_timeout_ends_the_wait_with_three_empty_lists(pairs, pipe):
+def test_a_timeout_ends_the_wait_with_three_empty_lists(pairs: Pairs, pipe: tuple[int, int]) -> None:
     ws, _ = websocket(pairs)
     for rlist in ([ws], [pipe[0]], [ws, pipe[0]], []):
         begun = time.monotonic()
@@ -310,25 +318,25 @@ def test_a_timeout_ends_the_wait_with_three_empty_lists(pairs, pipe):
         assert 0.04 < time.monotonic() - begun < 2
 
 
-def test_what_comes_in_time_is_returned(pipe):
+def test_what_comes_in_time_is_returned(pipe: tuple[int, int]) -> None:
     gevent.spawn_later(0.01, os.write, pipe[1], b"x")
     assert select([pipe[0]], [], [], 5) == ([pipe[0]], [], [])
 
 
-def test_only_the_caller_waits(pipe):
+def test_only_the_caller_waits(pipe: tuple[int, int]) -> None:
     waiting = [selecting([pipe[0]], [], []) for _ in range(3)]  # and several may wait for one descriptor
     os.write(pipe[1], b"x")
     assert [greenlet.get(timeout=5) for greenlet in waiting] == [([pipe[0]], [], [])] * 3
 
 
-def test_a_negative_timeout_is_an_error(pipe):
+def test_a_negative_timeout_is_an_error(pipe: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match="timeout"):
         select([pipe[0]], [], [], -1)
     with pytest.raises(ValueError, match="timeout"):
         select([], [], [], -0.001)
 
 
-def test_a_timeout_of_the_user_leaves_nothing_behind(pairs, pipe):
+def test_a_timeout_of_the_user_leaves_nothing_behind(pairs: Pairs, pipe: tuple[int, int]) -> None:
     ws, peer = websocket(pairs)
     ws.fileno()
     before = descriptors()
@@ -344,7 +352,7 @@ def test_a_timeout_of_the_user_leaves_nothing_behind(pairs, pipe):
 # --- writing and the exceptional --------------------------------------------------------------------------------
 
 
-def test_writing_is_waited_for(pairs):
+def test_writing_is_waited_for(pairs: Pairs) -> None:
     left, right = socket.socketpair()
     with left, right:
         assert select([], [left, left.fileno()], []) == ([], [left, left.fileno()], [])
@@ -369,7 +377,7 @@ def test_writing_is_waited_for(pairs):
         assert select([left], [left], []) == ([left], [left], [])
 
 
-def test_a_hang_up_is_readable(pipe):
+def test_a_hang_up_is_readable(pipe: tuple[int, int]) -> None:
     reader, writer = os.pipe()
     try:
         waiting = selecting([reader], [], [])
@@ -379,7 +387,7 @@ def test_a_hang_up_is_readable(pipe):
         os.close(reader)
 
 
-def test_a_pipe_that_nobody_reads_any_more_is_writable():
+def test_a_pipe_that_nobody_reads_any_more_is_writable() -> None:
     reader, writer = os.pipe()
     os.close(reader)
     try:
@@ -388,7 +396,7 @@ def test_a_pipe_that_nobody_reads_any_more_is_writable():
         os.close(writer)
 
 
-def test_urgent_data_is_exceptional(pairs):
+def test_urgent_data_is_exceptional(pairs: Pairs) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         client = socket.create_connection(listener.getsockname())
         server, _ = listener.accept()
@@ -401,27 +409,29 @@ def test_urgent_data_is_exceptional(pairs):
 # --- errors -----------------------------------------------------------------------------------------------------
 
 
-def test_a_closed_descriptor_is_an_error(pairs, pipe):
+def test_a_closed_descriptor_is_an_error(pairs: Pairs, pipe: tuple[int, int]) -> None:
     ws, _ = websocket(pairs)
     closed = os.dup(pipe[0])
     os.close(closed)
     os.write(pipe[1], b"x")
-    for lists in (([closed], []), ([], [closed]), ([ws, closed], []), ([pipe[0], closed], []), ([closed], [pipe[1]])):
+    wrong: Lists = [([closed], []), ([], [closed]), ([ws, closed], []), ([pipe[0], closed], []), ([closed], [pipe[1]])]
+    for read, write in wrong:
         for timeout in (0, 5, None):
             with pytest.raises(OSError) as error:
-                select(*lists, [], timeout)
+                select(read, write, [], timeout)
             assert error.value.errno == errno.EBADF
     with pytest.raises(OSError):
         select([], [], [closed], 0)
 
 
-def test_a_negative_descriptor_is_an_error(pairs):
+def test_a_negative_descriptor_is_an_error(pairs: Pairs) -> None:
     ws, _ = websocket(pairs)
     sock = socket.socket()
     sock.close()
-    for lists in (([-1], [], []), ([], [-1], []), ([], [], [-1]), ([sock], [], []), ([ws, -1], [], [])):
+    wrong: Lists = [([-1], [], []), ([], [-1], []), ([], [], [-1]), ([sock], [], []), ([ws, -1], [], [])]
+    for read, write, errors in wrong:
         with pytest.raises(ValueError, match="negative"):
-            select(*lists, 0)
+            select(read, write, errors, 0)
 
 
 class Odd:
@@ -429,15 +439,16 @@ class Odd:
         return "1"
 
 
-def test_what_has_no_descriptor_is_an_error(pairs):
+def test_what_has_no_descriptor_is_an_error(pairs: Pairs) -> None:
     ws, _ = websocket(pairs)
     for thing in (object(), "1", None, 1.5, Odd()):
-        for lists in (([thing], [], []), ([], [thing], []), ([], [], [thing]), ([ws, thing], [], [])):
+        wrong: Lists = [([thing], [], []), ([], [thing], []), ([], [], [thing]), ([ws, thing], [], [])]
+        for read, write, errors in wrong:
             with pytest.raises(TypeError, match="fileno"):
-                select(*lists, 0)
+                select(read, write, errors, 0)
 
 
-def test_two_greenlets_cannot_wait_for_one_websocket(pairs, pipe):
+def test_two_greenlets_cannot_wait_for_one_websocket(pairs: Pairs, pipe: tuple[int, int]) -> None:
     ws, peer = websocket(pairs)
     first = gevent.spawn(ws.receive)
     gevent.sleep(0)
@@ -458,7 +469,7 @@ def test_two_greenlets_cannot_wait_for_one_websocket(pairs, pipe):
 # --- views ------------------------------------------------------------------------------------------------------
 
 
-def test_a_view_gives_back_what_it_holds_before_it_waits(pairs, pipe):
+def test_a_view_gives_back_what_it_holds_before_it_waits(pairs: Pairs, pipe: tuple[int, int]) -> None:
     ws, peer = websocket(pairs)
     calls = []
 
@@ -479,7 +490,7 @@ def test_a_view_gives_back_what_it_holds_before_it_waits(pairs, pipe):
     assert len(calls) == 2
 
 
-def test_a_loop_over_what_is_always_ready_lets_others_run(pipe):
+def test_a_loop_over_what_is_always_ready_lets_others_run(pipe: tuple[int, int]) -> None:
     os.write(pipe[1], b"x")
     others = []
     gevent.spawn(lambda: others.append(1))
@@ -490,11 +501,11 @@ def test_a_loop_over_what_is_always_ready_lets_others_run(pipe):
     assert others
 
 
-def test_a_busy_source_does_not_starve_the_other(pairs, channel):
+def test_a_busy_source_does_not_starve_the_other(pairs: Pairs, channel: Channel) -> None:
     ws, peer = websocket(pairs)
     channel.publish(*map(str, range(5000)))
     peer.text("hello")
-    seen = []
+    seen: list[Any] = []
     while len(seen) < 5001:
         ready, _, _ = select([ws, channel.subscription], [], [])
         if ws in ready:
@@ -504,7 +515,9 @@ def test_a_busy_source_does_not_starve_the_other(pairs, channel):
     assert seen.index("hello") < 4000
 
 
-def test_a_greenlet_that_selects_many_times_leaves_nothing(pairs, channel, pipe):
+def test_a_greenlet_that_selects_many_times_leaves_nothing(
+    pairs: Pairs, channel: Channel, pipe: tuple[int, int]
+) -> None:
     ws, peer = websocket(pairs)
     channel.subscription.fileno(), ws.fileno()
     gevent.sleep(0.001)

@@ -76,7 +76,7 @@ def texts(frames: Sequence[Frame]) -> list[str]:
 # --- a client that does not read --------------------------------------------------------------------------------
 
 
-def test_close_is_what_happens_without_a_policy(pairs):
+def test_close_is_what_happens_without_a_policy(pairs: Pairs) -> None:
     for options in ({}, {"on_slow": "close"}):
         connection, _ = stuck(pairs)
         forward(connection, "news", **options)
@@ -85,7 +85,9 @@ def test_close_is_what_happens_without_a_policy(pairs):
 
 
 @pytest.mark.parametrize("on_slow", LOSSY)
-def test_nothing_follows_the_close_frame_where_news_wait_and_an_answer_could_be_held_back(pairs, on_slow):
+def test_nothing_follows_the_close_frame_where_news_wait_and_an_answer_could_be_held_back(
+    pairs: Pairs, on_slow: Any
+) -> None:
     connection, peer = stuck(pairs)
     forward(connection, "news", on_slow=on_slow)
     for _ in range(1000):
@@ -110,7 +112,7 @@ def test_nothing_follows_the_close_frame_where_news_wait_and_an_answer_could_be_
     assert text("answer") in frames
 
 
-def test_drop_oldest_keeps_the_newest_that_have_room(pairs):
+def test_drop_oldest_keeps_the_newest_that_have_room(pairs: Pairs) -> None:
     connection, peer = stuck(pairs)
     with forward(connection, "news", on_slow="drop_oldest"):
         messages = numbered(500)
@@ -128,7 +130,7 @@ def until_text(peer: Peer, last: str) -> list[str]:
     return texts(peer.frames)
 
 
-def test_latest_keeps_the_newest_of_each_channel(pairs):
+def test_latest_keeps_the_newest_of_each_channel(pairs: Pairs) -> None:
     connection, peer = stuck(pairs)
     with forward(connection, "a", "b", "c", on_slow="latest"):
         numbered(20, channel="a")
@@ -147,7 +149,7 @@ def test_latest_keeps_the_newest_of_each_channel(pairs):
     assert len(got) < 10  # what the kernel had
 
 
-def test_latest_keeps_the_newest_also_of_those_that_came_together(pairs):
+def test_latest_keeps_the_newest_also_of_those_that_came_together(pairs: Pairs) -> None:
     connection, peer = stuck(pairs)
     with forward(connection, "news", on_slow="latest"):
         for message in [f"{number:03}" * 500 for number in range(40)]:
@@ -157,7 +159,7 @@ def test_latest_keeps_the_newest_also_of_those_that_came_together(pairs):
 
 
 @pytest.mark.parametrize("on_slow", LOSSY)
-def test_a_client_that_keeps_up_gets_everything_and_what_came_together_together(pairs, on_slow):
+def test_a_client_that_keeps_up_gets_everything_and_what_came_together_together(pairs: Pairs, on_slow: Any) -> None:
     connection, peer = pairs(sockets=packet_pair)
     with forward(connection, "news", "weather", on_slow=on_slow):
         for _ in range(50):
@@ -172,7 +174,7 @@ def test_a_client_that_keeps_up_gets_everything_and_what_came_together_together(
 
 
 @pytest.mark.parametrize("on_slow", LOSSY)
-def test_frames_stay_whole_and_the_newest_arrives_however_the_client_reads(pairs, on_slow):
+def test_frames_stay_whole_and_the_newest_arrives_however_the_client_reads(pairs: Pairs, on_slow: Any) -> None:
     connection, peer = stuck(pairs)
     with forward(connection, "news", on_slow=on_slow):
         last = -1
@@ -191,7 +193,7 @@ def test_frames_stay_whole_and_the_newest_arrives_however_the_client_reads(pairs
 
 
 @pytest.mark.parametrize("on_slow", LOSSY)
-def test_what_the_view_sends_and_control_frames_are_never_dropped(pairs, on_slow):
+def test_what_the_view_sends_and_control_frames_are_never_dropped(pairs: Pairs, on_slow: Any) -> None:
     connection, peer = stuck(pairs)
     with forward(connection, "news", on_slow=on_slow):
         numbered(20)
@@ -211,7 +213,7 @@ def test_what_the_view_sends_and_control_frames_are_never_dropped(pairs, on_slow
     assert connection.close_code is None
 
 
-def test_what_the_view_sends_does_not_wait_behind_what_may_be_dropped(pairs):
+def test_what_the_view_sends_does_not_wait_behind_what_may_be_dropped(pairs: Pairs) -> None:
     connection, peer = stuck(pairs)
     with forward(connection, "news", on_slow="drop_oldest"):
         numbered(100)
@@ -221,7 +223,7 @@ def test_what_the_view_sends_does_not_wait_behind_what_may_be_dropped(pairs):
 
 @pytest.mark.parametrize("on_slow", LOSSY)
 @pytest.mark.parametrize("end", ["close", "leave"])
-def test_what_waits_is_sent_before_the_close_frame_or_after_the_block(pairs, on_slow, end):
+def test_what_waits_is_sent_before_the_close_frame_or_after_the_block(pairs: Pairs, on_slow: Any, end: str) -> None:
     connection, peer = stuck(pairs)
     with forward(connection, "news", on_slow=on_slow):
         numbered(30)
@@ -238,7 +240,7 @@ def test_what_waits_is_sent_before_the_close_frame_or_after_the_block(pairs, on_
 
 
 @pytest.mark.parametrize("on_slow", LOSSY)
-def test_subscriptions_of_one_client_take_turns(pairs, on_slow):
+def test_subscriptions_of_one_client_take_turns(pairs: Pairs, on_slow: Any) -> None:
     connection, peer = stuck(pairs)
     with forward(connection, "news", on_slow=on_slow), forward(connection, "weather", on_slow="drop_oldest"):
         for channel in ("news", "weather"):
@@ -258,7 +260,7 @@ def test_subscriptions_of_one_client_take_turns(pairs, on_slow):
 
 
 @pytest.mark.parametrize("on_slow", LOSSY)
-def test_getting_stuck_again_and_again_costs_nothing(pairs, on_slow):
+def test_getting_stuck_again_and_again_costs_nothing(pairs: Pairs, on_slow: Any) -> None:
     connection, peer = stuck(pairs)
     with forward(connection, "news", on_slow=on_slow):
         for _ in range(100):
@@ -272,7 +274,7 @@ def test_getting_stuck_again_and_again_costs_nothing(pairs, on_slow):
 
 @pytest.mark.parametrize("on_slow", LOSSY)
 @pytest.mark.parametrize("how", ["vanishes", "is given up"])
-def test_of_a_client_that_never_reads_again_nothing_stays(pairs, on_slow, how):
+def test_of_a_client_that_never_reads_again_nothing_stays(pairs: Pairs, on_slow: Any, how: str) -> None:
     connection, peer = stuck(pairs)
     forwarding = forward(connection, "news", on_slow=on_slow)
     numbered(100)
@@ -290,7 +292,7 @@ def test_of_a_client_that_never_reads_again_nothing_stays(pairs, on_slow, how):
 
 
 @pytest.mark.parametrize("on_slow", LOSSY)
-def test_compressed_messages_that_waited_can_be_inflated(pairs, on_slow):
+def test_compressed_messages_that_waited_can_be_inflated(pairs: Pairs, on_slow: Any) -> None:
     agreement = Agreement(takeover=True, peer_takeover=True)
     connection, peer = stuck(pairs, agreement=agreement)
     client = Engine(Role.CLIENT, agreement=agreement, max_queued_messages=10_000)
@@ -318,17 +320,17 @@ def test_compressed_messages_that_waited_can_be_inflated(pairs, on_slow):
 # --- a view that does not take its messages ---------------------------------------------------------------------
 
 
-def test_a_subscription_may_drop_the_oldest(pairs):
+def test_a_subscription_may_drop_the_oldest(pairs: Pairs) -> None:
     with subscribe("news", on_slow="drop_oldest") as subscription:
         messages = numbered(500)
-        got = [subscription.get(timeout=5)]
+        got: list[Any] = [subscription.get(timeout=5)]
         while subscription.ready():
             got.append(subscription.get())
         assert got == messages[-len(got) :]
         assert LIMIT * 0.8 < sum(map(len, got)) <= LIMIT
 
 
-def test_a_subscription_may_keep_the_latest_of_each_channel(pairs):
+def test_a_subscription_may_keep_the_latest_of_each_channel(pairs: Pairs) -> None:
     with subscribe("a", "b", on_slow="latest") as subscription:
         fd = subscription.fileno()
         for number in range(3):
@@ -342,8 +344,9 @@ def test_a_subscription_may_keep_the_latest_of_each_channel(pairs):
         assert subscription.get(timeout=5) == "a 3"
 
 
-def test_a_subscription_raises_without_a_policy(pairs):
-    for options in ({}, {"on_slow": "raise"}):
+def test_a_subscription_raises_without_a_policy(pairs: Pairs) -> None:
+    policies: tuple[dict[str, Any], ...] = ({}, {"on_slow": "raise"})
+    for options in policies:
         with subscribe("news", **options) as subscription:
             messages = numbered(500)
             with pytest.raises(MessagesMissed):
@@ -352,7 +355,7 @@ def test_a_subscription_raises_without_a_policy(pairs):
 
 
 @pytest.mark.parametrize("on_slow", ["raise", *LOSSY])
-def test_a_message_as_large_as_may_wait_reaches_a_subscription(pairs, on_slow):
+def test_a_message_as_large_as_may_wait_reaches_a_subscription(pairs: Pairs, on_slow: Any) -> None:
     with subscribe("news", on_slow=on_slow) as subscription:
         for _ in range(3):
             publish("news", "x" * LIMIT)
@@ -360,7 +363,7 @@ def test_a_message_as_large_as_may_wait_reaches_a_subscription(pairs, on_slow):
 
 
 @pytest.mark.parametrize("on_slow", ["close", *LOSSY])
-def test_a_message_as_large_as_may_wait_reaches_a_client(pairs, on_slow):
+def test_a_message_as_large_as_may_wait_reaches_a_client(pairs: Pairs, on_slow: Any) -> None:
     connection, peer = pairs(limits=Limits(outbox_size=LIMIT))
     with forward(connection, "news", on_slow=on_slow):
         for number in range(3):
@@ -369,7 +372,7 @@ def test_a_message_as_large_as_may_wait_reaches_a_client(pairs, on_slow):
 
 
 @pytest.mark.parametrize("on_slow", ["", None, "drop", "newest", True])
-def test_an_unknown_policy_is_answered_with_the_known_ones(pairs, on_slow):
+def test_an_unknown_policy_is_answered_with_the_known_ones(pairs: Pairs, on_slow: Any) -> None:
     connection, _ = pairs()
     with pytest.raises(ValueError, match="'close', 'drop_oldest', 'latest'"):
         forward(connection, "news", on_slow=on_slow)

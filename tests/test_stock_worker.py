@@ -10,6 +10,7 @@ from .support.clients import (
     ACCEPT,
     PING,
     PONG,
+    Frame,
     RawClient,
     at_once,
     close_frame,
@@ -34,7 +35,7 @@ def test_view_of_each_kind_answers(stock_site: Server, raw: Raw, path: str, answ
     with at_once():
         assert [client.frame().text for _ in range(2)] == [answer] * 2
         client.send(frame("hello") * 3, frame(b"alive?", PING))
-        assert [client.frame() for _ in range(4)].count((PONG, b"alive?")) == 1
+        assert [client.frame() for _ in range(4)].count(Frame(PONG, b"alive?")) == 1
     client.send(close_frame(1000))
     assert client.closing() == (1000, "")
     assert client.rest() == b""

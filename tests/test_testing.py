@@ -19,6 +19,7 @@ from asgiref.sync import sync_to_async
 from django.conf import settings as django_settings
 from django.contrib import messages
 from django.contrib.auth import get_user_model
+from django.contrib.auth.models import User
 from django.contrib.messages import get_messages
 from django.core.exceptions import ImproperlyConfigured, SynchronousOnlyOperation
 from django.db import connection, connections, transaction
@@ -66,7 +67,7 @@ def nothing_stays(test_runner: None) -> Iterator[None]:
     assert not open_connections()
     assert greenlets() == 0
     assert descriptors() == before
-    assert connections["default"]._thread_sharing_count == 0
+    assert connections["default"]._thread_sharing_count == 0  # type: ignore[attr-defined]
 
 
 @pytest.fixture
@@ -81,14 +82,14 @@ def client() -> Client:
 def note(request: HttpRequest, websocket: WebSocket) -> None:
     """Write each message into the database, and answer with how many there are."""
     for text in websocket:
-        Note.objects.create(text=text)
+        Note.objects.create(text=str(text))
         websocket.send(str(Note.objects.count()))
 
 
 @websocket
 def writes_silently(request: HttpRequest, websocket: WebSocket) -> None:
     for text in websocket:
-        Note.objects.create(text=text)
+        Note.objects.create(text=str(text))
 
 
 @websocket
@@ -112,7 +113,7 @@ def fails(request: HttpRequest, websocket: WebSocket) -> None:
     for text in websocket:
         websocket.send("one")
         websocket.send("two")
-        raise ValueError(f"cannot handle {text}")
+        raise ValueError(f"cannot handle {text!s}")
 
 
 gate = Event()
@@ -178,7 +179,7 @@ def commits(request: HttpRequest, websocket: WebSocket, channel: str) -> None:
     """Publish what was written when that is committed."""
     for text in websocket:
         with transaction.atomic():
-            Note.objects.create(text=text)
+            Note.objects.create(text=str(text))
             transaction.on_commit(lambda text=text: publish(channel, text))  # type: ignore[misc]
 
 
@@ -286,7 +287,7 @@ def test_json(client: Client) -> None:
 
 def test_more_than_there_is_room_for_arrives_whole(client: Client) -> None:
     with client.websocket("/floods/") as ws:
-        assert [ws.receive()[:3].rstrip(".") for _ in range(200)] == [str(number) for number in range(200)]
+        assert [str(ws.receive())[:3].rstrip(".") for _ in range(200)] == [str(number) for number in range(200)]
         with pytest.raises(ConnectionClosed, match="1000"):
             ws.receive()
 
@@ -375,9 +376,10 @@ def test_response_is_the_101_after_all_middleware(client: Client) -> None:
     with client.websocket("/sets-cookies/") as ws:
         assert ws.response.status_code == 101
         assert ws.response["X-Greeting"] == "hello"
-        assert ws.response["X-Marked"] == "101"
-        assert ws.response.resolver_match.route == "sets-cookies/"
-        assert ws.response.wsgi_request.session["colour"] == "blue"
+        response: Any = ws.response
+        assert response["X-Marked"] == "101"
+        assert response.resolver_match.route == "sets-cookies/"
+        assert response.wsgi_request.session["colour"] == "blue"
         assert client.cookies["flavour"].value == "oat"
         assert client.session["colour"] == "blue"
     assert json.loads(client.get("/session/?size=large").content) == {"colour": "blue", "size": "large"}
@@ -446,8 +448,9 @@ def test_view_that_neither_accepts_nor_answers_is_ended_as_by_a_server(client: C
 def test_messages_of_a_view_can_be_looked_at_when_it_has_ended(client: Client) -> None:
     with client.websocket("/leaves-a-message/") as ws:
         assert ws.closed
-    assert [message.message for message in get_messages(ws.response.wsgi_request)] == ["for the next page"]
-    assert ws.response.wsgi_request.META["wsgi.websocket"].closed
+    response: Any = ws.response
+    assert [message.message for message in get_messages(response.wsgi_request)] == ["for the next page"]
+    assert response.wsgi_request.META["wsgi.websocket"].closed
 
 
 def test_what_a_middleware_takes_from_the_101_is_missed(client: Client) -> None:
@@ -721,6 +724,7 @@ def test_standard_select_is_refused_instead_of_waiting_for_ever(client: Client) 
 class InATransaction(TestCase):
     client_class = Client
     client: Client
+    user: User
 
     @classmethod
     def setUpTestData(cls) -> None:

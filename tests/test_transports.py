@@ -9,7 +9,7 @@ import struct
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import websockets.sync.client
@@ -27,7 +27,7 @@ def opened() -> Iterator[Opened]:
     """Opens a WebSocket over a connected socket; `before` is what is sent ahead of the request, in clear."""
     with ExitStack() as stack:
 
-        def open_over(sock: socket.socket, path: str = "/echo/", *, before: bytes = b"", **options: object) -> Client:
+        def open_over(sock: socket.socket, path: str = "/echo/", *, before: bytes = b"", **options: Any) -> Client:
             sock.settimeout(DEADLINE)
             sock.sendall(before)
             scheme = "wss" if options.get("ssl") else "ws"
@@ -38,9 +38,9 @@ def opened() -> Iterator[Opened]:
                 compression=None,
                 max_size=None,
                 create_connection=Client,
-                **options,  # type: ignore[arg-type]
+                **options,
             )
-            return stack.enter_context(client)  # type: ignore[return-value]
+            return stack.enter_context(cast(Client, client))
 
         yield open_over
 
@@ -93,7 +93,7 @@ def test_several_binds_ipv6_among_them(tmp_path: Path, opened: Opened) -> None:
 
 
 def test_tls(start_site: StartSite, certificate: tuple[Path, Path], opened: Opened, raw: Raw) -> None:
-    arguments = ["--certfile", certificate[0], "--keyfile", certificate[1]]
+    arguments: list[str | Path] = ["--certfile", certificate[0], "--keyfile", certificate[1]]
     with start_site(args=arguments, probe=b"") as server:
         echoes(opened(tcp(server.port), ssl=unverified()))
         # Not the library's close(): it sets a timeout while its other thread is in SSL_read, which then fails at once.

@@ -12,6 +12,7 @@ from typing import Any
 
 import gevent
 import pytest
+from django.http import HttpResponse
 from gevent import monkey
 from gevent.hub import get_hub
 
@@ -19,7 +20,7 @@ from django_websocket.connection import Connection
 from django_websocket.waiting import Readable, Signal, ViewGreenlet, close_at_end, readable_with, wait
 from django_websocket.websocket import WebSocket
 
-from .support.wire import descriptors, until
+from .support.wire import Pairs, descriptors, until
 
 
 @pytest.fixture(params=["eventfd", "pipe"])
@@ -66,7 +67,7 @@ class Box(Readable):
 @pytest.fixture
 def patched(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in the worker, where the standard library's select() is ours."""
-    monkeypatch.setitem(monkey.saved, "select", {})
+    monkeypatch.setitem(monkey.saved, "select", {})  # type: ignore[attr-defined]
 
 
 class View(ViewGreenlet):
@@ -86,21 +87,21 @@ class View(ViewGreenlet):
 # --- the descriptor ---------------------------------------------------------------------------------------------
 
 
-def test_a_signal_is_readable_while_it_is_set(signal):
+def test_a_signal_is_readable_while_it_is_set(signal: Signal) -> None:
     assert not readable(signal.fileno())
     for value in (True, True, False, False, True):
         signal.set(value)
         assert readable(signal.fileno()) is value
 
 
-def test_setting_a_signal_never_blocks(signal):
+def test_setting_a_signal_never_blocks(signal: Signal) -> None:
     for _ in range(100_000):
         signal.set(True)
     signal.set(False)
     assert not readable(signal.fileno())
 
 
-def test_the_descriptor_is_made_on_demand_and_stays_the_same():
+def test_the_descriptor_is_made_on_demand_and_stays_the_same() -> None:
     before = descriptors()
     box = Box()
     assert descriptors() == before
@@ -114,7 +115,7 @@ def test_the_descriptor_is_made_on_demand_and_stays_the_same():
     assert readable_with(number) is None
 
 
-def test_the_descriptor_shows_what_is_there_when_it_is_made():
+def test_the_descriptor_shows_what_is_there_when_it_is_made() -> None:
     box = Box()
     box.put(1)
     assert readable(box.fileno())
@@ -124,7 +125,7 @@ def test_the_descriptor_shows_what_is_there_when_it_is_made():
     box.close_fileno()
 
 
-def test_the_descriptor_is_not_inherited():
+def test_the_descriptor_is_not_inherited() -> None:
     box = Box()
     assert not os.get_inheritable(box.fileno())
     box.close_fileno()
@@ -133,7 +134,7 @@ def test_the_descriptor_is_not_inherited():
 # --- waiting ----------------------------------------------------------------------------------------------------
 
 
-def test_whoever_waits_gets_what_comes():
+def test_whoever_waits_gets_what_comes() -> None:
     box = Box()
     taker = gevent.spawn(box.take)
     gevent.sleep(0)
@@ -142,7 +143,7 @@ def test_whoever_waits_gets_what_comes():
     assert taker.get(timeout=5) == "thing"
 
 
-def test_what_comes_is_not_lost_with_the_one_who_waited_for_it():
+def test_what_comes_is_not_lost_with_the_one_who_waited_for_it() -> None:
     box = Box()
     taker = gevent.spawn(box.take)
     gevent.sleep(0)
@@ -154,7 +155,7 @@ def test_what_comes_is_not_lost_with_the_one_who_waited_for_it():
 
 
 @pytest.mark.parametrize("timeout", [None, 5])
-def test_a_second_waiter_gets_an_error_that_says_what_to_do(timeout):
+def test_a_second_waiter_gets_an_error_that_says_what_to_do(timeout: float | None) -> None:
     box = Box()
     taker = gevent.spawn(box.take, timeout)
     gevent.sleep(0)
@@ -164,7 +165,7 @@ def test_a_second_waiter_gets_an_error_that_says_what_to_do(timeout):
     assert taker.get(timeout=5) == 1
 
 
-def test_a_second_waiter_gives_back_what_it_had_claimed():
+def test_a_second_waiter_gives_back_what_it_had_claimed() -> None:
     taken, free = Box(), Box()
     taker = gevent.spawn(taken.take)
     gevent.sleep(0)
@@ -177,7 +178,7 @@ def test_a_second_waiter_gives_back_what_it_had_claimed():
     assert (other.get(timeout=5), taker.get(timeout=5)) == (1, 2)
 
 
-def test_waiting_ends_after_its_timeout_and_only_then():
+def test_waiting_ends_after_its_timeout_and_only_then() -> None:
     box = Box()
     assert wait((box,), 0) is False
     assert wait((box,), 0.01) is False
@@ -186,18 +187,18 @@ def test_waiting_ends_after_its_timeout_and_only_then():
     assert wait((box,), 5) is True
 
 
-def test_a_timeout_of_somebody_else_passes_through():
+def test_a_timeout_of_somebody_else_passes_through() -> None:
     box = Box()
     with pytest.raises(gevent.Timeout), gevent.Timeout(0.01):
         wait((box,), 5)
-    with gevent.Timeout(0.01, False):
+    with gevent.Timeout(0.01, False):  # type: ignore[arg-type]
         wait((box,), None)
     with pytest.raises(KeyError), gevent.Timeout(0.01, KeyError):
         wait((box,))
     assert box._waiter is None
 
 
-def test_a_source_wakes_nobody_whom_an_exception_has_taken_away():
+def test_a_source_wakes_nobody_whom_an_exception_has_taken_away() -> None:
     """A switch to a greenlet that waits for something else by now would be an error in the hub, or worse."""
     box = Box()
     log = []
@@ -210,25 +211,25 @@ def test_a_source_wakes_nobody_whom_an_exception_has_taken_away():
             gevent.sleep(0.01)
             log.append("slept")
 
-    view = gevent.spawn(view)
+    running = gevent.spawn(view)
     gevent.sleep(0)
-    get_hub().loop.run_callback(view.throw, ZeroDivisionError)
+    get_hub().loop.run_callback(running.throw, ZeroDivisionError)
     box.put(2)
     until(lambda: log)
     box.put(3)
-    view.get(timeout=5)
+    running.get(timeout=5)
     assert log == ["thrown", "slept"]
     assert (box.take(), box.take()) == (2, 3)
 
 
-def test_one_source_may_be_given_twice():
+def test_one_source_may_be_given_twice() -> None:
     box = Box()
     gevent.spawn_later(0.001, box.put, 1)
     assert wait((box, box), 5)
     assert box._waiter is None
 
 
-def test_the_first_of_several_sources_ends_the_wait():
+def test_the_first_of_several_sources_ends_the_wait() -> None:
     boxes = [Box() for _ in range(5)]
     gevent.spawn_later(0.001, boxes[3].put, 1)
     assert wait(boxes, 5)
@@ -238,7 +239,7 @@ def test_the_first_of_several_sources_ends_the_wait():
 # --- views ------------------------------------------------------------------------------------------------------
 
 
-def test_a_view_is_told_before_it_waits(pairs):
+def test_a_view_is_told_before_it_waits(pairs: Pairs) -> None:
     connection, peer = pairs()
     calls = []
 
@@ -249,13 +250,13 @@ def test_a_view_is_told_before_it_waits(pairs):
     view.before_waiting = lambda: calls.append(len(calls))
     view.start()
     for number, text in enumerate("abc", 1):
-        until(lambda number=number: len(calls) == number and connection._waiter is not None)
+        until(lambda number=number: len(calls) == number and connection._waiter is not None)  # type: ignore[misc]
         peer.text(text)
     assert view.get(timeout=5) == ["a", "b", "c"]
     assert calls == [0, 1, 2]
 
 
-def test_a_view_is_not_told_when_it_need_not_wait(pairs):
+def test_a_view_is_not_told_when_it_need_not_wait(pairs: Pairs) -> None:
     connection, peer = pairs()
     peer.text("a", "b")
     until(lambda: connection.inbox)
@@ -266,7 +267,7 @@ def test_a_view_is_not_told_when_it_need_not_wait(pairs):
 
 
 @pytest.mark.parametrize("timeout", [None, 5])
-def test_what_is_raised_before_waiting_reaches_the_view_which_can_go_on(pairs, timeout):
+def test_what_is_raised_before_waiting_reaches_the_view_which_can_go_on(pairs: Pairs, timeout: float | None) -> None:
     connection, peer = pairs()
 
     def refuse() -> None:
@@ -287,7 +288,7 @@ def test_what_is_raised_before_waiting_reaches_the_view_which_can_go_on(pairs, t
 
 
 @pytest.mark.parametrize("timeout", [None, 5])
-def test_a_message_that_comes_while_the_view_gives_back_is_not_slept_over(pairs, timeout):
+def test_a_message_that_comes_while_the_view_gives_back_is_not_slept_over(pairs: Pairs, timeout: float | None) -> None:
     connection, peer = pairs()
 
     def give_back() -> None:
@@ -312,7 +313,7 @@ class Opened:
         self.closed += 1
 
 
-def test_what_a_view_opened_is_closed_when_it_ends_however_it_ends():
+def test_what_a_view_opened_is_closed_when_it_ends_however_it_ends() -> None:
     for failure in (None, ValueError, gevent.GreenletExit):
         opened = [Opened(), Opened()]
 
@@ -330,15 +331,21 @@ def test_what_a_view_opened_is_closed_when_it_ends_however_it_ends():
         assert [thing.closed for thing in opened] == [1, 1]
 
 
-def test_what_a_view_opened_learns_that_the_client_has_left():
+def test_what_a_view_opened_learns_that_the_client_has_left() -> None:
     opened = Opened()
-    view = View(lambda: (close_at_end(opened), gevent.sleep(0.001), view.client_left(1001, "bye")))
+
+    def function() -> None:
+        close_at_end(opened)
+        gevent.sleep(0.001)
+        view.client_left(1001, "bye")
+
+    view = View(function)
     view.start()
     view.get(timeout=5)
     assert opened.left == [(1001, "bye")]
 
 
-def test_what_a_view_opened_is_not_kept_alive_for_that():
+def test_what_a_view_opened_is_not_kept_alive_for_that() -> None:
     def function() -> None:
         opened = Opened()
         close_at_end(opened)
@@ -352,20 +359,20 @@ def test_what_a_view_opened_is_not_kept_alive_for_that():
     view.get(timeout=5)
 
 
-def test_outside_a_view_nothing_is_closed():
+def test_outside_a_view_nothing_is_closed() -> None:
     opened = Opened()
     close_at_end(opened)
     gevent.spawn(close_at_end, opened).get(timeout=5)
     assert opened.closed == 0
 
 
-def test_the_descriptor_of_a_websocket_lives_until_the_view_returns_and_no_longer(pairs, patched):
+def test_the_descriptor_of_a_websocket_lives_until_the_view_returns_and_no_longer(pairs: Pairs, patched: None) -> None:
     connection, peer = pairs()
     before = descriptors()
     numbers = []
 
     def function() -> None:
-        websocket = WebSocket({}, None, lambda subprotocol: connection)
+        websocket = WebSocket({}, HttpResponse(), lambda subprotocol: connection)
         numbers.append(websocket.fileno())
         peer.close_frame()
         while websocket.receive() is not None:
@@ -382,12 +389,12 @@ def test_the_descriptor_of_a_websocket_lives_until_the_view_returns_and_no_longe
     assert len(descriptors()) == len(before) - 1  # nor is the connection's socket there
 
 
-def test_a_connection_with_a_descriptor_is_not_kept_for_ever(pairs, patched):
+def test_a_connection_with_a_descriptor_is_not_kept_for_ever(pairs: Pairs, patched: None) -> None:
     """A thousand clients of a view with a select loop would otherwise stay in memory."""
 
     def function() -> weakref.ref[Connection]:
         connection, peer = pairs()
-        WebSocket({}, None, lambda subprotocol: connection).fileno()
+        WebSocket({}, HttpResponse(), lambda subprotocol: connection).fileno()
         peer.sock.close()
         until(lambda: not connection.open)
         pairs._made.clear()
@@ -395,16 +402,16 @@ def test_a_connection_with_a_descriptor_is_not_kept_for_ever(pairs, patched):
 
     view = View(function)
     view.start()
-    reference = view.get(timeout=10)
+    reference: Any = view.get(timeout=10)
     del view
     gc.collect()
     assert reference() is None
 
 
-def test_a_view_is_told_that_select_would_block_a_process_that_is_not_patched(pairs):
+def test_a_view_is_told_that_select_would_block_a_process_that_is_not_patched(pairs: Pairs) -> None:
     connection, peer = pairs()
     before = descriptors()
-    view = View(WebSocket({}, None, lambda subprotocol: connection).fileno)
+    view = View(WebSocket({}, HttpResponse(), lambda subprotocol: connection).fileno)
     view.start()
     with pytest.raises(RuntimeError, match=r"Use django_websocket\.select\.select"):
         view.get(timeout=10)

@@ -64,7 +64,7 @@ def websocket(pairs: Pairs, environ: dict[str, Any] | None = None) -> tuple[WebS
 # --- the handshake ----------------------------------------------------------------------------------------------
 
 
-def test_nothing_is_accepted_by_looking(pairs):
+def test_nothing_is_accepted_by_looking(pairs: Pairs) -> None:
     ws, _, handshake = websocket(pairs)
     assert ws.closed is False
     assert ws.close_code is None
@@ -103,7 +103,9 @@ FIRST_CALLS: dict[str, Callable[[WebSocket], Any]] = {
 
 
 @pytest.mark.parametrize("call", FIRST_CALLS.values(), ids=FIRST_CALLS.keys())
-def test_the_first_call_that_needs_the_client_accepts(pairs, memory, call):
+def test_the_first_call_that_needs_the_client_accepts(
+    pairs: Pairs, memory: None, call: Callable[[WebSocket], Any]
+) -> None:
     ws, peer, handshake = websocket(pairs)
     peer.text("1")
     call(ws)
@@ -114,13 +116,13 @@ def test_the_first_call_that_needs_the_client_accepts(pairs, memory, call):
     assert ws.connection is handshake.connection
 
 
-def test_accept_takes_a_subprotocol(pairs):
+def test_accept_takes_a_subprotocol(pairs: Pairs) -> None:
     ws, _, handshake = websocket(pairs)
     ws.accept(subprotocol="superchat")
     assert handshake.accepted == ["superchat"]
 
 
-def test_a_failed_handshake_is_an_error_of_gevent_websockets_kind():
+def test_a_failed_handshake_is_an_error_of_gevent_websockets_kind() -> None:
     def refuse(subprotocol: str | None) -> Connection:
         raise HandshakeFailed("the client has left")
 
@@ -152,7 +154,9 @@ def test_a_failed_handshake_is_an_error_of_gevent_websockets_kind():
         (memoryview(b"abcdef")[::2], True, Frame(BINARY, b"ace")),
     ],
 )
-def test_messages_are_sent_as_what_they_are_or_as_binary_says(pairs, message, binary, frame):
+def test_messages_are_sent_as_what_they_are_or_as_binary_says(
+    pairs: Pairs, message: Any, binary: bool | None, frame: Frame
+) -> None:
     ws, peer, _ = websocket(pairs)
     ws.send(message, binary=binary)
     ws.send("behind")
@@ -161,7 +165,7 @@ def test_messages_are_sent_as_what_they_are_or_as_binary_says(pairs, message, bi
 
 @pytest.mark.parametrize("message", [None, 1, 1.5, ["x"], {"x": 1}, object()])
 @pytest.mark.parametrize("binary", [None, True, False])
-def test_other_types_are_refused_before_anything_is_sent(pairs, message, binary):
+def test_other_types_are_refused_before_anything_is_sent(pairs: Pairs, message: Any, binary: bool | None) -> None:
     ws, peer, _ = websocket(pairs)
     with pytest.raises(TypeError, match="send_json"):
         ws.send(message, binary=binary)
@@ -169,7 +173,7 @@ def test_other_types_are_refused_before_anything_is_sent(pairs, message, binary)
     assert peer.until_frames(1) == [text("still open")]
 
 
-def test_what_is_no_utf8_cannot_be_text(pairs):
+def test_what_is_no_utf8_cannot_be_text(pairs: Pairs) -> None:
     ws, peer, _ = websocket(pairs)
     with pytest.raises(ValueError):
         ws.send(b"\xff", binary=False)
@@ -179,7 +183,7 @@ def test_what_is_no_utf8_cannot_be_text(pairs):
     assert peer.until_frames(1) == [text("still open")]
 
 
-def test_sending_to_a_closed_one_raises_what_gevent_websocket_raises(pairs):
+def test_sending_to_a_closed_one_raises_what_gevent_websocket_raises(pairs: Pairs) -> None:
     ws, peer, _ = websocket(pairs)
     ws.accept()
     peer.close_frame(1001, "bye")
@@ -194,16 +198,18 @@ def test_sending_to_a_closed_one_raises_what_gevent_websocket_raises(pairs):
 # --- receiving --------------------------------------------------------------------------------------------------
 
 
-def test_messages_keep_their_types_and_the_end_is_none(pairs):
+def test_messages_keep_their_types_and_the_end_is_none(pairs: Pairs) -> None:
     ws, peer, _ = websocket(pairs)
-    peer.write(b"".join(map(peer.engine.send, ("text", b"bytes", "", b""))) + peer.engine.close())
+    peer.text("text", b"bytes", "", b"")
+    peer.close_frame()
     assert [ws.receive() for _ in range(6)] == ["text", b"bytes", "", b"", None, None]
     assert ws.closed is True
 
 
-def test_iteration_goes_over_all_messages_and_can_be_taken_up_again(pairs):
+def test_iteration_goes_over_all_messages_and_can_be_taken_up_again(pairs: Pairs) -> None:
     ws, peer, _ = websocket(pairs)
-    peer.write(b"".join(map(peer.engine.send, ("a", "", "b", b"c", "d"))) + peer.engine.close())
+    peer.text("a", "", "b", b"c", "d")
+    peer.close_frame()
     for message in ws:
         if message == "b":
             break
@@ -212,7 +218,7 @@ def test_iteration_goes_over_all_messages_and_can_be_taken_up_again(pairs):
     assert list(ws) == []
 
 
-def test_iteration_waits_for_messages_that_come_later(pairs):
+def test_iteration_waits_for_messages_that_come_later(pairs: Pairs) -> None:
     ws, peer, _ = websocket(pairs)
     seen = []
 
@@ -221,23 +227,23 @@ def test_iteration_waits_for_messages_that_come_later(pairs):
             seen.append(message)
             ws.send(message)
 
-    view = gevent.spawn(view)
+    running = gevent.spawn(view)
     for number in range(100):
         peer.text(f"{number}", f"{number}b")
         peer.until_frames(2 * number + 2)
     peer.close_frame()
-    view.get(timeout=5)
+    running.get(timeout=5)
     assert seen == [f"{number}{letter}" for number in range(100) for letter in ("", "b")]
 
 
-def test_iteration_goes_beyond_the_inbox(pairs):
+def test_iteration_goes_beyond_the_inbox(pairs: Pairs) -> None:
     ws, peer, _ = websocket(pairs)
     messages = [str(number) for number in range(1000)]
     peer.write(b"".join(map(peer.engine.send, messages)) + peer.engine.close())
     assert list(ws) == messages
 
 
-def test_the_answers_of_an_iteration_are_sent_before_the_close(pairs):
+def test_the_answers_of_an_iteration_are_sent_before_the_close(pairs: Pairs) -> None:
     ws, peer, _ = websocket(pairs)
     peer.write(b"".join(map(peer.engine.send, "abc")) + peer.engine.close(1000))
     for message in ws:
@@ -245,7 +251,7 @@ def test_the_answers_of_an_iteration_are_sent_before_the_close(pairs):
     assert peer.until_end() == [text("a"), text("b"), text("c"), close(1000)]
 
 
-def test_receive_with_a_timeout(pairs):
+def test_receive_with_a_timeout(pairs: Pairs) -> None:
     ws, peer, _ = websocket(pairs)
     with pytest.raises(TimeoutError):
         ws.receive(timeout=0.01)
@@ -259,7 +265,7 @@ def test_receive_with_a_timeout(pairs):
 
 
 @pytest.mark.parametrize("value", [{"a": [1, 2.5, None, True]}, [], "\u00e9\u2028", 0, None, {"deep": {"er": ["x"]}}])
-def test_json_goes_as_text_and_comes_back(pairs, value):
+def test_json_goes_as_text_and_comes_back(pairs: Pairs, value: Any) -> None:
     ws, peer, _ = websocket(pairs)
     ws.send_json(value)
     (frame,) = peer.until_frames(1)
@@ -271,13 +277,13 @@ def test_json_goes_as_text_and_comes_back(pairs, value):
     assert ws.receive_json(timeout=5) == value
 
 
-def test_dates_and_decimals_are_sent_as_django_has_them_in_json(pairs):
+def test_dates_and_decimals_are_sent_as_django_has_them_in_json(pairs: Pairs) -> None:
     ws, peer, _ = websocket(pairs)
     ws.send_json({"day": date(2026, 1, 2), "price": Decimal("1.10")})
     assert peer.until_frames(1) == [text('{"day":"2026-01-02","price":"1.10"}')]
 
 
-def test_what_json_has_no_form_for_is_refused(pairs):
+def test_what_json_has_no_form_for_is_refused(pairs: Pairs) -> None:
     ws, peer, _ = websocket(pairs)
     for value in (object(), {1, 2}, b"bytes", {(1, 2): 3}):
         with pytest.raises(TypeError):
@@ -289,7 +295,7 @@ def test_what_json_has_no_form_for_is_refused(pairs):
     assert peer.until_frames(1) == [text("1")]
 
 
-def test_what_is_no_json_is_an_error_of_the_message_not_of_the_connection(pairs):
+def test_what_is_no_json_is_an_error_of_the_message_not_of_the_connection(pairs: Pairs) -> None:
     ws, peer, _ = websocket(pairs)
     for bad in ("{", "", b"\xff\xfe"):
         peer.text(bad)
@@ -305,13 +311,13 @@ def test_what_is_no_json_is_an_error_of_the_message_not_of_the_connection(pairs)
 # --- the end ----------------------------------------------------------------------------------------------------
 
 
-def test_close_says_why(pairs):
+def test_close_says_why(pairs: Pairs) -> None:
     ws, peer, _ = websocket(pairs)
     ws.accept()
     assert ws.close_code is None
     ws.close(4001, "go")
     assert ws.closed is True
-    assert (ws.close_code, ws.close_reason) == (4001, "go")
+    assert (ws.close_code, ws.close_reason) == (4001, "go")  # type: ignore[comparison-overlap]
     assert peer.until_frames(1) == [close(4001, "go")]
     assert ws.receive() is None
     ws.close()
@@ -319,7 +325,7 @@ def test_close_says_why(pairs):
     assert ws.close_code == 4001
 
 
-def test_close_before_acceptance_leaves_the_answer_to_the_view(pairs):
+def test_close_before_acceptance_leaves_the_answer_to_the_view(pairs: Pairs) -> None:
     ws, peer, handshake = websocket(pairs)
     ws.close()
     with pytest.raises(ValueError):
@@ -330,7 +336,7 @@ def test_close_before_acceptance_leaves_the_answer_to_the_view(pairs):
     assert peer.until_frames(1) == [close(4001, "go")]
 
 
-def test_close_without_arguments_is_1000(pairs):
+def test_close_without_arguments_is_1000(pairs: Pairs) -> None:
     ws, peer, _ = websocket(pairs)
     ws.accept()
     ws.close()
@@ -338,7 +344,7 @@ def test_close_without_arguments_is_1000(pairs):
     assert ws.close_code == 1000
 
 
-def test_close_refuses_codes_that_may_not_be_sent(pairs):
+def test_close_refuses_codes_that_may_not_be_sent(pairs: Pairs) -> None:
     ws, _, _ = websocket(pairs)
     ws.accept()
     for code in (1, 1006, 1015, 2999, 5000):
@@ -347,14 +353,14 @@ def test_close_refuses_codes_that_may_not_be_sent(pairs):
     assert ws.closed is False
 
 
-def test_the_codes_that_say_why_are_plain_numbers_wherever_they_come_from(pairs):
+def test_the_codes_that_say_why_are_plain_numbers_wherever_they_come_from(pairs: Pairs) -> None:
     ws, _, _ = websocket(pairs)
     ws.accept()
     ws.close()
     assert f"{ws.close_code}" == "1000" and str(ws.close_code) == "1000"
 
 
-def test_closed_is_false_while_a_message_waits(pairs):
+def test_closed_is_false_while_a_message_waits(pairs: Pairs) -> None:
     ws, peer, handshake = websocket(pairs)
     ws.accept()
     peer.write(peer.engine.send("last") + peer.engine.close(1000))
@@ -365,7 +371,7 @@ def test_closed_is_false_while_a_message_waits(pairs):
     assert ws.close_code == 1000
 
 
-def test_a_vanished_client_is_1006(pairs):
+def test_a_vanished_client_is_1006(pairs: Pairs) -> None:
     ws, peer, _ = websocket(pairs)
     ws.accept()
     peer.sock.close()
@@ -376,7 +382,7 @@ def test_a_vanished_client_is_1006(pairs):
 # --- channels ---------------------------------------------------------------------------------------------------
 
 
-def test_subscribe_forwards_until_it_is_closed(pairs, memory):
+def test_subscribe_forwards_until_it_is_closed(pairs: Pairs, memory: None) -> None:
     ws, peer, _ = websocket(pairs)
     with ws.subscribe("news", "weather"):
         publish("news", "a")
@@ -388,7 +394,7 @@ def test_subscribe_forwards_until_it_is_closed(pairs, memory):
     assert peer.until_frames(3)[2:] == [text("behind")]
 
 
-def test_listen_returns_the_response_and_drops_what_the_client_sends(pairs, memory):
+def test_listen_returns_the_response_and_drops_what_the_client_sends(pairs: Pairs, memory: None) -> None:
     ws, peer, handshake = websocket(pairs)
     assert ws.listen("news") is ws.response
     assert ws.listening
@@ -402,17 +408,17 @@ def test_listen_returns_the_response_and_drops_what_the_client_sends(pairs, memo
 # --- as gevent-websocket has it ---------------------------------------------------------------------------------
 
 
-def test_headers_that_were_not_sent_are_none(pairs):
+def test_headers_that_were_not_sent_are_none(pairs: Pairs) -> None:
     ws, _, _ = websocket(pairs, {})
     assert (ws.path, ws.origin, ws.version, ws.protocol) == (None, None, None, None)
 
 
-def test_the_handlers_socket_has_the_same_descriptor(pairs):
+def test_the_handlers_socket_has_the_same_descriptor(pairs: Pairs) -> None:
     ws, _, _ = websocket(pairs)
     assert ws.handler.socket.fileno() == ws.fileno()
 
 
-def test_repr_tells_path_and_state(pairs):
+def test_repr_tells_path_and_state(pairs: Pairs) -> None:
     ws, peer, _ = websocket(pairs)
     assert "/chat/lobby/" in repr(ws) and "handshake" in repr(ws)
     ws.accept()
@@ -422,7 +428,7 @@ def test_repr_tells_path_and_state(pairs):
     assert "closed" in repr(ws)
 
 
-def test_it_can_be_kept_in_a_weak_set_and_is_freed_with_its_view(pairs):
+def test_it_can_be_kept_in_a_weak_set_and_is_freed_with_its_view(pairs: Pairs) -> None:
     ws, _, _ = websocket(pairs)
     everybody = weakref.WeakSet([ws])
     assert ws in everybody

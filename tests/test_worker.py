@@ -181,7 +181,7 @@ def test_stuck_view_does_not_hold_up_the_process_and_nobody_new_is_accepted(
 def test_tls_handshake_that_the_end_of_the_service_meets_is_carried_through(
     start_site: StartSite, certificate: tuple[Path, Path], raw: Raw
 ) -> None:
-    arguments = ["--certfile", certificate[0], "--keyfile", certificate[1]]
+    arguments: list[str | Path] = ["--certfile", certificate[0], "--keyfile", certificate[1]]
     with start_site(args=arguments, probe=b"") as server:
         late = raw(server)
         other = raw(server, tls=True)

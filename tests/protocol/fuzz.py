@@ -7,6 +7,7 @@ library makes of them. A file of `corpus/` is one case: a byte that says how (se
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 from django_websocket.protocol.engine import Engine, Event, Role
 
@@ -50,7 +51,7 @@ class Slow(Ours):
 
 def check(role: Role, pieces: Iterable[bytes], *, max_queued_messages: int = 16, max_queued_bytes: int = LIMIT) -> Ours:
     """Fail unless everything holds of what arrives in these pieces; return what the engine made of it."""
-    limits = {"max_queued_messages": max_queued_messages, "max_queued_bytes": max_queued_bytes}
+    limits: dict[str, Any] = {"max_queued_messages": max_queued_messages, "max_queued_bytes": max_queued_bytes}
     cut = Ours(role, BoundedEngine(role, max_message_size=LIMIT, **limits))
     slow = Slow(role, BoundedEngine(role, max_message_size=LIMIT, **limits))
     data = b""

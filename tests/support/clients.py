@@ -244,6 +244,10 @@ def notes(port: int, key: str, count: int = 1) -> list[str]:
 class Client(ClientConnection):
     """The `websockets` library's client, with a deadline for what it receives."""
 
+    def __enter__(self) -> Client:
+        super().__enter__()
+        return self
+
     def recv(self, timeout: float | None = DEADLINE, decode: bool | None = None) -> Any:
         return super().recv(timeout, decode)
 
@@ -261,7 +265,7 @@ class Client(ClientConnection):
         return self.recv()
 
 
-def eventually(condition: Callable[[], bool], within: float = DEADLINE) -> bool:
+def eventually(condition: Callable[[], object], within: float = DEADLINE) -> bool:
     """Whether a condition of which nobody brings notice becomes true in time."""
     deadline = time.monotonic() + within
     while not condition():

@@ -362,7 +362,7 @@ def redis_sentinel() -> Iterator[Sentinel]:
                 f"sentinel down-after-milliseconds {Sentinel.service} 60000\n"
                 f"sentinel failover-timeout {Sentinel.service} 2000\n"
             )
-            command = [executable("redis-server"), configuration, "--sentinel"]
+            command: list[str | Path] = [executable("redis-server"), configuration, "--sentinel"]
             sentinels.append(stack.enter_context(Server(command, port=port, probe=b"PING\r\n")))
         sentinel = Sentinel(servers, sentinels)
         assert eventually(sentinel.complete, 20)
@@ -437,7 +437,7 @@ def redis_cluster() -> Iterator[Cluster]:
     ids = [os.urandom(20).hex() for _ in range(MASTERS + 1)]
     ports = [(free_port(), free_port()) for _ in ids]
     with ExitStack() as stack:
-        nodes = []
+        nodes: list[Server] = []
         for own in ids:
             lines = [f"vars currentEpoch {MASTERS} lastVoteEpoch 0"]
             for number, (id, (port, bus)) in enumerate(zip(ids, ports, strict=True)):

@@ -231,7 +231,7 @@ class Pairs:
         self._others = set(open_connections())
         self._hub = get_hub()
         self._handle_error = self._hub.handle_error
-        self._hub.handle_error = self._note_error
+        self._hub.handle_error = self._note_error  # type: ignore[method-assign, assignment]
         return self
 
     def _note_error(self, context: Any, kind: Any, value: Any, traceback: Any) -> None:
@@ -256,4 +256,4 @@ class Pairs:
             left = descriptors() - self._before
             assert not left, f"still open: {left}"
         finally:
-            self._hub.handle_error = self._handle_error
+            self._hub.handle_error = self._handle_error  # type: ignore[method-assign]

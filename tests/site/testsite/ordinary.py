@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime, timezone
 from typing import Any
 
@@ -52,7 +53,7 @@ def describe(request: HttpRequest) -> dict[str, Any]:
         "path": request.get_full_path(),
         "scheme": request.scheme,
         "session": request.session.get("colour"),
-        "site": [request.site.domain, get_current_site(request).domain],  # type: ignore[attr-defined]
+        "site": [request.site.domain, get_current_site(request).domain],
         "time": [get_current_timezone_name(), date_format(localtime(datetime(2026, 1, 1, tzinfo=timezone.utc)), "H:i")],
         "token": len(get_token(request)),
         "user": [request.user.get_username(), request.user.is_authenticated],
@@ -144,7 +145,7 @@ def greet(request: HttpRequest, websocket: WebSocket) -> None:
     websocket.send(f"hello {request.user.get_username()}")
 
 
-GUARDS = {
+GUARDS: dict[str, Callable[[Any], Any]] = {
     "login": login_required,
     "permission": permission_required("testsite.add_note"),
     "permission-403": permission_required("testsite.add_note", raise_exception=True),
@@ -152,7 +153,7 @@ GUARDS = {
 }
 
 # What changes the response, or looks at it.
-CHANGES = {
+CHANGES: dict[str, Callable[[Any], Any]] = {
     "never-cache": never_cache,
     "cache-control": cache_control(private=True),
     "vary": vary_on_cookie,

@@ -70,7 +70,7 @@ def state() -> dict[str, Any]:
 def census() -> dict[str, Any]:
     """What the process holds, in numbers: whatever a connection leaves behind makes one of them grow."""
     gc.collect()
-    urllib.parse.clear_cache()  # of addresses
+    urllib.parse.clear_cache()  # type: ignore[attr-defined] # of addresses
     sys._clear_type_cache()  # which keeps thousands of the names that were looked up last
     things = gc.get_objects()
     databases = [thing for thing in things if issubclass(type(thing), BaseDatabaseWrapper)]

@@ -7,6 +7,7 @@ import gc
 import socket
 import sys
 import weakref
+from collections.abc import Callable
 from select import select as standard_select
 
 import gevent
@@ -141,7 +142,7 @@ def in_atomic(request: HttpRequest, websocket: WebSocket, what: str) -> None:
             probe.note(request, "fine")
 
 
-ACCEPTING = {
+ACCEPTING: dict[str, Callable[[WebSocket], object]] = {
     "accept": WebSocket.accept,
     "send": lambda websocket: websocket.send("x"),
     "receive": WebSocket.receive,
@@ -170,7 +171,7 @@ def accepts_in_atomic(request: HttpRequest, websocket: WebSocket, how: str) -> H
 @transaction.atomic
 def loop_in_atomic(request: HttpRequest, websocket: WebSocket) -> None:
     """Handle each message in a transaction of its own."""
-    Note.objects.create(text=websocket.receive())
+    Note.objects.create(text=str(websocket.receive()))
     if websocket.readiness.inbox and request.GET.get("greedy"):
         websocket.receive()
     websocket.send("written")

@@ -47,7 +47,7 @@ def echo(request: HttpRequest, websocket: WebSocket) -> None:
         probe.note(request, f"{websocket.close_code} {websocket.close_reason}".strip())
 
 
-def observed(request: HttpRequest, how: str) -> HttpResponseBase | None:
+def observed(request: HttpRequest, how: str) -> HttpResponseBase:
     """Something of each kind, of which receivers of signals are told (receivers.py); its own decorator is inside."""
     return observed_view(request, how=how)
 
@@ -459,7 +459,7 @@ def as_in_2017(request: HttpRequest, websocket: WebSocket, *args: Any, **kwargs:
 
     import redis
 
-    conn = redis.StrictRedis.from_url(settings.WEBSOCKET_BROKER)
+    conn: Any = redis.StrictRedis.from_url(settings.WEBSOCKET_BROKER)  # type: ignore[misc]
     subs = conn.pubsub()
     subs.subscribe("OLD")
 

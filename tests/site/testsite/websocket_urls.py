@@ -1,15 +1,15 @@
 """The WebSocket endpoints."""
 
-from django.urls import include, path
+from django.urls import URLPattern, URLResolver, include, path
 
 from . import ordinary, queries, receivers, views
 
 __all__ = ["receivers", "urlpatterns"]
 
-urlpatterns = [
+urlpatterns: list[URLPattern | URLResolver] = [
     path("echo/", views.echo, name="echo"),
     path("observed/<str:how>/", views.observed),
-    path("undecorated/", views.undecorated),
+    path("undecorated/", views.undecorated),  # type: ignore[arg-type] # it returns nothing, as in 2017
     path("class/<str:name>/", views.Echo.as_view()),
     path("loop/<str:name>/", views.loop),
     path("returns-nothing/", views.returns_nothing),
