@@ -27,7 +27,7 @@ from django.test.utils import (
 from django_websocket import log
 
 from .support.certificates import Authority
-from .support.clients import DEADLINE, Client, RawClient, eventually
+from .support.clients import Client, RawClient
 from .support.fixtures import SITE, STOCK_WORKER, Connect, Raw, StartSite
 from .support.postgres import Database, settings_of
 from .support.servers import (
@@ -43,6 +43,7 @@ from .support.servers import (
     redis_sentinel,
     redis_server,
 )
+from .support.waiting import DEADLINE, eventually
 from .support.wire import Pairs
 
 # For this process, where tests use the package without a server, and read settings.

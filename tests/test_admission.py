@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from .support.clients import RawClient, at_once, close_frame, eventually, fetch, frame, notes, request
+from .support.clients import RawClient, fetch, notes, request
 from .support.fixtures import Raw, StartSite
+from .support.frames import close_frame, frame
 from .support.processes import descriptors, processor_time, worker_of
 from .support.servers import Server
+from .support.waiting import at_once, eventually
 
 HASTE = 1.0  # seconds, for WEBSOCKET_HANDSHAKE_TIMEOUT
 

@@ -9,21 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from .support.clients import (
-    CLOSE,
-    PING,
-    PONG,
-    at_once,
-    close_frame,
-    eventually,
-    fetch,
-    fetch_json,
-    frame,
-    notes,
-)
+from .support.clients import fetch, fetch_json, notes
 from .support.clients import request as handshake
 from .support.fixtures import SITE, STOCK_WORKER, Connect, Raw, StartSite
+from .support.frames import CLOSE, PING, PONG, Frame, close_frame, frame
 from .support.servers import WORKER, Server, gunicorn
+from .support.waiting import at_once, eventually
 
 # --- the ways to write a view ----------------------------------------------------------------------------------------
 
@@ -143,7 +134,7 @@ def test_input_of_a_view_that_only_sends_is_dropped(site: Server, raw: Raw, key:
     for _ in range(200):  # far more than an inbox takes
         client.send(frame("x" * 50000))
     client.send(frame(b"alive?", PING))
-    assert client.frame() == (PONG, b"alive?")
+    assert client.frame() == Frame(PONG, b"alive?")
     fetch(site.port, f"/gate/{key}/")
     assert client.frame().text == "done"
     client.send(close_frame(1000))
@@ -266,7 +257,7 @@ def test_ping_is_answered_while_the_view_is_busy(site: Server, raw: Raw, key: st
     assert notes(site.port, key) == ["busy"]
     with at_once():
         client.send(frame(b"alive?", PING))
-        assert client.frame() == (PONG, b"alive?")
+        assert client.frame() == Frame(PONG, b"alive?")
     fetch(site.port, f"/gate/{key}/")
     assert client.frame().text == "closed: False"
 
@@ -310,7 +301,7 @@ def test_listening_client_gets_what_is_published_when_its_view_is_over(site: Ser
     fetch(site.port, f"/publish/{key}/?text=news")
     assert client.frame().text == "news"
     client.send(frame("dropped") * 100, frame(b"alive?", PING))
-    assert client.frame() == (PONG, b"alive?")
+    assert client.frame() == Frame(PONG, b"alive?")
     fetch(site.port, f"/publish/{key}/?text=more")
     assert client.frame().text == "more"
     client.send(close_frame(1000, "enough"))

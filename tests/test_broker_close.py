@@ -34,8 +34,10 @@ from django_websocket.websocket import WebSocket
 
 from .support.brokers import connections_to, in_use
 from .support.fixtures import SITE
+from .support.frames import text
 from .support.servers import Cluster, Sentinel, Server, redis_server
-from .support.wire import Pairs, text, until
+from .support.waiting import until
+from .support.wire import Pairs
 
 CLOSED = "was closed in this process"
 CHANNELS = [f"news {number}" for number in range(20)]  # on all nodes of a Cluster

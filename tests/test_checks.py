@@ -28,11 +28,13 @@ from django_websocket.decorators import websocket
 from django_websocket.websocket import WebSocket
 from django_websocket.wsgi import get_wsgi_websocket_application
 
-from .support.clients import RawClient, eventually, frame
+from .support.clients import RawClient
 from .support.documentation import blocks
 from .support.fixtures import StartSite
+from .support.frames import frame
 from .support.postgres import Database, settings_of
 from .support.servers import Server
+from .support.waiting import eventually
 
 
 def written(value: object) -> str:

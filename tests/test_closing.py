@@ -14,11 +14,11 @@ import pytest
 
 from django_websocket.connection import Connection, Limits
 from django_websocket.exceptions import ConnectionClosed
-from django_websocket.protocol.engine import Engine, Role
-from django_websocket.protocol.frames import Opcode
 from django_websocket.sweep import open_connections
 
-from .support.wire import Frame, Pairs, Peer, close, tcp_pair, text, until
+from .support.frames import CLOSE, CONTINUATION, PING, PONG, TEXT, Frame, close, close_frame, frame, text
+from .support.waiting import until
+from .support.wire import Pairs, Peer, tcp_pair
 
 MAY_BE_SENT = [1000, 1001, 1002, 1003, *range(1007, 1015), 3000, 3999, 4000, 4999]
 MAY_NOT_BE_SENT = [0, 999, 1004, 1005, 1006, 1015, 1016, 1999, 2000, 2999, 5000, 65535]
@@ -61,26 +61,26 @@ def received(connection: Connection, peer: Peer) -> bytes:
 
 
 def in_a_frame(connection: Connection, peer: Peer) -> bytes:
-    frame = peer.engine.send("half a frame")
-    peer.write(frame[:9])
-    return frame[9:]
+    whole = frame("half a frame")
+    peer.write(whole[:9])
+    return whole[9:]
 
 
 def in_a_header(connection: Connection, peer: Peer) -> bytes:
-    frame = peer.engine.send("x" * 200)
-    peer.write(frame[:3])
-    return frame[3:]
+    whole = frame("x" * 200)
+    peer.write(whole[:3])
+    return whole[3:]
 
 
 def in_a_message(connection: Connection, peer: Peer) -> bytes:
-    peer.write(peer.engine.frame(Opcode.TEXT, b"half a message", fin=False))
+    peer.write(frame(b"half a message", TEXT, fin=False))
     return b""
 
 
 def in_a_ping(connection: Connection, peer: Peer) -> bytes:
-    frame = peer.engine.frame(Opcode.PING, b"half")
-    peer.write(frame[:8])
-    return frame[8:]
+    whole = frame(b"half", PING)
+    peer.write(whole[:8])
+    return whole[8:]
 
 
 def message_waiting(connection: Connection, peer: Peer) -> bytes:
@@ -140,7 +140,7 @@ def begin(pairs: Pairs, moment: Moment) -> tuple[Connection, Peer, bytes]:
 
 def close_frames(peer: Peer) -> list[Frame]:
     """The server's; nothing may follow the first."""
-    at = next((at for at, frame in enumerate(peer.frames) if frame.opcode == Opcode.CLOSE), len(peer.frames))
+    at = next((at for at, frame in enumerate(peer.frames) if frame.opcode == CLOSE), len(peer.frames))
     return peer.frames[at:]
 
 
@@ -154,7 +154,7 @@ def test_the_server_closes_at_any_moment(pairs: Pairs, moment: Moment) -> None: 
     assert connection.closed
     until(lambda: peer.pump() and close_frames(peer) or close_frames(peer))
     assert connection.open  # the client has not closed
-    peer.write(unfinished + peer.engine.close(4000))
+    peer.write(unfinished + close_frame(4000))
     peer.until_end()
     assert close_frames(peer) == [close(4000, "enough")]
     assert not peer.reset
@@ -165,7 +165,7 @@ def test_the_server_closes_at_any_moment(pairs: Pairs, moment: Moment) -> None: 
 @any_moment
 def test_the_client_closes_at_any_moment(pairs: Pairs, moment: Moment) -> None:  # sections 5.5.1, 7.1.5 and 7.1.6
     connection, peer, unfinished = begin(pairs, moment)
-    peer.write(unfinished + peer.engine.close(3001, "leaving"))
+    peer.write(unfinished + close_frame(3001, "leaving"))
     drain(connection)
     peer.until_end()
     assert close_frames(peer) == [close(3001, "leaving")]
@@ -178,7 +178,7 @@ def test_the_client_closes_at_any_moment(pairs: Pairs, moment: Moment) -> None: 
 def test_both_close_at_once_at_any_moment(pairs: Pairs, moment: Moment) -> None:  # section 7.1.5
     """Each has sent its close frame before it has seen the other's, and nobody sends a second one."""
     connection, peer, unfinished = begin(pairs, moment)
-    peer.write(unfinished + peer.engine.close(3001, "leaving"))
+    peer.write(unfinished + close_frame(3001, "leaving"))
     connection.close(4000, "enough")
     peer.until_end()
     assert close_frames(peer) == [close(4000, "enough")]
@@ -210,7 +210,7 @@ def test_the_client_resets_at_any_moment(pairs: Pairs, moment: Moment) -> None: 
         if closing == "server":
             connection.close(4000)
         elif closing == "client":
-            peer.write(unfinished + peer.engine.close(3001))
+            peer.write(unfinished + close_frame(3001))
             settle(connection)
         peer.abort()
         drain(connection)
@@ -225,9 +225,8 @@ def test_the_client_resets_at_any_moment(pairs: Pairs, moment: Moment) -> None: 
 
 def conversation() -> tuple[bytes, bytes]:
     """What a client may send: up to its close frame, and that."""
-    client = Engine(Role.CLIENT)
-    stream = client.send("text") + client.frame(Opcode.PING, b"?") + client.frame(Opcode.BINARY, b"be", fin=False)
-    return stream + client.frame(Opcode.CONTINUATION, b"gun"), client.close(3001, "bye")
+    stream = frame("text") + frame(b"?", PING) + frame(b"be", fin=False)
+    return stream + frame(b"gun", CONTINUATION), close_frame(3001, "bye")
 
 
 @pytest.mark.parametrize("how", [Peer.half_close, Peer.abort], ids=["half-close", "reset"])
@@ -246,7 +245,7 @@ def test_the_client_ends_after_any_byte(
         whole = cut == len(stream + last)
         assert (connection.close_code, connection.close_reason) == ((3001, "bye") if whole else (1006, "")), cut
         if how is Peer.half_close:
-            pong = [Frame(Opcode.PONG, b"?")] if cut >= 17 else []
+            pong = [Frame(PONG, b"?")] if cut >= 17 else []
             assert peer.until_end() == [*pong, close(3001, "bye")][: None if whole else len(pong)], cut
 
 
@@ -259,7 +258,7 @@ def test_the_server_closes_after_any_byte(pairs: Pairs) -> None:  # section 5.5.
         connection.close(1001)
         peer.write(stream[cut:] + last)
         frames = peer.until_end()
-        assert frames[-1] == close(1001) and frames[:-1] == [Frame(Opcode.PONG, b"?")] * (cut >= 17), cut
+        assert frames[-1] == close(1001) and frames[:-1] == [Frame(PONG, b"?")] * (cut >= 17), cut
         assert not peer.reset
         assert connection.close_code == 1001
         assert not connection.open
@@ -279,13 +278,13 @@ def test_a_code_that_may_be_sent_is_answered_with_itself(pairs: Pairs) -> None: 
 def test_a_reserved_code_of_the_client_is_1002(pairs: Pairs) -> None:  # sections 7.4.1 and 7.4.2
     for code in MAY_NOT_BE_SENT:
         connection, peer = pairs()
-        peer.write(peer.engine.frame(Opcode.CLOSE, code.to_bytes(2, "big")))
-        [frame] = peer.until_frames(1)
-        assert frame.opcode == Opcode.CLOSE and frame.payload[:2] == (1002).to_bytes(2, "big"), code
+        peer.write(frame(code.to_bytes(2, "big"), CLOSE))
+        [answer] = peer.until_frames(1)
+        assert answer.opcode == CLOSE and answer.payload[:2] == (1002).to_bytes(2, "big"), code
         assert connection.close_code == 1002
         assert connection.receive() is None
         peer.half_close()
-        assert peer.until_end() == [frame]
+        assert peer.until_end() == [answer]
 
 
 def test_the_server_may_send_each_code_that_may_be_sent(pairs: Pairs) -> None:  # section 7.4
@@ -310,7 +309,7 @@ def test_a_reserved_code_is_not_sent_and_the_connection_goes_on(pairs: Pairs) ->
 def test_a_malformed_close_frame_of_the_client_is_answered_by_why(pairs: Pairs) -> None:  # sections 5.5.1 and 8.1
     for payload, code in ((b"\x03", 1002), (b"\x03\xe8\xff", 1007), (b"\x03\xe8\xed\xa0\x80", 1007)):
         connection, peer = pairs()
-        peer.write(peer.engine.frame(Opcode.CLOSE, payload))
-        [frame] = peer.until_frames(1)
-        assert frame.payload[:2] == code.to_bytes(2, "big")
+        peer.write(frame(payload, CLOSE))
+        [answer] = peer.until_frames(1)
+        assert answer.payload[:2] == code.to_bytes(2, "big")
         assert connection.close_code == code

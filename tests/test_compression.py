@@ -16,10 +16,11 @@ from django_websocket.connection import Connection
 from django_websocket.protocol.deflate import Agreement
 from django_websocket.pubsub import hub
 
-from .support.clients import BINARY, TEXT, close_frame, fetch, frame, notes
+from .support.clients import fetch, notes
 from .support.fixtures import Connect, Raw, StartSite
+from .support.frames import BINARY, TEXT, close_frame, frame
 from .support.servers import Server
-from .support.wire import until
+from .support.waiting import until
 
 OFFER = {"Sec-WebSocket-Extensions": "permessage-deflate; client_max_window_bits"}
 RESET = "permessage-deflate; server_no_context_takeover; client_no_context_takeover"

@@ -17,13 +17,13 @@ import pytest
 
 from django_websocket.connection import CROWD, MAX_HELD, Connection, Limits
 from django_websocket.exceptions import ConnectionClosed, WebSocketError
-from django_websocket.protocol.engine import Engine, Role
-from django_websocket.protocol.frames import CloseCode, Opcode, encode_message
+from django_websocket.protocol.frames import CloseCode, encode_message
 from django_websocket.sweep import MAX_DELAY, open_connections, sweep_of_loop
 
-from .support.wire import Frame, Pairs, Peer, close, packet_pair, tcp_pair, text, unix_pair, until
+from .support.frames import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, Frame, close, close_frame, frame, text
+from .support.waiting import until
+from .support.wire import Pairs, Peer, packet_pair, tcp_pair, unix_pair
 
-PING, PONG, CLOSE = Opcode.PING, Opcode.PONG, Opcode.CLOSE
 ROOMY = Limits(send_buffer_size=1 << 30, outbox_size=1 << 30)
 
 
@@ -91,29 +91,27 @@ def test_messages_of_one_segment_are_all_received_with_their_types(pairs: Pairs)
 def test_a_message_may_come_byte_by_byte(pairs: Pairs) -> None:
     connection, peer = pairs()
     view = gevent.spawn(connection.receive)
-    for byte in peer.engine.send("hello"):
+    for byte in frame("hello"):
         peer.write(bytes((byte,)))
         gevent.sleep(0)
     assert view.get(timeout=5) == "hello"
 
 
 def test_bytes_behind_the_handshake_belong_to_the_connection(pairs: Pairs) -> None:
-    client = Engine(Role.CLIENT)
-    early = client.send("first") + client.send("second") + client.send("third")[:-2]
+    early = frame("first") + frame("second") + frame("third")[:-2]
     connection, peer = pairs(early=early)
     assert [connection.receive(), connection.receive()] == ["first", "second"]
 
 
 def test_a_frame_may_begin_behind_the_handshake_and_end_later(pairs: Pairs) -> None:
-    frame = Engine(Role.CLIENT).send("split")
-    connection, peer = pairs(early=frame[:4])
-    peer.write(frame[4:])
+    whole = frame("split")
+    connection, peer = pairs(early=whole[:4])
+    peer.write(whole[4:])
     assert connection.receive() == "split"
 
 
 def test_a_whole_conversation_may_come_with_the_handshake(pairs: Pairs) -> None:
-    client = Engine(Role.CLIENT)
-    connection, peer = pairs(early=client.send("only") + client.close(1001))
+    connection, peer = pairs(early=frame("only") + close_frame(1001))
     assert not connection.closed
     assert connection.receive() == "only"
     connection.send("answer")
@@ -150,7 +148,7 @@ def test_messages_beyond_the_inbox_are_received_in_their_order_when_they_came_in
 def test_a_paused_connection_reads_on_for_the_close_frame(pairs: Pairs) -> None:
     connection, peer = pairs(limits=Limits(inbox_messages=4))
     messages = [str(number) for number in range(10)]
-    peer.write(b"".join(map(peer.engine.send, messages)) + peer.engine.close(1001, "bye"))
+    peer.write(b"".join(map(frame, messages)) + close_frame(1001, "bye"))
     assert received(connection) == messages
     assert (connection.close_code, connection.close_reason) == (1001, "bye")
     assert peer.until_end() == [close(1001, "bye")]
@@ -167,7 +165,7 @@ def test_one_chatty_client_does_not_starve_another(pairs: Pairs) -> None:
 
     for connection, name in ((chatty, "chatty"), (quiet, "quiet")):
         gevent.spawn(count, connection, name)
-    chatty_peer.write(chatty_peer.engine.send("x") * 20_000)
+    chatty_peer.write(frame("x") * 20_000)
     quiet_peer.text("x")
     until(lambda: len(seen) == 20_001)
     assert seen.index("quiet") < 10_000
@@ -178,7 +176,7 @@ def test_an_echo_of_much_in_little_pieces_loses_nothing(pairs: Pairs) -> None:
     view = gevent.spawn(echo, connection)
     messages = [random.randbytes(random.choice((0, 1, 100, 5000, 70_000))) for _ in range(60)]
     writer = gevent.spawn(send_each, peer, messages)
-    assert peer.until_frames(60) == [Frame(Opcode.BINARY, message) for message in messages]
+    assert peer.until_frames(60) == [Frame(BINARY, message) for message in messages]
     writer.get(timeout=5)
     peer.close_frame()
     view.get(timeout=5)
@@ -198,10 +196,10 @@ def test_a_ping_is_answered_while_nobody_receives(pairs: Pairs) -> None:
 
 def test_a_ping_between_the_fragments_of_a_message_is_answered(pairs: Pairs) -> None:
     connection, peer = pairs()
-    peer.write(peer.engine.frame(Opcode.TEXT, b"a", fin=False))
+    peer.write(frame(b"a", TEXT, fin=False))
     peer.ping(b"!")
     assert peer.until_frames(1) == [Frame(PONG, b"!")]
-    peer.write(peer.engine.frame(Opcode.CONTINUATION, b"b"))
+    peer.write(frame(b"b", CONTINUATION))
     assert connection.receive() == "ab"
 
 
@@ -250,7 +248,7 @@ def test_a_client_that_pings_and_does_not_read_gets_whole_pongs_later(pairs: Pai
         connection, peer = pairs(sockets=tiny_tcp_pair)
         for first in range(0, 800, 20):
             pings = (b"%03d" % number + b"." * random.randrange(50, 120) for number in range(first, first + 20))
-            peer.write(b"".join(peer.engine.frame(PING, payload) for payload in pings))
+            peer.write(b"".join(frame(payload, PING) for payload in pings))
             gevent.sleep(0.001)
         until(lambda peer=peer: peer.pump() and peer.frames and peer.frames[-1].payload[:3] == b"799")  # type: ignore[misc]
         assert {frame.opcode for frame in peer.frames} == {PONG}
@@ -415,8 +413,7 @@ def test_what_is_held_back_for_a_client_that_vanished_is_dropped(pairs: Pairs) -
 
 @pytest.mark.parametrize("then", ["nothing", "a send", "a push", "a close", "an early ping", "an early close"])
 def test_the_head_is_sent_before_all_else(pairs: Pairs, then: str) -> None:
-    of_client = Engine(Role.CLIENT)
-    early = {"an early ping": of_client.frame(PING, b"."), "an early close": of_client.close(1001)}.get(then, b"")
+    early = {"an early ping": frame(b".", PING), "an early close": close_frame(1001)}.get(then, b"")
     connection, peer = pairs(head=encode_message("head"), early=early)
     if then == "a send":
         connection.send("greeting")
@@ -598,7 +595,7 @@ def test_frames_of_many_senders_never_mix(
 
     def read() -> bool:
         peer.pump(3001)
-        texts[:] = [frame.payload.decode() for frame in peer.frames if frame.opcode == Opcode.TEXT]
+        texts[:] = [frame.payload.decode() for frame in peer.frames if frame.opcode == TEXT]
         return len(texts) == 200
 
     until(read, 30)
@@ -725,7 +722,7 @@ def test_the_client_closes_while_nobody_receives(pairs: Pairs) -> None:
 
 def test_a_close_frame_without_a_code_is_answered_by_one(pairs: Pairs) -> None:
     connection, peer = pairs()
-    peer.write(peer.engine.frame(CLOSE))
+    peer.write(frame(b"", CLOSE))
     assert peer.until_end() == [Frame(CLOSE, b"")]
     assert connection.close_code == 1005
 
@@ -773,7 +770,7 @@ def test_a_client_that_answers_a_close_with_chatter_is_let_go(pairs: Pairs) -> N
 
 def test_close_is_answered_behind_messages_that_are_dropped(pairs: Pairs) -> None:
     connection, peer = pairs(limits=Limits(inbox_messages=2))
-    peer.write(b"".join(map(peer.engine.send, map(str, range(50)))))
+    peer.write(b"".join(map(frame, map(str, range(50)))))
     until(lambda: connection.inbox)
     connection.close(1000)
     assert connection.receive() is None
@@ -787,7 +784,7 @@ def test_data_after_the_clients_close_frame_is_ignored(
     pairs: Pairs, sockets: Callable[[], tuple[socket.socket, socket.socket]], size: int
 ) -> None:
     connection, peer = pairs(sockets=sockets)
-    data = peer.engine.close(1000) + peer.engine.send("late") * (size // 10) + peer.engine.frame(PING)
+    data = close_frame(1000) + frame("late") * (size // 10) + frame(b"", PING)
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         while data:  # as much as it is possible to send
             data = data[peer.offer(data) :]
@@ -802,7 +799,7 @@ def test_a_message_and_a_close_in_one_segment(pairs: Pairs) -> None:
     connection, peer = pairs()
     view = gevent.spawn(connection.receive)
     gevent.sleep(0)
-    peer.write(peer.engine.send("last") + peer.engine.send("words") + peer.engine.close(1001, "bye"))
+    peer.write(frame("last") + frame("words") + close_frame(1001, "bye"))
     assert view.get(timeout=5) == "last"
     assert not connection.closed
     connection.send("LAST")
@@ -818,7 +815,7 @@ def test_a_message_and_a_close_in_one_segment(pairs: Pairs) -> None:
 
 def test_a_message_and_a_close_that_are_answered_by_a_close(pairs: Pairs) -> None:
     connection, peer = pairs()
-    peer.write(peer.engine.send("last") + peer.engine.close(1001))
+    peer.write(frame("last") + close_frame(1001))
     assert connection.receive() == "last"
     connection.close()
     assert peer.until_end() == [close(1001)]
@@ -827,7 +824,7 @@ def test_a_message_and_a_close_that_are_answered_by_a_close(pairs: Pairs) -> Non
 def test_the_close_of_a_client_is_answered_when_the_view_does_not_come_for_the_last_message(pairs: Pairs) -> None:
     connection, peer = pairs(limits=Limits(close_timeout=0.5))
     own_clock(connection)
-    peer.write(peer.engine.send("last") + peer.engine.close(1000))
+    peer.write(frame("last") + close_frame(1000))
     until(lambda: connection.ended)
     assert not peer.pump()
     tick()
@@ -837,7 +834,7 @@ def test_the_close_of_a_client_is_answered_when_the_view_does_not_come_for_the_l
 def test_a_message_before_the_close_is_not_lost_for_a_view_that_comes_late(pairs: Pairs) -> None:
     connection, peer = pairs(limits=Limits(close_timeout=0.5))
     own_clock(connection)
-    peer.write(peer.engine.send("last") + peer.engine.close(1000))
+    peer.write(frame("last") + close_frame(1000))
     until(lambda: connection.ended)
     tick()
     peer.until_end()
@@ -862,7 +859,7 @@ def test_bad_data_after_a_good_message(
 ) -> None:
     connection, peer = pairs(sockets=sockets)
     view = gevent.spawn(echo, connection)
-    peer.write(peer.engine.send("good") + bad)
+    peer.write(frame("good") + bad)
     frames = peer.until_frames(2)
     assert frames[0] == text("good")
     assert frames[1].opcode == CLOSE and frames[1].payload[:2] == code.to_bytes(2, "big")
@@ -882,10 +879,10 @@ def test_bad_data_is_refused_while_nobody_receives(pairs: Pairs) -> None:
 def test_a_client_that_sends_on_after_its_failure_still_reads_why(pairs: Pairs) -> None:
     connection, peer = pairs(sockets=tcp_pair, limits=Limits(close_timeout=0.5))
     own_clock(connection)
-    frame = peer.engine.send("x" * 60_000)
-    peer.write(b"\x81\x01a" + frame * 20)
+    whole = frame("x" * 60_000)
+    peer.write(b"\x81\x01a" + whole * 20)
     for _ in range(20):
-        peer.write(frame)
+        peer.write(whole)
     assert peer.until_end()[0].payload[:2] == (1002).to_bytes(2, "big")
     assert not peer.reset
     assert connection.open  # until the client has closed too
@@ -895,9 +892,9 @@ def test_a_client_that_sends_on_after_its_failure_still_reads_why(pairs: Pairs) 
 
 def test_a_message_over_the_limit_is_refused_from_its_header(pairs: Pairs) -> None:
     connection, peer = pairs(limits=Limits(max_message_size=1000))
-    peer.write(peer.engine.send("x" * 1000))
+    peer.write(frame("x" * 1000))
     assert connection.receive() == "x" * 1000
-    peer.write(peer.engine.send("x" * 1001)[:8])
+    peer.write(frame("x" * 1001)[:8])
     assert peer.until_frames(1)[0].payload[:2] == (1009).to_bytes(2, "big")
 
 
@@ -920,7 +917,7 @@ def test_a_client_may_half_close_behind_its_close_frame(pairs: Pairs) -> None:
 
 def test_a_last_message_is_answered_to_a_client_that_half_closes_behind_its_close_frame(pairs: Pairs) -> None:
     connection, peer = pairs(sockets=tcp_pair)
-    peer.write(peer.engine.send("last") + peer.engine.close(1000))
+    peer.write(frame("last") + close_frame(1000))
     peer.half_close()
     until(lambda: connection.ended)
     gevent.sleep(0)
@@ -937,7 +934,7 @@ def test_a_reset_ends_the_connection(pairs: Pairs, state: str) -> None:
     own_clock(connection)
     view: gevent.Greenlet[..., Any] | None = None
     if state == "in a frame":
-        peer.write(peer.engine.frame(PING) + peer.engine.send("half a frame")[:7])
+        peer.write(frame(b"", PING) + frame("half a frame")[:7])
         peer.until_frames(1)
     elif state == "received":
         view = gevent.spawn(received, connection)
@@ -1077,15 +1074,15 @@ def test_discarded_input_is_read_and_dropped_while_control_frames_work(pairs: Pa
 
 def test_a_ping_among_discarded_messages_beyond_the_inbox_is_answered(pairs: Pairs) -> None:
     connection, peer = pairs(discard=True, limits=Limits(inbox_messages=2))
-    peer.write(peer.engine.send("x") * 9 + peer.engine.frame(PING, b"1") + peer.engine.send("x") * 9)
-    peer.write(peer.engine.close(1000))
+    peer.write(frame("x") * 9 + frame(b"1", PING) + frame("x") * 9)
+    peer.write(close_frame(1000))
     assert peer.until_end() == [Frame(PONG, b"1"), close(1000)]
     assert connection.receive() is None
 
 
 def test_bad_data_is_refused_although_input_is_discarded(pairs: Pairs) -> None:
     connection, peer = pairs(discard=True)
-    peer.write(peer.engine.send("x") + b"\x81\x01a")
+    peer.write(frame("x") + b"\x81\x01a")
     assert peer.until_frames(1)[0].payload[:2] == (1002).to_bytes(2, "big")
 
 
@@ -1101,7 +1098,7 @@ def test_input_can_be_dropped_from_some_time_on(pairs: Pairs) -> None:
 
 def test_the_close_behind_dropped_input_is_answered_at_once(pairs: Pairs) -> None:
     connection, peer = pairs()
-    peer.write(peer.engine.send("x") + peer.engine.close(1000))
+    peer.write(frame("x") + close_frame(1000))
     until(lambda: connection.ended)
     connection.drop_input()
     until(lambda: peer.pump() or peer.ended, 2)  # not at the end of close_timeout
@@ -1144,11 +1141,11 @@ def test_receive_gives_up_after_its_timeout_and_loses_nothing(pairs: Pairs) -> N
 
 def test_half_a_message_does_not_end_the_wait(pairs: Pairs) -> None:
     connection, peer = pairs()
-    frame = peer.engine.send("whole")
-    peer.write(frame[:5])
+    whole = frame("whole")
+    peer.write(whole[:5])
     with pytest.raises(TimeoutError):
         connection.receive(timeout=0.05)
-    peer.write(frame[5:])
+    peer.write(whole[5:])
     assert connection.receive(timeout=5) == "whole"
 
 
@@ -1229,19 +1226,19 @@ def test_a_silent_client_is_sent_a_ping_and_closed_with_1011_if_it_does_not_answ
 def test_any_byte_is_a_sign_of_life(pairs: Pairs, what: str) -> None:
     connection, peer = pairs(limits=QUICK)
     own_clock(connection)
-    frame = peer.engine.send("." * 100)
+    whole = frame("." * 100)
     for number in range(10):
         tick()
         tick()
         if what == "pong":
-            peer.write(peer.engine.frame(PONG, b"") + peer.engine.send("x"))
+            peer.write(frame(b"", PONG) + frame("x"))
         elif what == "message":
             peer.text("x")
         elif what == "ping":
             peer.ping()
             peer.text("x")
         else:
-            peer.write(frame[number : number + 1])
+            peer.write(whole[number : number + 1])
             until(lambda: connection._heard == sweep_of_loop().now)
             continue
         assert connection.receive(timeout=5) == "x"
@@ -1301,24 +1298,24 @@ def test_a_view_that_receives_slowly_is_not_taken_for_one_that_does_not_receive(
 def test_latency_is_the_time_that_a_ping_took(pairs: Pairs) -> None:
     connection, peer = pairs(limits=QUICK)
     own_clock(connection)
-    peer.write(peer.engine.frame(PONG, bytes(8)) + peer.engine.send("w"))  # of a ping that was never sent
+    peer.write(frame(bytes(8), PONG) + frame("w"))  # of a ping that was never sent
     assert connection.receive(timeout=5) == "w"
     assert connection.latency is None
     tick()
     tick()
     (ping,) = peer.until_frames(1)
-    peer.write(peer.engine.frame(PONG, b"unasked"))
+    peer.write(frame(b"unasked", PONG))
     until(lambda: connection._heard == sweep_of_loop().now)
-    peer.write(peer.engine.frame(PONG, b"unasked") + peer.engine.send("x"))
+    peer.write(frame(b"unasked", PONG) + frame("x"))
     assert connection.receive(timeout=5) == "x"
     assert connection.latency is None
     gevent.sleep(0.05)
-    peer.write(peer.engine.frame(PONG, ping.payload) + peer.engine.send("y"))
+    peer.write(frame(ping.payload, PONG) + frame("y"))
     assert connection.receive(timeout=5) == "y"
     latency = connection.latency
     assert latency is not None
     assert 0.05 <= latency < 5
-    peer.write(peer.engine.frame(PONG, ping.payload) + peer.engine.send("z"))  # once more
+    peer.write(frame(ping.payload, PONG) + frame("z"))  # once more
     assert connection.receive(timeout=5) == "z"
     assert connection.latency == latency
 
@@ -1328,7 +1325,7 @@ def test_connection_that_is_over_is_not_looked_at_any_more(pairs: Pairs) -> None
     before = sum(map(len, sweep._due.values()))
     made = [pairs() for _ in range(5)]
     for _, peer in made:
-        peer.write(peer.engine.close(1000))
+        peer.write(close_frame(1000))
     until(lambda: not any(connection.open for connection, _ in made))
     assert sum(map(len, sweep._due.values())) == before
 
@@ -1435,8 +1432,8 @@ def test_a_close_behind_a_full_inbox_waits_for_the_answer_to_the_last_message(pa
             connection.send(message)
 
     view = gevent.spawn(echo)
-    peer.write(b"".join([peer.engine.send(str(number)) for number in range(count)] + [peer.engine.close()]))
+    peer.write(b"".join([frame(str(number)) for number in range(count)] + [close_frame()]))
     view.get(timeout=5)
     received = peer.until_end()
     assert [frame.payload for frame in received[:-1]] == [str(number).encode() for number in range(count)]
-    assert received[-1].opcode == Opcode.CLOSE
+    assert received[-1].opcode == CLOSE

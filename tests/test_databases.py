@@ -15,12 +15,14 @@ from django.db import connections
 
 from django_websocket.conversation import untie_database
 
-from .support.clients import RawClient, at_once, eventually, fetch, fetch_json, frame, notes
+from .support.clients import RawClient, fetch, fetch_json, notes
 from .support.clients import request as handshake
 from .support.documentation import blocks
 from .support.fixtures import STOCK_WORKER, Connect, Raw, StartSite
+from .support.frames import frame
 from .support.postgres import Database, settings_of
 from .support.servers import Server
+from .support.waiting import at_once, eventually
 
 POOL = {"pool": {"min_size": 2, "max_size": 4, "timeout": 20}}
 

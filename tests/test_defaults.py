@@ -10,8 +10,10 @@ from contextlib import ExitStack, suppress
 
 import pytest
 
-from .support.clients import PING, RawClient, close_frame, eventually, frame, request
+from .support.clients import RawClient, request
+from .support.frames import PING, close_frame, frame
 from .support.servers import TEST_PROJECT, Server, gunicorn
+from .support.waiting import eventually
 
 NO_LIMITS = [f"WEBSOCKET_{name}" for name in ("URLCONF", "SERVER", "BROKER", "ALLOWED_ORIGINS")]
 

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from .support.clients import eventually, fetch, fetch_json, notes, request
+from .support.clients import fetch, fetch_json, notes, request
 from .support.fixtures import Connect, Raw, StartSite
 from .support.servers import Server
+from .support.waiting import eventually
 
 # --- sessions --------------------------------------------------------------------------------------------------------
 

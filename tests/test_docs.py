@@ -36,10 +36,10 @@ from django_websocket.pubsub.broker import SCHEMES, Listener, Subscriber
 from django_websocket.pubsub.encryption import EncryptedBroker
 
 from .support.certificates import Authority
-from .support.clients import eventually
 from .support.documentation import PAGES, Project, arguments, blocks, command, commands, readme_project
 from .support.postgres import settings_of
 from .support.servers import ROOT, Cluster, Sentinel, Server, executable, free_port, redis_server, unavailable
+from .support.waiting import eventually
 from .test_browser import OPTIONS as CHROMIUM
 
 DEADLINE = 20  # seconds

@@ -17,7 +17,7 @@ from django_websocket.pubsub.memory import MemoryBroker
 
 from .support.brokers import in_use
 from .support.servers import Server
-from .support.wire import until
+from .support.waiting import until
 
 OLD, NEW, OTHER = "the old key ".ljust(32, "-"), "the new key ".ljust(32, "-"), "another key ".ljust(32, "-")
 

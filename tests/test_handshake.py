@@ -4,21 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from .support.clients import (
-    ACCEPT,
-    CLOSE,
-    DEADLINE,
-    PING,
-    PONG,
-    at_once,
-    close_frame,
-    fetch,
-    frame,
-    notes,
-    request,
-)
+from .support.clients import ACCEPT, fetch, notes, request
 from .support.fixtures import Connect, Raw, StartSite
+from .support.frames import CLOSE, PING, PONG, Frame, close_frame, frame
 from .support.servers import Server
+from .support.waiting import DEADLINE, at_once
 
 # What each of the three endpoints of the test project answers to two messages.
 ENDPOINTS = [
@@ -102,7 +92,7 @@ def test_ping_in_the_segment_of_the_handshake_is_answered(any_project: Server, r
     pongs = [client.frame()]
     if not pongs[0].payload:  # of several pings the newest may be answered alone (RFC 6455, section 5.5.3)
         pongs.append(client.frame())
-    assert pongs[-1] == (PONG, b"here?")
+    assert pongs[-1] == Frame(PONG, b"here?")
 
 
 # --- acceptance ------------------------------------------------------------------------------------------------------

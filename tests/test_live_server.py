@@ -34,8 +34,8 @@ from django_websocket.pubsub import publish
 from django_websocket.testing import Client, WebSocketLiveServerTestCase, captured_messages
 from django_websocket.websocket import WebSocket
 
-from .support.clients import DEADLINE
 from .support.clients import Client as LiveClient
+from .support.waiting import DEADLINE
 from .support.wire import descriptors
 
 pytestmark = pytest.mark.usefixtures("test_runner")

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from .support.clients import PING, TEXT, RawClient, close_frame, eventually, frame
+from .support.clients import RawClient
 from .support.fixtures import StartSite
+from .support.frames import PING, TEXT, close_frame, frame
 from .support.processes import descriptors, memory, processor_time, worker_of
 from .support.servers import NOT_MEASURED, ROOT, Server, gunicorn, unavailable
+from .support.waiting import eventually
 
 MEMBERS, MESSAGES = 300, 10
 CLIENTS, OF_THEM_SELECTING = 2000, 500

@@ -14,10 +14,12 @@ from django_websocket import log
 from django_websocket.connection import Connection
 from django_websocket.log import report
 
-from .support.clients import RawClient, close_frame, eventually, frame, request
+from .support.clients import RawClient, request
 from .support.fixtures import Raw, StartSite
+from .support.frames import close_frame, frame
 from .support.servers import Server
-from .support.wire import unix_pair, until
+from .support.waiting import eventually, until
+from .support.wire import unix_pair
 
 
 @pytest.fixture

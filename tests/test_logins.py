@@ -11,9 +11,11 @@ from redis import Redis
 
 from django_websocket.logins import CHANNEL
 
-from .support.clients import RawClient, eventually, fetch, frame
+from .support.clients import RawClient, fetch
 from .support.fixtures import Raw, StartSite
+from .support.frames import frame
 from .support.servers import Server, redis_server
+from .support.waiting import eventually
 
 ENGINES = ["db", "cached_db", "cache", "file", "signed_cookies"]
 SOON = {"WEBSOCKET_LOGIN_CHECK_INTERVAL": 0.3}

@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 
-from .support.clients import RawClient, eventually, fetch, frame, notes
+from .support.clients import RawClient, fetch, notes
 from .support.clients import request as handshake
 from .support.fixtures import STOCK_WORKER, Connect, Raw, StartSite
+from .support.frames import frame
 from .support.servers import WORKER as OUR_WORKER
 from .support.servers import Server
+from .support.waiting import eventually
 
 
 @pytest.fixture(scope="module", params=[OUR_WORKER, STOCK_WORKER], ids=["ours", "stock"])

@@ -15,7 +15,7 @@ from django.test import RequestFactory, override_settings
 
 from django_websocket.origin import origin_is_allowed
 
-from .support.wire import until
+from .support.waiting import until
 
 
 @pytest.fixture(autouse=True)

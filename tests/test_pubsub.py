@@ -43,7 +43,6 @@ import django_websocket.pubsub.redis as redis_broker
 from django_websocket import log, pubsub
 from django_websocket.connection import Connection, Limits
 from django_websocket.exceptions import BrokerError, ConnectionClosed, HandshakeFailed, MessagesMissed
-from django_websocket.protocol.frames import Opcode
 from django_websocket.pubsub import hub, pipeline, publish, subscribe
 from django_websocket.pubsub.broker import broker_from
 from django_websocket.select import select
@@ -52,8 +51,10 @@ from django_websocket.websocket import WebSocket
 
 from .support.brokers import CLOSE_WAIT, connections_to, in_use
 from .support.documentation import blocks
+from .support.frames import BINARY, CLOSE, Frame, close, text
 from .support.servers import ROOT, Cluster, Sentinel, Server, executable, free_port, redis_server
-from .support.wire import Frame, Pairs, close, packet_pair, text, until
+from .support.waiting import until
+from .support.wire import Pairs, packet_pair
 
 SITE = ROOT / "tests" / "site"
 
@@ -706,7 +707,7 @@ def test_what_is_published_is_pushed_as_it_is(broker: Broker, pairs: Pairs) -> N
         publish("news", "a")
         publish("weather", b"b")
         publish("news", "\u00e9" * 1000)
-        assert set(peer.until_frames(3)) == {text("a"), Frame(Opcode.BINARY, b"b"), text("\u00e9" * 1000)}
+        assert set(peer.until_frames(3)) == {text("a"), Frame(BINARY, b"b"), text("\u00e9" * 1000)}
     publish("news", "c")
     forwarding.close()
     with subscribe("news") as other:
@@ -1480,7 +1481,7 @@ def test_after_an_outage_everybody_is_told_once_and_messages_flow_again(
         subscription.close()
     # who was forwarded to is sent away, to come again
     frames = peer.until_frames(2)
-    assert frames[1].opcode == Opcode.CLOSE and frames[1].payload[:2] == (1012).to_bytes(2, "big")
+    assert frames[1].opcode == CLOSE and frames[1].payload[:2] == (1012).to_bytes(2, "big")
     assert connection.close_code == 1012
     assert sum(record.levelno >= logging.ERROR for record in caplog.records) == 1
     peer.close_frame()
@@ -1539,7 +1540,7 @@ def test_what_a_client_that_missed_something_while_it_was_accepted_is_sent_comes
         return connection
 
     with WebSocket({}, HttpResponse(), accept).subscribe("news", on_missed=b"reload"):
-        assert peer.until_frames(2) == [Frame(Opcode.BINARY, b"reload"), text("after")]
+        assert peer.until_frames(2) == [Frame(BINARY, b"reload"), text("after")]
 
 
 def test_a_stuck_client_that_missed_something_is_told_that_and_not_what_waited_for_it(

@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 import redis as redis_py
 
-from .support.clients import BINARY, TEXT, RawClient, at_once, eventually, fetch, fetch_json, frame, notes, request
+from .support.clients import RawClient, fetch, fetch_json, notes, request
 from .support.fixtures import SITE, STOCK_WORKER, Connect, Raw, StartSite
+from .support.frames import BINARY, TEXT, Frame, frame
 from .support.servers import WORKER, Server, free_port, gunicorn, redis_server
+from .support.waiting import at_once, eventually
 
 NOBODY = "redis://127.0.0.1:{}/0"
 
@@ -166,7 +168,7 @@ def test_payload_that_is_neither_text_nor_binary_is_dropped_and_logged(
     publisher.publish(key, b"\xfe\xfd no UTF-8")
     publisher.publish(key, b"\xc3")
     publisher.publish(key, b"fine")
-    assert client.frame() == (TEXT, b"fine")
+    assert client.frame() == Frame(TEXT, b"fine")
     dropped = [line for line in redis_site.log.splitlines() if key in line and "note" not in line]
     assert len(dropped) == 2
     assert "UTF-8" in dropped[0]
@@ -186,9 +188,9 @@ def test_plain_process_publishes(redis_site: Server, raw: Raw, redis_url: str, k
         redis_url,
     )
     assert done.returncode == 0, done.stderr
-    assert client.frame() == (TEXT, b"from a task")
-    assert client.frame() == (BINARY, b"\x00\xff")
-    assert client.frame() == (TEXT, b"from a thread")
+    assert client.frame() == Frame(TEXT, b"from a task")
+    assert client.frame() == Frame(BINARY, b"\x00\xff")
+    assert client.frame() == Frame(TEXT, b"from a thread")
 
 
 def test_prefix_of_the_broker_keeps_sites_apart(

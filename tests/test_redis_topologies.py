@@ -37,8 +37,9 @@ from django_websocket.pubsub.sentinel import SentinelBroker
 
 from .support.brokers import in_use
 from .support.certificates import Authority
-from .support.clients import RawClient, eventually, fetch, frame
+from .support.clients import RawClient, fetch
 from .support.fixtures import SITE, Connect, Raw, StartSite
+from .support.frames import frame
 from .support.servers import (
     Cluster,
     Sentinel,
@@ -49,7 +50,7 @@ from .support.servers import (
     redis_sentinel,
     redis_server,
 )
-from .support.wire import until
+from .support.waiting import eventually, until
 
 MISSED = object()
 BACK = 10.0  # seconds within which messages come again, once there is who sends them

@@ -8,9 +8,11 @@ import pytest
 
 from django_websocket.decorators import websocket
 
-from .support.clients import close_frame, eventually, frame, notes, request
+from .support.clients import notes, request
 from .support.fixtures import Raw, StartSite
+from .support.frames import close_frame, frame
 from .support.servers import Server
+from .support.waiting import eventually
 
 
 @pytest.fixture(scope="module")

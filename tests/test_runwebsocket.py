@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from .support.clients import eventually
 from .support.documentation import ENVIRONMENT, Project, readme_project
 from .support.fixtures import Connect
 from .support.servers import HTTP_PROBE, TEST_PROJECT, Server, free_port
+from .support.waiting import eventually
 
 DEADLINE = 20.0  # seconds
 

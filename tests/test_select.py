@@ -25,7 +25,9 @@ from django_websocket.select import select
 from django_websocket.waiting import ViewGreenlet
 from django_websocket.websocket import WebSocket
 
-from .support.wire import Pairs, Peer, descriptors, until
+from .support.frames import close_frame, frame
+from .support.waiting import until
+from .support.wire import Pairs, Peer, descriptors
 
 Lists = list[tuple[list[Any], ...]]  # to look at with select
 
@@ -162,8 +164,8 @@ def test_a_ping_and_half_a_frame_wake_nobody(pairs: Pairs) -> None:
     ws, peer = websocket(pairs)
     fd = ws.fileno()
     waiting = selecting([ws], [], [])
-    frame = peer.engine.send("whole")
-    for number, part in enumerate((b"", frame[:1], frame[1:7]), 1):
+    whole = frame("whole")
+    for number, part in enumerate((b"", whole[:1], whole[1:7]), 1):
         if part == b"" or number == 1:
             peer.ping()
         if part:
@@ -173,7 +175,7 @@ def test_a_ping_and_half_a_frame_wake_nobody(pairs: Pairs) -> None:
     engine = ws.connection._engine
     until(lambda: engine._data or engine._missing)
     assert not waiting.ready() and not readable(fd)
-    peer.write(frame[7:])
+    peer.write(whole[7:])
     assert waiting.get(timeout=5) == ([ws], [], [])
     assert readable(fd)
     assert ws.receive(timeout=0) == "whole"
@@ -183,7 +185,7 @@ def test_a_ping_and_half_a_frame_wake_nobody(pairs: Pairs) -> None:
 def test_a_pong_wakes_nobody(pairs: Pairs) -> None:
     ws, peer = websocket(pairs)
     fd = ws.fileno()
-    peer.write(peer.engine.frame(10, b"") + peer.engine.frame(9, b""))
+    peer.write(frame(b"", 10) + frame(b"", 9))
     peer.until_frames(1)
     assert not readable(fd)
     assert select([ws], [], [], 0) == ([], [], [])
@@ -253,7 +255,7 @@ def test_the_end_is_readable_and_stays_so(pairs: Pairs, how: str) -> None:
 
 def test_a_message_and_a_close_in_one_segment_are_both_seen_by_a_loop(pairs: Pairs) -> None:
     ws, peer = websocket(pairs)
-    peer.write(peer.engine.send("last") + peer.engine.close(1000))
+    peer.write(frame("last") + close_frame(1000))
     seen = []
     while not ws.closed:
         ready, _, _ = select([ws], [], [], 5)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from .support.clients import close_frame, fetch_json, frame, notes, request
+from .support.clients import fetch_json, notes, request
 from .support.fixtures import Raw
+from .support.frames import close_frame, frame
 from .support.servers import Server
 
 

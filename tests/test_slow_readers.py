@@ -24,14 +24,15 @@ from django_websocket.connection import Connection, Limits
 from django_websocket.exceptions import MessagesMissed
 from django_websocket.protocol.deflate import Agreement
 from django_websocket.protocol.engine import Engine, Role
-from django_websocket.protocol.frames import Opcode
 from django_websocket.pubsub import hub, publish, subscribe
 from django_websocket.websocket import WebSocket
 
-from .support.clients import TEXT, RawClient
+from .support.clients import RawClient
 from .support.fixtures import StartSite
+from .support.frames import CLOSE, PONG, TEXT, Frame, close, text
 from .support.servers import Server
-from .support.wire import Frame, Pairs, Peer, close, packet_pair, text, until
+from .support.waiting import until
+from .support.wire import Pairs, Peer, packet_pair
 
 LOSSY = ["drop_oldest", "latest"]
 LIMIT = 100_000
@@ -70,7 +71,7 @@ def stuck(pairs: Pairs, **options: Any) -> tuple[Connection, Peer]:
 
 
 def texts(frames: Sequence[Frame]) -> list[str]:
-    return [frame.payload.decode() for frame in frames if frame.opcode == Opcode.TEXT]
+    return [frame.payload.decode() for frame in frames if frame.opcode == TEXT]
 
 
 # --- a client that does not read --------------------------------------------------------------------------------
@@ -209,7 +210,7 @@ def test_what_the_view_sends_and_control_frames_are_never_dropped(pairs: Pairs, 
         delivered()
         got = until_text(peer, "the end")
     assert [message for message in got if message[:3] == "own"] == [f"own {number}" for number in range(101)]
-    assert Frame(Opcode.PONG, b"here?") in peer.frames
+    assert Frame(PONG, b"here?") in peer.frames
     assert connection.close_code is None
 
 
@@ -235,7 +236,7 @@ def test_what_waits_is_sent_before_the_close_frame_or_after_the_block(pairs: Pai
     delivered()
     if end == "leave":
         connection.close(1000)
-    until(lambda: peer.pump() and peer.frames and peer.frames[-1].opcode == Opcode.CLOSE)
+    until(lambda: peer.pump() and peer.frames and peer.frames[-1].opcode == CLOSE)
     assert peer.frames[-2:] == [text("final score"), close(1000)]
 
 
@@ -417,7 +418,7 @@ def test_one_stuck_client_among_five_hundred_holds_up_nobody_and_its_messages_do
             assert "1013 too slow for what is sent" in server.log
         else:
             publisher.publish(key, "the end")
-            while one.frame() != (TEXT, b"the end"):
+            while one.frame() != Frame(TEXT, b"the end"):
                 pass
 
 

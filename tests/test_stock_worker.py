@@ -6,22 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from .support.clients import (
-    ACCEPT,
-    PING,
-    PONG,
-    Frame,
-    RawClient,
-    at_once,
-    close_frame,
-    eventually,
-    fetch,
-    fetch_json,
-    frame,
-    notes,
-)
+from .support.clients import ACCEPT, RawClient, fetch, fetch_json, notes
 from .support.fixtures import STOCK_WORKER, Connect, Raw, StartSite
+from .support.frames import PING, PONG, Frame, close_frame, frame
 from .support.servers import Server
+from .support.waiting import at_once, eventually
 
 
 @pytest.mark.parametrize(

@@ -12,26 +12,12 @@ from typing import Any
 
 import pytest
 
-from .support.clients import (
-    BINARY,
-    CLOSE,
-    CONTINUATION,
-    DEADLINE,
-    PING,
-    PONG,
-    TEXT,
-    RawClient,
-    at_once,
-    close_frame,
-    eventually,
-    fetch,
-    frame,
-    notes,
-    undisturbed,
-)
+from .support.clients import RawClient, fetch, notes, undisturbed
 from .support.fixtures import Raw, StartSite
+from .support.frames import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, Frame, close_frame, frame
 from .support.processes import descriptors, forget_peak, memory, peak_memory, worker_of
 from .support.servers import NOT_MEASURED, Server
+from .support.waiting import DEADLINE, at_once, eventually
 
 MIB = 1024 * 1024
 OFFER = {"Sec-WebSocket-Extensions": "permessage-deflate; client_max_window_bits"}
@@ -238,7 +224,7 @@ def test_unfinished_messages_take_as_much_as_has_come_of_them(server: Server) ->
         clients = connected(server, stack, 10, "/echo/", behind=frame("begin", fin=False))
         for client in clients:
             client.send(frame(b"x" * 20, CONTINUATION, fin=False) * 50_000, frame(b"?", PING))
-        assert [client.frame() for client in clients] == [(PONG, b"?")] * 10
+        assert [client.frame() for client in clients] == [Frame(PONG, b"?")] * 10
 
 
 def test_text_in_small_pieces_is_validated_once(server: Server, raw: Raw) -> None:

@@ -9,10 +9,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from .support.clients import RawClient, at_once, eventually, fetch, notes, request, undisturbed
+from .support.clients import RawClient, fetch, notes, request, undisturbed
 from .support.fixtures import Raw, StartSite
 from .support.processes import descriptors, forget_peak, memory, peak_memory, worker_of
 from .support.servers import NOT_MEASURED, TEST_PROJECT, Server, gunicorn
+from .support.waiting import at_once, eventually
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,12 @@ from typing import NamedTuple
 
 import redis as redis_py
 
-from .support.clients import RawClient, close_frame, eventually, fetch_json, frame, request
+from .support.clients import RawClient, fetch_json, request
 from .support.fixtures import StartSite
+from .support.frames import close_frame, frame
 from .support.processes import memory, worker_of
 from .support.servers import NOT_MEASURED, Server, redis_server
+from .support.waiting import eventually
 
 EACH = 20  # connections of each view in each way
 VIEWS = ("/echo/", "/selects/{}/", "/forward/{}/", "/listen/{}/", "/by-number/{}/")

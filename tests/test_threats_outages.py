@@ -14,21 +14,12 @@ from contextlib import ExitStack
 import pytest
 import redis as redis_py
 
-from .support.clients import (
-    DEADLINE,
-    PING,
-    RawClient,
-    at_once,
-    close_frame,
-    eventually,
-    fetch,
-    frame,
-    request,
-    undisturbed,
-)
+from .support.clients import RawClient, fetch, request, undisturbed
 from .support.fixtures import Connect, Raw, StartSite
+from .support.frames import PING, close_frame, frame
 from .support.processes import descriptors, forget_peak, memory, peak_memory, processor_time, worker_of
 from .support.servers import NOT_MEASURED, Server, redis_server
+from .support.waiting import DEADLINE, at_once, eventually
 
 
 def selecting(stack: ExitStack, server: Server, channel: str) -> RawClient:

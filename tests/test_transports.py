@@ -14,10 +14,12 @@ from typing import Any, cast
 import pytest
 import websockets.sync.client
 
-from .support.clients import DEADLINE, Client, close_frame, eventually, unverified
+from .support.clients import Client, unverified
 from .support.fixtures import Raw, StartSite
+from .support.frames import close_frame
 from .support.processes import worker_of
 from .support.servers import Server, free_port, gunicorn
+from .support.waiting import DEADLINE, eventually
 
 Opened = Callable[..., Client]
 

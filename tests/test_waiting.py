@@ -20,7 +20,8 @@ from django_websocket.connection import Connection
 from django_websocket.waiting import Readable, Signal, ViewGreenlet, close_at_end, readable_with, wait
 from django_websocket.websocket import WebSocket
 
-from .support.wire import Pairs, descriptors, until
+from .support.waiting import until
+from .support.wire import Pairs, descriptors
 
 
 @pytest.fixture(params=["eventfd", "pipe"])

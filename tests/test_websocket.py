@@ -18,14 +18,13 @@ from geventwebsocket.exceptions import WebSocketError as StockWebSocketError
 
 from django_websocket.connection import Connection
 from django_websocket.exceptions import ConnectionClosed, HandshakeFailed
-from django_websocket.protocol.frames import Opcode
 from django_websocket.pubsub import publish
 from django_websocket.select import select
 from django_websocket.websocket import WebSocket
 
-from .support.wire import Frame, Pairs, Peer, close, text, until
-
-BINARY = Opcode.BINARY
+from .support.frames import BINARY, PONG, TEXT, Frame, close, close_frame, frame, text
+from .support.waiting import until
+from .support.wire import Pairs, Peer
 
 
 @pytest.fixture
@@ -239,13 +238,13 @@ def test_iteration_waits_for_messages_that_come_later(pairs: Pairs) -> None:
 def test_iteration_goes_beyond_the_inbox(pairs: Pairs) -> None:
     ws, peer, _ = websocket(pairs)
     messages = [str(number) for number in range(1000)]
-    peer.write(b"".join(map(peer.engine.send, messages)) + peer.engine.close())
+    peer.write(b"".join(map(frame, messages)) + close_frame())
     assert list(ws) == messages
 
 
 def test_the_answers_of_an_iteration_are_sent_before_the_close(pairs: Pairs) -> None:
     ws, peer, _ = websocket(pairs)
-    peer.write(b"".join(map(peer.engine.send, "abc")) + peer.engine.close(1000))
+    peer.write(b"".join(map(frame, "abc")) + close_frame(1000))
     for message in ws:
         ws.send(message)
     assert peer.until_end() == [text("a"), text("b"), text("c"), close(1000)]
@@ -269,7 +268,7 @@ def test_json_goes_as_text_and_comes_back(pairs: Pairs, value: Any) -> None:
     ws, peer, _ = websocket(pairs)
     ws.send_json(value)
     (frame,) = peer.until_frames(1)
-    assert frame.opcode == Opcode.TEXT
+    assert frame.opcode == TEXT
     assert json.loads(frame.payload) == value
     peer.text(frame.payload.decode())
     assert ws.receive_json() == value
@@ -363,7 +362,7 @@ def test_the_codes_that_say_why_are_plain_numbers_wherever_they_come_from(pairs:
 def test_closed_is_false_while_a_message_waits(pairs: Pairs) -> None:
     ws, peer, handshake = websocket(pairs)
     ws.accept()
-    peer.write(peer.engine.send("last") + peer.engine.close(1000))
+    peer.write(frame("last") + close_frame(1000))
     until(lambda: handshake.connection.ended)
     assert ws.closed is False
     assert ws.receive() == "last"
@@ -401,7 +400,7 @@ def test_listen_returns_the_response_and_drops_what_the_client_sends(pairs: Pair
     publish("news", "a")
     peer.text("unheard")
     peer.ping(b"1")
-    assert peer.until_frames(2) == [text("a"), Frame(Opcode.PONG, b"1")]
+    assert peer.until_frames(2) == [text("a"), Frame(PONG, b"1")]
     assert not handshake.connection.inbox
 
 

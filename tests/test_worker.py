@@ -16,25 +16,12 @@ from pathlib import Path
 
 import pytest
 
-from .support.clients import (
-    CLOSE,
-    DEADLINE,
-    PING,
-    PONG,
-    TEXT,
-    RawClient,
-    at_once,
-    close_frame,
-    eventually,
-    fetch,
-    frame,
-    notes,
-    request,
-    unverified,
-)
+from .support.clients import RawClient, fetch, notes, request, unverified
 from .support.fixtures import Connect, Raw, StartSite
+from .support.frames import CLOSE, PING, PONG, TEXT, Frame, close_frame, frame
 from .support.processes import worker_of
 from .support.servers import HTTP_PROBE, TEST_PROJECT, Server, free_port, gunicorn, unavailable
+from .support.waiting import DEADLINE, at_once, eventually
 
 # --- the commands ----------------------------------------------------------------------------------------------------
 
@@ -318,9 +305,9 @@ def test_client_that_answers_pings_stays(impatient: Server, raw: Raw) -> None:
     client = raw(impatient)
     client.open("/echo/")
     for _ in range(4):
-        opcode, payload = client.frame()
-        assert opcode == PING
-        client.send(frame(payload, PONG))
+        ping = client.frame()
+        assert ping.opcode == PING
+        client.send(frame(ping.payload, PONG))
     client.send(frame("still here"))
     assert client.frame().text == "still here"
 
@@ -338,7 +325,7 @@ def test_slow_reader_gets_everything_that_a_view_sends(site: Server, raw: Raw) -
     client = raw(site, receive_buffer=4096)
     client.open("/flood/")
     for _ in range(200):
-        assert client.frame() == (TEXT, b"x" * 65536)
+        assert client.frame() == Frame(TEXT, b"x" * 65536)
 
 
 def test_listener_that_does_not_read_is_closed_with_1013_and_holds_up_nobody(
@@ -407,7 +394,7 @@ def test_tls_pings_refusals_and_the_end(tls_site: Server, raw: Raw, key: str) ->
     client = raw(tls_site, tls=True)
     client.open("/echo/")
     client.send(frame(b"alive?", PING))
-    assert client.frame() == (PONG, b"alive?")
+    assert client.frame() == Frame(PONG, b"alive?")
     client.send(close_frame(1000))
     assert client.closing() == (1000, "")
     assert client.rest() == b""
@@ -424,7 +411,7 @@ def test_tls_reader_that_is_slow_gets_everything(tls_site: Server, raw: Raw) -> 
     client = raw(tls_site, tls=True, receive_buffer=4096)
     client.open("/flood/")
     for _ in range(100):
-        assert client.frame() == (TEXT, b"x" * 65536)
+        assert client.frame() == Frame(TEXT, b"x" * 65536)
 
 
 def test_unix_socket(tmp_path: Path, raw: Raw) -> None:

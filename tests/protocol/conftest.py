@@ -8,16 +8,15 @@ from __future__ import annotations
 import functools
 import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
-from itertools import cycle
-from operator import xor
 from typing import Any
 
 import pytest
 
 from django_websocket.protocol.engine import Close, Engine, Event, Failure, Ping, Role
 
+from ..support.frames import PING, build
+
 MASK = bytes.fromhex("37fa213d")  # that of the examples in section 5.7
-PING = 9
 
 
 @pytest.fixture(params=Role, ids=lambda role: role.value)
@@ -41,12 +40,7 @@ def engine(role: Role) -> Engine:
 
 @pytest.fixture
 def frame(role: Role) -> Callable[..., bytes]:
-    """Makes frames of the engine's peer, right and wrong ones, without the code under test (section 5.2).
-
-    `size` is the length that is declared, if it is not that of `payload`; `width` the bytes that it is written in
-    behind the seven bits (0, 2 or 8), if not as few as possible; `rsv` the three reserved bits as a number; `masked`
-    is as section 5.1 wants it.
-    """
+    """Makes frames of the engine's peer, right and wrong ones; `masked` is as section 5.1 wants it."""
 
     def make(
         opcode: int,
@@ -61,13 +55,7 @@ def frame(role: Role) -> Callable[..., bytes]:
         width: int | None = None,
     ) -> bytes:
         masked ^= wrongly_masked
-        if size is None:
-            size = len(payload)
-        if width is None:
-            width = 0 if size < 126 else 2 if size < 65536 else 8
-        seven_bits = {0: size, 2: 126, 8: 127}[width]
-        head = bytes((fin << 7 | rsv << 4 | opcode, masked << 7 | seven_bits)) + size.to_bytes(8, "big")[8 - width :]
-        return head + mask + bytes(map(xor, payload, cycle(mask))) if masked else head + payload
+        return build(opcode, payload, fin=fin, rsv=rsv, mask=mask if masked else None, size=size, width=width)
 
     return make
 

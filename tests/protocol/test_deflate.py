@@ -33,11 +33,12 @@ from django_websocket.protocol.deflate import (
 from django_websocket.protocol.engine import DEFLATE_OVERHEAD, Close, Engine, Failure, Ping, Role
 from django_websocket.protocol.handshake import Extension, parse_extensions
 
+from ..support.frames import BINARY, CLOSE, CONTINUATION, PING, TEXT
+
 Feed = Callable[..., tuple[list[str | bytes], list[tuple[Any, ...]]]]
 Frame = Callable[..., bytes]
 MakeEngine = Callable[..., Engine]
 
-CONTINUATION, TEXT, BINARY, CLOSE, PING = 0, 1, 2, 8, 9
 RSV1, RSV2, RSV3 = 4, 2, 1
 KIB, MIB = 1024, 1024 * 1024
 HELLO = bytes.fromhex("f248cdc9c90700")  # section 7.2.3.1

@@ -13,11 +13,12 @@ import pytest
 from django_websocket.protocol.engine import Close, Engine, Event, Failure, Ping, Pong, Role
 from django_websocket.protocol.frames import CloseCode, Opcode
 
+from ..support.frames import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT
+
 Feed = Callable[..., tuple[list[str | bytes], list[tuple[Any, ...]]]]
 Frame = Callable[..., bytes]
 Tagged = Callable[[Sequence[Event]], list[tuple[Any, ...]]]
 
-CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
 PROTOCOL_ERROR = [(Failure, 1002, ANY)]
 
 SIZES = [0, 1, 125, 126, 127, 65535, 65536, 100000]  # the ends of each form that a length can have (section 5.2)

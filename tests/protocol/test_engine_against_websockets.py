@@ -26,9 +26,10 @@ from django_websocket.protocol.engine import Close, Engine, Event, Failure, Ping
 from django_websocket.protocol.frames import CloseCode, encode_close, encode_frame
 from django_websocket.protocol.handshake import ClientRequest, accept_headers, check_request, choose_subprotocol
 
+from ..support.frames import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT
+
 Frame = Callable[..., bytes]
 
-CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
 LIMIT = 4096  # bytes of a message
 SIZES = [0, 1, 2, 5, 60, 124, 125, 126, 127, 200, 1000, 3000]
 CLOSE_CODES = [1000, 1001, 1002, 1003, 1007, 1008, 1011, 1012, 1014, 3000, 4999]

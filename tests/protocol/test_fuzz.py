@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 
 from django_websocket.protocol.engine import Engine, Role
 
+from ..support.frames import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT
 from .fuzz import BoundedEngine, check, check_input, pieces
-from .test_engine_against_websockets import BINARY, CLOSE, CONTINUATION, LIMIT, PING, PONG, TEXT, Ours
+from .test_engine_against_websockets import LIMIT, Ours
 
 CORPUS = sorted(Path(__file__).with_name("corpus").iterdir())
 OPCODES = [CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG]

@@ -25,12 +25,13 @@ from django_websocket.protocol.engine import (
     Ping,
 )
 
+from ..support.frames import BINARY, CLOSE, CONTINUATION, PING, TEXT
+
 Feed = Callable[..., tuple[list[str | bytes], list[tuple[Any, ...]]]]
 Frame = Callable[..., bytes]
 MakeEngine = Callable[..., Engine]
 Tagged = Callable[[Sequence[Event]], list[tuple[Any, ...]]]
 
-CONTINUATION, TEXT, BINARY, CLOSE, PING = 0, 1, 2, 8, 9
 TOO_BIG = [(Failure, 1009, ANY)]
 KIB, MIB = 1024, 1024 * 1024
 

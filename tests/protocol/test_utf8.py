@@ -14,11 +14,12 @@ import pytest
 
 from django_websocket.protocol.engine import Engine, Event, Failure, Ping, Role
 
+from ..support.frames import BINARY, CLOSE, CONTINUATION, PING, TEXT
+
 Feed = Callable[..., tuple[list[str | bytes], list[tuple[Any, ...]]]]
 Frame = Callable[..., bytes]
 Tagged = Callable[[Sequence[Event]], list[tuple[Any, ...]]]
 
-CONTINUATION, TEXT, BINARY, CLOSE, PING = 0, 1, 2, 8, 9
 INVALID = [(Failure, 1007, ANY)]
 
 TAIL = range(0x80, 0xC0)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from types import TracebackType
@@ -18,31 +17,12 @@ from typing import Any, NamedTuple
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection
 
-DEADLINE = 10.0  # seconds within which whatever is waited for must happen
+from .frames import CLOSE, Frame, first, frame
+from .waiting import DEADLINE
 
 # RFC 6455, section 1.3
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="
 ACCEPT = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
-
-CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
-
-
-class Frame(NamedTuple):
-    """A frame as the server sent it (RFC 6455, section 5.2)."""
-
-    opcode: int
-    payload: bytes
-
-    @property
-    def text(self) -> str:
-        assert self.opcode == TEXT, self
-        return self.payload.decode()
-
-    @property
-    def close(self) -> tuple[int, str]:
-        """Code and reason of a close frame."""
-        assert self.opcode == CLOSE, self
-        return int.from_bytes(self.payload[:2], "big"), self.payload[2:].decode()
 
 
 class Response(NamedTuple):
@@ -52,26 +32,6 @@ class Response(NamedTuple):
     headers: dict[str, str]  # repeated ones joined with commas
     body: bytes
     cookies: dict[str, str]
-
-
-def frame(payload: str | bytes, opcode: int | None = None, *, fin: bool = True) -> bytes:
-    """Return the bytes of a frame as a client sends it."""
-    if opcode is None:
-        opcode = TEXT if isinstance(payload, str) else BINARY
-    data = payload.encode() if isinstance(payload, str) else payload
-    if len(data) < 126:
-        length = bytes([0x80 | len(data)])
-    elif len(data) < 1 << 16:
-        length = bytes([0x80 | 126]) + len(data).to_bytes(2, "big")
-    else:
-        length = bytes([0x80 | 127]) + len(data).to_bytes(8, "big")
-    mask = os.urandom(4)
-    masked = int.from_bytes(data, "big") ^ int.from_bytes((mask * (len(data) // 4 + 1))[: len(data)], "big")
-    return bytes([(0x80 if fin else 0) | opcode]) + length + mask + masked.to_bytes(len(data), "big")
-
-
-def close_frame(code: int, reason: str = "") -> bytes:
-    return frame(code.to_bytes(2, "big") + reason.encode(), CLOSE)
 
 
 def request(
@@ -159,15 +119,12 @@ class RawClient:
 
     def frame(self, *, compressed: bool = False) -> Frame:
         """Receive a frame."""
-        first, second = self._take(2)
-        assert first & 0x80 and first & 0x70 == compressed << 6, f"a frame that begins with {first:#x}"
-        assert not second & 0x80, "a server masks nothing"
-        length = second
-        if second == 126:
-            length = int.from_bytes(self._take(2), "big")
-        elif second == 127:
-            length = int.from_bytes(self._take(8), "big")
-        return Frame(first & 0x0F, self._take(length))
+        while (found := first(self._received)) is None:
+            self._receive()
+        received, size = found
+        del self._received[:size]
+        assert received.fin and received.rsv == compressed << 2, received
+        return received
 
     def closing(self) -> tuple[int, str]:
         """Receive frames until the server closes; return its code and reason."""
@@ -263,25 +220,6 @@ class Client(ClientConnection):
         """Send a message and return the next one that comes."""
         self.send(message)
         return self.recv()
-
-
-def eventually(condition: Callable[[], object], within: float = DEADLINE) -> bool:
-    """Whether a condition of which nobody brings notice becomes true in time."""
-    deadline = time.monotonic() + within
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True
-
-
-@contextmanager
-def at_once() -> Iterator[None]:
-    """What happens in the block is done without waiting for anything else to happen."""
-    begin = time.monotonic()
-    yield
-    took = time.monotonic() - begin
-    assert took < 2, f"it took {took:.1f} s"
 
 
 @contextmanager

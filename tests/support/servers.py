@@ -29,7 +29,7 @@ import pytest
 import redis
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS
 
-from .clients import eventually
+from .waiting import eventually
 
 ROOT = Path(__file__).resolve().parents[2]
 TEST_PROJECT = ROOT / "test_project"

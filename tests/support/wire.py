@@ -1,4 +1,4 @@
-"""The client's end of a connection under test, byte by byte, and how a test waits: for an event, with a deadline."""
+"""Connections in this process, with the client's end of each, byte by byte."""
 
 from __future__ import annotations
 
@@ -9,36 +9,19 @@ import os
 import select
 import socket
 import struct
-import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 import gevent
 from gevent.hub import get_hub
 
 from django_websocket.connection import Connection, Limits
 from django_websocket.protocol.deflate import Agreement
-from django_websocket.protocol.engine import Engine, Role
-from django_websocket.protocol.frames import Opcode
 from django_websocket.sweep import open_connections
 
-DEADLINE = 10.0  # seconds; what is waited for comes long before, or never
-
-T = TypeVar("T")
-
-
-def until(condition: Callable[[], T], deadline: float = DEADLINE) -> T:
-    """Let the loop run until `condition()` is true, and return what it returned.
-
-    Raises:
-        AssertionError: It was not within `deadline` seconds.
-    """
-    end = time.monotonic() + deadline
-    while not (result := condition()):
-        assert time.monotonic() < end, f"this did not happen within {deadline} s"
-        gevent.sleep(0.001)
-    return result
+from .frames import PING, Frame, close_frame, frame, parse
+from .waiting import until
 
 
 def descriptors() -> set[str]:
@@ -48,41 +31,6 @@ def descriptors() -> set[str]:
         with contextlib.suppress(OSError):  # the directory's own
             found.add(f"{name} -> {os.readlink(f'/dev/fd/{name}')}")
     return found
-
-
-class Frame(NamedTuple):
-    """A frame as it came over the wire."""
-
-    opcode: int
-    payload: bytes
-    fin: bool = True
-
-
-def text(payload: str) -> Frame:
-    """The frame of a text message."""
-    return Frame(Opcode.TEXT, payload.encode())
-
-
-def close(code: int, reason: str = "") -> Frame:
-    """A close frame."""
-    return Frame(Opcode.CLOSE, code.to_bytes(2, "big") + reason.encode())
-
-
-def parse(data: bytes) -> tuple[list[Frame], bytes]:
-    """The frames of a server at the beginning of `data`, each of them as it is, and the bytes of an incomplete one."""
-    frames = []
-    while len(data) >= 2:
-        size, body = data[1], 2
-        if size == 126:
-            size, body = int.from_bytes(data[2:4], "big"), 4
-        elif size == 127:
-            size, body = int.from_bytes(data[2:10], "big"), 10
-        if len(data) < body or len(data) < body + size:
-            break
-        assert size < 1 << 62, "no frame: the bytes of two have mixed"
-        frames.append(Frame(data[0] & 0x0F, data[body : body + size], bool(data[0] & 0x80)))
-        data = data[body + size :]
-    return frames, data
 
 
 class Peer:
@@ -95,7 +43,6 @@ class Peer:
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         self.sock = sock
-        self.engine = Engine(Role.CLIENT)  # to make frames
         self.frames: list[Frame] = []
         self.rest = b""
         self.segments: list[bytes] = []  # what each recv returned
@@ -106,13 +53,13 @@ class Peer:
 
     def text(self, *messages: str | bytes) -> None:
         """Send messages, all in one segment."""
-        self.write(b"".join(map(self.engine.send, messages)))
+        self.write(b"".join(map(frame, messages)))
 
     def ping(self, payload: bytes = b"") -> None:
-        self.write(self.engine.frame(Opcode.PING, payload))
+        self.write(frame(payload, PING))
 
     def close_frame(self, code: int = 1000, reason: str = "") -> None:
-        self.write(self.engine.close(code, reason))
+        self.write(close_frame(code, reason))
 
     def write(self, data: bytes) -> None:
         """Send bytes, and wait while the kernel takes none."""
