@@ -711,7 +711,9 @@ def hears(reader: list[str], publisher: list[str]) -> bool:
     heard: list[Sequence[tuple[str, bytes]]] = []
     EncryptedBroker(wire, publisher).publish("news", b"hello")
     with pytest.raises(NotImplementedError):
-        EncryptedBroker(wire, reader).subscriber(SimpleNamespace(deliver=heard.append, lost=None, missed=None))
+        EncryptedBroker(wire, reader).subscriber(
+            SimpleNamespace(deliver=heard.append, lost=None, missed=None, closed=None)
+        )
     return heard == [[("news", b"hello")]]
 
 
