@@ -97,13 +97,18 @@ def watcher_says_whether_it_is_active() -> bool:
 
 
 def loop_counts_what_is_pending() -> bool:
-    counts = []
+    counts: list[int] = []
     loop: Any = get_hub().loop
+
+    def count(watcher: Any) -> None:
+        counts.append(loop.pendingcnt)
+        watcher.stop()
+
     pairs = [socket.socketpair() for _ in range(8)]
     watchers = [loop.io(ours.fileno(), 1) for ours, _ in pairs]
     for watcher, (_, theirs) in zip(watchers, pairs, strict=True):
         theirs.send(b"x")
-        watcher.start(lambda watcher=watcher: (counts.append(loop.pendingcnt), watcher.stop()))
+        watcher.start(count, watcher)
     gevent.sleep(0.1)
     for watcher, pair in zip(watchers, pairs, strict=True):
         watcher.close()
@@ -203,16 +208,18 @@ def environ_has_the_socket() -> bool:
 def what_came_behind_a_request_can_be_taken() -> bool:
     worker = Recorder()
     worker.serve()
-    return worker.early == b"EARLY"
+    return bool(worker.early == b"EARLY")
 
 
 def stock_handler_has_the_socket_and_what_was_read() -> bool:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         theirs.sendall(b"GET")
-        handler = WSGIHandler(ours, ("127.0.0.1", 1), SimpleNamespace())
+        server: Any = SimpleNamespace()
+        address: Any = ("127.0.0.1", 1)
+        handler = WSGIHandler(ours, address, server)
         with handler.rfile:
-            return handler.socket is ours and handler.rfile.read1(65536) == b"GET"
+            return bool(handler.socket is ours and handler.rfile.read1(65536) == b"GET")
 
 
 def body_of_a_request_can_be_replaced() -> bool:
@@ -561,7 +568,12 @@ def test_answers_leave_where_the_loop_does_not_count(monkeypatch: pytest.MonkeyP
     alone._timer.close()
     monkeypatch.setattr(sweep.sweep_of_loop(), "callbacks", alone.callbacks)
     connection, peer = pairs()
-    view = gevent.spawn(lambda: [connection.send(message) for message in connection])
+
+    def echo() -> None:
+        for message in connection:
+            connection.send(message)
+
+    view = gevent.spawn(echo)
     for number in range(20):
         peer.text(str(number))
     assert [frame.payload.decode() for frame in peer.until_frames(20)] == [str(number) for number in range(20)]
@@ -646,7 +658,7 @@ def own_names(modules: dict[str, ast.Module]) -> set[str]:
                 case ast.Attribute(value=ast.Name(id="self"), attr=name, ctx=ast.Store()):
                     names.add(name)
                 case ast.Assign(targets=[ast.Name(id="__slots__")], value=ast.Tuple(elts=slots)):
-                    names |= {slot.value for slot in slots if isinstance(slot, ast.Constant)}
+                    names |= {str(slot.value) for slot in slots if isinstance(slot, ast.Constant)}
     return names
 
 
