@@ -314,7 +314,7 @@ class Callable:
 
 
 WITHOUT_SOURCE: dict[str, Any] = {"__name__": "compiled"}
-exec("def takes_what(request):\n    pass\n", WITHOUT_SOURCE)
+exec(compile("def takes_what(request): pass", "compiled.py", "exec"), WITHOUT_SOURCE)
 
 
 def with_views(module: types.ModuleType, *views: Any) -> Any:
