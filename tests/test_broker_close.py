@@ -26,9 +26,12 @@ from django_websocket.connection import Connection
 from django_websocket.exceptions import BrokerError
 from django_websocket.pubsub import publish, subscribe
 from django_websocket.pubsub.broker import Broker, Listener, broker_from
+from django_websocket.pubsub.closing import Closed
 from django_websocket.pubsub.encryption import EncryptedBroker
 from django_websocket.pubsub.hub import Hub, Subscription
 from django_websocket.pubsub.memory import MemoryBroker
+from django_websocket.pubsub.pipeline import Call, Queue, pack
+from django_websocket.pubsub.redis_address import RedisAddress
 from django_websocket.select import select
 from django_websocket.websocket import WebSocket
 
@@ -324,6 +327,43 @@ def test_threads_without_a_loop_publish_while_the_broker_is_closed(redis: Server
             thread.join()
         assert [CLOSED in outcome for outcome in outcomes] == [True] * 4
         assert connections_to(redis.port) == []
+
+
+def test_who_publishes_while_another_thread_closes_the_connection_is_told_at_once(redis: Server) -> None:
+    """No greenlet makes calls then, and none can be started, so that nobody would ever answer."""
+    address = RedisAddress(f"redis://{redis.address}", {})
+    closing, go_on = threading.Event(), threading.Event()
+
+    def connect(timeout: float) -> redis_py.Connection:
+        connection = address.connect(timeout)
+        disconnect = connection.disconnect
+
+        def slowly() -> None:
+            closing.set()
+            go_on.wait(10)
+            disconnect()
+
+        monkeypatch.setattr(connection, "disconnect", slowly)
+        return connection
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        queue = Queue(connect)
+        call = Call(pack(b"PING"))
+        queue.make(call, 10)
+        assert call.get(timeout=0) in (b"PONG", "PONG")
+        thread = threading.Thread(target=queue.lines.close)
+        thread.start()
+        try:
+            assert closing.wait(10)
+            begun = time.monotonic()
+            with pytest.raises(Closed):
+                queue.make(Call(pack(b"PING")), 10)
+            assert time.monotonic() - begun < 5
+        finally:
+            go_on.set()
+            thread.join()
+    assert queue.lines.ended
+    assert connections_to(redis.port) == []
 
 
 def test_a_broker_whose_server_is_away_is_closed_at_once(own_redis: Server) -> None:

@@ -184,29 +184,26 @@ class Lines:
     def __init__(self, connect: Connect) -> None:
         self._connect = connect
         self._made: list[Line] = []
-        self._closed = False
-        self.idle: list[Line] = []
+        self.closed = False
+        self.idle: list[Line] = []  # whoever uses a line pops it, and puts it back
 
-    def take(self) -> Line:
-        """Return a line that nobody else uses; `put_back` ends that."""
-        try:
-            return self.idle.pop()
-        except IndexError:
-            line = Line(self._connect)
+    def new(self) -> Line:
+        """Return a line for somebody who has found none idle."""
+        line = Line(self._connect)
         self._made.append(line)
-        if self._closed:
+        if self.closed:
             line.retire()
         return line
 
     def put_back(self, line: Line) -> None:
         """Let others have the line."""
         self.idle.append(line)
-        if self._closed:
+        if self.closed:
             self._close_idle()
 
     def close(self) -> None:
         """Close the lines that nobody uses, and the others when they are put back. Never waits."""
-        self._closed = True  # set first: `put_back` closes a line that comes back after the list was emptied
+        self.closed = True  # set first: `put_back` closes a line that comes back after the list was emptied
         for line in tuple(self._made):
             line.retire()
         self._close_idle()
@@ -234,18 +231,19 @@ class Queue:
 
     def __init__(self, connect: Connect) -> None:
         self.lines = Lines(connect)
-        self.lines.put_back(self.lines.take())
-        self._idle = self.lines.idle  # empty while a greenlet makes calls
+        self.lines.put_back(self.lines.new())
         self._calls: deque[Call] = deque()
+        self._running = False  # whether a greenlet makes calls
 
     def make(self, call: Call, timeout: float) -> None:
         """Have a call made, and return when it is done, or after `timeout` seconds."""
         self._calls.append(call)
-        if self._idle:
+        if not self._running:
             try:
-                line = self._idle.pop()
+                line = self.lines.idle.pop()
             except IndexError:  # another thread closes it at this moment
                 refuse(timeout)
+            self._running = True
             gevent.spawn(self._run, line, timeout)  # when it runs, all who want something now have said so
         try:
             call.wait(timeout)
@@ -269,6 +267,7 @@ class Queue:
                     if calls is self._calls:
                         self._calls.clear()
         finally:
+            self._running = False
             self.lines.put_back(line)
 
     def _take(self) -> Sequence[Call]:
@@ -324,7 +323,10 @@ class Pipeline:
 
     def _make(self, call: Call, timeout: float) -> None:
         deadline = time.monotonic() + timeout
-        line = self._lines.take()
+        try:
+            line = self._lines.idle.pop()
+        except IndexError:
+            line = self._lines.new()
         try:
             line.open(deadline)
             line.exchange([call], deadline)
