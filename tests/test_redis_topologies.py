@@ -35,7 +35,7 @@ from django_websocket.pubsub import pipeline, publish, subscribe
 from django_websocket.pubsub.redis_address import Host, RedisAddress
 from django_websocket.pubsub.sentinel import SentinelBroker
 
-from .support.brokers import in_use
+from .support.brokers import connections_to, in_use
 from .support.certificates import Authority
 from .support.clients import RawClient, fetch
 from .support.fixtures import SITE, Connect, Raw, StartSite
@@ -309,7 +309,7 @@ def test_who_is_not_there_is_named_without_the_login(
 
 # --- Sentinel --------------------------------------------------------------------------------------------------------
 
-SENTINELS, CLUSTERS = 4, 4  # one for each test that breaks something
+SENTINELS, CLUSTERS = 5, 4  # one for each test that breaks something
 
 
 @pytest.fixture(scope="module")
@@ -469,6 +469,31 @@ def test_a_master_that_goes_on_alone_is_left(own_sentinel: Sentinel, cooperative
         with admin(new, password=password) as redis:
             assert redis.publish(f"site1:{key}", "c") == 1
         reader.until("c")
+
+
+def test_closing_waits_for_what_is_published_to_a_former_master(
+    own_sentinel: Sentinel, cooperative: None, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_broker, "TIMEOUT", BACK + SETTLED)  # the publish must still wait when the broker ends
+    old, new = own_sentinel.servers
+    broker = SentinelBroker(**sentinel_broker(own_sentinel))
+    broker.publish(key, b"a")
+    old.send_signal(signal.SIGSTOP)
+    try:
+        publisher = gevent.spawn(broker.publish, key, b"b")
+        until(lambda: broker.master(1).port == new.port, SETTLED)
+        assert not publisher.ready()
+        closing = gevent.spawn(broker.close)
+        closing.join(timeout=0.2)
+        assert not closing.ready()
+    finally:
+        old.send_signal(signal.SIGCONT)
+    closing.get(timeout=BACK)
+    assert [connections_to(server.port) for server in (old, new, *own_sentinel.sentinels)] == [[]] * 5
+    publisher.join(timeout=BACK)
+    assert publisher.ready()
+    if not publisher.successful():  # the old master may have ended its connections when it learned of the new one
+        assert isinstance(publisher.exception, BrokerError)
 
 
 def test_what_is_wrong_with_the_sentinels_is_said(sentinel: Sentinel, cooperative: None, key: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+import weakref
 from collections import deque
 from functools import partial
 from typing import Any
@@ -36,6 +37,7 @@ class SentinelBroker(RedisBroker):
         ask = partial(self.address.connect, db=0, **self.address.sentinel_login)
         self._sentinels = deque(Pipeline(partial(ask, host=host)) for host in self.address.hosts)
         self._master: Host | None = None
+        self._former: list[weakref.ref[Pipeline]] = []  # to former masters; they last while somebody publishes there
         self._asked = 0.0  # when, by the clock of time.monotonic()
 
     def publish_until(self, deadline: float, channel: str, payload: bytes) -> None:
@@ -54,7 +56,8 @@ class SentinelBroker(RedisBroker):
 
     def pipelines(self) -> list[Pipeline]:
         """Return what this broker asks the sentinels and publishes through."""
-        return [self._pipeline, *self._sentinels]
+        former = [pipeline for ref in self._former if (pipeline := ref()) is not None]
+        return [self._pipeline, *former, *self._sentinels]
 
     def connect(self, timeout: float) -> redis.Connection:
         """Return a new connection to the master. Raises RedisError or OSError."""
@@ -93,6 +96,8 @@ class SentinelBroker(RedisBroker):
             if self._master is not None:
                 logger.warning("The master of %s is at %s now", self.place, master)
             self._master = master
+            former = [ref for ref in self._former if ref() is not None]
+            self._former = [*former, weakref.ref(self._pipeline)]
             self._pipeline = Pipeline(self.connect)  # the former one's connections are to the former master
             if self._closed:
                 self._pipeline.close()
