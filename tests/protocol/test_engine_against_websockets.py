@@ -169,6 +169,10 @@ def compare(ours: Ours, theirs: Theirs, case: str) -> str | None:
         assert ours.messages == theirs.messages[: len(ours.messages)], case
         assert ours.control == theirs.control[: len(ours.control)], case
         return "5.2: a length that is not in its shortest form is taken by the library"
+    if "too many fragments" in ours.reason:
+        assert ours.messages == theirs.messages[: len(ours.messages)], case
+        assert ours.control == theirs.control[: len(ours.control)], case
+        return "the library has no limit on the fragments of a message"
     reason = None
     if ours.end != theirs.end:
         reason = difference(ours, theirs)
@@ -389,3 +393,11 @@ def test_handshake_of_our_client_is_answered_by_the_librarys_server(offered: dic
     headers = {name.lower(): value for name, value in response.headers.raw_items()}
     assert client.check_response(response.status_code, headers) == ("chat" if offered else None)
     assert headers["sec-websocket-accept"] == accept_headers(client.key)["Sec-WebSocket-Accept"]
+
+
+def test_library_has_no_limit_on_fragments(role: Role, frame: Frame) -> None:
+    data = frame(BINARY, b"", fin=False) + frame(CONTINUATION, b"", fin=False) * 2000
+    ours, theirs = Ours(role), Theirs(role)
+    ours.receive(data)
+    theirs.receive(data)
+    assert compare(ours, theirs, "2,001 fragments") == "the library has no limit on the fragments of a message"

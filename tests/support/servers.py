@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -57,7 +58,7 @@ NOT_MEASURED = {"COVERAGE_PROCESS_CONFIG": ""}  # measuring coverage would cost 
 
 
 PORTS = range(20000, 32768)  # below the range from which the kernel takes ports for outgoing connections
-SHARES = 16  # so many processes can run tests on one machine at once
+SHARES = 32  # so many processes can run tests on one machine at once
 
 
 def ports_of_this_process() -> Iterator[int]:
@@ -76,11 +77,14 @@ def ports_of_this_process() -> Iterator[int]:
 
 
 _ports = ports_of_this_process()
+_ports_lock = threading.Lock()  # some tests start several servers at once
 
 
 def free_port() -> int:
     """A port on which nothing listens; it is given again only when all others of this process were."""
-    for port in itertools.islice(_ports, len(PORTS) // SHARES):
+    for _ in range(len(PORTS) // SHARES):
+        with _ports_lock:
+            port = next(_ports)
         with socket.socket() as sock, suppress(OSError):
             sock.bind(("127.0.0.1", port))
             return port
