@@ -138,6 +138,7 @@ def test_time_between_requests_is_gunicorn_s_and_that_for_a_head_ours(start_site
 def test_deadline_covers_the_tls_handshake(start_site: StartSite, certificate: tuple[Path, Path], raw: Raw) -> None:
     arguments: list[str | Path] = ["--certfile", certificate[0], "--keyfile", certificate[1]]
     with start_site({"WEBSOCKET_HANDSHAKE_TIMEOUT": HASTE}, args=arguments, probe=b"") as server:
+        raw(server, tls=True).open("/echo/")  # from now on there is a worker that accepts
         begin = time.monotonic()
         silent, halfway = raw(server), raw(server)
         halfway.send(b"\x16\x03\x01\x02\x00\x01")

@@ -336,7 +336,7 @@ def test_who_publishes_while_another_thread_closes_the_connection_is_told_at_onc
 
     def connect(timeout: float) -> redis_py.Connection:
         connection = address.connect(timeout)
-        disconnect = connection.disconnect
+        disconnect: Callable[[], None] = connection.disconnect
 
         def slowly() -> None:
             closing.set()
