@@ -31,6 +31,7 @@ from .support.clients import Client, RawClient
 from .support.fixtures import SITE, STOCK_WORKER, Connect, Raw, StartSite
 from .support.postgres import Database, settings_of
 from .support.servers import (
+    NOT_MEASURED,
     WORKER,
     Cluster,
     Sentinel,
@@ -121,6 +122,30 @@ def marked_processes() -> list[str]:
         except OSError:  # it has ended meanwhile, or is somebody else's
             continue
     return found
+
+
+# What these start runs unmeasured: it takes half as long, and others meet the same lines.
+UNMEASURED = (
+    "autobahn",
+    "benchmarks",
+    "browser",
+    "docs",
+    "load",
+    "nginx",
+    "runwebsocket",
+    "scripts",
+    "threats_outages",
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def coverage_of_what_is_started(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Measure what the processes cover that a test starts, apart from those that are large and many."""
+    with pytest.MonkeyPatch.context() as patched:
+        if request.path.name in {f"test_{name}.py" for name in UNMEASURED}:
+            for name, value in NOT_MEASURED.items():
+                patched.setenv(name, value)
+        yield
 
 
 # --- servers ---------------------------------------------------------------------------------------------------------

@@ -363,6 +363,7 @@ def test_a_message_as_large_as_may_wait_reaches_a_subscription(pairs: Pairs, on_
             assert subscription.get(timeout=5) == "x" * LIMIT
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("on_slow", ["close", *LOSSY])
 def test_a_message_as_large_as_may_wait_reaches_a_client(pairs: Pairs, on_slow: Any) -> None:
     connection, peer = pairs(limits=Limits(outbox_size=LIMIT))
@@ -389,6 +390,7 @@ CLIENTS, ROUNDS = 500, 120
 FLOOD = "x" * 64 * 1024
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("on_slow", ["close", *LOSSY])
 def test_one_stuck_client_among_five_hundred_holds_up_nobody_and_its_messages_do_not_pile_up(
     start_site: StartSite, redis_url: str, key: str, on_slow: str
