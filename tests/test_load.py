@@ -18,6 +18,8 @@ from .support.processes import descriptors, memory, processor_time, worker_of
 from .support.servers import NOT_MEASURED, ROOT, Server, gunicorn, unavailable
 from .support.waiting import eventually
 
+pytestmark = pytest.mark.alone  # clients that are kept waiting are closed, as they should be
+
 MEMBERS, MESSAGES = 300, 10
 CLIENTS, OF_THEM_SELECTING = 2000, 500
 

@@ -256,6 +256,7 @@ def test_pongs_for_a_client_that_does_not_read_do_not_pile_up(server: Server) ->
             assert received.text == "end"
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("opcode", [PING, PONG], ids=["pings", "pongs"])
 def test_flood_of_empty_control_frames_disturbs_nobody(server: Server, opcode: int) -> None:
     with at_most(server, 8), undisturbed(server.port), ExitStack() as stack:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import NamedTuple
 
+import pytest
 import redis as redis_py
 
 from .support.clients import RawClient, fetch_json, request
@@ -170,6 +171,7 @@ def leave_nothing(server: Server, ways: Sequence[Way], redis: Server, channels: 
         assert len(client.client_list()) <= 16 + 2  # who publishes, who is subscribed, and this one
 
 
+@pytest.mark.alone
 def test_connections_that_end_in_any_way_leave_nothing(start_site: StartSite, key: str) -> None:
     with (
         redis_server() as redis,
@@ -178,6 +180,7 @@ def test_connections_that_end_in_any_way_leave_nothing(start_site: StartSite, ke
         leave_nothing(server, WAYS, redis, key)
 
 
+@pytest.mark.alone
 def test_clients_that_vanished_leave_nothing(start_site: StartSite, key: str) -> None:
     impatient = {"WEBSOCKET_PING_INTERVAL": 0.5, "WEBSOCKET_PING_TIMEOUT": 0.5}
     with (
