@@ -691,6 +691,7 @@ def test_threads_have_subscriptions_of_their_own(key: str) -> None:
         with subscribe(key) as messages:
             ready.set()
             got.append(messages.get(timeout=10))
+        gevent.idle()  # whatever delivered it has ended, too
         get_hub().destroy(destroy_loop=True)
 
     with subscribe(key) as messages:
