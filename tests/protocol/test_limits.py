@@ -427,3 +427,20 @@ def test_ten_thousand_messages_in_one_piece_cost_one_call_for_sixteen(engine: En
         assert take(engine) == texts(start, start + 16)
         engine.receive(b"")
     assert take(engine) == []
+
+
+def test_some_frames_are_taken_at_a_time_so_that_others_get_their_turn(make_engine: MakeEngine, frame: Frame) -> None:
+    engine = make_engine(max_frames=10)
+    taken = [len(engine.receive(frame(PING, b"?") * 25))]
+    while engine.paused:
+        assert not engine.full
+        taken.append(len(engine.receive(b"")))
+    assert taken == [10, 10, 5]
+
+
+def test_queue_is_full_with_so_many_messages_or_bytes(make_engine: MakeEngine, frame: Frame) -> None:
+    by_number, by_size = make_engine(max_queued_messages=2), make_engine(max_queued_bytes=100)
+    assert not by_number.full and not by_size.full
+    by_number.receive(frame(BINARY, b"x") * 3)
+    by_size.receive(frame(BINARY, b"x" * 200) * 2)
+    assert by_number.full and by_size.full
