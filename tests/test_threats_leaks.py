@@ -26,8 +26,8 @@ VIEWS = ("/echo/", "/selects/{}/", "/forward/{}/", "/listen/{}/", "/by-number/{}
 EXACT = {"open connections", "views", "descriptors", "descriptors of readables", "open databases", "channels"}
 ALLOWED = dict.fromkeys(EXACT, 0) | {"active watchers": 1}
 ALLOWED_OF_ANYTHING_ELSE = EACH * 3 // 4
-# What is made once, and kept, was made in one of the first: Python 3.10 makes a cache for a function at its 1024th call.
-# A leak is there in each.
+# What is made once, and kept, was made in one of the first: Python 3.10 makes a cache for each function when it is
+# called for the 1024th time. A leak is there in each.
 ATTEMPTS = 16
 
 UNMASKED = b"\x81\x00"  # a mistake, which the server answers with 1002
