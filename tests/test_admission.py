@@ -290,7 +290,7 @@ def test_clients_that_do_not_read_the_answers_give_up_their_places(start_site: S
     arguments = ["--worker-connections", "3"]
     with start_site({"WEBSOCKET_SEND_TIMEOUT": 2.0}, app=app, args=arguments) as server, ExitStack() as stack:
         for _ in range(3):
-            fill(stack.enter_context(RawClient(server.port, receive_buffer=4096)), data)
+            fill(stack.enter_context(RawClient(server.port, receive_buffer=4096, segment=1000)), data)
         assert eventually(lambda: accepted(server))
         assert eventually(lambda: server.log.count("127.0.0.1: the answer was not read\n") == 3)
         assert "Traceback" not in server.log

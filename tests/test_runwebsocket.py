@@ -9,7 +9,7 @@ import socket
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -77,14 +77,52 @@ def test_pages_static_files_and_websockets_on_one_port(project: Project, connect
         assert '"GET /chat/lobby/ HTTP/1.1" 200' in server.log
 
 
-def test_a_change_of_the_code_closes_conversations_and_is_served(project: Project, connect: Connect) -> None:
+class Edited:
+    """A project that is served while it is edited, and what the server has said since `listen()`."""
+
+    def __init__(self, project: Project, server: Server) -> None:
+        self.directory = project.directory
+        self.server = server
+        self._said_before = 0
+
+    def listen(self) -> None:
+        """Forget what was said before."""
+        self._said_before = len(self.server.log)
+
+    @property
+    def said(self) -> str:
+        """What the server has said since."""
+        return self.server.log[self._said_before :]
+
+
+@pytest.fixture(scope="module")
+def edited_by_all(original: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Edited]:
+    """One server for all tests that put right what they change."""
+    project = original.copy(tmp_path_factory.mktemp("edited") / "mysite")
     with runwebsocket(project.directory) as server:
-        client = connect(server, "/chat/lobby/")
-        assert client.ask("hello") == "hello"
-        edit(project.directory / "chat/views.py", '", text)', '", text.upper())')
-        assert client.closing() == (1012, "restart")
-        assert connect(server, "/chat/lobby/").ask("hello") == "HELLO"
-        assert "views.py changed, reloading." in server.log
+        assert eventually(lambda: "Watching for file changes" in server.log)
+        yield Edited(project, server)
+
+
+@pytest.fixture
+def edited(edited_by_all: Edited) -> Edited:
+    """The same, for a test that begins."""
+    edited_by_all.listen()
+    return edited_by_all
+
+
+def test_a_change_of_the_code_closes_conversations_and_is_served(edited: Edited, connect: Connect) -> None:
+    views = edited.directory / "chat/views.py"
+    client = connect(edited.server, "/chat/lobby/")
+    assert client.ask("hello") == "hello"
+    edit(views, '", text)', '", text.upper())')
+    assert client.closing() == (1012, "restart")
+    client = connect(edited.server, "/chat/lobby/")
+    assert client.ask("hello") == "HELLO"
+    assert "views.py changed, reloading." in edited.said
+    edit(views, '", text.upper())', '", text)')
+    assert client.closing() == (1012, "restart")
+    assert connect(edited.server, "/chat/lobby/").ask("hello") == "hello"
 
 
 def test_changes_of_settings_and_urls_are_served(project: Project, connect: Connect) -> None:
@@ -100,14 +138,12 @@ def test_changes_of_settings_and_urls_are_served(project: Project, connect: Conn
         assert fetch(server, "/chat/lobby")[0] == 404
 
 
-def test_a_change_of_a_template_disturbs_nobody(project: Project, connect: Connect) -> None:
-    with runwebsocket(project.directory) as server:
-        assert "<title>lobby</title>" in fetch(server, "/chat/lobby/")[1]
-        client = connect(server, "/chat/lobby/")
-        assert eventually(lambda: "Watching for file changes" in server.log)
-        edit(project.directory / "chat/templates/chat/room.html", "<title>", "<title>Room ")
-        assert eventually(lambda: "<title>Room lobby</title>" in fetch(server, "/chat/lobby/")[1], DEADLINE)
-        assert client.ask("hello") == "hello"
+def test_a_change_of_a_template_disturbs_nobody(edited: Edited, connect: Connect) -> None:
+    assert "<title>lobby</title>" in fetch(edited.server, "/chat/lobby/")[1]
+    client = connect(edited.server, "/chat/lobby/")
+    edit(edited.directory / "chat/templates/chat/room.html", "<title>", "<title>Room ")
+    assert eventually(lambda: "<title>Room lobby</title>" in fetch(edited.server, "/chat/lobby/")[1], DEADLINE)
+    assert client.ask("hello") == "hello"
 
 
 @pytest.mark.parametrize(
@@ -121,29 +157,27 @@ def test_a_change_of_a_template_disturbs_nobody(project: Project, connect: Conne
     ids=["syntax", "import", "app", "check"],
 )
 def test_a_mistake_is_shown_and_waits_to_be_put_right(
-    project: Project, connect: Connect, file: str, old: str, new: str, said: str
+    edited: Edited, connect: Connect, file: str, old: str, new: str, said: str
 ) -> None:
-    with runwebsocket(project.directory) as server:
-        client = connect(server, "/chat/lobby/")
-        edit(project.directory / file, old, new)
-        assert client.closing()[0] == 1012
-        assert eventually(lambda: fetch(server, "/chat/lobby/")[0] == 500, DEADLINE)
-        assert "The terminal says why" in fetch(server, "/chat/lobby/")[1]
-        assert said in server.log
-        edit(project.directory / file, new, old)
-        assert eventually(lambda: fetch(server, "/chat/lobby/")[0] == 200, DEADLINE)
-        assert connect(server, "/chat/lobby/").ask("hello") == "hello"
+    client = connect(edited.server, "/chat/lobby/")
+    edit(edited.directory / file, old, new)
+    assert client.closing()[0] == 1012
+    assert eventually(lambda: fetch(edited.server, "/chat/lobby/")[0] == 500, DEADLINE)
+    assert "The terminal says why" in fetch(edited.server, "/chat/lobby/")[1]
+    assert said in edited.said
+    edit(edited.directory / file, new, old)
+    assert eventually(lambda: fetch(edited.server, "/chat/lobby/")[0] == 200, DEADLINE)
+    assert connect(edited.server, "/chat/lobby/").ask("hello") == "hello"
 
 
-def test_a_mistake_in_a_module_is_noticed_where_it_is_imported(project: Project) -> None:
+def test_a_mistake_in_a_module_is_noticed_where_it_is_imported(edited: Edited) -> None:
     """The importing module is no module either, and is put right."""
-    with runwebsocket(project.directory) as server:
-        project.write("chat/broken.py", "1 / 0")
-        edit(project.directory / "chat/views.py", "@websocket", "import chat.broken\n\n\n@websocket")
-        assert eventually(lambda: fetch(server, "/chat/lobby/")[0] == 500, DEADLINE)
-        assert "ZeroDivisionError" in server.log
-        edit(project.directory / "chat/views.py", "import chat.broken\n", "")
-        assert eventually(lambda: fetch(server, "/chat/lobby/")[0] == 200, DEADLINE)
+    (edited.directory / "chat/broken.py").write_text("1 / 0")
+    edit(edited.directory / "chat/views.py", "@websocket", "import chat.broken\n\n\n@websocket")
+    assert eventually(lambda: fetch(edited.server, "/chat/lobby/")[0] == 500, DEADLINE)
+    assert "ZeroDivisionError" in edited.said
+    edit(edited.directory / "chat/views.py", "import chat.broken\n", "")
+    assert eventually(lambda: fetch(edited.server, "/chat/lobby/")[0] == 200, DEADLINE)
 
 
 @pytest.mark.parametrize(

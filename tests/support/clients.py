@@ -58,11 +58,19 @@ def request(
 class RawClient:
     """A TCP connection to a server, for the bytes that no library sends. Every wait has a deadline."""
 
-    def __init__(self, address: int | str, *, receive_buffer: int | None = None, tls: bool = False) -> None:
-        """`address` is a port of 127.0.0.1 or the path of a Unix socket, `receive_buffer` a size in bytes."""
+    def __init__(
+        self, address: int | str, *, receive_buffer: int | None = None, segment: int | None = None, tls: bool = False
+    ) -> None:
+        """`address` is a port of 127.0.0.1 or the path of a Unix socket; the others are sizes in bytes.
+
+        With a `segment` as small as on the Internet, the system takes far less from a server for a client that does not
+        read than with loopback's 64 KiB.
+        """
         self.sock: socket.socket = socket.socket(socket.AF_INET if isinstance(address, int) else socket.AF_UNIX)
         if receive_buffer is not None:
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        if segment is not None:
+            self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, segment)
         self.sock.settimeout(DEADLINE)
         try:
             self.sock.connect(("127.0.0.1", address) if isinstance(address, int) else address)
