@@ -75,6 +75,11 @@ class Acceptor:
             watcher.close()
         self._watchers.clear()
 
+    def clients(self) -> list[Any]:
+        """Return the sockets of the clients that are being served, or told that there is no room."""
+        serving = [sock for greenlet in self.serving for sock in (greenlet.args[1], getattr(greenlet, "client", None))]
+        return [*serving, *(greenlet.args[0] for greenlet in self._turning_away)]
+
     def _pause(self, seconds: float) -> None:
         self._paused = True
         for watcher, _ in self._watchers:

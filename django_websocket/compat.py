@@ -273,6 +273,7 @@ RELIED_ON: dict[str, list[Name]] = {
         Name("gevent", "gevent.hub:Hub", "is the greenlet that runs while others wait", probe=_hub_is_a_greenlet),
         Name("gevent", "gevent.hub:Hub.loop", "shows whether a thread's loop has ended"),
         Name("gevent-websocket", "geventwebsocket.exceptions:WebSocketError", "is the base of the package's errors"),
+        Name(PYTHON, "os:_exit", "ends a child process without the code of its parent"),
         Name(PYTHON, "_socket:socket", "is the kernel's socket of a client, without the cost of gevent's"),
         Name(
             PYTHON,

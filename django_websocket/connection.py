@@ -618,6 +618,16 @@ class Connection(Readable):
             callback()
         self._changed()
 
+    def leave_to_parent(self) -> socket.socket | None:
+        """Be closed in a child process, where nothing may be read or sent; return the socket, which is the parent's."""
+        sock, self._sock = self._sock, None
+        self.ended = self._closing = True
+        self.close_code = self.close_code or CloseCode.ABNORMAL
+        self.inbox.clear()
+        self.on_end = []  # they would unsubscribe, and tell receivers of signals
+        self._held = b""
+        return sock
+
     # --- time ----------------------------------------------------------------------------------------------------
 
     def _set_deadline(self) -> None:

@@ -27,6 +27,7 @@ from . import conf
 from .compat import naming
 from .connection import Connection
 from .exceptions import BrokerError, HandshakeFailed, MessagesMissed, WebSocketError
+from .forking import end_child, in_child
 from .log import printable, report
 from .options import Options, options_of
 from .protocol.deflate import Agreement, negotiate
@@ -227,10 +228,14 @@ class Conversation(ViewGreenlet):
             try:
                 view, args, kwargs = self._view, self._args, self._kwargs
                 answer = view(self._request, *args, **kwargs) if args or kwargs else view(self._request)
+                if in_child():
+                    end_child()
                 if answer is None or answer is self._response:
                     self.websocket.accept()
                     answer = None
             except BaseException as error:
+                if in_child():
+                    end_child(error)
                 self.uses_databases = True  # it may be about one that could not be prepared, and was not noted
                 self._end_with(error)
             else:

@@ -38,6 +38,9 @@ class Swept(Due, Protocol):
     def close(self, code: int = ..., reason: str = ...) -> None:
         """Begin to close."""
 
+    def leave_to_parent(self) -> Any:
+        """End in a child process, without a word, and return the socket, if there is one; it is the parent's."""
+
 
 class Sweep:
     """Looks at each connection when something of it may be due, which for an idle one is once in a ping's interval.
@@ -150,6 +153,14 @@ _sweeps: weakref.WeakKeyDictionary[object, Sweep] = weakref.WeakKeyDictionary()
 def serves_clients() -> bool:
     """Whether this process has, or is made for, clients."""
     return bool(_sweeps)
+
+
+def leave_all_to_parent() -> dict[object, Sweep]:
+    """Return the sweeps of all loops, which in a child process are the parent's, and forget them here."""
+    global _sweeps
+    sweeps = dict(_sweeps)
+    _sweeps = weakref.WeakKeyDictionary()
+    return sweeps
 
 
 def open_connections() -> set[Swept]:

@@ -128,6 +128,12 @@ def readable_with(fd: int) -> Readable | None:
     return _with_signal.get(fd)
 
 
+def leave_to_parent() -> None:
+    """Let go, in a child process, of the descriptors by which the parent's greenlets wait."""
+    for readable in tuple(_with_signal.values()):
+        readable.close_fileno()
+
+
 class Readable:
     """Something from which a greenlet takes what the hub puts there.
 

@@ -13,6 +13,7 @@ import os
 import random
 import resource
 import select
+import signal
 import socket
 import ssl
 import sys
@@ -29,7 +30,7 @@ from gevent import getcurrent, monkey
 from gevent.event import Event
 from gevent.socket import wait_read
 
-from . import compat
+from . import compat, forking
 from .acceptor import BODY, LINGER, RETRY_AFTER, Acceptor
 from .log import report
 from .protocol.frames import CloseCode
@@ -216,6 +217,8 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
         except (SlowHead, OSError) as error:
             report(peer(address), None, "the TLS handshake failed", str(error))
         finally:
+            if forking.in_child():
+                forking.end_child(sys.exc_info()[1])
             current.deadline.close()
             client.close()
             if current.serves_pages:
@@ -269,7 +272,7 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
         if not is_upgrade(environ.get("HTTP_UPGRADE", "")):
             current.serves_pages = True
             give_up_after(self._settings.send_timeout, environ["gunicorn.socket"])
-            return self._application(environ, start_response)
+            return self._run_application(environ, start_response)
         started = datetime.now()
         request = current.request
         # The client may have sent frames behind its request. If it is refused, nobody may take them for a request.
@@ -281,7 +284,7 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
             start_response("503 Service Unavailable", [*headers, ("Retry-After", str(RETRY_AFTER))])
             return [BODY]
         try:
-            result = upgrade.begun(self._application(environ, upgrade.watch(start_response)))
+            result = upgrade.begun(self._run_application(environ, upgrade.watch(start_response)))
         except BaseException:
             upgrade.fail("The request ended with an error")
             raise
@@ -289,6 +292,18 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
             return Handover(upgrade, result, environ, start_response.__self__, started)  # type: ignore[attr-defined]
         upgrade.fail(f"The request was answered with {upgrade.status}: a middleware replaced the 101")
         give_up_after(self._settings.send_timeout, environ["gunicorn.socket"])
+        return result
+
+    def _run_application(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        """Call the application. A child process that it forks does not come back from it, however it ends."""
+        try:
+            result = self._application(environ, start_response)
+        except BaseException as error:
+            if forking.in_child():
+                forking.end_child(error)
+            raise
+        if forking.in_child():
+            forking.end_child()
         return result
 
     def _has_room(self, sock: Any) -> bool:
@@ -336,6 +351,22 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
             upgrade.fail(f"The handshake ended with {error!r}")
             raise
 
+    # --- a child of the process ----------------------------------------------------------------------------------
+
+    def _hold_signals(self) -> None:
+        self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, self.SIGNALS)
+
+    def _take_signals(self) -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
+
+    def _leave_to_parent(self) -> list[Any]:
+        """Return the sockets that a child process has no business with, and let signals end the child."""
+        signal.set_wakeup_fd(-1)
+        for number in self.SIGNALS:
+            if getattr(signal.getsignal(number), "__self__", None) is self:
+                signal.signal(number, signal.SIG_DFL)
+        return [*self.sockets, *self._acceptor.clients()]
+
     # --- the end of the process ----------------------------------------------------------------------------------
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -354,18 +385,23 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
         self._acceptor = Acceptor(
             self.sockets, partial(self._serve, tls), self.worker_connections, batch, tls=tls is not None
         )
+        forking.leave_to_parent(self._leave_to_parent)
+        go_on = self._take_signals  # a signal for the child waits until none of the worker's handlers would take it
+        os.register_at_fork(before=self._hold_signals, after_in_parent=go_on, after_in_child=go_on)
         self._acceptor.start()
         # Who develops does not wait for a reload.
         self._drain_window = 0.0 if self.cfg.reload else self._settings.drain_window
         self._told_to_stop = told_to_stop = Event()
         try:
-            while self.alive:
+            while self.alive and not forking.in_child():
                 self.notify()
                 told_to_stop.wait(1.0)
         except SystemExit:  # SIGINT, SIGQUIT
             self._drain_window = 0.0
             raise
         finally:
+            if forking.in_child():
+                forking.end_child(sys.exc_info()[1])
             self._acceptor.close()
             for sock in self.sockets:
                 sock.close()

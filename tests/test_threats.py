@@ -257,6 +257,10 @@ PROCESS = {
     "a project that is loaded before the standard library is patched": [
         "test_application.py::test_preloaded_application_is_refused_with_a_clear_sentence",
     ],
+    "a child process that a view forks, and that reads, answers or closes what is its parent's": [
+        "test_forking.py::test_clients_of_the_worker_notice_nothing_of_a_child",
+        "test_forking.py::test_child_ends_when_it_is_told_to",
+    ],
     "an exception in a view, sys.exit() included": [
         "test_application.py::test_error_in_a_view_closes_with_1011_and_is_reported_once",
         "test_application.py::test_whatever_a_view_raises_ends_that_view_only",

@@ -7,7 +7,7 @@ from django.urls import include, path
 from django_websocket.logins import disconnect
 from django_websocket.pubsub import publish
 
-from . import ordinary, probe, queries, sessions
+from . import children, ordinary, probe, queries, sessions
 from .models import Note
 
 
@@ -85,7 +85,14 @@ def database(request: HttpRequest, key: str) -> JsonResponse:
     return JsonResponse({"held": held, "notes": Note.objects.filter(text=key).count()})
 
 
+def forks(request: HttpRequest, how: str) -> HttpResponse:
+    """Start a child process."""
+    children.start(request, how)
+    return HttpResponse("over")
+
+
 urlpatterns = [
+    path("forks/<str:how>/", forks),
     path("", page, name="home"),
     path("page/", page, name="page"),
     path("echo/", page),

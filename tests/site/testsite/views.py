@@ -30,7 +30,7 @@ from django_websocket.select import select
 from django_websocket.sessions import update_session
 from django_websocket.websocket import WebSocket
 
-from . import probe
+from . import children, probe
 from .middleware import current_tenant
 from .models import Note
 
@@ -588,3 +588,12 @@ def accepts_again(request: HttpRequest, websocket: WebSocket) -> None:
     except InterruptedError:
         gevent.sleep(0.1)  # meanwhile the client gets its 101
         websocket.send("interrupted")
+
+
+@websocket
+def forks(request: HttpRequest, websocket: WebSocket, how: str) -> None:
+    """Start a child process, and go on as an echo."""
+    websocket.accept()
+    children.start(request, how)
+    for message in websocket:
+        websocket.send(message)

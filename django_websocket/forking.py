@@ -1,0 +1,146 @@
+"""A child process of one that serves clients: those stay its parent's, and only the greenlet that forked goes on.
+
+A view, a page or a pool may fork. The child would have a copy of everything: the descriptors of all clients, the event
+loop that watches them, and every greenlet that waits in it. It would read what the clients send to its parent and say
+good-bye to them at its own end. So, as with threads, nothing else is left in the child: it has a new loop, and in place
+of the clients' descriptors some that lead nowhere.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import Any, NoReturn
+
+import gevent
+from gevent import getcurrent
+from gevent.exceptions import LoopExit
+from gevent.hub import Hub, get_hub, set_hub  # type: ignore[attr-defined]  # unknown to its types
+from greenlet import greenlet
+
+from . import sweep, waiting
+
+__all__ = ["end_child", "in_child", "leave_to_parent"]
+
+Leave = Callable[[], Iterable[Any]]
+
+logger = logging.getLogger("django_websocket")
+_leave: list[Leave] = []
+_kept: list[object] = []  # what of the parent's must not be freed: a greenlet that is freed runs its `finally` blocks
+_in_child = False
+
+
+def in_child() -> bool:
+    """Whether this is a child of a process that serves clients, and serves none itself."""
+    return _in_child
+
+
+def leave_to_parent(leave: Leave) -> None:
+    """Have `leave` called in each child; it returns sockets that are the parent's alone."""
+    _leave.append(leave)
+
+
+def end_child(error: BaseException | None = None) -> NoReturn:
+    """End the child where its code has come to its end, by an error or not, as `multiprocessing` ends its own.
+
+    What stands above is the parent's: it would answer a client, or close a connection to a database.
+    """
+    status = 0
+    if isinstance(error, SystemExit):
+        status = error.code if isinstance(error.code, int) else int(error.code is not None)
+    elif error is not None:
+        status = 1
+        with suppress(Exception):
+            logger.error("A child process ended with an error", exc_info=error)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):
+            stream.flush()
+    os._exit(status)
+
+
+class LoopOfParent(Hub):
+    """What the parent's loop is in a child: gevent's locks and events drop it, as it is dead, and take the new one."""
+
+    dead = True
+    forked: Any = None
+
+    def handle_error(self, context: object, type: object, value: object, tb: object) -> None:
+        """Stop the loop for good, wherever it was when the process forked."""
+        while True:
+            greenlet.switch(self.forked)
+
+    def switch(self, *args: object) -> NoReturn:
+        """Refuse to wait for what only the parent's loop could bring."""
+        raise RuntimeError("This was made before the process forked, and in the child nothing comes of it any more.")
+
+
+def _begin_child() -> None:
+    global _in_child
+    if not sweep.serves_clients():
+        return  # such as gunicorn's master, whose child is a worker
+    _in_child = True
+    sweeps = sweep.leave_all_to_parent()
+    socks = [connection.leave_to_parent() for each in sweeps.values() for connection in each.connections]
+    for leave in _leave:
+        socks += leave()
+    _kept.append((sweeps, socks))
+    waiting.leave_to_parent()
+    _disconnect({sock.fileno() for sock in socks if sock is not None} - {-1})
+    for hub in sweeps:
+        if hub is get_hub():
+            _begin_anew(hub)
+
+
+def _disconnect(descriptors: set[int]) -> None:
+    """Have the descriptors lead nowhere. Their numbers stay taken, since there are objects that will close them."""
+    if descriptors:
+        os.close(min(descriptors))  # so that there is room for one more
+        dead = socket.socket()
+        for fd in descriptors - {dead.fileno()}:
+            os.dup2(dead.fileno(), fd, inheritable=False)
+        if dead.fileno() in descriptors:
+            dead.detach()
+        dead.close()
+
+
+def _begin_anew(old: Any) -> None:
+    """Give the running greenlet a loop in which it is alone."""
+    current: Any = getcurrent()
+    if current is old:
+        return  # user code does not run there
+    loop = old.loop
+    _kept.append((old, loop))
+    if old:  # it waits in the loop that is about to be destroyed, and must not go on there
+        old.__class__ = LoopOfParent
+        old.forked = current
+        old.throw(gevent.GreenletExit())
+    loop.destroy()
+    set_hub(None)
+    new: Any = get_hub()
+    last: Any = current  # the greenlet in whose end the loop would follow
+    while (above := last.parent) is not None and above is not old:
+        last = above
+    if above is old:
+        guard = greenlet(_guard, old.parent)
+        guard.switch(current)
+        new.parent = guard
+        last.parent = new
+
+
+def _guard(forked: Any) -> None:
+    """Stand where gevent has the main greenlet, which is the parent's: end the child when it has nothing more to do."""
+    error: BaseException | None = None
+    try:
+        forked.switch()
+    except LoopExit as nothing_left:
+        error = None if forked.dead else nothing_left
+    except BaseException as other:
+        error = other
+    end_child(error)
+
+
+os.register_at_fork(after_in_child=_begin_child)
