@@ -13,6 +13,7 @@ import ssl
 import struct
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -603,6 +604,8 @@ class Connection(Readable):
             if watcher is not None:  # before the descriptor, whose number somebody else gets
                 watcher.stop()
                 watcher.close()
+        with suppress(OSError):  # the client may be gone
+            sock.shutdown(socket.SHUT_WR)  # which close() does not do while a child process has a copy (section 7.1.1)
         sock.close()
         if self.close_code is None:
             self.close_code = int(code)

@@ -121,14 +121,14 @@ def _begin_anew(old: Any) -> None:
     loop.destroy()
     set_hub(None)
     new: Any = get_hub()
-    last: Any = current  # the greenlet in whose end the loop would follow
-    while (above := last.parent) is not None and above is not old:
-        last = above
-    if above is old:
+    chain: list[Any] = [current]  # of greenlets, each of which goes on when the one before it has ended
+    while chain[-1] not in (old, None):
+        chain.append(chain[-1].parent)
+    if chain[-1] is old:
         guard = greenlet(_guard, old.parent)
         guard.switch(current)
         new.parent = guard
-        last.parent = new
+        chain[-2].parent = new
 
 
 def _guard(forked: Any) -> None:

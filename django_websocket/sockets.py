@@ -7,6 +7,7 @@ import errno
 import os
 import socket
 import ssl
+from contextlib import suppress
 from typing import Any
 
 import gevent.socket
@@ -64,7 +65,9 @@ class ClientSocket:
 
     def close(self) -> None:
         """Close the socket, unless it was given away."""
-        self._sock.close()
+        if self._sock.fileno() >= 0:
+            hang_up(self._sock)
+            self._sock.close()
 
     def __getattr__(self, name: str) -> Any:
         """Let whatever else a socket has be gevent's."""
@@ -81,13 +84,26 @@ class TLSSocket:
         self.send = sock.send
         self.pending = sock.pending
         self.setblocking = sock.setblocking
-        self.shutdown = sock.shutdown
         self._sock = sock
+
+    def shutdown(self, how: int) -> None:
+        """Send the end of the stream, that of TLS before that of TCP. Does not wait for the client's."""
+        hang_up(self._sock)
 
     def close(self) -> None:
         """Close the socket."""
         self._sock.close()
         self._hold.close()
+
+
+def hang_up(sock: Any) -> None:
+    """Send the end of the stream, if the peer is still there: closing does not, while a child process has a copy."""
+    if isinstance(sock, ssl.SSLSocket):
+        with suppress(OSError, ValueError):
+            sock.setblocking(False)
+            sock.unwrap()  # sends close_notify (RFC 8446, section 6.1), and would then wait for the client's
+    with suppress(OSError):
+        sock.shutdown(socket.SHUT_WR)
 
 
 def accept(listening: Any, kind: tuple[int, int, int]) -> tuple[ClientSocket, Any]:

@@ -36,7 +36,7 @@ from .log import report
 from .protocol.frames import CloseCode
 from .protocol.handshake import is_upgrade
 from .select import select as cooperative_select
-from .sockets import give_away
+from .sockets import give_away, hang_up
 from .sweep import Deadline, open_connections
 from .upgrade import HANDSHAKE_KEY, KEY, Upgrade, who
 from .waiting import ViewGreenlet
@@ -204,12 +204,15 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
         current.client = client
         current.waits_for_head = True
         current.serves_pages = False
+        current.given_away = False
         current.uses_databases = False  # the one that connects says so
         current.deadline = Deadline(self._settings.handshake_timeout, SlowHead())
+        held = None
         try:
             if tls is not None:
                 client = client.cooperative()
                 client = current.client = tls.wrap_socket(client, server_side=True, do_handshake_on_connect=False)
+                held = client.makefile("rb", buffering=0)  # gunicorn closes it with no end of the stream
                 client.do_handshake()
             self.handle(Listener(at), client, address)
         except StopIteration:
@@ -220,6 +223,10 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
             if forking.in_child():
                 forking.end_child(sys.exc_info()[1])
             current.deadline.close()
+            if held is not None:
+                if not current.given_away:
+                    hang_up(client)
+                held.close()
             client.close()
             if current.serves_pages:
                 self._close_databases()  # of pages: no other greenlet could use them
@@ -346,6 +353,7 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
             early = request.unreader.take_buffered()
             forget_request(environ)
             response.headers_sent = True
+            current.given_away = True
             upgrade.open(give_away(sock), early, head)
         except BaseException as error:
             upgrade.fail(f"The handshake ended with {error!r}")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from .support.clients import RawClient, fetch, notes
-from .support.fixtures import Raw
+from .support.clients import RawClient, fetch, notes, request
+from .support.fixtures import Raw, StartSite
 from .support.frames import close_frame, frame
 from .support.processes import worker_of
 from .support.servers import Server
@@ -76,6 +77,49 @@ def test_child_ends_when_it_is_told_to(site: Server, raw: Raw, key: str) -> None
     assert notes(site.port, key, 2)[1:] == [f"status {-signal.SIGTERM}"]
     client.send(frame("hello"))
     assert client.frame().text == "hello"
+
+
+@pytest.fixture(params=["plain", "tls"])
+def copied_from(
+    request: pytest.FixtureRequest, site: Server, start_site: StartSite, certificate: tuple[Path, Path]
+) -> Iterator[tuple[Server, bool]]:
+    """A server, and whether it speaks TLS."""
+    if request.param == "plain":
+        yield site, False
+    else:
+        with start_site(args=["--certfile", certificate[0], "--keyfile", certificate[1]], probe=b"") as server:
+            yield server, True
+
+
+def test_connection_ends_although_something_else_has_a_copy_of_it(
+    copied_from: tuple[Server, bool], raw: Raw
+) -> None:  # RFC 6455, section 7.1.1
+    server, tls = copied_from
+    page = b"GET /keeps-a-copy/ HTTP/1.1\r\nHost: localhost\r\n"
+
+    closed = raw(server, tls=tls)
+    closed.open("/keeps-a-copy/", behind=close_frame(1000))
+    assert closed.closing()[0] == 1000
+
+    failed = raw(server, tls=tls)
+    failed.open("/keeps-a-copy/", behind=b"\x81\x00")
+    assert failed.closing()[0] == 1002
+
+    refused = raw(server, tls=tls)
+    refused.send(request("/keeps-a-copy/?interfere=replace"))
+    assert refused.response().status == 409
+
+    read = raw(server, tls=tls)
+    read.send(page, b"Connection: close\r\n\r\n")
+    assert read.response().body == b"kept"
+
+    left = raw(server, tls=tls)
+    left.send(page, b"\r\n", b"no request\r\n\r\n")
+    assert left.response().body == b"kept"
+    assert left.response().status == 400
+
+    for client in (closed, failed, refused, read, left):
+        assert client.rest() == b""  # the end of the stream; of TLS too, or this would be an error
 
 
 def test_child_can_do_plain_work(site: Server, raw: Raw, key: str) -> None:

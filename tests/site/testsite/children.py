@@ -24,6 +24,11 @@ class Over(Exception):
     """The code of a child ends with it."""
 
 
+def keep_a_copy(request: HttpRequest) -> None:
+    """Keep the client's connection open in this process, as a program does that was started without Python's help."""
+    os.dup(request.META["gunicorn.socket"].fileno())
+
+
 def start(request: HttpRequest, how: str) -> None:
     """Start a child, note its process id, and how it ended; it does so when the gate of the request is open."""
     read, write = os.pipe()  # for the child: it has no gate of this process

@@ -85,6 +85,12 @@ def database(request: HttpRequest, key: str) -> JsonResponse:
     return JsonResponse({"held": held, "notes": Note.objects.filter(text=key).count()})
 
 
+def keeps_a_copy(request: HttpRequest) -> HttpResponse:
+    """Leave a copy of the connection."""
+    children.keep_a_copy(request)
+    return HttpResponse("kept")
+
+
 def forks(request: HttpRequest, how: str) -> HttpResponse:
     """Start a child process."""
     children.start(request, how)
@@ -92,6 +98,7 @@ def forks(request: HttpRequest, how: str) -> HttpResponse:
 
 
 urlpatterns = [
+    path("keeps-a-copy/", keeps_a_copy),
     path("forks/<str:how>/", forks),
     path("", page, name="home"),
     path("page/", page, name="page"),

@@ -591,6 +591,14 @@ def accepts_again(request: HttpRequest, websocket: WebSocket) -> None:
 
 
 @websocket
+def keeps_a_copy(request: HttpRequest, websocket: WebSocket) -> None:
+    """An echo, of whose connection there is a copy, as in a child process."""
+    children.keep_a_copy(request)
+    for message in websocket:
+        websocket.send(message)
+
+
+@websocket
 def forks(request: HttpRequest, websocket: WebSocket, how: str) -> None:
     """Start a child process, and go on as an echo."""
     websocket.accept()

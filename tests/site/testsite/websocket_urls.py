@@ -51,6 +51,7 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path("writes/<str:how>/", views.writes),
     path("inside-atomic/<str:what>/", views.inside_atomic),
     path("keeps-the-session/", views.keeps_the_session),
+    path("keeps-a-copy/", views.keeps_a_copy),
     path("forks/<str:how>/", views.forks),
     path("queries/", include(queries.urlpatterns)),
     path("ordinary/", include((ordinary.urlpatterns, "ordinary"))),
