@@ -9,7 +9,7 @@ import gevent
 from gevent import monkey
 from gevent.hub import get_hub
 
-from .waiting import Readable, check_before_taking, readable_with, wait
+from .waiting import Readable, check_before_taking, check_timeout, readable_with, wait
 
 # What gevent may have replaced; `select.poll` is missing on some systems, and then plain files cannot be waited for.
 _poll = monkey.get_original("select", "poll")
@@ -30,10 +30,11 @@ def select(
     what is ready. Only the calling greenlet waits, and descriptors may be larger than 1023. `xlist` is looked at once,
     when nothing is ready yet, and not waited for.
 
-    Raises ValueError for a negative descriptor or timeout, TypeError for what has no descriptor, OSError (EBADF) for
-    one that is closed.
+    Raises ValueError for a negative descriptor or timeout and for NaN, TypeError for what has no descriptor, OSError
+    (EBADF) for one that is closed.
     """
     global _turn
+    check_timeout(timeout)
     if timeout is not None and timeout < 0:
         raise ValueError("timeout must be non-negative")
     sources: list[tuple[Any, Readable]] = []

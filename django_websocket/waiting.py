@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import weakref
@@ -223,12 +224,20 @@ def check_before_taking() -> None:
         hook()
 
 
+def check_timeout(timeout: float | None) -> None:
+    """Raise ValueError for a NaN: among the timers of a loop it would keep all others from being called."""
+    if timeout is not None and math.isnan(timeout):
+        raise ValueError("A timeout is a number of seconds, not NaN")
+
+
 def wait(sources: Collection[Readable], timeout: float | None = None, *, for_message: bool = True) -> bool:
     """Let the running greenlet wait until one of `sources` may be ready, and the view give back what it need not hold.
 
-    `timeout` is in seconds. Returns False if it passed. A source has one waiter: a second one gets a RuntimeError.
-    Unless it is `for_message`, nothing is given back: a library may wait, in the middle of something.
+    `timeout` is in seconds, and no NaN (ValueError). Returns False if it passed. A source has one waiter: a second one
+    gets a RuntimeError. Unless it is `for_message`, nothing is given back: a library may wait, in the middle of
+    something.
     """
+    check_timeout(timeout)
     current = getcurrent()
     hook = getattr(current, "before_waiting", None) if for_message else None
     if hook is not None:

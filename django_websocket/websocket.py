@@ -78,7 +78,8 @@ class WebSocket:
         """Return the client's next message: `str` for text, `bytes` for binary, None when there will be none.
 
         Waits for it, without holding a database connection meanwhile; for at most `timeout` seconds, after which it
-        raises TimeoutError. Raises RuntimeError if it would wait inside an `atomic()` block that the view entered.
+        raises TimeoutError, and ValueError if that is NaN. Raises RuntimeError if it would wait inside an `atomic()`
+        block that the view entered.
         """
         return (self.connection or self._open()).receive(timeout)
 

@@ -338,6 +338,23 @@ def test_a_negative_timeout_is_an_error(pipe: tuple[int, int]) -> None:
         select([], [], [], -0.001)
 
 
+def test_a_timeout_that_is_no_number_is_an_error_and_all_timers_go_on(
+    pairs: Pairs, channel: Channel, pipe: tuple[int, int]
+) -> None:
+    nan = float("nan")
+    ws, _ = websocket(pairs)
+    for call in (
+        lambda: select([ws], [], [], nan),
+        lambda: select([pipe[0]], [], [], nan),
+        lambda: ws.receive(timeout=nan),
+        lambda: ws.receive_json(timeout=nan),
+        lambda: channel.subscription.get(timeout=nan),
+    ):
+        with pytest.raises(ValueError, match="NaN"), gevent.Timeout(5):
+            call()
+    gevent.sleep(0.001)
+
+
 def test_a_timeout_of_the_user_leaves_nothing_behind(pairs: Pairs, pipe: tuple[int, int]) -> None:
     ws, peer = websocket(pairs)
     ws.fileno()

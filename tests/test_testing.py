@@ -318,6 +318,13 @@ def test_receive_waits_for_what_needs_time(client: Client) -> None:
         assert ws.receive() == "TimeoutError"
 
 
+def test_a_timeout_that_is_no_number_is_an_error(client: Client) -> None:
+    with pytest.raises(ValueError, match="NaN"):
+        client.websocket("/echo/", timeout=float("nan"))
+    with client.websocket("/echo/") as ws, pytest.raises(ValueError, match="NaN"):
+        ws.receive(timeout=float("nan"))
+
+
 def test_a_timeout_says_where_the_view_waits(client: Client) -> None:
     with client.websocket("/echo/", timeout=0.5) as ws, pytest.raises(TimeoutError) as timeout:
         ws.receive()

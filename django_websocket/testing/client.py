@@ -39,6 +39,7 @@ from django_websocket.pubsub.broker import from_wire
 from django_websocket.pubsub.memory import MemoryBroker
 from django_websocket.select import select
 from django_websocket.upgrade import HANDSHAKE_KEY, KEY, Upgrade
+from django_websocket.waiting import check_timeout
 from django_websocket.websocket import as_payload
 from django_websocket.wsgi import WebSocketHandler, check_settings, client_handshake
 
@@ -107,6 +108,7 @@ class Client(django.test.Client):
         accepts, unless the client was made with `raise_request_exception=False`.
         """
         _check_environment()
+        check_timeout(timeout)
         log.begin_anew()
         offered = {"Sec-WebSocket-Protocol": ", ".join(subprotocols)} if subprotocols else {}
         handshake = ClientRequest(offered)
@@ -222,6 +224,7 @@ class ClientWebSocket:
         """
         if timeout is None:
             timeout = self._timeout
+        check_timeout(timeout)
         end = time.monotonic() + timeout
         self._let_happen()
         while not self._engine.messages:
