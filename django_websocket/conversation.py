@@ -104,7 +104,7 @@ class Conversation(ViewGreenlet):
         "_response",
         "_shared",
         "_view",
-        "_waits_for_connection",
+        "_waiting",
         "_who",
         "keeps_request",
         "uses_databases",
@@ -133,8 +133,8 @@ class Conversation(ViewGreenlet):
         self._chain: Any = None  # the greenlet that waits for the answer
         self._answer: HttpResponseBase | Exception | None = None
         self._answered = False
-        self._failure: HandshakeFailed | None = None  # in place of a connection
-        self._waits_for_connection = False
+        self._failure: str | None = None  # why there is no connection
+        self._waiting: list[Any] = []  # greenlets, for the connection
         self._context: contextvars.Context | None = contextvars.copy_context()
         self._shared: Sequence[BaseDatabaseWrapper] = connections.all(initialized_only=True) or ()
         self._depths = self._depths_now()
@@ -209,15 +209,16 @@ class Conversation(ViewGreenlet):
 
     def failed(self, reason: str) -> None:
         """Let the view know that the handshake came to nothing."""
-        self._failure = HandshakeFailed(reason)
+        self._failure = reason
         self._go_on()
 
     def _go_on(self) -> None:
         get_hub().loop.run_callback(self._wake)
 
     def _wake(self) -> None:
-        if self._waits_for_connection:
-            self.switch()
+        for waiting in tuple(self._waiting):
+            if waiting in self._waiting:  # not if another one has taken it away
+                waiting.switch()
 
     # --- in the greenlet of the view -----------------------------------------------------------------------------
 
@@ -263,15 +264,21 @@ class Conversation(ViewGreenlet):
         """Have the chain answer with the 101, and wait for the connection; see `WebSocket.accept`."""
         if self._over:
             raise HandshakeFailed("The request is over, so the WebSocket cannot be accepted any more")
-        self._check_no_atomic("The WebSocket cannot be accepted")
-        if not self._answered:  # else an earlier call was interrupted
+        own = getcurrent() is self  # else another greenlet, which knows none of the databases but the shared ones
+        self._check_no_atomic("The WebSocket cannot be accepted", self._databases() if own else self._shared)
+        if not self._answered:  # else an earlier call was interrupted, or another greenlet accepts
             self._answer_chain(self._acceptance(subprotocol))
-        connection = self.websocket.connection = self._connected()
-        self._handshake = None
-        self._response.forget_headers()
-        websocket_connected.send_robust(self._view, request=self._request, websocket=self.websocket)
-        self._depths = self._depths_now()
-        self._release_databases()
+        connection = self._connected()
+        if self._handshake is not None:  # nobody was quicker
+            self._handshake = None
+            self.websocket.connection = connection
+            self._response.forget_headers()
+            websocket_connected.send_robust(self._view, request=self._request, websocket=self.websocket)
+            self._depths = self._depths_now()
+            if not own:
+                self._watch_databases(self.uses_databases)  # it gives back what it holds when it waits for a message
+        if own:
+            self._release_databases()
         return connection
 
     def _acceptance(self, subprotocol: str | None) -> HttpResponse:
@@ -296,15 +303,15 @@ class Conversation(ViewGreenlet):
 
     def _connected(self) -> Connection:
         """Wait for what comes of the acceptance."""
-        while self._connection is None and self._failure is None:
-            self._waits_for_connection = True
+        while self._connection is None:
+            if self._failure is not None:
+                raise HandshakeFailed(self._failure)
+            current = getcurrent()
+            self._waiting.append(current)
             try:
                 get_hub().switch()
             finally:  # also when somebody throws an exception into this greenlet
-                self._waits_for_connection = False
-        if self._connection is None:
-            assert self._failure is not None
-            raise self._failure
+                self._waiting.remove(current)
         return self._connection
 
     def _answer_chain(self, answer: HttpResponseBase | Exception) -> None:
@@ -323,9 +330,17 @@ class Conversation(ViewGreenlet):
         connection = self.websocket.connection
         if connection is None:
             assert answer is not None
-            self._answer_chain(answer)
+            self._refuse(answer)
         elif not self.websocket.listening:
             connection.close()
+
+    def _refuse(self, answer: HttpResponseBase | Exception) -> None:
+        """Have the view's own answer be that of the chain, unless another greenlet has accepted meanwhile."""
+        if self._answered:
+            report(self._who, None, "the view's answer comes too late", "another greenlet of it has accepted")
+        else:
+            self._over = True
+            self._answer_chain(answer)
 
     def _end_with(self, error: BaseException) -> None:
         """The view has raised, whatever it was: nobody else is to notice."""
@@ -333,14 +348,16 @@ class Conversation(ViewGreenlet):
         if connection is None:
             if self._over:
                 pass
+            elif self._answered and isinstance(error, Exception) and not isinstance(error, WebSocketError):
+                self._log(error)  # while another greenlet accepts
             elif self._answered:  # the chain went on, but the client did not get the 101
                 report(self._who, None, "the handshake came to nothing", str(error), logging.INFO)
             elif isinstance(error, Exception):
-                self._answer_chain(error)
+                self._refuse(error)
             else:
                 failure = RuntimeError(f"The view ended with {error!r}")
                 failure.__cause__ = error
-                self._answer_chain(failure)
+                self._refuse(failure)
         elif isinstance(error, WebSocketError):
             connection.close()
         elif isinstance(error, BrokerError):
@@ -353,13 +370,16 @@ class Conversation(ViewGreenlet):
             connection.close(CloseCode.SERVICE_RESTART, "messages may have been missed")
         else:
             connection.close(CloseCode.INTERNAL_ERROR, "internal error")
-            signals.got_request_exception.send(sender=type(self), request=self._request)
-            logger.error(
-                "Error in the WebSocket view of %s",
-                printable(self._request.path),
-                exc_info=error,
-                extra={"status_code": 500, "request": self._request},
-            )
+            self._log(error)
+
+    def _log(self, error: BaseException) -> None:
+        signals.got_request_exception.send(sender=type(self), request=self._request)
+        logger.error(
+            "Error in the WebSocket view of %s",
+            printable(self._request.path),
+            exc_info=error,
+            extra={"status_code": 500, "request": self._request},
+        )
 
     def _let_go(self) -> None:
         """Leave the connection, which may outlive the view."""
@@ -404,8 +424,8 @@ class Conversation(ViewGreenlet):
     def _databases(self) -> Sequence[BaseDatabaseWrapper]:
         return connections.all(initialized_only=True) if self.uses_databases else ()
 
-    def _check_no_atomic(self, what: str) -> None:
-        for wrapper in self._databases():
+    def _check_no_atomic(self, what: str, databases: Sequence[BaseDatabaseWrapper] | None = None) -> None:
+        for wrapper in self._databases() if databases is None else databases:
             if wrapper not in used_elsewhere and (
                 len(wrapper.atomic_blocks) > self._depths.get(wrapper.alias, 0) or lacks_autocommit(wrapper)
             ):

@@ -45,7 +45,7 @@ class WebSocket:
     ) -> None:
         self.environ = environ
         self.response = response
-        self._accept = accept
+        self._accept: Callable[[str | None], Connection] | None = accept
         self.connection: Connection | None = None  # once the handshake is done
         self.listening = False  # whether the connection is to outlive the view
 
@@ -64,8 +64,10 @@ class WebSocket:
         `atomic()` block of the view, which would hold its transaction for as long as the client stays.
         """
         if self.connection is None:
-            self.connection = self._accept(subprotocol)
-            del self._accept
+            accept = self._accept
+            assert accept is not None
+            self.connection = accept(subprotocol)
+            self._accept = None  # it refers to the conversation, which has this
 
     def _open(self) -> Connection:
         self.accept()

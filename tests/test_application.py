@@ -463,6 +463,37 @@ def test_name_that_does_not_resolve_is_named(tmp_path: Path) -> None:
     assert "nowhere" in done.stderr.splitlines()[-1]
 
 
+@pytest.mark.parametrize("how", ["joins", "sleeps", "sends", "receives"])
+@pytest.mark.parametrize("server", ["site", "stock_site"])
+def test_any_greenlet_of_a_view_accepts_by_sending(
+    request: pytest.FixtureRequest, raw: Raw, key: str, how: str, server: str
+) -> None:
+    client = raw(request.getfixturevalue(server))
+    client.open(f"/helpers/{how}/?key={key}")
+    expected = "abcd" if how == "sends" else "abc"
+    assert sorted(client.frame().text for _ in expected) == list(expected)
+    client.send(frame("echo"))
+    assert client.frame().text == "echo"
+    client.send(close_frame(1000))
+    assert client.closing() == (1000, "")
+
+
+@pytest.mark.parametrize(
+    ("how", "status", "body"), [("403", 403, b"no entry"), ("raise", 404, b"Not Found"), ("stream", 403, b"no ")]
+)
+def test_greenlet_that_accepts_after_the_view_has_answered_gets_an_error_at_once(
+    site: Server, raw: Raw, key: str, how: str, status: int, body: bytes
+) -> None:
+    client = raw(site)
+    client.send(handshake(f"/answers-before-its-helper/{how}/?key={key}"))
+    response = client.response()
+    assert response.status == status and body in response.body
+    if how == "stream":
+        assert b"HandshakeFailed" in response.body
+    fetch(site.port, f"/gate/{key}/")
+    assert notes(site.port, key) == ["HandshakeFailed"]
+
+
 def test_acceptance_that_was_interrupted_goes_on_with_the_next_call(site: Server, raw: Raw) -> None:
     client = raw(site)
     client.open("/accepts-again/")

@@ -6,6 +6,7 @@ import gc
 import os
 import sys
 import weakref
+from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
@@ -16,7 +17,14 @@ from django.contrib.auth.views import redirect_to_login
 from django.contrib.messages import get_messages
 from django.contrib.sessions.backends.base import UpdateError
 from django.db import connection, connections, transaction
-from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase, HttpResponseForbidden
+from django.http import (
+    Http404,
+    HttpRequest,
+    HttpResponse,
+    HttpResponseBase,
+    HttpResponseForbidden,
+    StreamingHttpResponse,
+)
 from django.shortcuts import redirect
 from django.urls import reverse
 from django.utils.decorators import method_decorator
@@ -588,6 +596,47 @@ def accepts_again(request: HttpRequest, websocket: WebSocket) -> None:
     except InterruptedError:
         gevent.sleep(0.1)  # meanwhile the client gets its 101
         websocket.send("interrupted")
+
+
+@websocket
+def helpers(request: HttpRequest, websocket: WebSocket, how: str) -> None:
+    """An echo, whose first messages come from greenlets of its own, with the first of which it accepts."""
+    Note.objects.count()
+    senders = [gevent.spawn(websocket.send, letter) for letter in "abc"]
+    if how == "joins":
+        gevent.joinall(senders, raise_error=True)
+    elif how == "sleeps":
+        gevent.sleep(0.3)
+    elif how == "sends":
+        websocket.send("d")
+    for message in websocket:
+        websocket.send(message)
+
+
+@websocket
+def answers_before_its_helper(request: HttpRequest, websocket: WebSocket, how: str) -> HttpResponseBase:
+    """Refuse, and have a greenlet that does not know."""
+
+    def send() -> None:
+        probe.wait_at_gate(request)
+        try:
+            websocket.send("hello")
+        except Exception as error:
+            probe.note(request, type(error).__name__)
+
+    def body() -> Iterator[bytes]:
+        yield b"no "
+        try:
+            websocket.accept()
+        except Exception as error:
+            yield type(error).__name__.encode()
+
+    gevent.spawn(send)
+    if how == "raise":
+        raise Http404
+    if how == "stream":
+        return StreamingHttpResponse(body(), status=403)
+    return HttpResponseForbidden("no entry")
 
 
 @websocket
