@@ -98,6 +98,17 @@ def no_body(data: bytes) -> None:
     """Stand where WSGI has the function that writes a part of the body."""
 
 
+def finish(result: Iterable[bytes]) -> None:
+    """Go through the body of a 101, which is empty, and close it: an application may do its work meanwhile (PEP 3333)."""
+    try:
+        for _ in result:
+            pass
+    finally:
+        close = getattr(result, "close", None)
+        if close is not None:
+            close()
+
+
 class Begun:
     """A response whose first part was asked for already (PEP 3333 lets an application wait for that to begin)."""
 

@@ -38,7 +38,7 @@ from .protocol.handshake import is_upgrade
 from .select import select as cooperative_select
 from .sockets import give_away, hang_up
 from .sweep import Deadline, open_connections
-from .upgrade import HANDSHAKE_KEY, KEY, Upgrade, who
+from .upgrade import HANDSHAKE_KEY, KEY, Upgrade, finish, who
 from .waiting import ViewGreenlet
 
 with compat.naming("worker"):
@@ -344,8 +344,7 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
             try:
                 head = upgrade.head()
             finally:
-                if hasattr(result, "close"):
-                    result.close()  # the end of the request, for Django
+                finish(result)  # the end of the request, for Django
             response.status, response.headers = upgrade.status, upgrade.headers  # for the access log
             self.log.access(response, request, environ, datetime.now() - started)
             if current.serves_pages:

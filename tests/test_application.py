@@ -386,6 +386,23 @@ def test_request_is_over_for_django_when_the_conversation_begins(start_site: Sta
         assert after["finished"] == before.get("finished", 0) + 4
 
 
+def test_generator_around_the_application_runs_to_its_end(start_site: StartSite, raw: Raw) -> None:
+    with start_site(app="testsite.wsgi:generating") as server:
+        before = fetch_json(server.port, "/state/")["signals"]
+        clients = [raw(server) for _ in range(3)]
+        for client in clients:
+            client.open("/echo/", behind=frame("hello"))
+            assert client.frame().text == "hello"
+        assert eventually(lambda: server.log.count("body of /echo/ is over") == 3)
+        refused = raw(server)
+        refused.send(handshake("/refuse/403/"))
+        refused.rest()
+        assert eventually(lambda: "body of /refuse/403/ is over" in server.log)
+        after = fetch_json(server.port, "/state/")["signals"]
+        assert after["started"] == before["started"] + 5
+        assert after["finished"] == before.get("finished", 0) + 5
+
+
 # --- what is no handshake --------------------------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -42,6 +43,20 @@ def monitored(environ: dict[str, Any], start_response: Callable[..., Any]) -> Mo
 def late(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterator[bytes]:
     """The same within one that begins when its answer is asked for, and passes on a copy of the environment."""
     yield from monitored({**environ}, start_response)
+
+
+def generating(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+    """The application within one that calls it at once, and passes its answer on by a generator."""
+    response = application(environ, start_response)
+
+    def body() -> Iterator[bytes]:
+        try:
+            yield from response
+        finally:
+            getattr(response, "close", bool)()
+            print(f"body of {environ['PATH_INFO']} is over", file=sys.stderr, flush=True)
+
+    return body()
 
 
 class FailsAtTheEnd(Monitored):
