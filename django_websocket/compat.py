@@ -397,6 +397,7 @@ RELIED_ON: dict[str, list[Name]] = {
                 ("wrap_database_errors", "wrapper"),
             )
         ),
+        Name("Django", "django.db:connections._connections", "keeps the databases of each greenlet apart"),
         Name("Django", "django.db.utils:load_backend", "finds the driver of a database"),
         Name(
             "Django",

@@ -490,6 +490,16 @@ def close_databases() -> None:
             wrapper.close()
 
 
+def databases_are_separate() -> bool:
+    """Whether each greenlet has database connections of its own: not if Django was imported before gevent's patches."""
+    local: Any = connections._connections  # type: ignore[attr-defined]
+    local.of_this_greenlet = True
+    try:
+        return not gevent.spawn(hasattr, local, "of_this_greenlet").get()
+    finally:
+        del local.of_this_greenlet
+
+
 def _note_database(**kwargs: Any) -> None:
     current: Any = getcurrent()
     if isinstance(current, Conversation):

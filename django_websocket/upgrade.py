@@ -99,7 +99,7 @@ def no_body(data: bytes) -> None:
 
 
 def finish(result: Iterable[bytes]) -> None:
-    """Go through the body of a 101, which is empty, and close it: an application may do its work meanwhile (PEP 3333)."""
+    """Go through the body of a 101, which is empty, and close it: an application may work meanwhile (PEP 3333)."""
     try:
         for _ in result:
             pass

@@ -23,7 +23,7 @@ from datetime import datetime
 from functools import partial
 from http import HTTPStatus
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import gevent
 from gevent import getcurrent, monkey
@@ -54,6 +54,15 @@ DRAIN_STEP = 20  # groups in which clients are told of a restart
 HEAD_GRACE = 1.0  # seconds that a request which has not come yet has, when the worker stops
 APP_LOAD_ERROR = 4  # the exit status by which gunicorn's arbiter knows that another worker would fail alike
 RESERVE = 256  # descriptors that clients may not use: views open files and connections too
+
+UNPATCHED = (
+    "Django was imported before gevent could patch the standard library. Remove preload_app (--preload), and imports "
+    "of your project from gunicorn.conf.py; or make this the first line of gunicorn.conf.py: "
+    "from gevent import monkey; monkey.patch_all() "
+    "If a sitecustomize.py imports Django, make it the first line there. Instead of opentelemetry-instrument, which "
+    "has one of its own, call opentelemetry.instrumentation.auto_instrumentation.initialize() in post_fork() of a "
+    "gunicorn.conf.py with that first line."
+)
 
 # What is wrong with a request head, where the answer is not 400.
 with compat.naming("worker"):
@@ -141,12 +150,7 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
         with self._compatible():
             compat.verify("connections", "worker")
         if "django" in sys.modules and not monkey.is_module_patched("threading"):
-            self.log.error(
-                "Django was imported before gevent could patch the standard library. Remove preload_app (--preload), "
-                "and imports of your project from gunicorn.conf.py; or make this the first line of gunicorn.conf.py: "
-                "from gevent import monkey; monkey.patch_all()"
-            )
-            sys.exit(APP_LOAD_ERROR)
+            self._refuse_unpatched()
         if "h2" in self.cfg.http_protocols:
             self.log.error(
                 "A WebSocket begins with a request of HTTP/1.1, and this worker speaks nothing else. "
@@ -178,6 +182,8 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
             super().load_wsgi()
             from . import checks, conf, conversation  # not before everything is patched and the project is loaded
 
+        if not conversation.databases_are_separate():
+            self._refuse_unpatched()
         self._settings = conf.current()
         self._close_databases = conversation.close_databases
         longest_drain = max(0.0, self.cfg.graceful_timeout - DRAIN_MARGIN) / 2
@@ -185,6 +191,11 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
             self.log.warning("%s", checks.sentence(message))
         self._application: WSGIApplication = self.wsgi
         self.wsgi: Any = self._call
+
+    def _refuse_unpatched(self) -> NoReturn:
+        """Stop for good where all clients would share their connections to databases, and with them a transaction."""
+        self.log.error("%s", UNPATCHED)
+        sys.exit(APP_LOAD_ERROR)
 
     @contextlib.contextmanager
     def _compatible(self) -> Iterator[None]:

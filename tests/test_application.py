@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -463,6 +464,34 @@ def test_preloaded_application_is_refused_with_a_clear_sentence() -> None:
     (sentence,) = {line.partition("] [ERROR] ")[2] for line in output.splitlines() if "preload_app" in line}
     assert "gevent" in sentence
     assert "Remove preload_app" in sentence
+
+
+PATCH = "from gevent import monkey; monkey.patch_all()\n"
+
+
+def test_django_that_something_imports_before_gevent_patches_is_refused_with_a_remedy(
+    start_site: StartSite, tmp_path: Path, raw: Raw
+) -> None:
+    """As opentelemetry-instrument does, by a sitecustomize.py of its own."""
+    env = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{SITE}", "DJANGO_SETTINGS_MODULE": "testsite.settings"}
+    customize, conf = tmp_path / "sitecustomize.py", tmp_path / "conf.py"
+    customize.write_text("import django.db\n")
+    conf.write_text(PATCH)
+    arguments: list[list[str | Path]] = [[], ["-c", conf]]
+    for args in arguments:
+        output = output_of_failing(start_site(env=env, args=args))
+        (sentence,) = {line.partition("] [ERROR] ")[2] for line in output.splitlines() if "preload_app" in line}
+        for what in ("sitecustomize.py", "opentelemetry", "post_fork()", PATCH.strip()):
+            assert what in sentence
+
+    # Each remedy helps.
+    customize.write_text(f"{PATCH}import django.db\n")
+    with start_site(env=env) as server:
+        raw(server).open("/echo/")
+    customize.write_text("")
+    conf.write_text(f"{PATCH}def post_fork(server, worker):\n    import django.db\n")
+    with start_site(env=env, args=["-c", conf]) as server:
+        raw(server).open("/echo/")
 
 
 def test_name_that_does_not_resolve_is_named(tmp_path: Path) -> None:
