@@ -33,7 +33,7 @@ from .options import Options, options_of
 from .protocol.deflate import Agreement, negotiate
 from .protocol.frames import CloseCode
 from .protocol.handshake import ClientHandshake, accept_headers, choose_subprotocol
-from .signals import make_connection, websocket_connected
+from .signals import make_connection, send, websocket_connected
 from .sweep import Deadline
 from .upgrade import KEY, Upgrade, who
 from .waiting import ViewGreenlet
@@ -273,7 +273,7 @@ class Conversation(ViewGreenlet):
             self._handshake = None
             self.websocket.connection = connection
             self._response.forget_headers()
-            websocket_connected.send_robust(self._view, request=self._request, websocket=self.websocket)
+            send(websocket_connected, self._view, request=self._request, websocket=self.websocket)
             self._depths = self._depths_now()
             if not own:
                 self._watch_databases(self.uses_databases)  # it gives back what it holds when it waits for a message
@@ -373,7 +373,7 @@ class Conversation(ViewGreenlet):
             self._log(error)
 
     def _log(self, error: BaseException) -> None:
-        signals.got_request_exception.send(sender=type(self), request=self._request)
+        send(signals.got_request_exception, type(self), request=self._request)
         logger.error(
             "Error in the WebSocket view of %s",
             printable(self._request.path),

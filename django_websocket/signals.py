@@ -6,6 +6,7 @@ they raise is logged, and touches nobody.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,9 +17,12 @@ from django.dispatch import Signal
 from django.http import HttpRequest
 
 from .connection import Connection
+from .waiting import unfinished
 from .websocket import WebSocket
 
 __all__ = ["websocket_connected", "websocket_disconnected"]
+
+logger = logging.getLogger("django_websocket")
 
 websocket_connected = Signal()
 """The handshake was answered with 101. Arguments: `request`, `websocket`. Sent before the view goes on."""
@@ -29,6 +33,14 @@ websocket_disconnected = Signal()
 Arguments: `request`, `websocket`, `code` (a close code; 1006 if the client vanished), `reason`, `duration` (seconds
 since the handshake), `received` and `sent` (messages that the view took, and that it sent itself).
 """
+
+
+def send(signal: Signal, sender: object, **arguments: Any) -> None:
+    """Send a signal. What a receiver raises, `sys.exit()` included, is logged and reaches nobody else."""
+    try:
+        signal.send_robust(sender, **arguments)
+    except (Exception, SystemExit, KeyboardInterrupt):  # no timeout of gevent, which may be the view's
+        logger.exception("A receiver of a signal ended with an error")
 
 
 class CountingConnection(Connection):
@@ -69,7 +81,8 @@ def make_connection(
 
     def tell() -> None:
         try:
-            websocket_disconnected.send_robust(
+            send(
+                websocket_disconnected,
                 view,
                 request=request,
                 websocket=websocket,
@@ -80,10 +93,11 @@ def make_connection(
                 sent=connection.sent,
             )
         finally:
+            unfinished.discard(gevent.getcurrent())
             connections.close_all()
 
     def spawn() -> None:  # in the hub
-        gevent.spawn(tell)
+        unfinished.add(gevent.spawn(tell))
 
     if connection.open:
         connection.on_end.append(spawn)

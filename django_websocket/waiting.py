@@ -28,6 +28,9 @@ NOT_PATCHED = (
 )
 
 
+unfinished: set[greenlet] = set()  # beside views: what is still done for clients that have left
+
+
 class Dependent(Protocol):
     """What a view opens for its client, and may leave open."""
 

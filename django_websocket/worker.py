@@ -39,7 +39,7 @@ from .select import select as cooperative_select
 from .sockets import give_away, hang_up
 from .sweep import Deadline, open_connections
 from .upgrade import HANDSHAKE_KEY, KEY, Upgrade, finish, who
-from .waiting import ViewGreenlet
+from .waiting import ViewGreenlet, unfinished
 
 with compat.naming("worker"):
     from gunicorn.http import errors
@@ -447,7 +447,7 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
                 window = min(self._drain_window, (end - begin) / 2)
                 gevent.sleep(window / DRAIN_STEP * random.uniform(0.5, 1.0))
         serving = self._acceptor.serving
-        while (open_connections() or ViewGreenlet.running or serving) and time.monotonic() < end:
+        while (open_connections() or ViewGreenlet.running or serving or unfinished) and time.monotonic() < end:
             for connection in tuple(open_connections()):  # one may have opened meanwhile
                 connection.close(CloseCode.SERVICE_RESTART, "restart")
             for greenlet in tuple(serving):

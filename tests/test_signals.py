@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 
 from .support.clients import fetch_json, notes, request
-from .support.fixtures import Raw
+from .support.fixtures import Raw, StartSite
 from .support.frames import close_frame, frame
+from .support.processes import worker_of
 from .support.servers import Server
+from .support.waiting import eventually
 
 
 @pytest.fixture(params=["site", "stock_site"])
@@ -52,6 +56,38 @@ def test_nothing_is_told_of_a_refused_handshake(site: Server, raw: Raw, key: str
     client.reset()
     assert len(notes(site.port, f"{key}-accepted", 2)) == 2
     assert notes(site.port, key, 0) == []
+
+
+def test_receiver_that_exits_ends_nothing_else(start_site: StartSite, raw: Raw, key: str) -> None:
+    with start_site() as server:
+        worker = worker_of(server)
+        other = raw(server)
+        other.open("/echo/")
+        client = raw(server)
+        client.open(f"/observed/echo/?key={key}&exit=1")
+        assert client.frame().text == "welcome"
+        client.send(frame("hello"), close_frame(1000))
+        assert client.frame().text == "hello"
+        assert client.closing() == (1000, "")
+        assert notes(server.port, key, 2)[1] == "1000  1 3 True"
+        assert eventually(lambda: server.log.count("SystemExit: a receiver calls sys.exit()") == 2)
+        other.send(frame("hello"))
+        assert other.frame().text == "hello"
+        assert worker_of(server) == worker
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_restart_waits_for_receivers(start_site: StartSite, raw: Raw, key: str, number: signal.Signals) -> None:
+    with start_site(args=["--graceful-timeout", "10"]) as server:
+        clients = [raw(server) for _ in range(30)]
+        for client in clients:
+            client.open(f"/observed/echo/?key={key}&slow=1")
+        server.send_signal(number)
+        for client in clients:
+            assert client.closing() == (1012, "restart")
+            client.send(close_frame(1012))
+        server.wait()
+        assert server.log.count(f"note {key}: 1012 restart") == 30
 
 
 def test_receivers_leave_no_database_connection(site: Server, raw: Raw, key: str) -> None:

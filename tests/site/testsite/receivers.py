@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from typing import Any
 
 from django.dispatch import receiver
@@ -23,6 +25,7 @@ def connected(websocket: WebSocket, request: Any, **kwargs: Any) -> None:
 @receiver(websocket_disconnected, sender=views.observed)
 def disconnected(request: Any, **told: Any) -> None:
     Note.objects.create(text="disconnected")
+    time.sleep(float(request.GET.get("slow", 0)))
     probe.note(
         request, f"{told['code']} {told['reason']} {told['received']} {told['sent']} {0 < told['duration'] < 60}"
     )
@@ -32,3 +35,10 @@ def disconnected(request: Any, **told: Any) -> None:
 @receiver(websocket_disconnected, sender=views.observed)
 def broken(**kwargs: Any) -> None:
     raise ValueError("a receiver that is broken")
+
+
+@receiver(websocket_connected, sender=views.observed)
+@receiver(websocket_disconnected, sender=views.observed)
+def exits(request: Any, **kwargs: Any) -> None:
+    if "exit" in request.GET:
+        sys.exit("a receiver calls sys.exit()")
