@@ -49,7 +49,7 @@ with compat.naming("worker"):
 
 WSGIApplication = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 BATCH = 100  # clients that are accepted in a turn of the loop, by the only worker
-DRAIN_MARGIN = 2.0  # seconds before gunicorn's graceful_timeout at which the worker is gone, whatever goes on
+DRAIN_MARGIN = 2.0  # seconds before gunicorn's graceful_timeout at which the worker is gone; half of a shorter one
 DRAIN_STEP = 20  # groups in which clients are told of a restart
 HEAD_GRACE = 1.0  # seconds that a request which has not come yet has, when the worker stops
 APP_LOAD_ERROR = 4  # the exit status by which gunicorn's arbiter knows that another worker would fail alike
@@ -186,7 +186,7 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
             self._refuse_unpatched()
         self._settings = conf.current()
         self._close_databases = conversation.close_databases
-        longest_drain = max(0.0, self.cfg.graceful_timeout - DRAIN_MARGIN) / 2
+        longest_drain = drain_time(self.cfg.graceful_timeout) / 2
         for message in checks.check_worker(self._settings, self.cfg.workers, longest_drain):
             self.log.warning("%s", checks.sentence(message))
         self._application: WSGIApplication = self.wsgi
@@ -437,7 +437,7 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
         client holds up the others or the process.
         """
         begin = time.monotonic()
-        end = begin + max(0.0, self.cfg.graceful_timeout - DRAIN_MARGIN)
+        end = begin + drain_time(self.cfg.graceful_timeout)
         connections = list(open_connections())
         random.shuffle(connections)
         for number, connection in enumerate(connections, 1):
@@ -455,6 +455,11 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
                     greenlet.kill(StopIteration(), block=False)
             self.tmp.notify()
             gevent.sleep(0.05)
+
+
+def drain_time(graceful_timeout: float) -> float:
+    """Return the seconds that conversations have to end, of those after which gunicorn kills the worker."""
+    return graceful_timeout - min(DRAIN_MARGIN, graceful_timeout / 2)
 
 
 def forget_request(environ: dict[str, Any]) -> None:

@@ -165,6 +165,21 @@ def test_stuck_view_does_not_hold_up_the_process_and_nobody_new_is_accepted(
         assert "SIGKILL" not in server.log
 
 
+@pytest.mark.parametrize("seconds", [1, 2])
+def test_finally_blocks_run_in_a_short_graceful_timeout(
+    start_site: StartSite, raw: Raw, key: str, seconds: int
+) -> None:
+    with start_site({"WEBSOCKET_DRAIN_WINDOW": 2.0}, args=["--graceful-timeout", str(seconds)]) as server:
+        clients = [raw(server) for _ in range(50)]
+        for client in clients:
+            client.open(f"/tidies-up/?key={key}")
+        server.send_signal(signal.SIGTERM)
+        for client in clients:
+            assert client.closing()[0] == 1012
+        server.wait()
+        assert server.log.count(f"note {key}: tidy") == 50
+
+
 def test_tls_handshake_that_the_end_of_the_service_meets_is_carried_through(
     start_site: StartSite, certificate: tuple[Path, Path], raw: Raw
 ) -> None:

@@ -599,6 +599,17 @@ def accepts_again(request: HttpRequest, websocket: WebSocket) -> None:
 
 
 @websocket
+def tidies_up(request: HttpRequest, websocket: WebSocket) -> None:
+    """Need a moment for the end."""
+    try:
+        for _ in websocket:
+            pass
+    finally:
+        gevent.sleep(0.1)
+        probe.note(request, "tidy")
+
+
+@websocket
 def helpers(request: HttpRequest, websocket: WebSocket, how: str) -> None:
     """An echo, whose first messages come from greenlets of its own, with the first of which it accepts."""
     Note.objects.count()
