@@ -18,6 +18,11 @@ from .websocket import WebSocket
 
 __all__ = ["websocket", "websocket_loop"]
 
+LEFT = (
+    "{0.__module__}.{0.__qualname__} was called for a message and did not receive() it: call websocket.receive() once, "
+    "or write a loop of your own under @websocket."
+)
+
 P = ParamSpec("P")
 R = TypeVar("R", bound=HttpRequest)
 View = Callable[Concatenate[R, WebSocket, P], HttpResponseBase | None]
@@ -97,20 +102,41 @@ def refuse_async(view: Callable[..., Any]) -> None:
 
 
 def websocket_loop(view: View[R, P]) -> Decorated[R, P]:
-    """Call `view(request, websocket, ...)` each time there is a message to `receive()`, until there will be none."""
+    """Call `view(request, websocket, ...)` each time there is a message to `receive()`, until there will be none.
+
+    A view that leaves it there again and again ends with a RuntimeError: it would be called for the same one for ever.
+    """
     refuse_async(view)
 
     @functools.wraps(view)
     def loop(request: R, client: WebSocket, *args: P.args, **kwargs: P.kwargs) -> None:
         source = client.readiness
         current: Any = gevent.getcurrent()
+        left = False  # whether it looks as if the view had taken nothing; others may have come meanwhile
+        certain = False  # whether it had not
+
+        def asked() -> None:
+            current.message_is_there = False
+
         while not source.closed:
             if source.ready():
                 waiting = len(source.inbox)
                 current.message_is_there = True
+                if left and source.before_taking is None:
+                    source.before_taking = asked  # else that of the databases does the same
                 view(request, client, *args, **kwargs)
-                if len(source.inbox) >= waiting:
-                    gevent.sleep(0)  # the view took nothing: others are not to suffer from it
+                if left:
+                    if current.message_is_there and source.before_taking is not None and not source.closed:
+                        if certain:
+                            raise RuntimeError(LEFT.format(view))
+                        certain = True
+                    else:
+                        certain = False
+                    if source.before_taking is asked:
+                        source.before_taking = None
+                left = len(source.inbox) >= waiting
+                if left:
+                    gevent.sleep(0)  # others are not to suffer from it
             else:
                 source._wait()
 

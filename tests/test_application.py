@@ -40,6 +40,24 @@ def test_view_of_each_kind_answers(site: Server, connect: Connect, raw: Raw, pat
     assert segment.closing() == (1000, "")
 
 
+@pytest.mark.parametrize("how", ["never", "queries"])
+def test_loop_ends_with_an_error_if_its_view_leaves_the_message(site: Server, raw: Raw, how: str) -> None:
+    sentence = "leaves_its_message was called for a message and did not receive() it"
+    before = site.log.count(sentence)
+    client = raw(site)
+    client.open(f"/leaves-its-message/{how}/", behind=frame("a"))
+    assert client.closing() == (1011, "internal error")
+    assert eventually(lambda: site.log.count(sentence) > before)
+
+
+def test_loop_goes_on_if_its_view_takes_a_message_later(site: Server, raw: Raw) -> None:
+    client = raw(site)
+    client.open("/leaves-its-message/seldom/")
+    for _ in range(20):
+        client.send(frame("a") * 30)
+        assert [client.frame().text for _ in range(30)] == ["a"] * 30
+
+
 def test_view_that_returns_nothing_accepts_and_closes(site: Server, raw: Raw, key: str) -> None:
     client = raw(site)
     client.open(f"/returns-nothing/?key={key}")

@@ -598,6 +598,17 @@ def accepts_again(request: HttpRequest, websocket: WebSocket) -> None:
         websocket.send("interrupted")
 
 
+@websocket_loop
+def leaves_its_message(request: HttpRequest, websocket: WebSocket, how: str) -> None:
+    """Take a message at every second call, or never."""
+    if how == "queries":
+        Note.objects.count()
+    calls = request.META["calls"] = request.META.get("calls", 0) + 1
+    if how == "seldom" and not calls % 2:
+        websocket.send(websocket.receive() or "")
+        gevent.sleep(0.001)
+
+
 @websocket
 def tidies_up(request: HttpRequest, websocket: WebSocket) -> None:
     """Need a moment for the end."""
