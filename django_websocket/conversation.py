@@ -168,9 +168,13 @@ class Conversation(ViewGreenlet):
             raise
         finally:
             deadline.close()
+            del late  # here and below: the traceback of what is raised has this frame
         answer, self._answer = self._answer, None
         if isinstance(answer, Exception):
-            raise answer
+            try:
+                raise answer
+            finally:
+                del answer
         return answer
 
     def opened(self, sock: socket.socket, early: bytes, head: bytes) -> Connection:

@@ -139,7 +139,9 @@ class Deadline:
         waiting = self._greenlet
         if waiting is not None:
             self.close()
-            waiting.throw(self._error)
+            error = self._error
+            del self._error  # whose traceback would keep this
+            waiting.throw(error)
 
 
 def ticks(seconds: float) -> int:

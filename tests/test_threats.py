@@ -256,10 +256,24 @@ PROCESS = {
     ],
     "a project that is loaded before the standard library is patched": [
         "test_application.py::test_preloaded_application_is_refused_with_a_clear_sentence",
+        "test_application.py::test_django_that_something_imports_before_gevent_patches_is_refused_with_a_remedy",
     ],
     "a child process that a view forks, and that reads, answers or closes what is its parent's": [
         "test_forking.py::test_clients_of_the_worker_notice_nothing_of_a_child",
         "test_forking.py::test_child_ends_when_it_is_told_to",
+    ],
+    "conversations that wait for the garbage collector when their clients have left": [
+        "test_threats_leaks.py::test_view_that_ends_by_an_exception_is_freed_and_needs_no_collector",
+        "test_threats_leaks.py::test_request_is_freed_with_its_conversation_and_needs_no_collector",
+    ],
+    "a greenlet that waits for ever for a handshake that was refused": [
+        "test_application.py::test_greenlet_that_accepts_after_the_view_has_answered_gets_an_error_at_once",
+    ],
+    "a timeout that stops all timers of the process": [
+        "test_select.py::test_a_timeout_that_is_no_number_is_an_error_and_all_timers_go_on",
+    ],
+    "a view that is called for one message for ever": [
+        "test_application.py::test_loop_ends_with_an_error_if_its_view_leaves_the_message",
     ],
     "an exception in a view, sys.exit() included": [
         "test_application.py::test_error_in_a_view_closes_with_1011_and_is_reported_once",

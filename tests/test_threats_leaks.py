@@ -208,3 +208,18 @@ def test_request_is_freed_with_its_conversation_and_needs_no_collector(start_sit
         if sys.version_info < (3, 11):  # whose contextlib keeps the frames of an exception that passes through asgiref
             fetch_json(server.port, "/census/")  # which calls the collector
         assert eventually(lambda: alive() == "AnonymousUser 1 1")  # its own
+
+
+@pytest.mark.parametrize("how", ["gets", "selects"])
+def test_view_that_ends_by_an_exception_is_freed_and_needs_no_collector(start_site: StartSite, how: str) -> None:
+    def left() -> int:
+        with RawClient(server.port) as client:
+            client.open(f"/ends/count/?of={how}")
+            return int(client.frame().text)
+
+    with start_site() as server:
+        for _ in range(10):
+            with RawClient(server.port) as client:
+                client.open(f"/ends/{how}/")
+                close(client)
+        assert eventually(lambda: left() == 0), left()

@@ -451,7 +451,7 @@ class Subscription(Readable):
         self._missed = False
         self._closed = False
         self._broker_closed = False
-        self._client_left: ConnectionClosed | None = None
+        self._client_left: tuple[int, str] | None = None  # no exception: its traceback would keep the view, and it this
         hub.join(self, channels)
 
     def __enter__(self) -> Subscription:
@@ -475,7 +475,7 @@ class Subscription(Readable):
         check_before_taking()
         while not self.ready():
             if self._client_left is not None:
-                raise self._client_left
+                raise ConnectionClosed(*self._client_left)
             if not wait((self,), timeout):
                 raise TimeoutError(f"no message came within {timeout} seconds")
         try:
@@ -507,7 +507,7 @@ class Subscription(Readable):
 
     def client_left(self, code: int, reason: str) -> None:
         """Let a view that waits here, and not for its client, know that the client has left."""
-        self._client_left = ConnectionClosed(code, reason)
+        self._client_left = code, reason
         self._changed()
 
     @property

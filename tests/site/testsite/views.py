@@ -587,6 +587,28 @@ def counts_requests(request: HttpRequest, websocket: WebSocket) -> None:
         pass
 
 
+kept: dict[str, weakref.WeakSet[object]] = {}
+
+
+@websocket
+def ends(request: HttpRequest, websocket: WebSocket, how: str) -> HttpResponseBase | None:
+    """End by an exception, in a process without a collector; or tell how much there is of those that did."""
+    gc.disable()
+    if how == "count":
+        websocket.send(str(len(kept[request.GET["of"]])))
+        return None
+    of_kind = kept.setdefault(how, weakref.WeakSet())
+    of_kind.add(gevent.getcurrent())
+    websocket.accept()
+    of_kind.add(websocket.connection)
+    with subscribe(f"nothing:{how}") as messages:
+        of_kind.add(messages)
+        if how == "selects":
+            select([messages], [], [])
+        messages.get()
+    return None
+
+
 @websocket
 def accepts_again(request: HttpRequest, websocket: WebSocket) -> None:
     """Is interrupted while it accepts."""

@@ -51,6 +51,7 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path("writes/<str:how>/", views.writes),
     path("inside-atomic/<str:what>/", views.inside_atomic),
     path("leaves-its-message/<str:how>/", views.leaves_its_message),
+    path("ends/<str:how>/", views.ends),
     path("tidies-up/", views.tidies_up),
     path("helpers/<str:how>/", views.helpers),
     path("answers-before-its-helper/<str:how>/", views.answers_before_its_helper),
