@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import gc
 import ipaddress
 import os
@@ -84,6 +85,26 @@ REQUEST_ONLY = (
     "wsgi.early_hints",
     "gunicorn.socket",
 )
+
+
+# Names and values of the environment that are the same for most clients, for which one copy will do. What else a client
+# sends is its own, and goes with it: a client that makes up names or values leaves nothing behind.
+NAMES = {
+    name: name
+    for name in (
+        *("REQUEST_METHOD", "RAW_URI", "PATH_INFO", "QUERY_STRING", "SCRIPT_NAME", "REMOTE_ADDR", "REMOTE_PORT"),
+        *("SERVER_NAME", "SERVER_PORT", "SERVER_PROTOCOL", "SERVER_SOFTWARE", "HTTP_HOST", "HTTP_ORIGIN"),
+        *("HTTP_USER_AGENT", "HTTP_COOKIE", "HTTP_ACCEPT", "HTTP_ACCEPT_LANGUAGE", "HTTP_ACCEPT_ENCODING"),
+        *("HTTP_AUTHORIZATION", "HTTP_CACHE_CONTROL", "HTTP_PRAGMA", "HTTP_CONNECTION", "HTTP_UPGRADE"),
+        *("HTTP_SEC_FETCH_DEST", "HTTP_SEC_FETCH_MODE", "HTTP_SEC_FETCH_SITE", "HTTP_SEC_WEBSOCKET_EXTENSIONS"),
+        *("HTTP_SEC_WEBSOCKET_KEY", "HTTP_SEC_WEBSOCKET_PROTOCOL", "HTTP_SEC_WEBSOCKET_VERSION"),
+        *("HTTP_FORWARDED", "HTTP_X_FORWARDED_FOR", "HTTP_X_FORWARDED_HOST", "HTTP_X_FORWARDED_PROTO"),
+        *("HTTP_X_REAL_IP", "HTTP_X_REQUEST_ID"),
+    )
+}
+PRIVATE = {"HTTP_COOKIE", "HTTP_AUTHORIZATION", "HTTP_SEC_WEBSOCKET_KEY", "REMOTE_PORT", "HTTP_X_REQUEST_ID"}
+MAX_SHARED_VALUES = 256  # of the last clients: with their lengths, less than 100 KiB in all
+MAX_SHARED_LENGTH = 200  # characters; hosts, addresses and user agents are shorter
 
 
 class Handover(NamedTuple):
@@ -466,9 +487,22 @@ def forget_request(environ: dict[str, Any]) -> None:
     """Take out of the environment what a conversation has no use for, and keep once what many clients send alike."""
     for name in REQUEST_ONLY:
         environ.pop(name, None)
-    items = [(sys.intern(name), sys.intern(value) if type(value) is str else value) for name, value in environ.items()]
+    items = [(NAMES.get(name, name), shared(name, value)) for name, value in environ.items()]
     environ.clear()
     environ.update(items)
+
+
+def shared(name: str, value: Any) -> Any:
+    """Return `value`, or the copy of it that other clients have, if it is one that they may have sent alike."""
+    if name not in NAMES or name in PRIVATE or type(value) is not str or len(value) > MAX_SHARED_LENGTH:
+        return value
+    return copy_for_all(value)
+
+
+@functools.lru_cache(maxsize=MAX_SHARED_VALUES)
+def copy_for_all(value: str) -> str:
+    """Return the copy of `value` that came first. Not sys.intern(): what is interned stays for good in Python 3.12."""
+    return value
 
 
 def raise_descriptor_limit() -> int:

@@ -167,6 +167,7 @@ CLIENTS = {
     ],
     "memory that grows with the connections that came and went, or is taken by those that are idle": [
         "test_load.py::test_connections_that_come_and_go_leave_nothing",
+        "test_threats_leaks.py::test_names_and_values_that_a_client_makes_up_leave_with_it",
         "test_load.py::test_two_thousand_clients_of_one_worker_with_the_deployment_s_settings",
     ],
     "more clients than the process has room or descriptors for": [

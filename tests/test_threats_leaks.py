@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import sys
+import uuid
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import NamedTuple
@@ -223,3 +224,21 @@ def test_view_that_ends_by_an_exception_is_freed_and_needs_no_collector(start_si
                 client.open(f"/ends/{how}/")
                 close(client)
         assert eventually(lambda: left() == 0), left()
+
+
+def test_names_and_values_that_a_client_makes_up_leave_with_it(start_site: StartSite) -> None:
+    """Also in Python 3.12, where interned strings stay for as long as the process."""
+
+    def come_and_go(times: int) -> None:
+        for _ in range(times):
+            unique = uuid.uuid4().hex
+            own = {f"X-{unique}": unique * 100, "Cookie": f"a={unique * 200}", "User-Agent": unique * 200}
+            with RawClient(server.port) as client:
+                client.open(f"/echo/?{unique * 50}", own, behind=close_frame(1000))
+                client.rest()
+
+    with start_site(env=NOT_MEASURED) as server:
+        come_and_go(200)
+        before = memory(worker_of(server))
+        come_and_go(1200)
+        assert memory(worker_of(server)) - before < 6 * 1024  # of 20 MiB that were sent
