@@ -66,6 +66,12 @@ def _gunicorn_request() -> Any:
     return next(parser)
 
 
+def _gunicorn_unreader() -> object:
+    from gunicorn.http.unreader import SocketUnreader
+
+    return SocketUnreader(object())
+
+
 def _gunicorn_response() -> object:
     from gunicorn.http.wsgi import Response
 
@@ -447,6 +453,12 @@ RELIED_ON: dict[str, list[Name]] = {
         Name("gunicorn", f"{REQUEST}.unreader", "has what a client sent behind its request", _gunicorn_request),
         Name("gunicorn", f"{REQUEST}.proxy_protocol_info", "is the PROXY line of a client", _gunicorn_request),
         Name("gunicorn", f"{REQUEST}.peer_addr", "is the address from which a client came", _gunicorn_request),
+        Name(
+            "gunicorn",
+            "gunicorn.http.unreader:SocketUnreader.sock",
+            "is where the body of a request comes from",
+            _gunicorn_unreader,
+        ),
         Name("gunicorn", "gunicorn.http.unreader:Unreader.take_buffered", "gives away what came behind a request"),
         Name(
             "gunicorn",

@@ -38,7 +38,7 @@ from .protocol.frames import CloseCode
 from .protocol.handshake import is_upgrade
 from .select import select as cooperative_select
 from .sockets import give_away, hang_up
-from .sweep import Deadline, open_connections
+from .sweep import TICK, Deadline, open_connections, sweep_of_loop, ticks
 from .upgrade import HANDSHAKE_KEY, KEY, Upgrade, finish, who
 from .waiting import ViewGreenlet, unfinished
 
@@ -54,6 +54,7 @@ DRAIN_MARGIN = 2.0  # seconds before gunicorn's graceful_timeout at which the wo
 DRAIN_STEP = 20  # groups in which clients are told of a restart
 HEAD_GRACE = 1.0  # seconds that a request which has not come yet has, when the worker stops
 APP_LOAD_ERROR = 4  # the exit status by which gunicorn's arbiter knows that another worker would fail alike
+BODY_PACE = 500  # bytes a second that the body of a page's request must bring; Apache's mod_reqtimeout asks for as much
 RESERVE = 256  # descriptors that clients may not use: views open files and connections too
 
 UNPATCHED = (
@@ -132,6 +133,49 @@ class SlowHead(BaseException):  # no Exception: gunicorn would take it for one o
 
     def __str__(self) -> str:
         return "it did not come in time"
+
+
+class SlowBody(BaseException):  # no Exception: Django would answer it as an error of the page
+    """The body of a page's request comes too slowly, or not at all."""
+
+    def __str__(self) -> str:
+        return "it came too slowly"
+
+
+class BodySocket:
+    """A client's socket while a page reads the body of its request, of which enough must come all the time.
+
+    For each `timeout` seconds that are waited for it, `BODY_PACE` bytes a second must have come, else `SlowBody` is
+    raised. The time that the page takes between two reads is its own, and a process that is busy blames nobody.
+    """
+
+    def __init__(self, sock: Any, timeout: float) -> None:
+        self._sock = sock
+        self._patience = ticks(timeout)
+        self._enough = BODY_PACE * timeout
+        self._waited = 0  # ticks, since enough had come last
+        self._came = 0  # bytes, since then
+
+    def recv(self, size: int, *flags: int) -> bytes:
+        """Receive, and wait for it as long as the client is given."""
+        if self._waited >= self._patience:  # the page reads on regardless
+            raise SlowBody
+        sweep = sweep_of_loop()
+        begin = sweep.now
+        deadline = Deadline((self._patience - self._waited) * TICK, SlowBody())
+        try:
+            data: bytes = self._sock.recv(size, *flags)
+        finally:
+            deadline.close()
+            self._waited += sweep.now - begin
+        self._came += len(data)
+        if self._came >= self._enough:
+            self._waited = self._came = 0
+        return data
+
+    def __getattr__(self, name: str) -> Any:
+        """Be the client's socket in everything else."""
+        return getattr(self._sock, name)
 
 
 class NextHead:
@@ -237,6 +281,7 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
         current.waits_for_head = True
         current.serves_pages = False
         current.given_away = False
+        current.response = None
         current.uses_databases = False  # the one that connects says so
         current.deadline = Deadline(self._settings.handshake_timeout, SlowHead())
         held = None
@@ -277,6 +322,7 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
         current.deadline.close()
         current.waits_for_head = False
         current.request = req
+        current.response = None
         try:
             return super().handle_request(listener_name, req, sock, addr)
         except TimeoutError as error:
@@ -284,13 +330,19 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
                 raise
             report(peer(addr), None, "the answer was not read")
             raise StopIteration from None
+        finally:
+            req.unreader.sock = sock
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
         """Answer a request that is none, or that did not come in time, in a line of the log for each."""
         current: Any = getcurrent()
         current.deadline.close()
-        why = type(exc).__name__  # what it says more may be of the client's making
-        if isinstance(exc, SlowHead):
+        what, why = "the head of the request", type(exc).__name__  # what it says more may be of the client's making
+        answered = False
+        if isinstance(exc, SlowBody):
+            status, what, why = HTTPStatus.REQUEST_TIMEOUT, "the body of the request", str(exc)
+            answered = current.response is not None and current.response.headers_sent
+        elif isinstance(exc, SlowHead):
             status, why = HTTPStatus.REQUEST_TIMEOUT, str(exc)
         elif current.waits_for_head and isinstance(exc, errors.ParseException):
             status = STATUS.get(type(exc), HTTPStatus.BAD_REQUEST)
@@ -300,7 +352,9 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
         else:
             super().handle_error(req, client, addr, exc)
             return
-        report(peer(addr), status, "the head of the request", why)
+        report(peer(addr), None if answered else status, what, why)
+        if answered:
+            return  # the end of the connection tells the client that the answer breaks off
         with contextlib.suppress(OSError):
             write_error(client, status.value, status.phrase, "")
         close_graceful(client, LINGER)
@@ -311,6 +365,8 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
         if not is_upgrade(environ.get("HTTP_UPGRADE", "")):
             current.serves_pages = True
             give_up_after(self._settings.send_timeout, environ["gunicorn.socket"])
+            current.response = getattr(start_response, "__self__", None)
+            current.request.unreader.sock = BodySocket(environ["gunicorn.socket"], self._settings.handshake_timeout)
             return self._run_application(environ, start_response)
         started = datetime.now()
         request = current.request

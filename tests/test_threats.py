@@ -51,6 +51,11 @@ HANDSHAKE = {
         "test_admission.py::test_deadline_covers_the_tls_handshake",
         "test_admission.py::test_deadline_covers_the_proxy_line",
     ],
+    "a body for a page that comes slowly or never": [
+        "test_bodies.py::test_requests_whose_bodies_never_come_give_up_their_places",
+        "test_bodies.py::test_body_that_comes_byte_by_byte_is_given_up",
+        "test_bodies.py::test_slow_upload_that_goes_on_is_read_to_its_end",
+    ],
     "a header on which a regular expression works for years": [
         "test_threats_handshake.py::test_long_value_is_read_in_no_time",
     ],

@@ -1,8 +1,12 @@
 """The pages: some that a WebSocket has the path of as well, and some by which a test looks into the process."""
 
+import time
+from collections.abc import Iterator
+
 from django.contrib.auth import get_user_model, login, logout
-from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse, StreamingHttpResponse
 from django.urls import include, path
+from django.views.decorators.csrf import csrf_exempt
 
 from django_websocket.logins import disconnect
 from django_websocket.pubsub import publish
@@ -61,6 +65,29 @@ def publish_page(request: HttpRequest, channel: str) -> HttpResponse:
     return HttpResponse("published")
 
 
+@csrf_exempt
+def upload(request: HttpRequest, how: str) -> HttpResponseBase:
+    """Say how much was sent."""
+    if how == "answer-first":
+        return StreamingHttpResponse(begun_and_then(request))
+    if how == "pause":
+        return HttpResponse(str(len(request.read(1000)) + sleep(2.5) + len(request.read())))
+    try:
+        return HttpResponse(str(len(request.read())))
+    finally:
+        probe.note(request, "finally")
+
+
+def begun_and_then(request: HttpRequest) -> Iterator[str]:
+    yield "begun"
+    yield str(len(request.read()))
+
+
+def sleep(seconds: float) -> int:
+    time.sleep(seconds)
+    return 0
+
+
 def notes(request: HttpRequest, key: str, count: int) -> JsonResponse:
     return JsonResponse(probe.notes(key, count), safe=False)
 
@@ -100,6 +127,7 @@ def forks(request: HttpRequest, how: str) -> HttpResponse:
 urlpatterns = [
     path("keeps-a-copy/", keeps_a_copy),
     path("forks/<str:how>/", forks),
+    path("upload/<str:how>/", upload),
     path("", page, name="home"),
     path("page/", page, name="page"),
     path("echo/", page),
