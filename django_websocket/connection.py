@@ -38,7 +38,7 @@ from .protocol.engine import (
     Role,
 )
 from .protocol.frames import CloseCode, Opcode, check_close, encode_message
-from .sweep import sweep_of_loop, ticks
+from .sweep import TICK, sweep_of_loop, ticks
 from .waiting import Readable, wait
 
 MAX_FRAMES = 1000  # that are parsed before others get their turn; about a millisecond
@@ -46,6 +46,12 @@ CROWD = 4  # what has yet to get its turn of the loop when answers are held back
 MAX_HELD = 16 * 1024  # bytes that wait to leave with others; joining more saves little
 MAX_PONGS = 64  # for pings that came with one read; the newest of more (section 5.5.3)
 REFILLS = 16  # of the inbox from what was received already, before others get their turn
+# Once in so many seconds it is judged whether so many bytes a second have come of a message that has begun: else a
+# client could fill a mebibyte of memory and leave it there. That much takes two minutes over the slowest of mobile
+# networks, and may take half an hour; half a minute without a network is forgiven.
+MESSAGE_PACE = 500
+MESSAGE_TIME = 30.0
+NOTHING_BEGUN = (0, 0, 0)
 PING_PAYLOAD = struct.Struct("!d")  # when it was sent, so that its pong tells the latency
 NEVER_USED = Outbox()  # for most: one has almost a KiB
 READ, WRITE = 1, 2  # libev's
@@ -94,6 +100,7 @@ class Connection(Readable):
         "_heard",
         "_held",
         "_outbox",
+        "_part",
         "_pending",
         "_ping_tick",
         "_ping_time",
@@ -163,6 +170,7 @@ class Connection(Readable):
         self._ping_time = 0.0  # and the time, in seconds of `time.perf_counter`; 0 when it was answered
         self.latency: float | None = None
         self._waiting = (0, 0)  # how far the view had come, while reading pauses, when this was looked at last
+        self._part = NOTHING_BEGUN  # the message that had begun when this was looked at: number, bytes, and the tick
         self._deadline = 0  # the tick at which the socket is closed without further ado; 0 is none
         self.due = 0
         sock.setblocking(False)
@@ -171,7 +179,7 @@ class Connection(Readable):
         self._reader.start(self._on_readable)  # once, for good
         self._writer: Any = None
         sweep.connections.add(self)
-        sweep.look_at(self, sweep.now + ticks(limits.ping_interval))
+        sweep.look_at(self, sweep.now + ticks(min(limits.ping_interval, MESSAGE_TIME)))
         if head:  # those of clients that came together leave together, like answers
             sweep.flush_later(self)
             if sweep.overdue:
@@ -645,6 +653,9 @@ class Connection(Readable):
         if self._deadline:
             self._on_deadline()
             return
+        if self._has_stopped_amid_a_message():
+            self._give_up(CloseCode.POLICY_VIOLATION, "its message does not come to an end")
+            return
         interval = ticks(self.limits.ping_interval)
         timeout = ticks(self.limits.ping_timeout)
         next_tick = self._heard + interval
@@ -667,7 +678,20 @@ class Connection(Readable):
                 self._terminate(CloseCode.INTERNAL_ERROR)
                 return
         if self._sock is not None:
-            self._sweep.look_at(self, next_tick)
+            self._sweep.look_at(self, min(next_tick, (self._part[2] or now) + ticks(MESSAGE_TIME)))
+
+    def _has_stopped_amid_a_message(self) -> bool:
+        """Whether a message that has begun comes too slowly, or not at all."""
+        now = self._sweep.now
+        number, size = self._engine.unfinished
+        last, came, since = self._part
+        if number != last or self._engine.paused:  # another one, or none; or it is this end that does not read
+            self._part = (number, size, now) if number else NOTHING_BEGUN
+        elif number and now - since >= ticks(MESSAGE_TIME):
+            if size - came < MESSAGE_PACE * TICK * (now - since):
+                return True
+            self._part = (number, size, now)
+        return False
 
     def _on_deadline(self) -> None:
         if self._answer is not None and not self._closing:

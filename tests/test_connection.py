@@ -15,10 +15,10 @@ from unittest.mock import patch
 import gevent
 import pytest
 
-from django_websocket.connection import CROWD, MAX_HELD, Connection, Limits
+from django_websocket.connection import CROWD, MAX_HELD, MESSAGE_PACE, MESSAGE_TIME, Connection, Limits
 from django_websocket.exceptions import ConnectionClosed, WebSocketError
 from django_websocket.protocol.frames import CloseCode, encode_message
-from django_websocket.sweep import MAX_DELAY, open_connections, sweep_of_loop
+from django_websocket.sweep import MAX_DELAY, TICK, open_connections, sweep_of_loop
 
 from .support.frames import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, Frame, close, close_frame, frame, text
 from .support.waiting import until
@@ -1220,6 +1220,44 @@ def test_a_silent_client_is_sent_a_ping_and_closed_with_1011_if_it_does_not_answ
     assert view.get(timeout=5) is None
     assert connection.close_code == 1011
     assert not connection.open  # a dead client does not answer a close frame
+
+
+def ticks_until_closed(connection: Connection, peer: Peer, begun: bytes, piece: bytes, at_most: int) -> int:
+    """Send what begins a message, and a piece more in each tick; pings are answered. Returns the ticks that it took."""
+    peer.write(begun)
+    until(lambda: connection._engine.unfinished[0])
+    for number in range(at_most):
+        if connection.ended:
+            return number
+        before = connection._engine.unfinished
+        peer.write(piece + frame(b"?", PONG))
+        while connection._engine.unfinished == before if piece else connection._heard < sweep_of_loop().now:
+            gevent.sleep(0.001)
+        tick()
+    return at_most
+
+
+@pytest.mark.parametrize("discard", [False, True], ids=["received", "dropped"])
+@pytest.mark.parametrize("interval", [20.0, 1000.0])
+@pytest.mark.parametrize("piece", [b"", frame(b"x" * 200, CONTINUATION, fin=False)], ids=["nothing", "a little"])
+def test_message_that_does_not_come_to_its_end_is_closed_with_1008(
+    pairs: Pairs, piece: bytes, interval: float, discard: bool
+) -> None:
+    connection, peer = pairs(limits=Limits(ping_interval=interval), discard=discard)
+    own_clock(connection)
+    seconds = ticks_until_closed(connection, peer, frame("x" * 1000, fin=False), piece, 400) * TICK
+    assert MESSAGE_TIME < seconds < 3 * MESSAGE_TIME
+    assert (connection.close_code, connection.close_reason) == (1008, "its message does not come to an end")
+    assert peer.until_frames(1)[-1].close[0] == 1008
+
+
+def test_slow_upload_that_goes_on_is_received(pairs: Pairs) -> None:
+    connection, peer = pairs()
+    own_clock(connection)
+    size = int(MESSAGE_PACE * TICK) + 1
+    ticks_until_closed(connection, peer, frame("begin", fin=False), frame(b"x" * size, CONTINUATION, fin=False), 400)
+    peer.write(frame(b"", CONTINUATION))
+    assert connection.receive(timeout=5) == "begin" + "x" * size * 400
 
 
 @pytest.mark.parametrize("what", ["pong", "message", "ping", "half a frame"])

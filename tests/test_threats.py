@@ -99,6 +99,8 @@ FRAMES = {
     "fragments without end, and messages that are never finished": [
         "test_threats_frames.py::test_message_of_fragments_without_end_is_refused",
         "test_threats_frames.py::test_unfinished_messages_take_as_much_as_has_come_of_them",
+        "test_connection.py::test_message_that_does_not_come_to_its_end_is_closed_with_1008",
+        "test_connection.py::test_slow_upload_that_goes_on_is_received",
     ],
     "frames that are not masked, reserved bits and opcodes, control frames of any kind, fragments in any order": [
         "test_threats_frames.py::test_broken_frame_ends_the_connection_at_once_with_its_code",

@@ -37,6 +37,8 @@ MAX_QUEUED_BYTES = 1024 * 1024
 MIN_FRAGMENT_SIZE = 16  # bytes; on average, in a message of many fragments, or it is refused as a flood
 MAX_SHORT_FRAGMENTS = 1024  # that no average is asked of
 DEFLATE_OVERHEAD = 64 * 1024  # bytes by which a compressed message may be larger than its limit, beside a seventh of it
+STR_HEAD = sys.getsizeof(chr(0x100)) - 4  # bytes of a `str` before its characters, which one more ends
+NOTHING_BEGUN = (0, 0)
 UTF8 = codecs.getincrementaldecoder("utf-8")
 
 
@@ -88,10 +90,10 @@ class _Violation(Exception):
 class Engine:
     """The protocol's state for one connection.
 
-    Arguments: the `role` of this end; `max_message_size`, the bytes that one message may have, in all its fragments and
-    when it is inflated; `max_queued_messages` and `max_queued_bytes`, how much may wait in `messages` before parsing
-    stops; `max_frames`, how many frames that are no short message one `receive` parses; `agreement`, what both ends
-    agreed on about compression (RFC 7692), None for none.
+    Arguments: the `role` of this end; `max_message_size`, the bytes that one message may have, in all its fragments,
+    when it is inflated, and as the `str` that a text becomes; `max_queued_messages` and `max_queued_bytes`, how much
+    may wait in `messages` before parsing stops; `max_frames`, how many frames that are no short message one `receive`
+    parses; `agreement`, what both ends agreed on about compression (RFC 7692), None for none.
 
     `messages` holds the complete messages, `str` or `bytes`, oldest first; the user takes them from its front.
     `paused` is true while bytes are kept that were not parsed because `messages` was full, or, if it is not `full`,
@@ -101,6 +103,7 @@ class Engine:
     """
 
     __slots__ = (
+        "_begun",
         "_close_sent",
         "_compressed",
         "_data",
@@ -141,7 +144,7 @@ class Engine:
         self.max_message_size = max_message_size
         # Data that cannot be compressed becomes larger, with the poorest parameters of zlib by a seventh.
         self._max_compressed = max_message_size + max_message_size // 7 + DEFLATE_OVERHEAD
-        self._short = min(125, max_message_size)
+        self._short = min(125, max_message_size // 4)  # no text of so many bytes takes more as a `str`
         self.max_queued_messages = max_queued_messages
         self.max_queued_bytes = max_queued_bytes
         self._max_frames = max_frames
@@ -151,6 +154,7 @@ class Engine:
         self._mask_bit = 0x80 if role is Role.SERVER else 0  # what the second byte of the peer's frames must have
         self._data = b""  # received and not parsed: an incomplete header or control frame; more while paused
         self._queued = 0  # bytes of messages over 125 bytes put into `messages` since it was last empty
+        self._begun = 0  # messages that arrived, or arrive, in pieces
         self._opcode: int | None = None  # of the message that arrives in pieces
         self._message: bytearray | None = None  # what has arrived of it
         self._utf8: codecs.IncrementalDecoder | None = None  # validates it, if it is text
@@ -170,6 +174,11 @@ class Engine:
         """Whether `messages` holds as much as it may."""
         messages = self.messages
         return len(messages) >= self.max_queued_messages or (bool(messages) and self._queued >= self.max_queued_bytes)
+
+    @property
+    def unfinished(self) -> tuple[int, int]:
+        """The number of the message that has begun and not ended, and how many bytes of it came; zeros if none has."""
+        return NOTHING_BEGUN if self._opcode is None else (self._begun, self._taken - self._missing)
 
     # --- what the peer sent -------------------------------------------------------------------------------------
 
@@ -312,10 +321,10 @@ class Engine:
             return end if self._done else after
         if fin and opcode and after <= end and not compressed:
             payload = apply_mask(memoryview(data)[body:after], mask) if mask else data[body:after]
-            self.messages.append(payload.decode() if opcode == Opcode.TEXT else payload)
-            self._queued += size
+            self._put(payload, opcode == Opcode.TEXT)
             return after
         if opcode:
+            self._begun += 1
             self._opcode = opcode
             self._message = bytearray()
             self._utf8 = UTF8() if opcode == Opcode.TEXT else None
@@ -382,9 +391,22 @@ class Engine:
                 self._forget()
                 return
             message += rest
-        self.messages.append(bytes(message) if self._utf8 is None else message.decode())
-        self._queued += len(message)
+        self._put(message, self._utf8 is not None)
         self._forget()
+
+    def _put(self, payload: bytes | bytearray, is_text: bool) -> None:
+        """Put a whole message into `messages`, where it counts as much as Python keeps for it."""
+        message: str | bytes
+        if is_text:
+            message = payload.decode()
+            size = stored_size(message)
+            if size > self.max_message_size:
+                raise self._too_big()
+        else:
+            message = bytes(payload)
+            size = len(message)
+        self.messages.append(message)
+        self._queued += size
 
     def _forget(self) -> None:
         self._opcode = self._message = self._utf8 = None
@@ -454,3 +476,12 @@ class Engine:
             return b""
         self._close_sent = True
         return self.frame(Opcode.CLOSE, payload)
+
+
+def stored_size(text: str) -> int:
+    """Return the bytes that Python keeps for the characters of `text`.
+
+    That is one for each, or two or four for each if a single one of them needs as many.
+    """
+    count = len(text)
+    return count if text.isascii() else (sys.getsizeof(text) - STR_HEAD) // (count + 1) * count

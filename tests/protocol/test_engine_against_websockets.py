@@ -66,6 +66,12 @@ class Ours:
                 self.control.append((PING if isinstance(event, Ping) else PONG, event.payload))
 
 
+def kept(text: str) -> int:
+    """The bytes that Python keeps for a text's characters, as PEP 393 has it."""
+    widest = ord(max(text, default=" "))
+    return len(text) * (1 if widest < 0x100 else 2 if widest < 0x10000 else 4)
+
+
 class Theirs:
     """What the library makes of it. It gives out frames: here they become messages, and text is validated."""
 
@@ -92,6 +98,7 @@ class Theirs:
                 self._take(frame)
             except UnicodeDecodeError:
                 self.end = (1007,)
+            if self.end is not None:
                 return
         self.between_fragments = protocol.current_size is not None
         self.error = protocol.parser_exc
@@ -112,7 +119,11 @@ class Theirs:
             if self._utf8 is not None:
                 self._utf8.decode(bytes(frame.data), frame.fin)
             if frame.fin:
-                self.messages.append(bytes(self._message) if self._utf8 is None else self._message.decode())
+                message = bytes(self._message) if self._utf8 is None else self._message.decode()
+                if isinstance(message, str) and kept(message) > LIMIT:  # a rule of the engine alone
+                    self.end = (1009,)
+                else:
+                    self.messages.append(message)
 
     def close_between_fragments(self) -> tuple[Any, ...] | None:
         """The peer's close frame, if the library refused it for where it stood."""

@@ -76,6 +76,50 @@ def test_text_is_measured_in_bytes(frame: Frame, feed: Feed) -> None:
     assert feed(frame(TEXT, "\u20ac\u20ac".encode()), max_message_size=6) == (["\u20ac\u20ac"], [])
 
 
+@pytest.mark.parametrize(
+    ("character", "bytes_of_each"), [("\u00e9", 1), ("\u20ac", 2), ("\U0001f600", 4)], ids=["Latin", "euro", "emoji"]
+)
+@pytest.mark.parametrize("whole", [True, False], ids=["whole", "in fragments"])
+@pytest.mark.parametrize("limit", [400, 4000])
+def test_text_is_measured_as_python_keeps_it_too(
+    frame: Frame, feed: Feed, character: str, bytes_of_each: int, whole: bool, limit: int
+) -> None:
+    """A single wide character makes all of a text as wide."""
+
+    def wire(text: str) -> bytes:
+        payload = text.encode()
+        return frame(TEXT, payload) if whole else frame(TEXT, payload[:9], fin=False) + frame(CONTINUATION, payload[9:])
+
+    fits = "x" * (limit // bytes_of_each - 4) + character
+    assert feed(wire(fits), max_message_size=limit) == ([fits], [])
+    too_big = "x" * (limit // bytes_of_each) + character
+    assert feed(wire(too_big), max_message_size=limit) == ([], TOO_BIG)
+
+
+def test_queue_of_texts_is_measured_as_python_keeps_it(
+    make_engine: MakeEngine, frame: Frame, allocated: Callable[[], int]
+) -> None:
+    engine = make_engine()
+    text = frame(TEXT, ("x" * (MIB // 8) + "\U0001f600").encode())
+    while not engine.paused:
+        assert not engine.receive(text)
+    assert len(engine.messages) == 2
+    assert allocated() < MIB + 4 * len(text)
+
+
+def test_message_that_has_begun_is_told_until_it_ends(make_engine: MakeEngine, frame: Frame) -> None:
+    engine = make_engine()
+    assert engine.unfinished == (0, 0)
+    for number in (1, 2):
+        engine.receive(frame(TEXT, b"x" * 10, fin=False))
+        assert engine.unfinished == (number, 10)
+        rest = frame(CONTINUATION, b"y" * 200)
+        engine.receive(rest[:-100])
+        assert engine.unfinished == (number, 110)
+        engine.receive(rest[-100:])
+        assert engine.unfinished == (0, 0)
+
+
 def test_limit_is_one_mebibyte_when_nothing_is_said(frame: Frame, feed: Feed, engine: Engine, tagged: Tagged) -> None:
     assert MAX_MESSAGE_SIZE == MIB
     assert not engine.receive(frame(BINARY, bytes(MIB)))

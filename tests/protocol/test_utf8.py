@@ -215,7 +215,7 @@ def test_all_of_unicode_is_text(make_engine: Callable[..., Engine], frame: Frame
     """Non-characters and the byte order mark too, unchanged."""
     text = "".join(map(chr, [*range(0xD800), *range(0xE000, 0x110000)]))
     wire = frame(TEXT, text.encode())
-    engine = make_engine(max_message_size=len(wire))
+    engine = make_engine(max_message_size=4 * len(text))  # as Python keeps it
     for at in range(0, len(wire), step := 65521 if cut else len(wire)):
         assert engine.receive(wire[at : at + step]) == []
     assert engine.messages.pop(0) == text
