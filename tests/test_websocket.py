@@ -294,6 +294,72 @@ def test_what_json_has_no_form_for_is_refused(pairs: Pairs) -> None:
     assert peer.until_frames(1) == [text("1")]
 
 
+NOT_USABLE = {
+    "NaN": "[NaN]",
+    "Infinity": "Infinity",
+    "-Infinity": '{"a": -Infinity}',
+    "a number beyond floats": "1e999",
+    "a negative one": "[-1e999]",
+    "a number of many digits": "1" * 400 + ".0",
+    "half a character": r'"\ud83d"',
+    "its other half": r'{"\uDE00": 1}',
+    "halves in the wrong order": r'["\ude00\ud83d"]',
+    "half a character in bytes": b'"\xed\xa0\xbd"',
+    "bytes that are not UTF-8": b'"\xff"',
+    "nesting": "[" * 30_000,
+    "nesting that is closed": "[" * 500 + "]" * 500,
+    "nesting of objects": '{"a":' * 101 + "1" + "}" * 101,
+    "nesting of both": "[1," + '[{"a":' * 50 + "[]" + "}]" * 50 + "]",
+    "an integer of many digits": "1" * 10_000,
+    "nothing": "",
+}
+
+
+@pytest.mark.parametrize("message", NOT_USABLE.values(), ids=NOT_USABLE)
+def test_json_that_cannot_be_used_is_an_error_of_the_message(pairs: Pairs, message: str | bytes) -> None:
+    ws, peer, _ = websocket(pairs)
+    peer.text(message, "[1]")
+    with pytest.raises(ValueError):
+        ws.receive_json()
+    assert ws.receive_json() == [1]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        r'"\ud83d\ude00"',
+        r'"\\ud83d"',
+        "[" * 100 + "]" * 100,
+        '{"a":' * 100 + "1e308" + "}" * 100,
+        "[" + "[[]]," * 1000 + "-0.5]",
+        b'\xef\xbb\xbf"\xf0\x9f\x98\x80"',
+    ],
+    ids=ascii,
+)
+def test_json_that_is_received_can_be_sent(pairs: Pairs, message: str | bytes) -> None:
+    ws, peer, _ = websocket(pairs)
+    peer.text(message)
+    value = ws.receive_json()
+    ws.send_json(value)
+    assert json.loads(peer.until_frames(1)[0].payload) == value
+
+
+def test_json_that_cannot_be_received_is_not_sent(pairs: Pairs) -> None:
+    ws, peer, _ = websocket(pairs)
+    nested: list[Any] = []
+    for _ in range(100_000):
+        nested = [nested]
+    for value in (float("nan"), float("inf"), "\ud83d", {"\ude00": 1}, nested):
+        with pytest.raises(ValueError):
+            ws.send_json(value)
+        with pytest.raises(ValueError):
+            publish("channel", value)
+    while nested:  # by hand: to free all of it at once would recurse as deeply
+        nested = nested[0]
+    ws.send_json(1)
+    assert peer.until_frames(1)[0].payload == b"1"
+
+
 def test_what_is_no_json_is_an_error_of_the_message_not_of_the_connection(pairs: Pairs) -> None:
     ws, peer, _ = websocket(pairs)
     for bad in ("{", "", b"\xff\xfe"):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -29,6 +30,11 @@ if TYPE_CHECKING:
     from .hub import Forwarding, Hub, Subscription
 
 __all__ = ["publish", "subscribe"]
+
+MAX_NESTING = (
+    100  # as Ruby's JSON has it; what handles a value, str() for one, fails where it is nested a thousand times
+)
+SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # as JSON escapes it
 
 logger = logging.getLogger("django_websocket")
 
@@ -113,11 +119,59 @@ def forward(
 def as_json(value: Any) -> str:
     """Return the text of `value` in JSON, with the types that Django knows: dates, decimals, UUIDs, lazy translations.
 
-    Raises TypeError or ValueError for what JSON has no form for, NaN for one.
+    Raises TypeError or ValueError for what JSON has no form for, NaN for one, and for what is nested too deeply. Half a
+    character (a lone surrogate) becomes an error, a ValueError too, when the text is encoded.
     """
     from django.core.serializers.json import DjangoJSONEncoder
 
-    return json.dumps(value, cls=DjangoJSONEncoder, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    try:
+        return json.dumps(value, cls=DjangoJSONEncoder, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    except RecursionError:
+        raise ValueError("The value is nested too deeply for JSON.") from None
+
+
+def from_json(message: str | bytes) -> Any:
+    """Return what a message says in JSON: nothing that `as_json` would not take.
+
+    Raises ValueError for what is no JSON (RFC 8259), NaN and Infinity included, for numbers too large for a float, for
+    half a character (a lone surrogate), and for what is nested more than `MAX_NESTING` times.
+    """
+    text = message if isinstance(message, str) else message.decode(json.detect_encoding(message))
+    try:
+        value = json.loads(text, parse_float=_finite, parse_constant=_refuse_constant)
+    except RecursionError:
+        raise _too_deep() from None
+    if text.count("[") + text.count("{") > MAX_NESTING and _nesting_exceeds(value, MAX_NESTING):
+        raise _too_deep()
+    if SURROGATE.search(text):  # of a pair, mostly
+        as_json(value).encode()
+    return value
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if number in (float("inf"), float("-inf")):
+        raise ValueError("A number in the JSON is too large.")
+    return number
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON.")
+
+
+def _too_deep() -> ValueError:
+    return ValueError(f"The JSON is nested more than {MAX_NESTING} times.")
+
+
+def _nesting_exceeds(value: Any, limit: int) -> bool:
+    """Whether lists and dicts stand in one another more than `limit` times."""
+    level = [value]
+    for _ in range(limit + 1):
+        level = [thing for thing in level if type(thing) in (list, dict)]
+        if not level:
+            return False
+        level = [inner for thing in level for inner in (thing.values() if type(thing) is dict else thing)]
+    return True
 
 
 def _text_or_bytes(message: Any) -> str | bytes:
