@@ -386,6 +386,50 @@ def test_form_answers_in_the_language_of_the_user(views: Server) -> None:
         assert close_code(websocket) == 4400
 
 
+def test_form_is_safe_from_what_is_sent_to_it(views: Server) -> None:
+    begin = len(views.log)
+    with client(views, "/room/lobby/") as member, client(views, "/room/news/") as other:
+        for number, listener in enumerate((member, other)):
+            listener.send(f"{number}")
+            assert receive(listener) == f"{number}"  # it is subscribed
+        with client(views, "/say/") as websocket:
+            for data in ("[1]", '"a"', "5", "true", "{}", '{"room": ["lobby"], "text": "x"}', '{"room": null}'):
+                websocket.send(data)
+                answer = json.loads(receive(websocket))
+                assert answer["ok"] is False
+                assert "room" in answer["errors"]
+            for room in ("news", "room:news", "user:1", "lobby "):
+                websocket.send(json.dumps({"room": room, "text": "not here"}))
+                assert json.loads(receive(websocket))["ok"] is False
+            nested = '{"room": "lobby", "text": ' + "[" * 90 + "]" * 90 + "}"
+            websocket.send(nested)
+            assert json.loads(receive(websocket))["ok"] is True  # it is text for a form
+            websocket.send('{"room": "lobby", "text": "hello"}')
+            assert json.loads(receive(websocket)) == {"ok": True}
+        assert [receive(member) for _ in range(2)] == ["[" * 90 + "]" * 90, "hello"]
+        other.send("last")
+        assert receive(other) == "last"
+    for broken in ("[" * 30_000, "[NaN]", r'"\ud83d"', b"\xff\xfe\xfd"):
+        with client(views, "/say/") as websocket:
+            websocket.send(broken)
+            assert close_code(websocket) == 4400
+    with client(views, "/say/") as websocket:
+        websocket.send("null")
+        assert close_code(websocket) == CloseCode.NORMAL
+    assert "Traceback" not in views.log[begin:]
+
+
+def test_items_that_no_session_holds_are_refused(views: Server) -> None:
+    begin = len(views.log)
+    for item in (b"\xff", "x" * 51):
+        with client(views, "/cart/") as websocket:
+            websocket.send(item)
+            assert close_code(websocket) == 4400
+    with client(views, "/undecorated/"):
+        pass  # it leaves without a word
+    assert "Traceback" not in views.log[begin:]
+
+
 def test_user_is_thrown_out(views: Server, views_project: Project, cookies: dict[str, str]) -> None:
     with client(views, "/staff/", cookies["staff"]) as websocket:
         assert receive(websocket) == "Welcome, staff"

@@ -115,6 +115,11 @@ FRAMES = {
         "test_threats_frames.py::test_close_frame_is_answered_once_and_nothing_behind_it_counts",
         "test_threats_frames.py::test_client_that_never_answers_a_close_is_let_go",
     ],
+    "JSON that is nested too deeply, is no object, or is none; channels that a client names": [
+        "test_websocket.py::test_json_that_cannot_be_used_is_an_error_of_the_message",
+        "test_docs.py::test_form_is_safe_from_what_is_sent_to_it",
+        "test_docs.py::test_items_that_no_session_holds_are_refused",
+    ],
     "binary data where text is awaited, and empty messages": [
         "test_worker.py::test_echo_keeps_text_and_binary_and_the_empty_message",
         "test_websocket.py::test_messages_keep_their_types_and_the_end_is_none",
