@@ -46,6 +46,8 @@ with compat.naming("application"):
 __all__ = ["get_wsgi_websocket_application"]
 
 WSGIApplication = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+MAX_HEAD = 32 * 1024  # bytes of a handshake's head; nginx lets no more pass by default, and gunicorn 800 KiB
+MAX_PARTS = 500  # headers, cookies and parameters of the query in it; browsers keep 180 cookies for a site
 NOT_ON_101 = ("Content-Type", "Content-Length")
 PARTS = ("protocol", "connections", "application")  # of the package, which rely on other libraries
 
@@ -285,8 +287,21 @@ def close_at_once(request: HttpRequest, response: HttpResponseBase) -> HttpRespo
     return accepted
 
 
+def check_head(environ: dict[str, Any]) -> None:
+    """Raise `HandshakeError` for a head that is too much to be kept for as long as the client stays."""
+    kept = [(name, value) for name, value in environ.items() if name.startswith("HTTP_")]
+    address = environ.get("RAW_URI") or environ.get("PATH_INFO", "") + environ.get("QUERY_STRING", "")
+    size = len(address) + sum(len(name) + len(value) for name, value in kept)
+    if size > MAX_HEAD:
+        raise HandshakeError(431, f"The head of a WebSocket handshake may have {MAX_HEAD} bytes.")
+    parts = len(kept) + environ.get("HTTP_COOKIE", "").count(";") + environ.get("QUERY_STRING", "").count("&")
+    if parts > MAX_PARTS:
+        raise HandshakeError(431, f"A WebSocket handshake may have {MAX_PARTS} headers, cookies and parameters.")
+
+
 def client_handshake(environ: dict[str, Any]) -> ClientHandshake:
     """Return what the client's handshake asks for. Raises `HandshakeError`."""
+    check_head(environ)
     headers = {
         "upgrade": environ["HTTP_UPGRADE"],
         "connection": environ.get("HTTP_CONNECTION", ""),

@@ -43,6 +43,8 @@ HANDSHAKE = {
     "a head that is too large, or has no end": [
         "test_worker.py::test_too_large_request_head_is_refused",
         "test_threats_handshake.py::test_head_without_end_is_refused_and_not_kept",
+        "test_threats_handshake.py::test_head_that_is_too_much_to_be_kept_is_refused",
+        "test_memory.py::test_idle_client_keeps_little_of_a_large_head",
     ],
     "a head, a TLS handshake or a PROXY line that comes slowly or never": [
         "test_admission.py::test_head_that_does_not_come_in_time_is_answered_with_408",
@@ -58,6 +60,10 @@ HANDSHAKE = {
     ],
     "a header on which a regular expression works for years": [
         "test_threats_handshake.py::test_long_value_is_read_in_no_time",
+    ],
+    "all limits reached at once, by one client or by many": [
+        "test_memory.py::test_client_holds_no_more_than_is_documented",
+        "test_memory.py::test_two_hundred_clients_hold_no_more_than_is_documented",
     ],
     "a view that never decides": [
         "test_handshake.py::test_view_that_neither_accepts_nor_answers_is_given_up",

@@ -321,7 +321,14 @@ class Engine:
             return end if self._done else after
         if fin and opcode and after <= end and not compressed:
             payload = apply_mask(memoryview(data)[body:after], mask) if mask else data[body:after]
-            self._put(payload, opcode == Opcode.TEXT)
+            if opcode == Opcode.TEXT:
+                text = payload.decode()
+                if not text.isascii():  # else it is kept as it was sent
+                    size = self._size_as_kept(text)
+                self.messages.append(text)
+            else:
+                self.messages.append(payload)
+            self._queued += size
             return after
         if opcode:
             self._begun += 1
@@ -391,22 +398,27 @@ class Engine:
                 self._forget()
                 return
             message += rest
-        self._put(message, self._utf8 is not None)
+        whole: str | bytes
+        if self._utf8 is None:
+            whole = bytes(message)
+            size = len(whole)
+        else:
+            whole = message.decode()
+            size = self._size_as_kept(whole)
+        self.messages.append(whole)
+        self._queued += size
         self._forget()
 
-    def _put(self, payload: bytes | bytearray, is_text: bool) -> None:
-        """Put a whole message into `messages`, where it counts as much as Python keeps for it."""
-        message: str | bytes
-        if is_text:
-            message = payload.decode()
-            size = stored_size(message)
-            if size > self.max_message_size:
-                raise self._too_big()
-        else:
-            message = bytes(payload)
-            size = len(message)
-        self.messages.append(message)
-        self._queued += size
+    def _size_as_kept(self, text: str) -> int:
+        """Return the bytes that Python keeps for the characters of `text`, which must not be too many.
+
+        That is one for each, or two or four for each if a single one of them needs as many.
+        """
+        count = len(text)
+        size = count if text.isascii() else (sys.getsizeof(text) - STR_HEAD) // (count + 1) * count
+        if size > self.max_message_size:
+            raise self._too_big()
+        return size
 
     def _forget(self) -> None:
         self._opcode = self._message = self._utf8 = None
@@ -476,12 +488,3 @@ class Engine:
             return b""
         self._close_sent = True
         return self.frame(Opcode.CLOSE, payload)
-
-
-def stored_size(text: str) -> int:
-    """Return the bytes that Python keeps for the characters of `text`.
-
-    That is one for each, or two or four for each if a single one of them needs as many.
-    """
-    count = len(text)
-    return count if text.isascii() else (sys.getsizeof(text) - STR_HEAD) // (count + 1) * count

@@ -24,6 +24,12 @@ def memory(pid: int) -> int:
     return _status(pid, "VmRSS:")
 
 
+def proportional_memory(pid: int) -> int:
+    """Resident memory in KiB, of what it shares with other processes its part."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+
+
 def peak_memory(pid: int) -> int:
     """The most resident memory in KiB that it had since `forget_peak()`."""
     return _status(pid, "VmHWM:")

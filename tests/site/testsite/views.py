@@ -193,6 +193,36 @@ def busy(request: HttpRequest, websocket: WebSocket) -> None:
         probe.note(request, "finally")
 
 
+def ask_for_all(request: HttpRequest) -> str:
+    """Have Django make all that it can of the head of a request, which it keeps."""
+    return f"{request.GET} {request.COOKIES} {request.headers} {request.get_full_path()}"
+
+
+@websocket
+def heads(request: HttpRequest, websocket: WebSocket) -> None:
+    """Wait, with all of the request's head in memory."""
+    ask_for_all(request)
+    for message in websocket:
+        websocket.send(message)
+
+
+@websocket
+def hoards(request: HttpRequest, websocket: WebSocket, channel: str) -> None:
+    """Neither receive nor end; publish what cannot be compressed, until nearly as much waits for the client as may."""
+    ask_for_all(request)
+    with websocket.subscribe(channel):
+        connection = websocket.connection
+        assert connection is not None
+        while connection._outbox.size < 900 * 1024:  # the system takes much, too
+            publish(channel, os.urandom(64 * 1024))
+            gevent.sleep(0.001)
+        while not connection._engine.paused and not connection._engine.unfinished[0]:
+            gevent.sleep(0.01)
+        probe.note(request, "full")
+        while True:
+            gevent.sleep(1)
+
+
 @websocket
 def deaf(request: HttpRequest, websocket: WebSocket) -> None:
     """Does not care that the service ends."""

@@ -18,6 +18,8 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path("receive-within/", views.receive_within),
     path("send-after-the-end/", views.send_after_the_end),
     path("busy/", views.busy),
+    path("heads/", views.heads),
+    path("hoards/<str:channel>/", views.hoards),
     path("deaf/", views.deaf),
     path("flood/", views.flood),
     path("computes/", views.computes),

@@ -1,0 +1,121 @@
+"""What clients can make a process hold at most, in the memory that it really uses; docs/security.md has the figures."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import zlib
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from .support.clients import RawClient, fetch, notes
+from .support.fixtures import StartSite
+from .support.frames import BINARY, TEXT, frame
+from .support.processes import proportional_memory, worker_of
+from .support.servers import NOT_MEASURED, ROOT, Server
+from .support.waiting import eventually
+
+KIB, MIB = 1024, 1024 * 1024
+RSV1 = 0x40
+OFFER = {"Sec-WebSocket-Extensions": "permessage-deflate; client_max_window_bits"}
+WHOLE_HEAD = {**OFFER, **{f"X-{number}": "x" * 7000 for number in range(3)}}
+WHOLE_HEAD["Cookie"] = "; ".join(f"cookie{number}={number:010}" for number in range(300))
+
+
+def documented(what: str) -> float:
+    """A number of the documentation, of KiB or MiB."""
+    found = re.search(rf"{what}[^|]*\| ([\d.]+) (KiB|MiB)", (ROOT / "docs" / "security.md").read_text())
+    assert found, what
+    return float(found[1]) * (MIB if found[2] == "MiB" else KIB)
+
+
+def packed(payload: bytes) -> bytes:
+    packer = zlib.compressobj(wbits=-15)
+    return (packer.compress(payload) + packer.flush(zlib.Z_SYNC_FLUSH))[:-4]
+
+
+def wide(size: int) -> bytes:
+    """A text of which Python keeps `size` bytes, and which is compressed to a thousandth."""
+    return packed(("x" * (size // 4 - 1) + "\U0001f600").encode())
+
+
+EMOJI = "\U0001f600" * (MIB // 4)
+HELD = {
+    # The first leaves room for another, and then nothing more is read.
+    "inflated texts": frame(wide(MIB - 4), TEXT | RSV1) + frame(wide(MIB), TEXT | RSV1) + frame(b"x" * 200_000, BINARY),
+    "texts of four-byte characters": frame(EMOJI[1:]) + frame(EMOJI) + frame(b"x" * 200_000, BINARY),
+    "an unfinished message": frame(wide(MIB - 4), TEXT | RSV1)
+    + frame(packed(b"x" * (MIB - 1)), BINARY | RSV1, fin=False),
+    "an unfinished text": frame(EMOJI[1:]) + frame(EMOJI[1:], fin=False),
+}
+
+
+def hold(server: Server, stack: ExitStack, path: str, what: bytes) -> None:
+    """Have one more client hold as much as it can; it reads nothing any more."""
+    client = stack.enter_context(RawClient(server.port, receive_buffer=4096))
+    client.open(path, WHOLE_HEAD)
+    client.sock.settimeout(0.2)
+    with contextlib.suppress(TimeoutError):  # what the server reads no more does not fit into the system's buffers
+        client.send(what)
+
+
+def settled(server: Server) -> int:
+    """The bytes that the process has, once they do not grow any more."""
+    sizes = [0]
+
+    def steady() -> bool:
+        fetch(server.port, "/page/")
+        sizes.append(proportional_memory(worker_of(server)) * KIB)
+        return sizes[-1] - sizes[-2] < MIB
+
+    assert eventually(steady, 30)
+    return sizes[-1]
+
+
+@pytest.fixture  # for each test one, whose memory nobody has used and given back
+def server(start_site: StartSite) -> Iterator[Server]:
+    # The time for messages that are not received, and for pings, is not what is measured here.
+    with start_site({"WEBSOCKET_PING_INTERVAL": 300.0, "WEBSOCKET_PING_TIMEOUT": 300.0}, env=NOT_MEASURED) as server:
+        with RawClient(server.port) as client:  # so that what is loaded with the first messages counts for nobody
+            client.open("/echo/", WHOLE_HEAD, behind=HELD["inflated texts"])
+            assert client.frame(compressed=True)
+        yield server
+
+
+def test_idle_client_keeps_little_of_a_large_head(server: Server) -> None:
+    count = 100
+    with ExitStack() as stack:
+        before = settled(server)
+        for number in range(count):
+            hold(server, stack, "/echo/" if number % 2 else "/heads/", b"")
+        assert (settled(server) - before) / count < documented("the head of its handshake")
+
+
+@pytest.mark.alone
+@pytest.mark.parametrize("what", HELD.values(), ids=HELD)
+def test_client_holds_no_more_than_is_documented(server: Server, key: str, what: bytes) -> None:
+    count = 10
+    with ExitStack() as stack:
+        before = settled(server)
+        for number in range(count):
+            hold(server, stack, f"/hoards/{key}-{number}/?key={key}", what)
+        assert eventually(lambda: len(notes(server.port, key, count)) == count, 60)
+        each = (settled(server) - before) / count
+        print(f"{each / MIB:.2f} MiB for a client")
+        assert 2.5 * MIB < each < documented("one client at all limits")
+    assert "Traceback" not in server.log
+
+
+@pytest.mark.alone
+def test_two_hundred_clients_hold_no_more_than_is_documented(server: Server, key: str) -> None:
+    with ExitStack() as stack:
+        before = settled(server)
+        for number in range(200):
+            hold(server, stack, f"/hoards/{key}-{number}/?key={key}", [*HELD.values()][number % len(HELD)])
+        assert eventually(lambda: len(notes(server.port, key, 200)) == 200, 60)
+        more = settled(server) - before
+        print(f"{more / MIB:.0f} MiB for two hundred")
+        assert 500 * MIB < more < documented("two hundred clients at all limits")
+    assert "Traceback" not in server.log
