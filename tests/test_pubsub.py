@@ -597,6 +597,19 @@ def test_a_subscription_that_nobody_reads_forgets_and_says_so(broker: Broker) ->
         nothing_more(slow)
 
 
+def test_wide_texts_are_counted_as_python_keeps_them(memory: Broker) -> None:
+    """A single emoji makes Python keep four bytes for each character of a text."""
+    with override_settings(WEBSOCKET_OUTBOX_SIZE=100_000), subscribe("c", on_slow="drop_oldest") as subscription:
+        with subscribe("c") as quick:
+            for number in range(20):
+                publish("c", f"{number}" + "x" * 10_000 + "\U0001f600")
+                quick.get(timeout=5)
+            publish("c", "last")
+            quick.get(timeout=5)
+        kept = [str(message).partition("x")[0] for message in iter(lambda: subscription.get(timeout=5), "last")]
+        assert kept == ["18", "19"]
+
+
 def test_small_messages_are_counted_with_what_they_cost(broker: Broker) -> None:
     with override_settings(WEBSOCKET_OUTBOX_SIZE=5000), subscribe("news") as subscription:
         with subscribe("news") as quick:

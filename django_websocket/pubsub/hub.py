@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import OrderedDict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Generic, Protocol, TypeVar
@@ -80,7 +81,7 @@ class Backlog(Generic[T]):
     def __init__(self, limit: int, latest: bool) -> None:
         self._limit = limit  # bytes
         self._latest = latest
-        self._items: OrderedDict[str | int, T] = OrderedDict()
+        self._items: OrderedDict[str | int, tuple[T, int]] = OrderedDict()  # with what each costs
         self._size = 0
         self._count = 0  # of all that ever waited
 
@@ -92,9 +93,10 @@ class Backlog(Generic[T]):
         self._count += 1
         key = channel if self._latest else self._count
         if key in self._items:
-            self._size -= cost(self._items.pop(key))
-        self._items[key] = item
-        self._size += cost(item)
+            self._size -= self._items.pop(key)[1]
+        costs = cost(item)
+        self._items[key] = item, costs
+        self._size += costs
         full = self._size > self._limit and len(self._items) > 1
         while self._size > self._limit and len(self._items) > 1:
             self.popleft()
@@ -102,8 +104,8 @@ class Backlog(Generic[T]):
 
     def popleft(self) -> T:
         """Take the oldest."""
-        _, item = self._items.popitem(last=False)
-        self._size -= cost(item)
+        _, (item, costs) = self._items.popitem(last=False)
+        self._size -= costs
         return item
 
     def clear(self) -> None:
@@ -113,8 +115,8 @@ class Backlog(Generic[T]):
 
 
 def cost(message: str | bytes) -> int:
-    """Return the bytes that a message costs while it waits."""
-    return len(message) + OVERHEAD
+    """Return the bytes that a message costs while it waits: of a text with one emoji, four for each character."""
+    return (len(message) if type(message) is bytes or message.isascii() else sys.getsizeof(message)) + OVERHEAD
 
 
 class Member(Protocol):
