@@ -254,6 +254,18 @@ def test_connection_that_ends_well_is_not_in_the_log(talkative: Server, raw: Raw
     assert between == "127.0.0.1 /after/: 404 Not Found\n"
 
 
+def test_causes_that_a_client_varies_do_not_silence_the_others(start_site: StartSite, raw: Raw) -> None:
+    with start_site() as server:
+        for code in range(120):
+            client = raw(server)
+            client.open("/echo/", behind=close_frame(code))
+            assert client.closing()[0] == 1002
+        refused = raw(server)
+        refused.send(request("/echo/", {"Origin": "https://evil.example"}))
+        assert refused.response().status == 403
+        assert eventually(lambda: "403 the page that asked is of another site: https://evil.example" in server.log)
+
+
 def test_attack_does_not_fill_the_disk(start_site: StartSite) -> None:
     with start_site() as server:
         for _ in range(300):

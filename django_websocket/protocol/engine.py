@@ -437,7 +437,7 @@ class Engine:
                     raise _Violation(CloseCode.PROTOCOL_ERROR, "a close frame has one byte")
                 code = int.from_bytes(payload[:2], "big")
                 if not is_close_code(code):
-                    raise _Violation(CloseCode.PROTOCOL_ERROR, f"a close frame has the code {code}")
+                    raise _Violation(CloseCode.PROTOCOL_ERROR, "a close frame has a code that may not be sent")
             events.append(Close(code, payload[2:].decode()))
             self._stop()
 

@@ -159,11 +159,7 @@ def difference(ours: Ours, theirs: Theirs) -> str | None:
         # The length is what the library looks at first: before its highest bit (5.2), the reserved bits (5.2), and
         # whether a frame like this may come here at all (5.4, 5.5).
         return "a wrong frame that is too large as well is 1009 for the library"
-    if (
-        ours.end == (1002,)
-        and "close frame has the code" in ours.reason
-        and isinstance(theirs.error, UnicodeDecodeError)
-    ):
+    if ours.end == (1002,) and "close frame has a code" in ours.reason and isinstance(theirs.error, UnicodeDecodeError):
         return (
             "7.4 and 8.1: of a close frame that has a wrong code and a wrong reason the library reads the reason first"
         )
