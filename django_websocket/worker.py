@@ -208,6 +208,7 @@ class NextHead:
 class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
     """Serves WebSockets beside ordinary requests; all options of gunicorn's gevent worker hold."""
 
+    has_process = True  # of its own, patched by gevent; a test's live server is a thread of the test's
     _told_to_stop: Event | None = None
 
     def init_process(self) -> None:
@@ -247,7 +248,7 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
             super().load_wsgi()
             from . import checks, conf, conversation  # not before everything is patched and the project is loaded
 
-        if not conversation.databases_are_separate():
+        if self.has_process and not conversation.databases_are_separate():
             self._refuse_unpatched()
         self._settings = conf.current()
         self._close_databases = conversation.close_databases

@@ -709,8 +709,7 @@ def test_a_node_that_is_killed_is_replaced(own_cluster: Cluster, cooperative: No
             cluster.nodes[0].start()  # a replica now, until it is told to take over
             until(cluster.complete, SETTLED)
             stream = Stream(hit)
-            cluster.ask(cluster.nodes[0], "CLUSTER", "FAILOVER", "FORCE")
-            until(lambda: cluster.owner(slot(hit)) is cluster.nodes[0], SETTLED)
+            until(cluster.taking_over(cluster.nodes[0], slot(hit)), SETTLED)
             until(lambda: MISSED in reader.got, BACK)
             stream.until_heard(reader)
             stream.end(reader)

@@ -83,6 +83,8 @@ class WebSocketLiveServerTestCase(LiveServerTestCase):
 class _Worker(GeventWebSocketWorker):
     """The worker without a process of its own, and without an arbiter."""
 
+    has_process = False
+
     def __init__(self, listener: Any, application: Any) -> None:
         cfg = Config()
         cfg.set("loglevel", "warning")

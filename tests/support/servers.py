@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import itertools
+import math
 import os
 import shutil
 import signal
@@ -19,7 +20,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -428,6 +429,22 @@ class Cluster:
             self.ask(source, "CLUSTER", "SETSLOT", slot, "MIGRATING", ids[target])
             for node in dict.fromkeys([target, source, *self.masters()]):
                 self.ask(node, "CLUSTER", "SETSLOT", slot, "NODE", ids[target])
+
+    def taking_over(self, replica: Server, slot: int) -> Callable[[], bool]:
+        """Have a replica take over a slot; the function that this returns says whether it has."""
+        asked = -math.inf
+
+        def done() -> bool:
+            nonlocal asked
+            if self.owner(slot) is replica:
+                return True
+            if time.monotonic() - asked > 6:  # Redis gives up after five, when others had no time to vote
+                asked = time.monotonic()
+                with suppress(redis.ResponseError):  # it is the master already, which not all have heard
+                    self.ask(replica, "CLUSTER", "FAILOVER", "FORCE")
+            return False
+
+        return done
 
 
 @contextmanager
