@@ -102,6 +102,11 @@ class Settings:
         return list(django_settings.MIDDLEWARE)
 
     @property
+    def authentication_backends(self) -> list[str]:
+        """Django's `AUTHENTICATION_BACKENDS`."""
+        return list(django_settings.AUTHENTICATION_BACKENDS)
+
+    @property
     def session_engine(self) -> str:
         """Django's `SESSION_ENGINE`."""
         return str(django_settings.SESSION_ENGINE)

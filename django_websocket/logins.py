@@ -9,7 +9,7 @@ import json
 import logging
 import time
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from importlib import import_module
 from typing import Any, NamedTuple
@@ -76,6 +76,8 @@ def login_of(request: HttpRequest) -> Login | None:
     session = getattr(request, "session", None)
     if session is None or not session.accessed or SESSION_KEY not in session:
         return None
+    if session.get(BACKEND_SESSION_KEY) not in conf.current().authentication_backends:
+        return None  # for Django such a session is nobody's
     return Login(
         session.session_key or "",
         session[SESSION_KEY],
@@ -91,6 +93,7 @@ class Logins:
     def __init__(self) -> None:
         self._connections: dict[Login, set[Connection]] = {}
         self._none_left = Event()
+        self._faulty: set[Login] = set()  # that could not be asked for, which is logged once
         self._running = False
         self._hub: Hub | None = None  # that brings what others tell
 
@@ -108,6 +111,7 @@ class Logins:
         of_login.discard(connection)
         if not of_login:
             del self._connections[login]
+            self._faulty.discard(login)
         if not self._connections:
             self._none_left.set()
 
@@ -132,14 +136,30 @@ class Logins:
     def _check(self) -> None:
         logins = list(self._connections)
         try:
-            ended = set(logins) - valid(logins)
-        except Exception as error:  # whatever the databases and backends of the project raise; next time may be better
-            report("logins", None, "it cannot be asked who is still logged in", repr(error), logging.ERROR)
-            return
+            for begin in range(0, len(logins), BATCH):
+                self._check_batch(logins[begin : begin + BATCH])
         finally:
             for wrapper in connections.all(initialized_only=True):
                 if not wrapper.in_atomic_block:  # of a test, which has no others
                     wrapper.close()
+
+    def _check_batch(self, logins: Sequence[Login]) -> None:
+        faults: dict[Login, Exception] = {}
+        try:
+            ended = set(logins) - valid(logins, faults) - faults.keys()
+        except Exception as error:  # whatever the databases of the project raise; next time may be better
+            report("logins", None, "it cannot be asked who is still logged in", repr(error), logging.ERROR)
+            return
+        for login in faults.keys() - self._faulty:
+            report(
+                f"the login of user {login.user_id}",
+                None,
+                "it cannot be checked, and its WebSockets stay open",
+                repr(faults[login]),
+                logging.ERROR,
+            )
+        self._faulty.difference_update(logins)
+        self._faulty.update(faults.keys() & self._connections.keys())
         self._close(ended, "logged out")
 
     def _close(self, logins: Iterable[Login], reason: str) -> None:
@@ -171,16 +191,12 @@ class Logins:
 _of_loop: weakref.WeakKeyDictionary[object, Logins] = weakref.WeakKeyDictionary()
 
 
-def valid(logins: Sequence[Login]) -> set[Login]:
-    """Return those of `logins` that still hold."""
-    found: set[Login] = set()
-    for begin in range(0, len(logins), BATCH):
-        batch = logins[begin : begin + BATCH]
-        found |= with_session(batch) & with_user(batch)
-    return found
+def valid(logins: Sequence[Login], faults: dict[Login, Exception]) -> set[Login]:
+    """Return those of `logins` that still hold, and add those to `faults` for which a backend raises an error."""
+    return with_session(logins, faults) & with_user(logins, faults)
 
 
-def with_session(logins: Sequence[Login]) -> set[Login]:
+def with_session(logins: Sequence[Login], faults: dict[Login, Exception]) -> set[Login]:
     """Return the logins whose sessions are there and have not expired."""
     store = import_module(conf.current().session_engine).SessionStore
     keys = [login.session_key for login in logins]
@@ -195,35 +211,61 @@ def with_session(logins: Sequence[Login]) -> set[Login]:
         values = caches[conf.current().session_cache_alias].get_many([prefix + key for key in keys])
         present = {key.removeprefix(prefix) for key in values}
     else:
-        present = {key for key in keys if SESSION_KEY in store(key)}
+        return {login for login in logins if _holds(login, faults, lambda each: SESSION_KEY in store(each.session_key))}
     return {login for login in logins if login.session_key in present}
 
 
-def with_user(logins: Sequence[Login]) -> set[Login]:
+def with_user(logins: Sequence[Login], faults: dict[Login, Exception]) -> set[Login]:
     """Return the logins whose users may log in, and have the password that they had."""
-    found = set()
+    found: set[Login] = set()
     by_backend: dict[str, list[Login]] = {}
     for login in logins:
         by_backend.setdefault(login.backend, []).append(login)
     for path, of_backend in by_backend.items():
-        for login, user in users(load_backend(path), of_backend):
-            if user is not None and has_hash(user, login.auth_hash):
-                found.add(login)
+        if path not in conf.current().authentication_backends:
+            continue  # as Django has it: nobody is logged in by a backend that the settings do not name
+        try:
+            backend = load_backend(path)
+        except Exception as error:
+            faults.update(dict.fromkeys(of_backend, error))
+            continue
+        of_login = users(backend, of_backend, faults)
+        found.update(login for login in of_backend if _holds(login, faults, partial(_has_user, backend, of_login)))
     return found
 
 
-def users(backend: Any, logins: Sequence[Login]) -> Iterator[tuple[Login, Any]]:
-    """Return the user of each login as `backend` has it, None for who is gone or may not log in."""
+def _holds(login: Login, faults: dict[Login, Exception], question: Callable[[Login], bool]) -> bool:
+    """Ask about one login; an error, whatever code of the project raises, concerns this login alone."""
+    try:
+        return question(login)
+    except Exception as error:
+        faults[login] = error
+        return False
+
+
+def users(backend: Any, logins: Sequence[Login], faults: dict[Login, Exception]) -> Mapping[Login, Any] | None:
+    """Return the users of the logins, fetched in one query; None if only `backend` knows how to fetch them."""
     if type(backend).get_user is not ModelBackend.get_user:
-        for login in logins:
-            yield login, backend.get_user(login.user_id)
-        return
+        return None
     model = get_user_model()
-    keys = {login: model._meta.pk.to_python(login.user_id) for login in logins}
+    keys: dict[Login, Any] = {}
+    for login in logins:
+        try:
+            keys[login] = model._meta.pk.to_python(login.user_id)
+        except Exception as error:
+            faults[login] = error
     found = model._default_manager.in_bulk(set(keys.values()))
-    for login, key in keys.items():
-        user = found.get(key)
-        yield login, user if user is not None and backend.user_can_authenticate(user) else None
+    return {login: found.get(key) for login, key in keys.items()}
+
+
+def _has_user(backend: Any, fetched: Mapping[Login, Any] | None, login: Login) -> bool:
+    if fetched is None:
+        user = backend.get_user(login.user_id)
+    else:
+        user = fetched.get(login)
+        if user is not None and not backend.user_can_authenticate(user):
+            return False
+    return user is not None and has_hash(user, login.auth_hash)
 
 
 def has_hash(user: Any, auth_hash: str) -> bool:

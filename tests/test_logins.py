@@ -44,9 +44,10 @@ def any_engine(
         yield request.param, server
 
 
-def log_in(server: Server, name: str) -> dict[str, str]:
+def log_in(server: Server, name: str, backend: str = PASSWORD_BACKEND) -> dict[str, str]:
     """Return the headers of who has logged in."""
-    return {"Cookie": f"sessionid={fetch(server.port, f'/enter/?name={name}').cookies['sessionid']}"}
+    page = fetch(server.port, f"/enter/?name={name}&backend={backend}")
+    return {"Cookie": f"sessionid={page.cookies['sessionid']}"}
 
 
 def talks(client: RawClient) -> bool:
@@ -139,6 +140,30 @@ def test_database_that_cannot_be_asked_disconnects_nobody(start_site: StartSite,
         fetch(server.port, "/session/?broken=")
         fetch(server.port, f"/change/deactivate/?name={key}")
         assert client.closing() == (4401, "logged out")
+
+
+@pytest.mark.parametrize("what", ["a backend that is not set", "a backend that fails"])
+def test_login_that_cannot_be_checked_leaves_the_others_alone(
+    start_site: StartSite, raw: Raw, key: str, what: str
+) -> None:
+    failing = "testsite.backends.FailingBackend"
+    backend = failing if what == "a backend that fails" else "gone.Backend"
+    with start_site({**SOON, "AUTHENTICATION_BACKENDS": [PASSWORD_BACKEND, failing]}) as server:
+        strange, leaving, staying = raw(server), raw(server), raw(server)
+        strange.open("/whoever/", log_in(server, f"{key}-strange", backend))
+        assert strange.frame().text == ("hello stranger" if backend == "gone.Backend" else f"hello {key}-strange")
+        leaving.open("/members/", log_in(server, key))
+        staying.open("/members/", log_in(server, f"{key}-other", failing))
+        fetch(server.port, f"/change/fail/?name={key}-strange")
+        time.sleep(3 * SOON["WEBSOCKET_LOGIN_CHECK_INTERVAL"])
+        fetch(server.port, f"/change/deactivate/?name={key}")
+        assert leaving.closing() == (4401, "logged out")
+        fetch(server.port, f"/change/delete/?name={key}-other")
+        assert staying.closing() == (4401, "logged out")
+        assert talks(strange)
+        line = "it cannot be checked, and its WebSockets stay open: LookupError('the backend fails')"
+        assert server.log.count(line) == (backend == failing)
+        assert "it cannot be asked who" not in server.log
 
 
 # --- the session in a conversation -----------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ def page(request: HttpRequest) -> HttpResponse:
 def enter(request: HttpRequest) -> HttpResponse:
     """Log in."""
     user, _ = get_user_model().objects.get_or_create(username=request.GET.get("name", "ann"))
-    login(request, user, backend="django.contrib.auth.backends.ModelBackend")
+    login(request, user, backend=request.GET.get("backend", "django.contrib.auth.backends.ModelBackend"))
     return HttpResponse("welcome")
 
 
@@ -40,6 +40,8 @@ def change(request: HttpRequest, what: str) -> HttpResponse:
         user.save()
     elif what == "deactivate":
         get_user_model().objects.filter(pk=user.pk).update(is_active=False)
+    elif what == "fail":
+        get_user_model().objects.filter(pk=user.pk).update(first_name="faulty")
     elif what == "delete":
         user.delete()
     elif what == "expire":

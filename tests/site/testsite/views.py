@@ -377,6 +377,14 @@ def members_who_stay(request: HttpRequest, websocket: WebSocket) -> None:
 
 
 @websocket
+def whoever(request: HttpRequest, websocket: WebSocket) -> None:
+    """Greets anybody by name."""
+    websocket.send(f"hello {request.user.get_username() or 'stranger'}")
+    for message in websocket:
+        websocket.send(message)
+
+
+@websocket
 def updates_the_session(request: HttpRequest, websocket: WebSocket) -> None:
     """Count messages in the session."""
     for _ in websocket:

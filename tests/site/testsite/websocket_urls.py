@@ -37,6 +37,7 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path("members-who-stay/", views.members_who_stay),
     path("updates-the-session/", views.updates_the_session),
     path("members/", views.members),
+    path("whoever/", views.whoever),
     path("accepts-again/", views.accepts_again),
     path("counts-requests/", views.counts_requests),
     path("sets-cookies/", views.sets_cookies),
