@@ -35,7 +35,8 @@ from .pubsub.hub import Hub, Publication
 __all__ = ["disconnect"]
 
 CODE = 4401
-CHANNEL = "django_websocket.disconnect"  # on which processes tell each other whom to disconnect
+CHANNEL = pubsub.RESERVED + "disconnect"  # on which processes tell each other whom to disconnect
+ORDER_SIZE = 10_000  # characters of an order; a longer one is none
 BATCH = 500  # logins in one query
 
 
@@ -53,10 +54,45 @@ def disconnect(*, user: Any, reason: str = "") -> None:
     """Close all WebSockets that `user` has, in every process, with 4401 and a reason of up to 123 bytes.
 
     `user` is a user object or its primary key. Works from anywhere, as `publish` does, and raises `BrokerError` as it
-    does. WebSockets of views with `until_logout=False` stay.
+    does. Raises ValueError for a user without a primary key and for a reason that has no UTF-8, TypeError for a reason
+    that is no text. WebSockets of views with `until_logout=False` stay.
     """
-    user_id = str(getattr(user, "pk", user))
-    pubsub.publish(CHANNEL, json.dumps({"user": user_id, "reason": reason}))
+    key = getattr(user, "pk", user)
+    if key is None:
+        raise ValueError(f"{user!r} has no primary key, so nobody is logged in as this user")
+    pubsub.publish_reserved(CHANNEL, Order(str(key), reason).text())
+
+
+class Order(NamedTuple):
+    """What one process tells all others: whom to disconnect."""
+
+    user_id: str
+    reason: str
+
+    def check(self) -> None:
+        """Raise TypeError or ValueError for what could not be carried out for everybody alike."""
+        for value in self:
+            if not isinstance(value, str):
+                raise TypeError(f"A user's primary key and a reason are texts, not {value!r}")
+            value.encode()  # raises UnicodeEncodeError, a ValueError
+
+    def text(self) -> str:
+        """Return the message that `order_from` reads."""
+        self.check()
+        text = json.dumps({"user": self.user_id, "reason": self.reason})
+        if len(text) > ORDER_SIZE:
+            raise ValueError("The reason is too long: a close frame has room for 123 bytes")
+        return text
+
+
+def order_from(message: str | bytes) -> Order:
+    """Return the order that `message` is. Raises ValueError, KeyError, TypeError or RecursionError if it is none."""
+    if not isinstance(message, str) or len(message) > ORDER_SIZE:
+        raise ValueError
+    values = json.loads(message)
+    order = Order(values["user"], values["reason"])
+    order.check()
+    return order
 
 
 def watch(request: HttpRequest, connection: Connection) -> None:
@@ -173,9 +209,8 @@ class Logins:
         """Disconnect whom another process, or this one, has named."""
         for message in publication.messages:
             try:
-                order = json.loads(message)
-                user_id, reason = order["user"], str(order["reason"])
-            except (ValueError, KeyError, TypeError):
+                user_id, reason = order_from(message)
+            except (ValueError, KeyError, TypeError, RecursionError):
                 report(f"channel {CHANNEL}", None, "has a message that is not from disconnect()")
                 continue
             self._close([login for login in self._connections if login.user_id == user_id], reason)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from redis import Redis
 
-from django_websocket.logins import CHANNEL
+from django_websocket import pubsub
+from django_websocket.logins import CHANNEL, disconnect
 
 from .support.clients import RawClient, fetch
 from .support.fixtures import Raw, StartSite
@@ -164,6 +166,64 @@ def test_login_that_cannot_be_checked_leaves_the_others_alone(
         line = "it cannot be checked, and its WebSockets stay open: LookupError('the backend fails')"
         assert server.log.count(line) == (backend == failing)
         assert "it cannot be asked who" not in server.log
+
+
+NO_ORDERS: list[bytes] = [
+    b'{"user": "1", "reason": "\\ud800"}',
+    b'{"user": "\\ud800", "reason": ""}',
+    b'{"user": 1, "reason": ""}',
+    b'{"user": "1", "reason": 5}',
+    b'{"user": "1"}',
+    b"[" * 200_000,
+    b"[" * 5_000,
+    b'["user"]',
+    b"null",
+    b"1" * 5_000,
+    b"\xff\x00",
+    b"\xfe",
+    b"",
+]
+
+
+def test_message_that_is_no_order_harms_nobody(start_site: StartSite, raw: Raw, key: str) -> None:
+    settings = {"WEBSOCKET_LOGIN_CHECK_INTERVAL": 60.0}
+    with redis_server() as redis, start_site({**settings, "WEBSOCKET_BROKER": f"redis://{redis.address}"}) as server:
+        client, listener = raw(server), raw(server)
+        client.open("/members/", log_in(server, key))
+        assert talks(client)
+        listener.open("/members-who-listen/", log_in(server, f"{key}-other"))
+        with Redis(port=redis.port) as asked:
+            assert eventually(lambda: asked.pubsub_numsub(CHANNEL)[0][1] == 1)
+            users = range(1, 3)
+            for order in NO_ORDERS:
+                for user in users:
+                    asked.publish(CHANNEL, order.replace(b'"1"', f'"{user}"'.encode()))
+            asked.publish("members", "news")
+            assert listener.frame().text == "news"
+            assert talks(client)
+            assert fetch(server.port, f"/change/disconnect/?name={key}").status == 200
+            assert client.closing() == (4401, "go away")
+            asked.publish("members", "more news")
+            assert listener.frame().text == "more news"
+
+
+@pytest.mark.parametrize(
+    ("user", "reason", "error"),
+    [("1", "\ud800", ValueError), ("1", b"bytes", TypeError), ("1", None, TypeError), (None, "", ValueError)],
+)
+def test_order_that_cannot_be_carried_out_is_refused_before_it_is_sent(
+    user: str | None, reason: Any, error: type[Exception]
+) -> None:
+    with pytest.raises(error):
+        disconnect(user=user, reason=reason)
+
+
+def test_channels_of_the_package_itself_are_refused() -> None:
+    for attempt in (pubsub.publish, pubsub.subscribe):
+        with pytest.raises(ValueError, match="Choose another name"):
+            attempt(CHANNEL, "anything")
+    with pytest.raises(ValueError, match="Choose another name"):
+        pubsub.forward(["news", CHANNEL])  # as subscribe() and listen() of a WebSocket do
 
 
 # --- the session in a conversation -----------------------------------------------------------------------------------

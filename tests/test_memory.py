@@ -77,7 +77,9 @@ def settled(server: Server) -> int:
 @pytest.fixture  # for each test one, whose memory nobody has used and given back
 def server(start_site: StartSite) -> Iterator[Server]:
     # The time for messages that are not received, and for pings, is not what is measured here.
-    with start_site({"WEBSOCKET_PING_INTERVAL": 300.0, "WEBSOCKET_PING_TIMEOUT": 300.0}, env=NOT_MEASURED) as server:
+    settings = {"WEBSOCKET_PING_INTERVAL": 300.0, "WEBSOCKET_PING_TIMEOUT": 300.0}
+    # Views that do not look at their clients are not waited for at the end.
+    with start_site(settings, args=["--graceful-timeout", "1"], env=NOT_MEASURED) as server:
         with RawClient(server.port) as client:  # so that what is loaded with the first messages counts for nobody
             client.open("/echo/", WHOLE_HEAD, behind=HELD["inflated texts"])
             assert client.frame(compressed=True)

@@ -255,6 +255,12 @@ PROCESS = {
         "test_logins.py::test_end_of_the_login",
         "test_logins.py::test_logout_and_expiry",
         "test_logins.py::test_user_is_disconnected_by_hand_in_every_process",
+        "test_logins.py::test_login_that_cannot_be_checked_leaves_the_others_alone",
+    ],
+    "orders to disconnect that are none, or that a client has made up": [
+        "test_logins.py::test_message_that_is_no_order_harms_nobody",
+        "test_logins.py::test_order_that_cannot_be_carried_out_is_refused_before_it_is_sent",
+        "test_logins.py::test_channels_of_the_package_itself_are_refused",
     ],
     "a restart that says nothing, or waits for the dead and the stuck": [
         "test_worker.py::test_clients_are_told_of_a_restart",

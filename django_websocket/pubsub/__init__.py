@@ -35,6 +35,7 @@ MAX_NESTING = (
     100  # as Ruby's JSON has it; what handles a value, str() for one, fails where it is nested a thousand times
 )
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # as JSON escapes it
+RESERVED = "django_websocket."  # begins the names of the channels on which processes of this package talk
 
 logger = logging.getLogger("django_websocket")
 
@@ -55,7 +56,7 @@ def publish(channel: str, message: Any, *, on_commit: bool = False, using: str |
     Raises `BrokerError` if the broker cannot be reached: then the message is lost, or it was delivered once; it is
     never sent twice. With `on_commit` that is logged instead, since what was committed stays. Raises TypeError or
     ValueError for what JSON has no form for, and ValueError for a message larger than `WEBSOCKET_OUTBOX_SIZE`, which no
-    client could be sent.
+    client could be sent, and for a channel whose name begins with "django_websocket.".
     """
     _check_channel(channel)
     payload = to_wire(_text_or_bytes(message))
@@ -74,6 +75,11 @@ def publish(channel: str, message: Any, *, on_commit: bool = False, using: str |
         raise TypeError("using= names the database of a transaction, and has a meaning with on_commit=True only")
     else:
         _broker().publish(channel, payload)
+
+
+def publish_reserved(channel: str, text: str) -> None:
+    """Publish on a channel of this package itself, which `publish` refuses; raises `BrokerError` as it does."""
+    _broker().publish(channel, to_wire(text))
 
 
 def subscribe(*channels: str, on_slow: Literal["raise", "drop_oldest", "latest"] = "raise") -> Subscription:
@@ -207,6 +213,11 @@ def _check_channels(channels: Sequence[str]) -> None:
 def _check_channel(channel: str) -> None:
     if not isinstance(channel, str) or not channel:
         raise TypeError(f"A channel's name is a str that is not empty, not {channel!r}")
+    if channel.startswith(RESERVED):
+        raise ValueError(
+            f"The channel {channel!r} is reserved: names that begin with {RESERVED!r} belong to the package itself. "
+            f"Choose another name, and put a prefix of your own before names that clients choose."
+        )
     channel.encode()  # raises UnicodeEncodeError, a ValueError, for what no broker could carry
 
 
