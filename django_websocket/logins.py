@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,14 +16,17 @@ from importlib import import_module
 from typing import Any, NamedTuple
 
 import gevent
+from django.apps import apps
 from django.contrib.auth import BACKEND_SESSION_KEY, HASH_SESSION_KEY, SESSION_KEY, get_user_model, load_backend
 from django.contrib.auth.backends import ModelBackend
 from django.contrib.sessions.backends import cache, cached_db, db, signed_cookies
 from django.core.cache import caches
 from django.db import connections
+from django.db.models import Model
 from django.http import HttpRequest
 from django.utils import timezone
 from django.utils.crypto import constant_time_compare
+from django.utils.functional import SimpleLazyObject, empty
 from gevent.event import Event
 from gevent.hub import get_hub
 
@@ -41,13 +45,15 @@ BATCH = 500  # logins in one query
 
 
 class Login(NamedTuple):
-    """What a session says of its user."""
+    """What a session says of its user; without a session key, a user whom some middleware knows otherwise."""
 
     session_key: str
     user_id: str
     auth_hash: str
     backend: str
     expires: float  # seconds since the epoch
+    model: str = ""  # label of the user's model; without it AUTH_USER_MODEL
+    checked: bool = True  # False for a user that is in no database: this one can only be named to disconnect()
 
 
 def disconnect(*, user: Any, reason: str = "") -> None:
@@ -57,10 +63,9 @@ def disconnect(*, user: Any, reason: str = "") -> None:
     does. Raises ValueError for a user without a primary key and for a reason that has no UTF-8, TypeError for a reason
     that is no text. WebSockets of views with `until_logout=False` stay.
     """
-    key = getattr(user, "pk", user)
-    if key is None:
+    if getattr(user, "pk", user) is None:
         raise ValueError(f"{user!r} has no primary key, so nobody is logged in as this user")
-    pubsub.publish_reserved(CHANNEL, Order(str(key), reason).text())
+    pubsub.publish_reserved(CHANNEL, Order(key_of(user), reason, model_of(user)).text())
 
 
 class Order(NamedTuple):
@@ -68,18 +73,19 @@ class Order(NamedTuple):
 
     user_id: str
     reason: str
+    model: str  # as in Login
 
     def check(self) -> None:
         """Raise TypeError or ValueError for what could not be carried out for everybody alike."""
         for value in self:
             if not isinstance(value, str):
-                raise TypeError(f"A user's primary key and a reason are texts, not {value!r}")
+                raise TypeError(f"An order consists of texts, the reason among them, not of {value!r}")
             value.encode()  # raises UnicodeEncodeError, a ValueError
 
     def text(self) -> str:
         """Return the message that `order_from` reads."""
         self.check()
-        text = json.dumps({"user": self.user_id, "reason": self.reason})
+        text = json.dumps({"user": self.user_id, "reason": self.reason, "model": self.model})
         if len(text) > ORDER_SIZE:
             raise ValueError("The reason is too long: a close frame has room for 123 bytes")
         return text
@@ -90,21 +96,74 @@ def order_from(message: str | bytes) -> Order:
     if not isinstance(message, str) or len(message) > ORDER_SIZE:
         raise ValueError
     values = json.loads(message)
-    order = Order(values["user"], values["reason"])
+    order = Order(values["user"], values["reason"], values["model"])
     order.check()
     return order
 
 
 def watch(request: HttpRequest, connection: Connection) -> None:
-    """Close `connection` when the login ends with which `request` came, if it came with one."""
-    login = login_of(request)
-    if login is None or not connection.open:
+    """Close `connection` when a login ends that `request` came with, or that is found when its user is looked at."""
+    if not connection.open:
         return
     hub = get_hub()
     logins = _of_loop.get(hub)
     if logins is None:
         logins = _of_loop[hub] = Logins()
-    logins.add(login, connection)
+    user = vars(request).get("user")
+    if isinstance(user, SimpleLazyObject) and user._wrapped is empty:
+        attributes = vars(user)
+        attributes["_setupfunc"] = FirstLook(attributes["_setupfunc"], request, connection, logins, hub.loop)
+        user = None
+    logins.add_all(logins_of(request, user), connection)
+
+
+class FirstLook:
+    """Stands in for the function that fetches a lazy `request.user`, to have the login watched from then on."""
+
+    __slots__ = ("_connection", "_fetch", "_logins", "_loop", "_request")
+
+    def __init__(
+        self, fetch: Callable[[], Any], request: HttpRequest, connection: Connection, logins: Logins, loop: Any
+    ) -> None:
+        self._fetch = fetch
+        self._request = weakref.ref(request)
+        self._connection = weakref.ref(connection)
+        self._logins = logins
+        self._loop = loop
+
+    def __call__(self) -> Any:
+        """Fetch the user, in whatever thread that is."""
+        user = self._fetch()
+        request, connection = self._request(), self._connection()
+        if request is not None and connection is not None:
+            found = logins_of(request, user)
+            self._loop.run_callback_threadsafe(self._logins.add_all, found, connection)
+        return user
+
+
+def logins_of(request: HttpRequest, user: Any) -> list[Login]:
+    """Return the logins of `request`: its session's, and that of `user`, its user, if it is not the session's."""
+    login = login_of(request)
+    found = [] if login is None else [login]
+    if getattr(user, "is_authenticated", False) and getattr(user, "pk", None) is not None:
+        user_id, model = key_of(user), model_of(user)
+        if login is None or (login.user_id, login.model) != (user_id, model):
+            stored = isinstance(user, Model) and not user._state.adding
+            found.append(Login("", user_id, "", "", math.inf, model, stored))
+    return found
+
+
+def key_of(user: Any) -> str:
+    """Return the primary key of a user, or what is one already, as sessions have it."""
+    return str(user._meta.pk.value_to_string(user)) if isinstance(user, Model) else str(getattr(user, "pk", user))
+
+
+def model_of(user: Any) -> str:
+    """Return the label of a user's model: AUTH_USER_MODEL, unless it is an instance of another model."""
+    model = get_user_model()
+    if isinstance(user, Model) and not isinstance(user, model):
+        return str(user._meta.concrete_model._meta.label)  # type: ignore[union-attr]
+    return str(model._meta.label)
 
 
 def login_of(request: HttpRequest) -> Login | None:
@@ -120,6 +179,7 @@ def login_of(request: HttpRequest) -> Login | None:
         session.get(HASH_SESSION_KEY, ""),
         session.get(BACKEND_SESSION_KEY, ""),
         time.time() + session.get_expiry_age(),
+        model_of(None),
     )
 
 
@@ -133,8 +193,15 @@ class Logins:
         self._running = False
         self._hub: Hub | None = None  # that brings what others tell
 
+    def add_all(self, logins: Iterable[Login], connection: Connection) -> None:
+        """Watch over the logins as long as `connection` is open."""
+        for login in logins:
+            self.add(login, connection)
+
     def add(self, login: Login, connection: Connection) -> None:
         """Watch over `login` as long as `connection` is open."""
+        if not connection.open or connection in self._connections.get(login, ()):
+            return
         self._connections.setdefault(login, set()).add(connection)
         self._none_left.clear()
         connection.on_end.append(partial(self._remove, login, connection))
@@ -209,11 +276,14 @@ class Logins:
         """Disconnect whom another process, or this one, has named."""
         for message in publication.messages:
             try:
-                user_id, reason = order_from(message)
+                order = order_from(message)
             except (ValueError, KeyError, TypeError, RecursionError):
                 report(f"channel {CHANNEL}", None, "has a message that is not from disconnect()")
                 continue
-            self._close([login for login in self._connections if login.user_id == user_id], reason)
+            named = [
+                login for login in self._connections if (login.user_id, login.model) == (order.user_id, order.model)
+            ]
+            self._close(named, order.reason)
 
     def missed(self) -> None:
         """Nothing to do: who was to be disconnected then is still connected, as if nobody had been there to hear it."""
@@ -228,7 +298,24 @@ _of_loop: weakref.WeakKeyDictionary[object, Logins] = weakref.WeakKeyDictionary(
 
 def valid(logins: Sequence[Login], faults: dict[Login, Exception]) -> set[Login]:
     """Return those of `logins` that still hold, and add those to `faults` for which a backend raises an error."""
-    return with_session(logins, faults) & with_user(logins, faults)
+    of_session = [login for login in logins if login.session_key]
+    others = [login for login in logins if not login.session_key]
+    found = with_session(of_session, faults) & with_user(of_session, faults) if of_session else set()
+    return found | without_session(others, faults)
+
+
+def without_session(logins: Sequence[Login], faults: dict[Login, Exception]) -> set[Login]:
+    """Return the logins whose users are there and active: whoever some middleware knows, by a token for one."""
+    found = {login for login in logins if not login.checked}
+    by_model: dict[str, list[Login]] = {}
+    for login in logins:
+        if login.checked:
+            by_model.setdefault(login.model, []).append(login)
+    for label, of_model in by_model.items():
+        model = apps.get_model(label)
+        fetched = fetch(model, model._base_manager, of_model, faults)
+        found.update(login for login in of_model if getattr(fetched.get(login), "is_active", login in fetched))
+    return found
 
 
 def with_session(logins: Sequence[Login], faults: dict[Login, Exception]) -> set[Login]:
@@ -283,14 +370,21 @@ def users(backend: Any, logins: Sequence[Login], faults: dict[Login, Exception])
     if type(backend).get_user is not ModelBackend.get_user:
         return None
     model = get_user_model()
+    return fetch(model, model._default_manager, logins, faults)
+
+
+def fetch(
+    model: type[Model], manager: Any, logins: Sequence[Login], faults: dict[Login, Exception]
+) -> dict[Login, Any]:
+    """Return the users that are there, in one query."""
     keys: dict[Login, Any] = {}
     for login in logins:
         try:
             keys[login] = model._meta.pk.to_python(login.user_id)
         except Exception as error:
             faults[login] = error
-    found = model._default_manager.in_bulk(set(keys.values()))
-    return {login: found.get(key) for login, key in keys.items()}
+    found = manager.in_bulk(set(keys.values()))
+    return {login: found[key] for login, key in keys.items() if key in found}
 
 
 def _has_user(backend: Any, fetched: Mapping[Login, Any] | None, login: Login) -> bool:

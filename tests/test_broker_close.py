@@ -495,7 +495,7 @@ def test_whoever_waits_for_the_end_of_logins_goes_over_to_the_next_broker(
     monkeypatch.setattr(logins, "valid", lambda asked, faults: set(asked))  # nobody logs out
     connection, peer = pairs()
     with in_use(f"memory://{key}", WEBSOCKET_LOGIN_CHECK_INTERVAL=0.05):
-        logins.Logins().add(logins.Login("session", "1", "", "", time.time() + 60), connection)
+        logins.Logins().add(logins.Login("session", "1", "", "", time.time() + 60, "auth.User"), connection)
         until(lambda: pubsub._hub().channels)
         pubsub._close()
         until(lambda: pubsub._hub().channels)

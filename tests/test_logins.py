@@ -168,12 +168,52 @@ def test_login_that_cannot_be_checked_leaves_the_others_alone(
         assert "it cannot be asked who" not in server.log
 
 
+@pytest.mark.parametrize("what", ["leave", "password", "deactivate", "disconnect"])
+def test_login_is_watched_from_the_first_look_on(quick: Server, raw: Raw, key: str, what: str) -> None:
+    headers = log_in(quick, key)
+    client, unseen = raw(quick), raw(quick)
+    client.open("/looks-later/", headers)
+    unseen.open("/looks-later/", headers)
+    client.send(frame("I am"))
+    assert client.frame().text == f"'I am' {key}"
+    fetch(quick.port, "/leave/" if what == "leave" else f"/change/{what}/?name={key}", headers)
+    assert client.closing() == (4401, "go away" if what == "disconnect" else "logged out")
+    unseen.send(frame("I am"))
+    if what == "disconnect":
+        assert unseen.frame().text == f"'I am' {key}"  # nobody had looked, and the login still holds
+    else:
+        assert unseen.frame().text == "'I am' "
+
+
+@pytest.mark.parametrize("path", ["/members/", "/members-who-listen/"])
+@pytest.mark.parametrize("what", ["deactivate", "delete", "disconnect"])
+def test_user_without_a_session_is_disconnected(quick: Server, raw: Raw, key: str, path: str, what: str) -> None:
+    client, other = raw(quick), raw(quick)
+    client.open(path, {"Authorization": f"Bearer {key}"})
+    other.open("/members/", {"Authorization": f"Bearer {key}-other"})
+    time.sleep(2 * SOON["WEBSOCKET_LOGIN_CHECK_INTERVAL"])
+    assert talks(other)
+    fetch(quick.port, f"/change/{what}/?name={key}")
+    assert client.closing() == (4401, "go away" if what == "disconnect" else "logged out")
+    assert talks(other)
+
+
+def test_user_who_is_not_that_of_the_session_is_watched(quick: Server, raw: Raw, key: str) -> None:
+    client = raw(quick)
+    client.open("/members/", {**log_in(quick, f"{key}-session"), "Authorization": f"Bearer {key}-token"})
+    assert client.frame().text == f"hello {key}-token"
+    fetch(quick.port, f"/change/deactivate/?name={key}-token")
+    assert client.closing() == (4401, "logged out")
+
+
 NO_ORDERS: list[bytes] = [
     b'{"user": "1", "reason": "\\ud800"}',
     b'{"user": "\\ud800", "reason": ""}',
     b'{"user": 1, "reason": ""}',
     b'{"user": "1", "reason": 5}',
     b'{"user": "1"}',
+    b'{"user": "1", "reason": "", "model": null}',
+    b'{"user": "1", "reason": "\\ud800", "model": "auth.User"}',
     b"[" * 200_000,
     b"[" * 5_000,
     b'["user"]',

@@ -256,6 +256,8 @@ PROCESS = {
         "test_logins.py::test_logout_and_expiry",
         "test_logins.py::test_user_is_disconnected_by_hand_in_every_process",
         "test_logins.py::test_login_that_cannot_be_checked_leaves_the_others_alone",
+        "test_logins.py::test_login_is_watched_from_the_first_look_on",
+        "test_logins.py::test_user_without_a_session_is_disconnected",
     ],
     "orders to disconnect that are none, or that a client has made up": [
         "test_logins.py::test_message_that_is_no_order_harms_nobody",

@@ -385,6 +385,15 @@ def whoever(request: HttpRequest, websocket: WebSocket) -> None:
 
 
 @websocket
+def looks_later(request: HttpRequest, websocket: WebSocket) -> None:
+    """Keeps the user, and looks only when a message has come."""
+    user = request.user
+    websocket.accept()
+    for message in websocket:
+        websocket.send(f"{message!r} {user.get_username()}")
+
+
+@websocket
 def updates_the_session(request: HttpRequest, websocket: WebSocket) -> None:
     """Count messages in the session."""
     for _ in websocket:

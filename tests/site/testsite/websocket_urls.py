@@ -38,6 +38,7 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path("updates-the-session/", views.updates_the_session),
     path("members/", views.members),
     path("whoever/", views.whoever),
+    path("looks-later/", views.looks_later),
     path("accepts-again/", views.accepts_again),
     path("counts-requests/", views.counts_requests),
     path("sets-cookies/", views.sets_cookies),
