@@ -17,7 +17,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-import gevent
 from gevent.event import Event as GreenletEvent
 from gevent.hub import get_hub
 
@@ -39,6 +38,7 @@ from .protocol.engine import (
 )
 from .protocol.frames import CloseCode, Opcode, check_close, encode_message
 from .sweep import TICK, sweep_of_loop, ticks
+from .turns import let_others_run
 from .waiting import Readable, wait
 
 MAX_FRAMES = 1000  # that are parsed before others get their turn; about a millisecond
@@ -367,7 +367,7 @@ class Connection(Readable):
             self._refills += 1 + len(last) // WRITE_SIZE
             if self._refills // REFILLS > before // REFILLS:
                 try:
-                    gevent.sleep(0)
+                    let_others_run()
                 except BaseException:  # somebody interrupts the view
                     self.inbox.insert(0, last)
                     raise

@@ -14,6 +14,7 @@ from django.http import HttpRequest, HttpResponseBase
 from . import conf
 from .options import Options
 from .protocol.handshake import TOKEN
+from .turns import let_others_run
 from .websocket import WebSocket
 
 __all__ = ["websocket", "websocket_loop"]
@@ -136,7 +137,7 @@ def websocket_loop(view: View[R, P]) -> Decorated[R, P]:
                         source.before_taking = None
                 left = len(source.inbox) >= waiting
                 if left:
-                    gevent.sleep(0)  # others are not to suffer from it
+                    let_others_run()  # others are not to suffer from it
             else:
                 source._wait()
 

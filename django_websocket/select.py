@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import gevent
 from gevent import monkey
 from gevent.hub import get_hub
 
+from .turns import let_others_run
 from .waiting import Readable, check_before_taking, check_timeout, readable_with, wait
 
 # What gevent may have replaced; `select.poll` is missing on some systems, and then plain files cannot be waited for.
@@ -58,10 +58,10 @@ def select(
         _turn += 1
         if _turn >= TURNS:
             _turn = 0
-            gevent.sleep(0)
+            let_others_run()
         return ready
     if timeout == 0:
-        gevent.sleep(0)
+        let_others_run()
         return ready
     if _wait(sources, readers, writers, timeout):
         ready = _look(sources, readers, writers, [])

@@ -16,12 +16,14 @@ from django_websocket.log import report
 from django_websocket.outbox import WRITE_SIZE
 from django_websocket.protocol.deflate import Agreement, encode_compressed
 from django_websocket.protocol.frames import CloseCode, encode_message
+from django_websocket.turns import Budget, let_others_run
 from django_websocket.waiting import Readable, check_before_taking, wait
 
 from .broker import Broker, from_wire
 from .closing import InLoop, close
 
-SLICE = 500  # members that get a message before other greenlets get their turn
+SLICE = 500  # members that get a message before others get their turn of the loop
+GLANCE = 64  # messages for members, after which the time is looked at
 JOIN_TIMEOUT = 6.0  # seconds; longer than a subscriber takes to say that it does not come about
 OVERHEAD = 100  # bytes that a waiting message costs beside its own
 
@@ -213,6 +215,8 @@ class Hub(InLoop):
         payloads: dict[str, list[bytes]] = {}
         for name, payload in batch:
             payloads.setdefault(name, []).append(payload)
+        budget = Budget()
+        handed = 0  # messages, since the time was looked at
         for name, of_channel in payloads.items():
             channel = self.channels.get(name)
             if channel is None:
@@ -223,9 +227,16 @@ class Hub(InLoop):
             members = tuple(channel.members)
             for start in range(0, len(members), SLICE):
                 if start:
-                    gevent.sleep(0)
-                for member in members[start : start + SLICE]:
-                    member.deliver(publication)
+                    let_others_run()
+                part = members[start : start + SLICE]
+                step = max(1, GLANCE // len(publication.messages))
+                for first in range(0, len(part), step):
+                    for member in part[first : first + step]:
+                        member.deliver(publication)
+                    handed += step * len(publication.messages)
+                    if handed >= GLANCE:
+                        handed = 0
+                        budget.let_others_run_if_spent()
 
     def missed(self, names: Sequence[str]) -> None:
         """Tell who was a member when the broker went away, each once, that messages may have been lost."""
@@ -238,7 +249,7 @@ class Hub(InLoop):
             if member in channel.members:
                 member.missed()
             if not number % SLICE:
-                gevent.sleep(0)
+                let_others_run()
 
     def close(self) -> None:
         """End all subscriptions and the subscriber; whoever joins later gets a BrokerError.
@@ -266,7 +277,7 @@ class Hub(InLoop):
         for number, member in enumerate(members, 1):
             member.broker_closed()
             if not number % SLICE:
-                gevent.sleep(0)
+                let_others_run()
 
     def lost(self, names: Sequence[str]) -> None:
         """Let whoever joins one of the channels from now on wait until the broker is back."""

@@ -11,6 +11,7 @@ import gevent
 from gevent import getcurrent
 
 from django_websocket.sweep import serves_clients
+from django_websocket.turns import let_others_run
 
 from .broker import Listener
 from .closing import InLoop, closed_error
@@ -121,7 +122,7 @@ class MemorySubscriber(InLoop):
         self._wake()
         while self._size > MAX_PENDING and getcurrent() is not self._hub:
             self._wake()
-            gevent.sleep(0)
+            let_others_run()
 
     def _wake(self) -> None:
         if not self._delivering:
@@ -138,6 +139,6 @@ class MemorySubscriber(InLoop):
                     size += len(batch[-1][1]) + OVERHEAD
                 self._size = max(0, self._size - size) if self._pending else 0
                 self._listener.deliver(batch)
-                gevent.sleep(0)
+                let_others_run()
         finally:
             self._delivering = False

@@ -81,7 +81,9 @@ class Link:
         self._sock.sendall(data)
 
     def receive(self, timeout: float) -> list[Any]:
-        """Wait for replies and return those that came together; one that is an error is an exception among them.
+        """Wait for something to come, and return the replies that it completed: none, if a long one goes on.
+
+        One that is an error is an exception among them.
 
         Raises OSError, or TimeoutError after `timeout` seconds of silence.
         """
@@ -93,16 +95,14 @@ class Link:
                 return [error.with_traceback(None)]  # which would keep the connection for as long as the error is kept
             except redis.TimeoutError as error:
                 raise TimeoutError("timed out") from error
-        while True:
-            data = self._sock.recv(65536)
-            if not data:
-                raise ConnectionError("Redis closed the connection")
-            self._reader.feed(data)
-            replies = []
-            while (reply := self._reader.gets()) is not False:
-                replies.append(reply)
-            if replies:
-                return replies
+        data = self._sock.recv(65536)
+        if not data:
+            raise ConnectionError("Redis closed the connection")
+        self._reader.feed(data)
+        replies = []
+        while (reply := self._reader.gets()) is not False:
+            replies.append(reply)
+        return replies
 
     def hang_up(self) -> None:
         """Have whoever waits for a reply find that the connection has ended. A child process leaves it alone."""
