@@ -225,6 +225,11 @@ OUTAGES = {
         "test_pubsub.py::test_a_connection_through_which_nothing_comes_any_more_is_noticed",
         "test_pubsub.py::test_another_redis_that_takes_over_is_used",
     ],
+    "a flood of messages through Redis": [
+        "test_flood.py::test_an_idle_client_is_answered_at_once_while_others_are_flooded",
+        "test_turns.py::test_a_redis_that_always_has_more_lets_others_run",
+        "test_turns.py::test_messages_of_many_channels_that_came_together_let_others_run",
+    ],
     "a message that is published before the subscription is in force": [
         "test_threats_outages.py::test_what_is_published_when_the_client_knows_that_it_is_connected_reaches_it",
         "test_pubsub.py::test_a_subscription_is_in_force_when_subscribe_returns",
