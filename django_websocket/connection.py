@@ -443,9 +443,9 @@ class Connection(Readable):
     def close(self, code: int = CloseCode.NORMAL, reason: str = "") -> None:
         """Begin the close handshake (RFC 6455, section 7.1.2), or end it if the client began. Does not wait.
 
-        Raises ValueError for a code that may not be sent.
+        Raises ValueError for a code or a reason that may not be sent, and TypeError for a reason that is no text.
         """
-        check_close(code)
+        check_close(code, reason)
         self.discard = True
         self.inbox.clear()
         if self._closing:

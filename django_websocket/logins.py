@@ -312,8 +312,12 @@ def without_session(logins: Sequence[Login], faults: dict[Login, Exception]) -> 
         if login.checked:
             by_model.setdefault(login.model, []).append(login)
     for label, of_model in by_model.items():
-        model = apps.get_model(label)
-        fetched = fetch(model, model._base_manager, of_model, faults)
+        try:
+            model = apps.get_model(label)
+            fetched = fetch(model, model._base_manager, of_model, faults)
+        except Exception as error:  # of the database of this model
+            faults.update(dict.fromkeys(of_model, error))
+            continue
         found.update(login for login in of_model if getattr(fetched.get(login), "is_active", login in fetched))
     return found
 
@@ -348,10 +352,10 @@ def with_user(logins: Sequence[Login], faults: dict[Login, Exception]) -> set[Lo
             continue  # as Django has it: nobody is logged in by a backend that the settings do not name
         try:
             backend = load_backend(path)
+            of_login = users(backend, of_backend, faults)
         except Exception as error:
             faults.update(dict.fromkeys(of_backend, error))
             continue
-        of_login = users(backend, of_backend, faults)
         found.update(login for login in of_backend if _holds(login, faults, partial(_has_user, backend, of_login)))
     return found
 

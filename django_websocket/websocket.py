@@ -122,10 +122,10 @@ class WebSocket:
 
         Does not wait. Returning from the view does the same with 1000. Before acceptance there is nothing to close: a
         plain `close()` leaves the answer to the view, one with a code or reason accepts first, to be able to say it.
-        Raises ValueError for a code that may not be sent.
+        Raises ValueError for a code or a reason that may not be sent, and TypeError for a reason that is no text.
         """
+        check_close(code, reason)  # before anything changes
         if self.connection is not None or code != CloseCode.NORMAL or reason:
-            check_close(code)
             (self.connection or self._open()).close(code, reason)
 
     @property

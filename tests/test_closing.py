@@ -313,3 +313,15 @@ def test_a_malformed_close_frame_of_the_client_is_answered_by_why(pairs: Pairs) 
         [answer] = peer.until_frames(1)
         assert answer.payload[:2] == code.to_bytes(2, "big")
         assert connection.close_code == code
+
+
+@pytest.mark.parametrize(("reason", "error"), [("\ud800", ValueError), (b"bytes", TypeError), (None, TypeError)])
+def test_a_reason_that_cannot_be_sent_changes_nothing(pairs: Pairs, reason: str, error: type[Exception]) -> None:
+    connection, peer = pairs()
+    peer.write(frame("first") + frame("second"))
+    until(lambda: len(connection.inbox) == 2)
+    with pytest.raises(error):
+        connection.close(4000, reason)
+    assert (connection.close_code, connection.receive(), connection.receive()) == (None, "first", "second")
+    connection.close(4000, "why")
+    assert peer.until_end()[-1] == close(4000, "why")

@@ -629,8 +629,10 @@ DOCUMENTED = {
     "gunicorn.app.base.BaseApplication",
     "gunicorn.config.Config",
     # Attributes that begin with an underscore.
+    "_base_manager",
     "_default_manager",
     "_meta",
+    "_state",
     "_xoptions",
 }
 TYPES = {"_Compress", "_Decompress"}  # zlib's, in annotations that nobody evaluates

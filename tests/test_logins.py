@@ -207,11 +207,12 @@ def test_user_who_is_not_that_of_the_session_is_watched(quick: Server, raw: Raw,
 
 
 NO_ORDERS: list[bytes] = [
-    b'{"user": "1", "reason": "\\ud800"}',
-    b'{"user": "\\ud800", "reason": ""}',
-    b'{"user": 1, "reason": ""}',
-    b'{"user": "1", "reason": 5}',
-    b'{"user": "1"}',
+    b'{"user": "\\ud800", "reason": "", "model": "auth.User"}',
+    b'{"user": 1, "reason": "", "model": "auth.User"}',
+    b'{"user": "1", "reason": 5, "model": "auth.User"}',
+    b'{"user": "1", "reason": null, "model": "auth.User"}',
+    b'{"user": "1", "reason": ""}',
+    b'{"user": "1", "model": "auth.User"}',
     b'{"user": "1", "reason": "", "model": null}',
     b'{"user": "1", "reason": "\\ud800", "model": "auth.User"}',
     b"[" * 200_000,

@@ -89,8 +89,14 @@ def encode_frame(opcode: int, payload: bytes, *, fin: bool = True, mask: bytes |
     return head + mask + apply_mask(payload, mask)
 
 
-def check_close(code: int) -> None:
-    """Raise ValueError for a code that may not be sent; 1005 may, it stands for a close frame without one."""
+def check_close(code: int, reason: str = "") -> None:
+    """Raise ValueError for a code that may not be sent; 1005 may, it stands for a close frame without one.
+
+    Also for a reason with half a character (a lone surrogate), and TypeError for one that is no text.
+    """
+    if not isinstance(reason, str):
+        raise TypeError(f"The reason of a close is a str, not {reason!r}")
+    reason.encode()  # raises UnicodeEncodeError, a ValueError
     if code != CloseCode.NO_STATUS and not is_close_code(code):
         raise ValueError(
             f"{code} is no close code that can be sent: use 1000, another registered one, or one of 3000 to 4999"

@@ -642,6 +642,8 @@ def ends(request: HttpRequest, websocket: WebSocket, how: str) -> HttpResponseBa
     """End by an exception, in a process without a collector; or tell how much there is of those that did."""
     gc.disable()
     if how == "count":
+        if sys.version_info < (3, 11):  # whose contextlib leaves a cycle when asgiref says that an attribute is missing
+            gc.collect()
         websocket.send(str(len(kept[request.GET["of"]])))
         return None
     of_kind = kept.setdefault(how, weakref.WeakSet())
