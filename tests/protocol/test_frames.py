@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,7 @@ from django_websocket.protocol import frames
 from django_websocket.protocol.frames import (
     CloseCode,
     Opcode,
+    check_close,
     encode_close,
     encode_frame,
     encode_message,
@@ -209,3 +211,10 @@ def test_close_reason_that_is_too_long_is_cut_between_characters(character: str,
     assert encode_close(1000, fits) == b"\x03\xe8" + fits.encode()
     assert encode_close(1000, fits + character) == b"\x03\xe8" + fits.encode()
     assert encode_close(1000, fits + character * 200) == b"\x03\xe8" + fits.encode()
+
+
+@pytest.mark.parametrize(("reason", "error"), [("\ud800", ValueError), (b"bytes", TypeError), (None, TypeError)])
+def test_reason_of_a_close_is_text_that_can_be_sent(reason: Any, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        check_close(1000, reason)
+    check_close(1000, "\u20ac" * 41)
