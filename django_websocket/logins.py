@@ -92,10 +92,10 @@ class Order(NamedTuple):
 
 
 def order_from(message: str | bytes) -> Order:
-    """Return the order that `message` is. Raises ValueError, KeyError, TypeError or RecursionError if it is none."""
+    """Return the order that `message` is. Raises ValueError, KeyError or TypeError if it is none."""
     if not isinstance(message, str) or len(message) > ORDER_SIZE:
         raise ValueError
-    values = json.loads(message)
+    values = pubsub.from_json(message)
     order = Order(values["user"], values["reason"], values["model"])
     order.check()
     return order
@@ -277,7 +277,7 @@ class Logins:
         for message in publication.messages:
             try:
                 order = order_from(message)
-            except (ValueError, KeyError, TypeError, RecursionError):
+            except (ValueError, KeyError, TypeError):
                 report(f"channel {CHANNEL}", None, "has a message that is not from disconnect()")
                 continue
             named = [
