@@ -461,7 +461,8 @@ def test_four_times_as_much_takes_about_four_times_as_long(
         return end - start
 
     few, many = pieces(frame, 2500), pieces(frame, 10000)
-    assert min(seconds(many) for _ in range(3)) < 8 * min(seconds(few) for _ in range(5))
+    # The few four times, which takes as long: a machine that slows down for a moment meets both alike.
+    assert min(seconds(many) / (sum(seconds(few) for _ in range(4)) / 4) for _ in range(5)) < 8
 
 
 def test_ten_thousand_messages_in_one_piece_cost_one_call_for_sixteen(engine: Engine, frame: Frame) -> None:
