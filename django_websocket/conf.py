@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+from django.apps import AppConfig
 from django.conf import settings as django_settings
 from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import setting_changed
@@ -105,6 +106,14 @@ class Settings:
     def authentication_backends(self) -> list[str]:
         """Django's `AUTHENTICATION_BACKENDS`."""
         return list(django_settings.AUTHENTICATION_BACKENDS)
+
+    def is_of_tenants(self, app: AppConfig) -> bool:
+        """Whether each tenant has tables of `app`: by django-tenants' settings; with other packages, all are."""
+        types = getattr(django_settings, "TENANT_TYPES", {})
+        named = [getattr(django_settings, "TENANT_APPS", None), *(each.get("APPS") for each in types.values())]
+        lists = [apps for apps in named if apps is not None]
+        names = {app.name, f"{type(app).__module__}.{type(app).__qualname__}"}
+        return not lists or any(names & {*apps} for apps in lists)
 
     @property
     def session_engine(self) -> str:

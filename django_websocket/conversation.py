@@ -34,6 +34,7 @@ from .protocol.deflate import Agreement, negotiate
 from .protocol.frames import CloseCode
 from .protocol.handshake import ClientHandshake, accept_headers, choose_subprotocol
 from .signals import make_connection, send, websocket_connected
+from .surroundings import Surroundings
 from .sweep import Deadline
 from .upgrade import KEY, Upgrade, who
 from .waiting import ViewGreenlet
@@ -103,6 +104,7 @@ class Conversation(ViewGreenlet):
         "_request",
         "_response",
         "_shared",
+        "_surroundings",
         "_view",
         "_waiting",
         "_who",
@@ -135,8 +137,9 @@ class Conversation(ViewGreenlet):
         self._answered = False
         self._failure: str | None = None  # why there is no connection
         self._waiting: list[Any] = []  # greenlets, for the connection
-        self._context: contextvars.Context | None = contextvars.copy_context()
+        self._context = contextvars.copy_context()
         self._shared: Sequence[BaseDatabaseWrapper] = connections.all(initialized_only=True) or ()
+        self._surroundings: Surroundings | None = None  # of whoever accepts, until the login is watched
         self._depths = self._depths_now()
         self.uses_databases = bool(self._shared)
         self._agreement: Agreement | None = None
@@ -202,7 +205,10 @@ class Conversation(ViewGreenlet):
         if options.until_logout and apps.is_installed("django.contrib.auth"):
             from .logins import watch  # which could not be imported without the models of django.contrib.auth
 
-            watch(self._request, connection)
+            assert self._surroundings is not None
+            watch(self._request, connection, self._surroundings)
+        self._surroundings = None
+        del self._context  # it may refer to much
         self._go_on()
         return connection
 
@@ -258,9 +264,7 @@ class Conversation(ViewGreenlet):
                     untie(self._request)
 
     def _adopt_context(self) -> None:
-        assert self._context is not None
         _restore_context(self._context)
-        self._context = None
         for wrapper in self._shared:
             connections[wrapper.alias] = wrapper
 
@@ -269,8 +273,10 @@ class Conversation(ViewGreenlet):
         if self._over:
             raise HandshakeFailed("The request is over, so the WebSocket cannot be accepted any more")
         own = getcurrent() is self  # else another greenlet, which knows none of the databases but the shared ones
-        self._check_no_atomic("The WebSocket cannot be accepted", self._databases() if own else self._shared)
+        databases = self._databases() if own else self._shared
+        self._check_no_atomic("The WebSocket cannot be accepted", databases)
         if not self._answered:  # else an earlier call was interrupted, or another greenlet accepts
+            self._surroundings = Surroundings(contextvars.copy_context() if own else self._context, databases)
             self._answer_chain(self._acceptance(subprotocol))
         connection = self._connected()
         if self._handshake is not None:  # nobody was quicker

@@ -5,6 +5,7 @@ Each process asks for all its logins together every few seconds: one query for t
 
 from __future__ import annotations
 
+import contextvars
 import json
 import logging
 import math
@@ -21,7 +22,7 @@ from django.contrib.auth import BACKEND_SESSION_KEY, HASH_SESSION_KEY, SESSION_K
 from django.contrib.auth.backends import ModelBackend
 from django.contrib.sessions.backends import cache, cached_db, db, signed_cookies
 from django.core.cache import caches
-from django.db import connections
+from django.db import connections, router
 from django.db.models import Model
 from django.http import HttpRequest
 from django.utils import timezone
@@ -35,6 +36,8 @@ from .connection import Connection
 from .exceptions import BrokerError
 from .log import report
 from .pubsub.hub import Hub, Publication
+from .surroundings import Surroundings
+from .turns import Budget
 
 __all__ = ["disconnect"]
 
@@ -44,15 +47,23 @@ ORDER_SIZE = 10_000  # characters of an order; a longer one is none
 BATCH = 500  # logins in one query
 
 
+class User(NamedTuple):
+    """Who somebody is: a primary key is one person's in one table of one database, or of one tenant's schema."""
+
+    key: str
+    model: str  # its label
+    database: str  # its alias
+    tenant: str  # "" without tenants
+
+
 class Login(NamedTuple):
     """What a session says of its user; without a session key, a user whom some middleware knows otherwise."""
 
     session_key: str
-    user_id: str
+    user: User
     auth_hash: str
     backend: str
     expires: float  # seconds since the epoch
-    model: str = ""  # label of the user's model; without it AUTH_USER_MODEL
     checked: bool = True  # False for a user that is in no database: this one can only be named to disconnect()
 
 
@@ -65,19 +76,18 @@ def disconnect(*, user: Any, reason: str = "") -> None:
     """
     if getattr(user, "pk", user) is None:
         raise ValueError(f"{user!r} has no primary key, so nobody is logged in as this user")
-    pubsub.publish_reserved(CHANNEL, Order(key_of(user), reason, model_of(user)).text())
+    pubsub.publish_reserved(CHANNEL, Order(identify(user), reason).text())
 
 
 class Order(NamedTuple):
     """What one process tells all others: whom to disconnect."""
 
-    user_id: str
+    user: User
     reason: str
-    model: str  # as in Login
 
     def check(self) -> None:
         """Raise TypeError or ValueError for what could not be carried out for everybody alike."""
-        for value in self:
+        for value in (*self.user, self.reason):
             if not isinstance(value, str):
                 raise TypeError(f"An order consists of texts, the reason among them, not of {value!r}")
             value.encode()  # raises UnicodeEncodeError, a ValueError
@@ -85,7 +95,7 @@ class Order(NamedTuple):
     def text(self) -> str:
         """Return the message that `order_from` reads."""
         self.check()
-        text = json.dumps({"user": self.user_id, "reason": self.reason, "model": self.model})
+        text = json.dumps({"user": self.user, "reason": self.reason})
         if len(text) > ORDER_SIZE:
             raise ValueError("The reason is too long: a close frame has room for 123 bytes")
         return text
@@ -96,13 +106,16 @@ def order_from(message: str | bytes) -> Order:
     if not isinstance(message, str) or len(message) > ORDER_SIZE:
         raise ValueError
     values = pubsub.from_json(message)
-    order = Order(values["user"], values["reason"], values["model"])
+    order = Order(User(*values["user"]), values["reason"])
     order.check()
     return order
 
 
-def watch(request: HttpRequest, connection: Connection) -> None:
-    """Close `connection` when a login ends that `request` came with, or that is found when its user is looked at."""
+def watch(request: HttpRequest, connection: Connection, surroundings: Surroundings) -> None:
+    """Close `connection` when a login ends that `request` came with, or that is found when its user is looked at.
+
+    The login is checked in `surroundings`.
+    """
     if not connection.open:
         return
     hub = get_hub()
@@ -114,7 +127,7 @@ def watch(request: HttpRequest, connection: Connection) -> None:
         attributes = vars(user)
         attributes["_setupfunc"] = FirstLook(attributes["_setupfunc"], request, connection, logins, hub.loop)
         user = None
-    logins.add_all(logins_of(request, user), connection)
+    logins.add_all(surroundings.run(logins_of, request, user), connection, surroundings)
 
 
 class FirstLook:
@@ -137,7 +150,8 @@ class FirstLook:
         request, connection = self._request(), self._connection()
         if request is not None and connection is not None:
             found = logins_of(request, user)
-            self._loop.run_callback_threadsafe(self._logins.add_all, found, connection)
+            surroundings = Surroundings(contextvars.copy_context(), connections.all(initialized_only=True))
+            self._loop.run_callback_threadsafe(self._logins.add_all, found, connection, surroundings)
         return user
 
 
@@ -146,24 +160,36 @@ def logins_of(request: HttpRequest, user: Any) -> list[Login]:
     login = login_of(request)
     found = [] if login is None else [login]
     if getattr(user, "is_authenticated", False) and getattr(user, "pk", None) is not None:
-        user_id, model = key_of(user), model_of(user)
-        if login is None or (login.user_id, login.model) != (user_id, model):
+        known = identify(user)
+        if login is None or login.user != known:
             stored = isinstance(user, Model) and not user._state.adding
-            found.append(Login("", user_id, "", "", math.inf, model, stored))
+            found.append(Login("", known, "", "", math.inf, stored))
     return found
 
 
-def key_of(user: Any) -> str:
-    """Return the primary key of a user, or what is one already, as sessions have it."""
-    return str(user._meta.pk.value_to_string(user)) if isinstance(user, Model) else str(getattr(user, "pk", user))
+def identify(user: Any) -> User:
+    """Return who a user is, an object or a primary key, for the code that runs."""
+    model: type[Model] = get_user_model()
+    database = router.db_for_write(model)
+    if isinstance(user, Model):
+        if not isinstance(user, model):
+            model = user._meta.concrete_model  # type: ignore[assignment]
+            database = router.db_for_write(model)
+        if user._state.db not in (None, router.db_for_read(model)):  # it was fetched from another one, on purpose
+            database = router.db_for_write(model, instance=user)
+        key = user._meta.pk.value_to_string(user)
+    else:
+        key = getattr(user, "pk", user)
+    return User(str(key), str(model._meta.label), database, tenant_of(model, database))
 
 
-def model_of(user: Any) -> str:
-    """Return the label of a user's model: AUTH_USER_MODEL, unless it is an instance of another model."""
-    model = get_user_model()
-    if isinstance(user, Model) and not isinstance(user, model):
-        return str(user._meta.concrete_model._meta.label)  # type: ignore[union-attr]
-    return str(model._meta.label)
+def tenant_of(model: type[Model], database: str) -> str:
+    """Return the tenant in whose schema the table of `model` is, as django-tenants and others have it; "" for none."""
+    if not conf.current().is_of_tenants(model._meta.app_config):
+        return ""
+    wrapper = connections[database]
+    tenant = getattr(wrapper, "schema_name", None) or getattr(wrapper, "tenant", None)
+    return "" if tenant is None else str(tenant)
 
 
 def login_of(request: HttpRequest) -> Login | None:
@@ -175,11 +201,10 @@ def login_of(request: HttpRequest) -> Login | None:
         return None  # for Django such a session is nobody's
     return Login(
         session.session_key or "",
-        session[SESSION_KEY],
+        identify(session[SESSION_KEY]),
         session.get(HASH_SESSION_KEY, ""),
         session.get(BACKEND_SESSION_KEY, ""),
         time.time() + session.get_expiry_age(),
-        model_of(None),
     )
 
 
@@ -187,22 +212,22 @@ class Logins:
     """The logins of the connections of one loop."""
 
     def __init__(self) -> None:
-        self._connections: dict[Login, set[Connection]] = {}
+        self._connections: dict[Login, dict[Connection, Surroundings]] = {}
         self._none_left = Event()
         self._faulty: set[Login] = set()  # that could not be asked for, which is logged once
         self._running = False
         self._hub: Hub | None = None  # that brings what others tell
 
-    def add_all(self, logins: Iterable[Login], connection: Connection) -> None:
+    def add_all(self, logins: Iterable[Login], connection: Connection, surroundings: Surroundings) -> None:
         """Watch over the logins as long as `connection` is open."""
         for login in logins:
-            self.add(login, connection)
+            self.add(login, connection, surroundings)
 
-    def add(self, login: Login, connection: Connection) -> None:
-        """Watch over `login` as long as `connection` is open."""
+    def add(self, login: Login, connection: Connection, surroundings: Surroundings) -> None:
+        """Watch over `login`, as it is seen in `surroundings`, as long as `connection` is open."""
         if not connection.open or connection in self._connections.get(login, ()):
             return
-        self._connections.setdefault(login, set()).add(connection)
+        self._connections.setdefault(login, {})[connection] = surroundings
         self._none_left.clear()
         connection.on_end.append(partial(self._remove, login, connection))
         if not self._running:
@@ -211,7 +236,7 @@ class Logins:
 
     def _remove(self, login: Login, connection: Connection) -> None:
         of_login = self._connections[login]
-        of_login.discard(connection)
+        of_login.pop(connection, None)
         if not of_login:
             del self._connections[login]
             self._faulty.discard(login)
@@ -237,25 +262,31 @@ class Logins:
                 joined.leave(self, [CHANNEL])
 
     def _check(self) -> None:
-        logins = list(self._connections)
+        by_table: dict[tuple[str, ...], list[Login]] = {}
+        for login in self._connections:
+            by_table.setdefault(login.user[1:], []).append(login)
         try:
-            for begin in range(0, len(logins), BATCH):
-                self._check_batch(logins[begin : begin + BATCH])
+            for logins in by_table.values():
+                for begin in range(0, len(logins), BATCH):
+                    self._check_batch(logins[begin : begin + BATCH])
         finally:
             for wrapper in connections.all(initialized_only=True):
                 if not wrapper.in_atomic_block:  # of a test, which has no others
                     wrapper.close()
 
     def _check_batch(self, logins: Sequence[Login]) -> None:
+        """Ask for all in the surroundings of one of them, and again for those who seem to have ended, in their own."""
         faults: dict[Login, Exception] = {}
         try:
-            ended = set(logins) - valid(logins, faults) - faults.keys()
+            ended = self._ended(logins, faults)
         except Exception as error:  # whatever the databases of the project raise; next time may be better
             report("logins", None, "it cannot be asked who is still logged in", repr(error), logging.ERROR)
             return
+        if len(logins) > 1:
+            ended = self._ended_for_themselves(ended, faults)
         for login in faults.keys() - self._faulty:
             report(
-                f"the login of user {login.user_id}",
+                f"the login of user {login.user.key}",
                 None,
                 "it cannot be checked, and its WebSockets stay open",
                 repr(faults[login]),
@@ -264,6 +295,26 @@ class Logins:
         self._faulty.difference_update(logins)
         self._faulty.update(faults.keys() & self._connections.keys())
         self._close(ended, "logged out")
+
+    def _ended(self, logins: Sequence[Login], faults: dict[Login, Exception]) -> set[Login]:
+        """Return which of the logins do not hold in the surroundings of the first one that is still connected."""
+        present = [login for login in logins if login in self._connections]
+        if not present:
+            return set()
+        surroundings = next(iter(self._connections[present[0]].values()))
+        return set(present) - surroundings.run(valid, present, faults) - faults.keys()
+
+    def _ended_for_themselves(self, logins: Iterable[Login], faults: dict[Login, Exception]) -> set[Login]:
+        """Return which of the logins do not hold in their own surroundings."""
+        ended: set[Login] = set()
+        budget = Budget()
+        for login in logins:
+            try:
+                ended |= self._ended([login], faults)
+            except Exception as error:
+                faults[login] = error
+            budget.let_others_run_if_spent()
+        return ended
 
     def _close(self, logins: Iterable[Login], reason: str) -> None:
         for login in logins:
@@ -280,10 +331,7 @@ class Logins:
             except (ValueError, KeyError, TypeError):
                 report(f"channel {CHANNEL}", None, "has a message that is not from disconnect()")
                 continue
-            named = [
-                login for login in self._connections if (login.user_id, login.model) == (order.user_id, order.model)
-            ]
-            self._close(named, order.reason)
+            self._close([login for login in self._connections if login.user == order.user], order.reason)
 
     def missed(self) -> None:
         """Nothing to do: who was to be disconnected then is still connected, as if nobody had been there to hear it."""
@@ -310,7 +358,7 @@ def without_session(logins: Sequence[Login], faults: dict[Login, Exception]) -> 
     by_model: dict[str, list[Login]] = {}
     for login in logins:
         if login.checked:
-            by_model.setdefault(login.model, []).append(login)
+            by_model.setdefault(login.user.model, []).append(login)
     for label, of_model in by_model.items():
         try:
             model = apps.get_model(label)
@@ -384,7 +432,7 @@ def fetch(
     keys: dict[Login, Any] = {}
     for login in logins:
         try:
-            keys[login] = model._meta.pk.to_python(login.user_id)
+            keys[login] = model._meta.pk.to_python(login.user.key)
         except Exception as error:
             faults[login] = error
     found = manager.in_bulk(set(keys.values()))
@@ -393,7 +441,7 @@ def fetch(
 
 def _has_user(backend: Any, fetched: Mapping[Login, Any] | None, login: Login) -> bool:
     if fetched is None:
-        user = backend.get_user(login.user_id)
+        user = backend.get_user(login.user.key)
     else:
         user = fetched.get(login)
         if user is not None and not backend.user_can_authenticate(user):

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextvars import copy_context
 from functools import partial
 from typing import Any
 
@@ -33,6 +34,7 @@ from django_websocket.pubsub.memory import MemoryBroker
 from django_websocket.pubsub.pipeline import Call, Queue, pack
 from django_websocket.pubsub.redis_address import RedisAddress
 from django_websocket.select import select
+from django_websocket.surroundings import Surroundings
 from django_websocket.websocket import WebSocket
 
 from .support.brokers import connections_to, in_use
@@ -495,7 +497,8 @@ def test_whoever_waits_for_the_end_of_logins_goes_over_to_the_next_broker(
     monkeypatch.setattr(logins, "valid", lambda asked, faults: set(asked))  # nobody logs out
     connection, peer = pairs()
     with in_use(f"memory://{key}", WEBSOCKET_LOGIN_CHECK_INTERVAL=0.05):
-        logins.Logins().add(logins.Login("session", "1", "", "", time.time() + 60, "auth.User"), connection)
+        login = logins.Login("session", logins.identify("1"), "", "", time.time() + 60)
+        logins.Logins().add(login, connection, Surroundings(copy_context(), ()))
         until(lambda: pubsub._hub().channels)
         pubsub._close()
         until(lambda: pubsub._hub().channels)

@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Iterator
+from contextvars import ContextVar, copy_context
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from django.contrib.auth import get_user_model
+from django.db import connections
+from django.test import override_settings
 from redis import Redis
 
-from django_websocket import pubsub
+from django_websocket import logins, pubsub
 from django_websocket.logins import CHANNEL, disconnect
+from django_websocket.surroundings import Surroundings
 
+from .support.brokers import in_use
 from .support.clients import RawClient, fetch
 from .support.fixtures import Raw, StartSite
-from .support.frames import frame
+from .support.frames import PING, PONG, frame
+from .support.postgres import Database, settings_of
 from .support.servers import Server, redis_server
-from .support.waiting import eventually
+from .support.waiting import eventually, until
+from .support.wire import Pairs
 
 ENGINES = ["db", "cached_db", "cache", "file", "signed_cookies"]
 SOON = {"WEBSOCKET_LOGIN_CHECK_INTERVAL": 0.3}
@@ -56,6 +67,14 @@ def talks(client: RawClient) -> bool:
     client.send(frame("still here"))
     while (text := client.frame().text) != "still here":
         assert text.startswith("hello ")  # the view's greeting
+    return True
+
+
+def answers(client: RawClient) -> bool:
+    """Whether it is connected: a pong comes, whatever the view does."""
+    client.send(frame("", PING))
+    while client.frame().opcode != PONG:
+        pass
     return True
 
 
@@ -206,15 +225,142 @@ def test_user_who_is_not_that_of_the_session_is_watched(quick: Server, raw: Raw,
     assert client.closing() == (4401, "logged out")
 
 
+@pytest.fixture(scope="module", params=["databases", "schemas"])
+def with_tenants(
+    start_site: StartSite,
+    empty_database: Path,
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Server]:
+    """A site whose tenants, acme and globex, have users and sessions of their own."""
+    from testsite import settings
+
+    if request.param == "databases":  # a router finds the tenant in a context variable
+        directory = tmp_path_factory.mktemp("tenants")
+        changes: dict[str, Any] = {
+            "DATABASE_ROUTERS": ["testsite.routers.ByTenant"],
+            "DATABASES": {
+                name: {
+                    "ENGINE": "django.db.backends.sqlite3",
+                    "NAME": str(shutil.copy(empty_database, directory / name)),
+                }
+                for name in ("default", "acme", "globex")
+            },
+        }
+        tenant = "testsite.middleware.tenant"
+    else:  # a middleware sets it on the database's wrapper
+        postgres: Server = request.getfixturevalue("postgres")
+        changes = {"DATABASES": {"default": settings_of(postgres, "logins", ENGINE="testsite.tenants")}}
+        tenant = "testsite.hooks.tenant"
+        database: Database = request.getfixturevalue("database")
+        for name in ("acme", "globex"):
+            database.make_schema(name, ["auth_user", "django_session"])
+    with start_site({**SOON, **changes, "MIDDLEWARE": [tenant, *settings.MIDDLEWARE]}) as server:
+        yield server
+
+
+@pytest.mark.parametrize("path", ["/members/", "/members-who-listen/", "/looks-later/"])
+def test_logins_of_tenants_are_their_own(with_tenants: Server, raw: Raw, key: str, path: str) -> None:
+    clients = {}
+    for tenant in ("acme", "globex"):  # the first users of each, with the same primary keys
+        page = fetch(with_tenants.port, f"/enter/?name={key}&tenant={tenant}")
+        client = clients[tenant] = raw(with_tenants)
+        client.open(f"{path}?tenant={tenant}", {"Cookie": f"sessionid={page.cookies['sessionid']}"})
+        if path == "/looks-later/":
+            client.send(frame("I am"))
+            assert client.frame().text == f"'I am' {key}"
+    time.sleep(2 * SOON["WEBSOCKET_LOGIN_CHECK_INTERVAL"])
+    assert answers(clients["globex"])
+    fetch(with_tenants.port, f"/change/disconnect/?name={key}&tenant=acme")
+    assert clients["acme"].closing() == (4401, "go away")
+    assert answers(clients["globex"])
+    fetch(with_tenants.port, f"/change/deactivate/?name={key}&tenant=globex")
+    assert clients["globex"].closing() == (4401, "logged out")
+
+
+@pytest.mark.parametrize("what", ["disconnect", "deactivate"])
+def test_users_of_tenants_without_a_session_are_their_own(with_tenants: Server, raw: Raw, key: str, what: str) -> None:
+    clients = {}
+    for tenant in ("acme", "globex"):
+        client = clients[tenant] = raw(with_tenants)
+        client.open(f"/members/?tenant={tenant}", {"Authorization": f"Bearer {key}"})
+        assert client.frame().text == f"hello {key}"
+    time.sleep(2 * SOON["WEBSOCKET_LOGIN_CHECK_INTERVAL"])
+    assert answers(clients["acme"])
+    fetch(with_tenants.port, f"/change/{what}/?name={key}&tenant=globex")
+    assert clients["globex"].closing() == (4401, "go away" if what == "disconnect" else "logged out")
+    assert answers(clients["acme"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "tenant"),
+    [
+        ({}, "acme"),
+        ({"TENANT_APPS": ["django.contrib.auth"]}, "acme"),
+        ({"TENANT_TYPES": {"free": {"APPS": []}, "paid": {"APPS": ["django.contrib.auth.apps.AuthConfig"]}}}, "acme"),
+        ({"TENANT_APPS": ["testsite"]}, ""),
+        ({"TENANT_TYPES": {"free": {"APPS": ["testsite"]}}}, ""),
+    ],
+)
+def test_users_whose_table_all_tenants_share_are_users_of_no_tenant(settings: dict[str, Any], tenant: str) -> None:
+    wrapper: Any = connections["default"]
+    wrapper.schema_name = "acme"
+    try:
+        with override_settings(**settings):
+            assert logins.identify("1") == ("1", "auth.User", "default", tenant)
+    finally:
+        del wrapper.schema_name
+
+
+def test_user_that_was_read_from_a_replica_is_that_of_the_database_that_is_written() -> None:
+    user = get_user_model()(pk=1)
+    replica, archive = SimpleNamespace(db_for_read=lambda *args, **hints: "replica"), "archive"
+    with override_settings(DATABASE_ROUTERS=[replica]):
+        user._state.db = "replica"
+        assert logins.identify(user) == logins.identify(1) == ("1", "auth.User", "default", "")
+        user._state.db = archive
+    connections.settings[archive] = connections.settings["default"]
+    try:
+        assert logins.identify(user) == ("1", "auth.User", archive, "")
+    finally:
+        del connections[archive], connections.settings[archive]
+
+
+def test_login_that_seems_to_have_ended_is_asked_for_as_its_own_request_would(
+    key: str, pairs: Pairs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tenant: ContextVar[str] = ContextVar("tenant")  # of a manager that finds nobody of other tenants
+    monkeypatch.setattr(
+        logins, "valid", lambda asked, faults: {one for one in asked if one.session_key == tenant.get()}
+    )
+    with in_use(f"memory://{key}", WEBSOCKET_LOGIN_CHECK_INTERVAL=0.05):
+        watched = logins.Logins()
+        connections_of, peers = {}, {}
+        for name in ("acme", "globex", "gone"):
+            context = copy_context()
+            context.run(tenant.set, name)
+            connections_of[name], peers[name] = pairs()
+            session = "none" if name == "gone" else name
+            login = logins.Login(session, logins.identify("1"), "", "", time.time() + 60)
+            watched.add(login, connections_of[name], Surroundings(context, ()))
+        until(lambda: not connections_of["gone"].open)
+        assert connections_of["acme"].open and connections_of["globex"].open
+        for peer in peers.values():
+            peer.sock.close()
+        until(lambda: not pubsub._hub().channels)
+
+
 NO_ORDERS: list[bytes] = [
-    b'{"user": "\\ud800", "reason": "", "model": "auth.User"}',
-    b'{"user": 1, "reason": "", "model": "auth.User"}',
-    b'{"user": "1", "reason": 5, "model": "auth.User"}',
-    b'{"user": "1", "reason": null, "model": "auth.User"}',
+    b'{"user": ["1", "auth.User", "default", "\\ud800"], "reason": ""}',
+    b'{"user": [1, "auth.User", "default", ""], "reason": ""}',
+    b'{"user": ["1", "auth.User", "default", ""], "reason": 5}',
+    b'{"user": ["1", "auth.User", "default", ""], "reason": null}',
+    b'{"user": ["1", "auth.User", "default"], "reason": ""}',
+    b'{"user": ["1", "auth.User", "default", "", ""], "reason": ""}',
     b'{"user": "1", "reason": ""}',
-    b'{"user": "1", "model": "auth.User"}',
-    b'{"user": "1", "reason": "", "model": null}',
-    b'{"user": "1", "reason": "\\ud800", "model": "auth.User"}',
+    b'{"user": ["1", "auth.User", "default", ""]}',
+    b'{"user": ["1", null, "default", ""], "reason": ""}',
+    b'{"user": ["1", "auth.User", "default", ""], "reason": "\\ud800"}',
     b"[" * 200_000,
     b"[" * 5_000,
     b'["user"]',

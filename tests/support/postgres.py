@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import psycopg
+from psycopg.sql import SQL, Identifier
 
 from .servers import Server
 
@@ -57,3 +59,13 @@ class Database:
     def written(self, key: str) -> int:
         """How many notes with this text are in the table."""
         return self._count("SELECT count(*) FROM testsite_note WHERE text = %s", key)
+
+    def make_schema(self, name: str, tables: Sequence[str]) -> None:
+        """Make a schema that has empty tables as those of the public one."""
+        self._connection.execute(SQL("CREATE SCHEMA {}").format(Identifier(name)))
+        for table in tables:
+            self._connection.execute(
+                SQL("CREATE TABLE {}.{} (LIKE public.{} INCLUDING ALL)").format(
+                    Identifier(name), Identifier(table), Identifier(table)
+                )
+            )

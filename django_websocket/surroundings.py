@@ -1,0 +1,68 @@
+"""What code of a request finds around it, for a question that is asked on its behalf later, in another greenlet."""
+
+from __future__ import annotations
+
+import contextvars
+from collections.abc import Callable, Iterable
+from typing import Any, ParamSpec, TypeVar
+
+from django.db import connections
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_known: dict[type[BaseDatabaseWrapper], frozenset[str]] = {}  # attributes of wrappers, by their class
+
+
+class Surroundings:
+    """The context variables of a request, and what its middleware has set on the databases, such as a tenant."""
+
+    __slots__ = ("_context", "_set")
+
+    def __init__(self, context: contextvars.Context, databases: Iterable[BaseDatabaseWrapper]) -> None:
+        """Take note of them as they are now."""
+        self._context = context
+        self._set = [(wrapper.alias, added) for wrapper in databases if (added := set_by_the_project(wrapper))]
+
+    def run(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call `function` in these surroundings, and return what it returns; nothing of it stays."""
+        context = self._context.copy()  # a context can be entered once only
+        return context.run(self._run, function, args, kwargs)
+
+    def _run(self, function: Callable[..., R], args: Any, kwargs: Any) -> R:
+        if not self._set:
+            return function(*args, **kwargs)
+        former = {alias: connections[alias] for alias, _ in self._set}
+        try:
+            for alias, added in self._set:
+                connections[alias] = wrapper_with(former[alias], added)
+            return function(*args, **kwargs)
+        finally:
+            for alias, wrapper in former.items():
+                connections[alias].close()
+                connections[alias] = wrapper
+
+
+def set_by_the_project(wrapper: BaseDatabaseWrapper) -> dict[str, Any]:
+    """Return the attributes of a database's wrapper that Django does not know."""
+    known = known_attributes(type(wrapper), wrapper)
+    return {name: value for name, value in vars(wrapper).items() if name not in known}
+
+
+def known_attributes(kind: type[BaseDatabaseWrapper], wrapper: BaseDatabaseWrapper) -> frozenset[str]:
+    """Return the attributes that such wrappers have in Django itself, or, if not one of Django's, in their backend."""
+    known = _known.get(kind)
+    if known is None:
+        of_django = next(cls for cls in kind.__mro__ if cls.__module__.startswith("django."))
+        plain = (kind if of_django is BaseDatabaseWrapper else of_django)(wrapper.settings_dict, wrapper.alias)
+        known = _known[kind] = frozenset((*dir(type(plain)), *vars(plain)))
+    return known
+
+
+def wrapper_with(wrapper: BaseDatabaseWrapper, added: dict[str, Any]) -> BaseDatabaseWrapper:
+    """Return a wrapper of the same database, without a connection yet, that has the attributes of another one."""
+    new = type(wrapper)(wrapper.settings_dict, wrapper.alias)
+    vars(new).update(added)
+    new.close()  # has it forget what concerns the other's connection, such as that the tenant's schema is in force
+    return new
