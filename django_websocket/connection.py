@@ -117,6 +117,7 @@ class Connection(Readable):
         "discard",
         "due",
         "ended",
+        "id",
         "inbox",
         "latency",
         "limits",
@@ -137,6 +138,7 @@ class Connection(Readable):
     ) -> None:
         super().__init__()
         self.who = who
+        self.id = ""  # by which other processes may name it, once somebody has asked for it
         self.limits = limits = limits or Limits()
         self._engine = Engine(
             Role.SERVER,

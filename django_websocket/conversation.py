@@ -30,6 +30,7 @@ from .exceptions import BrokerError, HandshakeFailed, MessagesMissed, WebSocketE
 from .forking import end_child, in_child
 from .log import printable, report
 from .options import Options, options_of
+from .orders import orders
 from .protocol.deflate import Agreement, negotiate
 from .protocol.frames import CloseCode
 from .protocol.handshake import ClientHandshake, accept_headers, choose_subprotocol
@@ -93,7 +94,6 @@ class Conversation(ViewGreenlet):
         "_answered",
         "_args",
         "_chain",
-        "_connection",
         "_context",
         "_depths",
         "_failure",
@@ -143,7 +143,6 @@ class Conversation(ViewGreenlet):
         self._depths = self._depths_now()
         self.uses_databases = bool(self._shared)
         self._agreement: Agreement | None = None
-        self._connection: Connection | None = None
         self.keeps_request = False  # whether somebody else wants it when the view has ended
         self._over = False  # whether the chain has gone on without an answer of the view
 
@@ -195,7 +194,7 @@ class Conversation(ViewGreenlet):
             agreement=self._agreement,
             who=self._who,
         )
-        self._connection = connection
+        self.connection = connection
         if self.ready():  # the view has ended while the 101 was on its way
             connection.close(CloseCode.INTERNAL_ERROR, "internal error")
         elif connection.open:
@@ -203,17 +202,18 @@ class Conversation(ViewGreenlet):
         else:
             self._on_end()
         if options.until_logout and apps.is_installed("django.contrib.auth"):
-            from .logins import watch  # which could not be imported without the models of django.contrib.auth
+            from .login_checks import watch  # which could not be imported without the models of django.contrib.auth
 
             assert self._surroundings is not None
             watch(self._request, connection, self._surroundings)
+        orders().add(connection)
         self._surroundings = None
         del self._context  # it may refer to much
         self._go_on()
         return connection
 
     def _on_end(self) -> None:
-        connection = self._connection
+        connection = self.connection
         assert connection is not None
         self.client_left(connection.close_code or CloseCode.ABNORMAL, connection.close_reason)
 
@@ -313,7 +313,7 @@ class Conversation(ViewGreenlet):
 
     def _connected(self) -> Connection:
         """Wait for what comes of the acceptance."""
-        while self._connection is None:
+        while self.connection is None:
             if self._failure is not None:
                 raise HandshakeFailed(self._failure)
             current = getcurrent()
@@ -322,7 +322,7 @@ class Conversation(ViewGreenlet):
                 get_hub().switch()
             finally:  # also when somebody throws an exception into this greenlet
                 self._waiting.remove(current)
-        return self._connection
+        return self.connection
 
     def _answer_chain(self, answer: HttpResponseBase | Exception) -> None:
         """Let the chain go on, as soon as this greenlet waits or has ended."""
@@ -393,7 +393,7 @@ class Conversation(ViewGreenlet):
 
     def _let_go(self) -> None:
         """Leave the connection, which may outlive the view."""
-        connection = self._connection
+        connection = self.connection
         if connection is not None:
             if self._on_end in connection.on_end:
                 connection.on_end.remove(self._on_end)
@@ -412,8 +412,8 @@ class Conversation(ViewGreenlet):
         """Have this asked before the view waits for a message or takes one, if it holds a database connection."""
         self.before_waiting = self._give_back if held else None
         self.before_taking = self._refuse_in_atomic if held else None
-        if self._connection is not None:
-            self._connection.before_taking = self.before_taking
+        if self.connection is not None:
+            self.connection.before_taking = self.before_taking
 
     def _refuse_in_atomic(self) -> None:
         """See that the view is in no transaction, also when it need not wait: another time it would have to."""

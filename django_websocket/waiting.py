@@ -6,7 +6,7 @@ import math
 import os
 import sys
 import weakref
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Container
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import gevent
@@ -42,6 +42,8 @@ class Dependent(Protocol):
 
 
 if TYPE_CHECKING:
+    from .connection import Connection
+
     PlainGreenlet = Greenlet[[], None]
 else:
     PlainGreenlet = Greenlet  # gevent knows no type arguments
@@ -56,12 +58,21 @@ class ViewGreenlet(PlainGreenlet):
     have begun and not ended; a subclass keeps it.
     """
 
-    __slots__ = ("_dependents", "_left", "_with_fileno", "before_taking", "before_waiting", "message_is_there")
+    __slots__ = (
+        "_dependents",
+        "_left",
+        "_with_fileno",
+        "before_taking",
+        "before_waiting",
+        "connection",
+        "message_is_there",
+    )
 
     running: ClassVar[set[ViewGreenlet]] = set()
 
     def __init__(self) -> None:
         super().__init__()
+        self.connection: Connection | None = None  # that the view serves, once there is one
         self.before_taking: Callable[[], None] | None = None
         self.message_is_there = False
         self.before_waiting: Callable[[], None] | None = None
@@ -75,6 +86,10 @@ class ViewGreenlet(PlainGreenlet):
             readable.close_fileno()
         for dependent in tuple(self._dependents or ()):
             dependent.close()
+
+    def has_opened_one_of(self, dependents: Container[object]) -> bool:
+        """Whether the view has opened one of these for its client."""
+        return any(dependent in dependents for dependent in tuple(self._dependents or ()))
 
     def client_left(self, code: int, reason: str) -> None:
         """Tell what the view has opened, and what it will open, that its client has left."""

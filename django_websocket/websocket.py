@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from uuid import uuid4
 
 from . import pubsub
 from .connection import Connection
@@ -37,7 +38,7 @@ class WebSocket:
     be set until it is sent.
     """
 
-    __slots__ = ("__weakref__", "_accept", "connection", "environ", "listening", "response")
+    __slots__ = ("__weakref__", "_accept", "_id", "connection", "environ", "listening", "response")
 
     def __init__(
         self, environ: dict[str, Any], response: HttpResponse, accept: Callable[[str | None], Connection]
@@ -47,6 +48,7 @@ class WebSocket:
         self._accept: Callable[[str | None], Connection] | None = accept
         self.connection: Connection | None = None  # once the handshake is done
         self.listening = False  # whether the connection is to outlive the view
+        self._id = ""  # once somebody has asked for it
 
     def __repr__(self) -> str:
         state = "handshake" if self.connection is None else "closed" if self.closed else "open"
@@ -66,12 +68,25 @@ class WebSocket:
             accept = self._accept
             assert accept is not None
             self.connection = accept(subprotocol)
+            self.connection.id = self._id
             self._accept = None  # it refers to the conversation, which has this
 
     def _open(self) -> Connection:
         self.accept()
         assert self.connection is not None
         return self.connection
+
+    @property
+    def id(self) -> str:
+        """A name for this connection that no other one has, in any process, and that nobody can guess.
+
+        `django_websocket.logins.disconnect(connection=...)` takes it. It can be kept, and may be shown to the client.
+        """
+        if not self._id:
+            self._id = uuid4().hex
+            if self.connection is not None:
+                self.connection.id = self._id
+        return self._id
 
     # --- messages ------------------------------------------------------------------------------------------------
 

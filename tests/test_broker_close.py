@@ -10,7 +10,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextvars import copy_context
 from functools import partial
 from typing import Any
 
@@ -22,7 +21,7 @@ import redis as redis_py
 from django.http import HttpResponse
 
 import django_websocket.pubsub.redis as redis_broker
-from django_websocket import logins, pubsub
+from django_websocket import logins, orders, pubsub
 from django_websocket.connection import Connection
 from django_websocket.exceptions import BrokerError
 from django_websocket.pubsub import publish, subscribe
@@ -34,7 +33,6 @@ from django_websocket.pubsub.memory import MemoryBroker
 from django_websocket.pubsub.pipeline import Call, Queue, pack
 from django_websocket.pubsub.redis_address import RedisAddress
 from django_websocket.select import select
-from django_websocket.surroundings import Surroundings
 from django_websocket.websocket import WebSocket
 
 from .support.brokers import connections_to, in_use
@@ -160,6 +158,30 @@ def nothing_works_any_more(backend: Backend) -> None:
         backend.broker.subscriber(Told())
     assert time.monotonic() - begun < 1
     nothing_is_left(backend)
+
+
+def test_publishing_tells_how_many_subscribers_it_reaches(backend: Backend, cooperative: None) -> None:
+    subscribers = [backend.broker.subscriber(Told()) for _ in range(2)]
+    assert [backend.broker.publish(channel, b"hello") for channel in CHANNELS[:3]] == [0, 0, 0]
+    subscribers[0].subscribe(CHANNELS[:2])
+    subscribers[1].subscribe(CHANNELS[1:3])
+    assert [backend.broker.publish(channel, b"hello") for channel in CHANNELS[:4]] == [1, 2, 1, 0]
+    subscribers[0].unsubscribe([CHANNELS[1]])
+    until(lambda: backend.broker.publish(CHANNELS[1], b"hello") == 1)
+
+
+def test_thread_without_a_loop_receives_from_one_channel(backend: Backend) -> None:
+    if not backend.servers:
+        assert not hasattr(backend.broker, "receiver")  # memory:// brings everything to loops
+        return
+    for channel in CHANNELS[:3]:
+        receiver = backend.broker.receiver(channel)  # type: ignore[attr-defined]  # not every broker has it
+        assert [backend.broker.publish(name, b"\xff hello") for name in (channel, CHANNELS[3])] == [1, 0]
+        assert receiver.receive(5.0) == [b"\xff hello"]
+        with pytest.raises(TimeoutError):
+            receiver.receive(0.01)
+        receiver.close()
+        until(lambda: backend.broker.publish(channel, b"too late") == 0)  # noqa: B023
 
 
 # --- connections -----------------------------------------------------------------------------------------------------
@@ -491,18 +513,15 @@ def test_subscriptions_in_the_loops_of_other_threads_are_told(key: str) -> None:
         assert [type(error) for error in outcomes] == [BrokerError]
 
 
-def test_whoever_waits_for_the_end_of_logins_goes_over_to_the_next_broker(
-    key: str, pairs: Pairs, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(logins, "valid", lambda asked, faults: set(asked))  # nobody logs out
+def test_whoever_waits_for_orders_goes_over_to_the_next_broker(key: str, pairs: Pairs) -> None:
     connection, peer = pairs()
+    connection.id = key
     with in_use(f"memory://{key}", WEBSOCKET_LOGIN_CHECK_INTERVAL=0.05):
-        login = logins.Login("session", logins.identify("1"), "", "", time.time() + 60)
-        logins.Logins().add(login, connection, Surroundings(copy_context(), ()))
+        orders.Orders().add(connection)
         until(lambda: pubsub._hub().channels)
         pubsub._close()
         until(lambda: pubsub._hub().channels)
-        logins.disconnect(user="1")
+        assert logins.disconnect(connection=key) == 1
         assert peer.until_frames(1)[0].payload[:2] == logins.CODE.to_bytes(2, "big")
         peer.close_frame()
         peer.until_end()

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar, copy_context
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 from django.contrib.auth import get_user_model
@@ -17,13 +22,14 @@ from django.db import connections
 from django.test import override_settings
 from redis import Redis
 
-from django_websocket import logins, pubsub
-from django_websocket.logins import CHANNEL, disconnect
+from django_websocket import login_checks, logins, pubsub
+from django_websocket.logins import disconnect
+from django_websocket.orders import CHANNEL
 from django_websocket.surroundings import Surroundings
 
 from .support.brokers import in_use
 from .support.clients import RawClient, fetch
-from .support.fixtures import Raw, StartSite
+from .support.fixtures import SITE, Raw, StartSite
 from .support.frames import PING, PONG, frame
 from .support.postgres import Database, settings_of
 from .support.servers import Server, redis_server
@@ -331,36 +337,43 @@ def test_login_that_seems_to_have_ended_is_asked_for_as_its_own_request_would(
 ) -> None:
     tenant: ContextVar[str] = ContextVar("tenant")  # of a manager that finds nobody of other tenants
     monkeypatch.setattr(
-        logins, "valid", lambda asked, faults: {one for one in asked if one.session_key == tenant.get()}
+        login_checks, "valid", lambda asked, faults: {one for one in asked if one.session_key == tenant.get()}
     )
     with in_use(f"memory://{key}", WEBSOCKET_LOGIN_CHECK_INTERVAL=0.05):
-        watched = logins.Logins()
+        watched = login_checks.Logins()
         connections_of, peers = {}, {}
         for name in ("acme", "globex", "gone"):
             context = copy_context()
             context.run(tenant.set, name)
             connections_of[name], peers[name] = pairs()
             session = "none" if name == "gone" else name
-            login = logins.Login(session, logins.identify("1"), "", "", time.time() + 60)
+            login = login_checks.Login(session, logins.identify("1"), "", "", time.time() + 60)
             watched.add(login, connections_of[name], Surroundings(context, ()))
         until(lambda: not connections_of["gone"].open)
         assert connections_of["acme"].open and connections_of["globex"].open
         for peer in peers.values():
             peer.sock.close()
-        until(lambda: not pubsub._hub().channels)
+        until(lambda: not any(connection.open for connection in connections_of.values()))
 
 
 NO_ORDERS: list[bytes] = [
-    b'{"user": ["1", "auth.User", "default", "\\ud800"], "reason": ""}',
-    b'{"user": [1, "auth.User", "default", ""], "reason": ""}',
-    b'{"user": ["1", "auth.User", "default", ""], "reason": 5}',
-    b'{"user": ["1", "auth.User", "default", ""], "reason": null}',
-    b'{"user": ["1", "auth.User", "default"], "reason": ""}',
-    b'{"user": ["1", "auth.User", "default", "", ""], "reason": ""}',
-    b'{"user": "1", "reason": ""}',
-    b'{"user": ["1", "auth.User", "default", ""]}',
-    b'{"user": ["1", null, "default", ""], "reason": ""}',
-    b'{"user": ["1", "auth.User", "default", ""], "reason": "\\ud800"}',
+    b'["user", ["1", "auth.User", "default", "\\ud800"], 4401, "", "django_websocket.answers.1"]',
+    b'["user", [1, "auth.User", "default", ""], 4401, "", "django_websocket.answers.1"]',
+    b'["user", ["1", "auth.User", "default"], 4401, "", "django_websocket.answers.1"]',
+    b'["user", "1", 4401, "", "django_websocket.answers.1"]',
+    b'["user", null, 4401, "", "django_websocket.answers.1"]',
+    b'["user", ["1", "auth.User", "default", ""], 4401, 5, "django_websocket.answers.1"]',
+    b'["user", ["1", "auth.User", "default", ""], 4401, null, "django_websocket.answers.1"]',
+    b'["user", ["1", "auth.User", "default", ""], 4401, "\\ud800", "django_websocket.answers.1"]',
+    b'["user", ["1", "auth.User", "default", ""], 999, "", "django_websocket.answers.1"]',
+    b'["user", ["1", "auth.User", "default", ""], "4401", "", "django_websocket.answers.1"]',
+    b'["user", ["1", "auth.User", "default", ""], true, "", "django_websocket.answers.1"]',
+    b'["user", ["1", "auth.User", "default", ""], 4401, "", "members"]',
+    b'["user", ["1", "auth.User", "default", ""], 4401, "", 5]',
+    b'["user", ["1", "auth.User", "default", ""], 4401, ""]',
+    b'["everybody", [], 4401, "", "django_websocket.answers.1"]',
+    b'[["user"], ["1", "auth.User", "default", ""], 4401, "", "django_websocket.answers.1"]',
+    b'{"user": "1", "reason": "", "model": "auth.User"}',
     b"[" * 200_000,
     b"[" * 5_000,
     b'["user"]',
@@ -395,14 +408,30 @@ def test_message_that_is_no_order_harms_nobody(start_site: StartSite, raw: Raw, 
 
 
 @pytest.mark.parametrize(
-    ("user", "reason", "error"),
-    [("1", "\ud800", ValueError), ("1", b"bytes", TypeError), ("1", None, TypeError), (None, "", ValueError)],
+    ("arguments", "error"),
+    [
+        ({"user": "1", "reason": "\ud800"}, ValueError),
+        ({"user": "1", "reason": b"bytes"}, TypeError),
+        ({"user": "1", "reason": None}, TypeError),
+        ({"user": "1", "reason": "x" * 10_000}, ValueError),
+        ({"user": "1", "code": 999}, ValueError),
+        ({"user": "1", "code": "4401"}, TypeError),
+        ({"user": None}, ValueError),
+        ({"session": None}, ValueError),
+        ({"session": ""}, ValueError),
+        ({"session": 5}, TypeError),
+        ({"channel": ""}, TypeError),
+        ({"channel": CHANNEL}, ValueError),
+        ({"connection": 5}, TypeError),
+        ({}, TypeError),
+        ({"user": "1", "session": "2"}, TypeError),
+    ],
 )
 def test_order_that_cannot_be_carried_out_is_refused_before_it_is_sent(
-    user: str | None, reason: Any, error: type[Exception]
+    arguments: dict[str, Any], error: type[Exception]
 ) -> None:
     with pytest.raises(error):
-        disconnect(user=user, reason=reason)
+        disconnect(**arguments)
 
 
 def test_channels_of_the_package_itself_are_refused() -> None:
@@ -440,3 +469,141 @@ def test_session_that_is_gone_or_never_was_is_not_updated(site: Server, raw: Raw
     without.open("/updates-the-session/")
     without.send(frame("count"))
     assert without.frame().text.startswith("RuntimeError: There is no session to update")
+
+
+# --- disconnect() -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=["redis", "memory"])
+def named(start_site: StartSite, request: pytest.FixtureRequest) -> Iterator[list[Server]]:
+    """Servers of one site: two that share a Redis, or one with memory://."""
+    if request.param == "memory":
+        with start_site({"WEBSOCKET_LOGIN_CHECK_INTERVAL": 60.0}) as server:
+            yield [server]
+        return
+    with redis_server() as redis:
+        settings = {"WEBSOCKET_BROKER": f"redis://{redis.address}", "WEBSOCKET_LOGIN_CHECK_INTERVAL": 60.0}
+        servers = [start_site(settings) for _ in range(2)]
+        servers[1].env["DATABASE_NAME"] = servers[0].env["DATABASE_NAME"]
+        with servers[0], servers[1], Redis(port=redis.port) as asked, connected_to_all(servers):
+            assert eventually(lambda: asked.pubsub_numsub(CHANNEL)[0][1] == 2)
+            yield servers
+
+
+@contextmanager
+def connected_to_all(servers: list[Server]) -> Iterator[None]:
+    """Be a client of each meanwhile: a process listens to orders while it has one."""
+    with ExitStack() as clients:
+        for server in servers:
+            clients.enter_context(RawClient(server.port)).open("/echo/")
+        yield
+
+
+def ended(server: Server, **whom: str) -> int:
+    """Disconnect somebody, from a page; return how many it says that were."""
+    return int(fetch(server.port, f"/end/?{urlencode(whom)}").body)
+
+
+def test_user_is_disconnected_and_counted(named: list[Server], raw: Raw, key: str) -> None:
+    clients = []
+    for server in (*named, *named):
+        client = raw(server)
+        client.open("/members/", log_in(named[0], key))
+        clients.append(client)
+    both = raw(named[0])
+    both.open("/members/", {**log_in(named[0], f"{key}-other"), "Authorization": f"Bearer {key}"})  # one user by each
+    other, stays = raw(named[-1]), raw(named[-1])
+    other.open("/members/", log_in(named[0], f"{key}-other"))
+    stays.open("/members-who-stay/", log_in(named[0], key))
+    begin = time.monotonic()
+    assert ended(named[0], user=key, code="4444", reason="go away") == len(clients) + 1
+    assert time.monotonic() - begin < 1  # it has not waited for more than there were to answer
+    for client in (*clients, both):
+        assert client.closing() == (4444, "go away")
+    for client in (other, stays):
+        assert talks(client)
+    assert ended(named[0], user=key) == 0
+
+
+def test_session_is_disconnected_alone(named: list[Server], raw: Raw, key: str) -> None:
+    mine, another = log_in(named[0], key), log_in(named[0], key)
+    client, other = raw(named[-1]), raw(named[-1])
+    client.open("/members/", mine)
+    other.open("/members/", another)
+    assert ended(named[0], session=mine["Cookie"].partition("=")[2]) == 1
+    assert client.closing() == (4401, "")
+    assert talks(other)
+
+
+def test_everybody_who_is_subscribed_to_a_channel_is_disconnected(named: list[Server], raw: Raw, key: str) -> None:
+    clients = []
+    for server in named:
+        for path in ("/listen/", "/subscribed/", "/relay/"):
+            client = raw(server)
+            client.open(f"{path}{key}/")
+            clients.append(client)
+            if path != "/listen/":
+                assert client.frame().text == "subscribed"
+    other = raw(named[-1])
+    other.open(f"/listen/{key}-other/")
+    assert ended(named[0], channel=key, code="4000", reason="closed") == len(clients)
+    for client in clients:
+        assert client.closing() == (4000, "closed")
+    assert answers(other)
+    assert ended(named[0], channel=key) == 0
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_one_connection_is_disconnected_by_its_id(named: list[Server], raw: Raw, key: str, when: str) -> None:
+    clients = [raw(server) for server in (named[-1], named[-1])]
+    ids = []
+    for client in clients:
+        client.open(f"/tells-its-id/{when}/")
+        ids.append(client.frame().text)
+    assert ids[0] != ids[1]
+    assert ended(named[0], connection=ids[0]) == 1
+    assert clients[0].closing() == (4401, "")
+    assert talks(clients[1])
+    assert ended(named[0], connection="") == -1
+    assert ended(named[0], connection="another") == 0
+
+
+def test_view_that_disconnects_its_own_client(named: list[Server], raw: Raw, key: str) -> None:
+    client = raw(named[0])
+    client.open("/ends-itself/")
+    assert client.closing() == (4001, "1")
+
+
+def test_disconnect_works_in_processes_without_a_loop(named: list[Server], raw: Raw, key: str) -> None:
+    client = raw(named[-1])
+    client.open(f"/listen/{key}/")
+    code = "import django; django.setup()\nfrom django_websocket.logins import disconnect\n"
+    code += f"print(disconnect(channel={key!r}))\n"
+    env = {**os.environ, **named[0].env, "DJANGO_SETTINGS_MODULE": "testsite.settings", "PYTHONPATH": str(SITE)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=20, check=False
+    )
+    if len(named) == 1:  # memory:// does not leave the process
+        assert done.stdout == "0\n", done.stderr
+        assert answers(client)
+    else:
+        assert done.stdout == "1\n", done.stderr
+        assert client.closing() == (4401, "")
+
+
+def test_process_that_does_not_answer_is_not_waited_for(start_site: StartSite, raw: Raw, key: str) -> None:
+    with redis_server() as redis:
+        settings = {"WEBSOCKET_BROKER": f"redis://{redis.address}"}
+        with start_site(settings) as server, Redis(port=redis.port) as asked:
+            deaf = asked.pubsub()
+            deaf.subscribe(CHANNEL)
+            assert deaf.get_message(timeout=10)
+            client = raw(server)
+            client.open(f"/listen/{key}/")
+            assert eventually(lambda: asked.pubsub_numsub(CHANNEL)[0][1] == 2)
+            begin = time.monotonic()
+            assert ended(server, channel=key) == 1
+            assert 0.9 < time.monotonic() - begin < 2
+            redis.stop()
+            assert fetch(server.port, f"/end/?channel={key}").body == b"BrokerError"
+            assert "Traceback" not in server.log

@@ -263,6 +263,8 @@ PROCESS = {
         "test_logins.py::test_login_that_cannot_be_checked_leaves_the_others_alone",
         "test_logins.py::test_login_is_watched_from_the_first_look_on",
         "test_logins.py::test_user_without_a_session_is_disconnected",
+        "test_logins.py::test_logins_of_tenants_are_their_own",
+        "test_logins.py::test_users_of_tenants_without_a_session_are_their_own",
     ],
     "orders to disconnect that are none, or that a client has made up": [
         "test_logins.py::test_message_that_is_no_order_harms_nobody",

@@ -58,7 +58,7 @@ def publish(channel: str, message: Any, *, on_commit: bool = False, using: str |
     ValueError for what JSON has no form for, and ValueError for a message larger than `WEBSOCKET_OUTBOX_SIZE`, which no
     client could be sent, and for a channel whose name begins with "django_websocket.".
     """
-    _check_channel(channel)
+    check_channel(channel)
     payload = to_wire(_text_or_bytes(message))
     limit = _settings().limits.outbox_size
     size = len(payload) - payload.startswith(BINARY)  # what a client may send, a view may publish
@@ -77,9 +77,12 @@ def publish(channel: str, message: Any, *, on_commit: bool = False, using: str |
         _broker().publish(channel, payload)
 
 
-def publish_reserved(channel: str, text: str) -> None:
-    """Publish on a channel of this package itself, which `publish` refuses; raises `BrokerError` as it does."""
-    _broker().publish(channel, to_wire(text))
+def publish_reserved(channel: str, text: str) -> int | None:
+    """Publish on a channel of this package itself, which `publish` refuses; raises `BrokerError` as it does.
+
+    Returns how many processes it went to, None if the broker does not know.
+    """
+    return _broker().publish(channel, to_wire(text))
 
 
 def subscribe(*channels: str, on_slow: Literal["raise", "drop_oldest", "latest"] = "raise") -> Subscription:
@@ -207,10 +210,11 @@ def _check_channels(channels: Sequence[str]) -> None:
     if not channels:
         raise TypeError("Name at least one channel to subscribe to")
     for channel in channels:
-        _check_channel(channel)
+        check_channel(channel)
 
 
-def _check_channel(channel: str) -> None:
+def check_channel(channel: str) -> None:
+    """Raise TypeError or ValueError for what is not the name of a channel of the project."""
     if not isinstance(channel, str) or not channel:
         raise TypeError(f"A channel's name is a str that is not empty, not {channel!r}")
     if channel.startswith(RESERVED):
@@ -248,6 +252,13 @@ def _hub() -> Hub:
             del _hubs[ended]
         hub = _hubs[key] = Hub(_broker())
     return hub
+
+
+def _close_hub() -> None:
+    """End what the running thread's loop is subscribed to, and its connection."""
+    hub = _hubs.pop((os.getpid(), _settings().broker_key, get_hub()), None)
+    if hub is not None:
+        hub.close()
 
 
 def _close(setting: str | None = None) -> None:

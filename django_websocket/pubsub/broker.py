@@ -58,6 +58,16 @@ class Subscriber(Protocol):
         """
 
 
+class Receiver(Protocol):
+    """What a thread without a loop receives from one channel; it blocks."""
+
+    def receive(self, timeout: float) -> list[bytes]:
+        """Return the payloads that come next, none if none came. Raises OSError, TimeoutError after so many seconds."""
+
+    def close(self) -> None:
+        """End it."""
+
+
 class Broker(Protocol):
     """Carries messages; connects when it is first needed.
 
@@ -66,8 +76,10 @@ class Broker(Protocol):
     ValueError for what it cannot use.
     """
 
-    def publish(self, channel: str, payload: bytes) -> None:
+    def publish(self, channel: str, payload: bytes) -> int | None:
         """Hand `payload` to the broker, once: returns when it was taken, else raises `BrokerError`.
+
+        Returns how many subscribers it went to, of all processes; None if the broker does not know.
 
         For any thread or greenlet, in a process with gevent or without.
         """

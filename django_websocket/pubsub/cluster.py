@@ -13,8 +13,8 @@ import re
 import time
 import weakref
 from collections import deque
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import gevent
 import redis
@@ -25,7 +25,7 @@ from django_websocket.exceptions import BrokerError
 from .broker import Listener
 from .closing import Closed, InLoop
 from .pipeline import Ending, remaining, wait_until_ended
-from .redis import FIRST_DELAY, TIMEOUT, RedisBroker, RedisSubscriber, unusable
+from .redis import FIRST_DELAY, TIMEOUT, RedisBroker, RedisReceiver, RedisSubscriber, unusable
 from .redis_address import Host, RedisAddress
 
 SLOTS = 16384
@@ -33,6 +33,8 @@ CHECK_INTERVAL = 1.0  # seconds between two looks at which node has which slot
 NODE_TIMEOUT = 1.0  # seconds that a node has to tell, since others can be asked
 ATTEMPTS = 5  # to find the node that has a slot
 MOVED = re.compile(r"(?:MOVED )?([0-9]+) (.*):([0-9]+)")
+
+R = TypeVar("R")
 
 logger = logging.getLogger("django_websocket")
 
@@ -65,15 +67,25 @@ class ClusterBroker:
         self._closed = False
         self._subscribers: weakref.WeakValueDictionary[int, ClusterSubscriber] = weakref.WeakValueDictionary()
 
-    def publish(self, channel: str, payload: bytes) -> None:
-        """Publish once, and wait for the channel's node to say so."""
+    def publish(self, channel: str, payload: bytes) -> int:
+        """Publish once, and wait for the channel's node to say how many subscribers got it."""
         deadline = time.monotonic() + TIMEOUT
-        for attempt in range(ATTEMPTS):
+        return self._at_owner(channel, deadline, lambda node: node.publish_until(deadline, channel, payload))
+
+    def receiver(self, channel: str) -> RedisReceiver:
+        """Return what receives one channel in a thread without a loop. Raises BrokerError."""
+        return self._at_owner(channel, time.monotonic() + TIMEOUT, lambda node: node.receiver(channel))
+
+    def _at_owner(self, channel: str, deadline: float, call: Callable[[Node], R]) -> R:
+        """Call with the node that has a channel, wherever it moves to meanwhile."""
+        attempts = 0
+        while True:
+            attempts += 1
             try:
-                return self.node(self.owner(channel, deadline)).publish_until(deadline, channel, payload)
+                return call(self.node(self.owner(channel, deadline)))
             except BrokerError as error:
                 # Only a node that has sent us to another one has certainly not taken it.
-                if not self.moved(error) or attempt == ATTEMPTS - 1:
+                if not self.moved(error) or attempts == ATTEMPTS:
                     self.doubtful = True
                     raise
 

@@ -11,7 +11,7 @@ from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
 from django_websocket.log import report
 
-from .broker import Broker, Listener, Subscriber
+from .broker import Broker, Listener, Receiver, Subscriber
 from .closing import close
 
 SHORTEST_KEY = 32  # characters
@@ -34,13 +34,18 @@ class EncryptedBroker:
         self._broker = broker
         self._fernet = MultiFernet([Fernet(_derived(key)) for key in keys])
 
-    def publish(self, channel: str, payload: bytes) -> None:
+    def publish(self, channel: str, payload: bytes) -> int | None:
         """Publish `payload`, which only those can read who have the key."""
-        self._broker.publish(channel, self._fernet.encrypt(_bound(channel) + payload))
+        return self._broker.publish(channel, self._fernet.encrypt(_bound(channel) + payload))
 
     def subscriber(self, listener: Listener) -> Subscriber:
         """Return the broker's subscriber, which brings `listener` what it can read."""
         return self._broker.subscriber(Decrypting(self._fernet, listener))
+
+    def receiver(self, channel: str) -> Receiver | None:
+        """Return what receives one channel in a thread without a loop, if the broker has such. Raises BrokerError."""
+        receiver = getattr(self._broker, "receiver", None)
+        return None if receiver is None else DecryptingReceiver(self._fernet, channel, receiver(channel))
 
     def close(self) -> None:
         """Close the other broker."""
@@ -61,22 +66,44 @@ class Decrypting:
         """Hand on what can be decrypted, and drop the rest."""
         readable = []
         for channel, token in batch:
-            bound = _bound(channel)
-            try:
-                payload = self._fernet.decrypt(token)
-            except InvalidToken:
-                payload = b""
-            if payload.startswith(bound):
-                readable.append((channel, payload[len(bound) :]))
-            else:
-                report(
-                    f"Channel {channel}",
-                    None,
-                    "a message was dropped that none of the encryption_keys of WEBSOCKET_BROKER opens: whoever "
-                    "published it has other keys, or none",
-                )
+            payload = _decrypted(self._fernet, channel, token)
+            if payload is not None:
+                readable.append((channel, payload))
         if readable:
             self._listener.deliver(readable)
+
+
+class DecryptingReceiver:
+    """Receives from one channel, decrypted."""
+
+    def __init__(self, fernet: MultiFernet, channel: str, receiver: Receiver) -> None:
+        self._fernet = fernet
+        self._channel = channel
+        self._receiver = receiver
+        self.close = receiver.close
+
+    def receive(self, timeout: float) -> list[bytes]:
+        """Return the payloads that come next and can be decrypted. Raises OSError, TimeoutError for one."""
+        payloads = [_decrypted(self._fernet, self._channel, token) for token in self._receiver.receive(timeout)]
+        return [payload for payload in payloads if payload is not None]
+
+
+def _decrypted(fernet: MultiFernet, channel: str, token: bytes) -> bytes | None:
+    """Return what was published on a channel, or None, with a line in the log, if it cannot be read."""
+    bound = _bound(channel)
+    try:
+        payload = fernet.decrypt(token)
+    except InvalidToken:
+        payload = b""
+    if payload.startswith(bound):
+        return payload[len(bound) :]
+    report(
+        f"Channel {channel}",
+        None,
+        "a message was dropped that none of the encryption_keys of WEBSOCKET_BROKER opens: whoever "
+        "published it has other keys, or none",
+    )
+    return None
 
 
 def _derived(key: str) -> bytes:

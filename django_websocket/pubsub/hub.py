@@ -334,6 +334,11 @@ class Forwarding:
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
+    @property
+    def connection(self) -> Connection | None:
+        """Where the messages go, while they do."""
+        return self._connection
+
     def attach(self, connection: Connection) -> Forwarding:
         """Begin to forward to `connection`, and end with it; return self. Raises `ConnectionClosed` if it has ended."""
         if not connection.open:

@@ -35,8 +35,11 @@ class MemoryBroker:
         self._warned = url == TESTS
         self._closed = False
 
-    def publish(self, channel: str, payload: bytes) -> None:
-        """Deliver soon, to each subscriber in the thread of its loop. Raises BrokerError after `close`."""
+    def publish(self, channel: str, payload: bytes) -> int:
+        """Deliver soon, to each subscriber in the thread of its loop; return how many have the channel.
+
+        Raises BrokerError after `close`.
+        """
         subscribers = self._subscribers
         if not subscribers:
             self._to_nobody()
@@ -44,6 +47,7 @@ class MemoryBroker:
             observe(channel, payload)
         for subscriber in subscribers:
             subscriber.take(channel, payload)
+        return sum(channel in subscriber.channels for subscriber in subscribers if subscriber.alive)
 
     def subscriber(self, listener: Listener) -> MemorySubscriber:
         """Return a subscriber for the running loop. Raises BrokerError after `close`."""
@@ -84,6 +88,7 @@ class MemorySubscriber(InLoop):
 
     def __init__(self, broker: MemoryBroker, listener: Listener) -> None:
         super().__init__()
+        self.channels: set[str] = set()  # that it is asked for
         self._broker = broker
         self._listener = listener
         self._pending: deque[tuple[str, bytes]] = deque()
@@ -92,12 +97,14 @@ class MemorySubscriber(InLoop):
         self._closed = False
 
     def subscribe(self, channels: Sequence[str]) -> None:
-        """Nothing to do, since everything that is published comes here. Raises BrokerError after `close`."""
+        """Take note; everything that is published comes here. Raises BrokerError after `close`."""
         if self._closed:
             raise closed_error("memory://")
+        self.channels.update(channels)
 
     def unsubscribe(self, channels: Sequence[str]) -> None:
-        """Nothing to do; the listener drops what nobody wants."""
+        """Take note; the listener drops what nobody wants."""
+        self.channels.difference_update(channels)
 
     def close(self) -> None:
         """Take nothing more, and drop what waits."""

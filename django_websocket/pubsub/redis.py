@@ -50,14 +50,15 @@ class RedisBroker:
         # valuerefs() lists them in one step, whatever the threads of other loops add.
         self._subscribers: weakref.WeakValueDictionary[int, RedisSubscriber] = weakref.WeakValueDictionary()
 
-    def publish(self, channel: str, payload: bytes) -> None:
-        """Publish once, and wait for Redis to say so."""
-        self.publish_until(time.monotonic() + TIMEOUT, channel, payload)
+    def publish(self, channel: str, payload: bytes) -> int:
+        """Publish once, and wait for Redis to say how many subscribers got it."""
+        return self.publish_until(time.monotonic() + TIMEOUT, channel, payload)
 
-    def publish_until(self, deadline: float, channel: str, payload: bytes) -> None:
+    def publish_until(self, deadline: float, channel: str, payload: bytes) -> int:
         """Publish once, and wait for Redis to say so until `deadline`, in the seconds of time.monotonic()."""
+        words = self.PUBLISH.encode(), (self.prefix + channel).encode(), payload
         try:
-            self._pipeline.call(remaining(deadline), self.PUBLISH.encode(), (self.prefix + channel).encode(), payload)
+            return int(self._pipeline.call(remaining(deadline), *words))
         except (redis.RedisError, OSError) as error:
             raise self.error(error) from error
 
@@ -71,6 +72,13 @@ class RedisBroker:
         if self._closed:
             raise self.error(Closed())
         return subscriber
+
+    def receiver(self, channel: str) -> RedisReceiver:
+        """Return what receives one channel in a thread without a loop. Raises BrokerError."""
+        try:
+            return RedisReceiver(self, channel)
+        except (redis.RedisError, OSError) as error:
+            raise self.error(error) from error
 
     def new_subscriber(self, listener: Listener) -> RedisSubscriber:
         """Return a subscriber of the kind that this broker needs."""
@@ -118,6 +126,33 @@ def unusable(what: str, cause: BaseException) -> BrokerError:
     error = BrokerError(f"{what} cannot be used: {why}. Start it, or have WEBSOCKET_BROKER name the right one.")
     error.__cause__ = cause
     return error
+
+
+class RedisReceiver:
+    """A connection subscribed to one channel, for a thread without a loop, in which a subscriber would block."""
+
+    def __init__(self, broker: RedisBroker, channel: str) -> None:
+        deadline = time.monotonic() + TIMEOUT
+        self._message = broker.MESSAGE
+        self._link = Link(broker.connect(TIMEOUT))
+        try:
+            command = pack(broker.SUBSCRIBE.encode(), (broker.prefix + channel).encode())
+            self._link.send(command, remaining(deadline))
+            for reply in self._link.receive(remaining(deadline)):
+                if isinstance(reply, Exception):
+                    raise reply
+        except BaseException:
+            self._link.close()
+            raise
+
+    def receive(self, timeout: float) -> list[bytes]:
+        """Return the payloads that come next. Raises OSError, TimeoutError after `timeout` seconds."""
+        replies = self._link.receive(timeout)
+        return [reply[2] for reply in replies if isinstance(reply, list) and reply[0] == self._message]
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._link.close()
 
 
 class RedisSubscriber(InLoop):

@@ -40,7 +40,7 @@ class SentinelBroker(RedisBroker):
         self._former: list[weakref.ref[Pipeline]] = []  # to former masters; they last while somebody publishes there
         self._asked = 0.0  # when, by the clock of time.monotonic()
 
-    def publish_until(self, deadline: float, channel: str, payload: bytes) -> None:
+    def publish_until(self, deadline: float, channel: str, payload: bytes) -> int:
         """Publish once, and wait until `deadline` for the master to say so."""
         if time.monotonic() - self._asked > CHECK_INTERVAL:
             self._asked = time.monotonic()  # others need not ask meanwhile
@@ -48,7 +48,7 @@ class SentinelBroker(RedisBroker):
                 self.master(TIMEOUT / 2)
             except (redis.RedisError, OSError) as error:
                 logger.debug("The master of %s is not known: %s", self.place, error)
-        super().publish_until(deadline, channel, payload)
+        return super().publish_until(deadline, channel, payload)
 
     def new_subscriber(self, listener: Listener) -> RedisSubscriber:
         """Return a subscriber, which goes over to another master."""

@@ -2,12 +2,14 @@
 
 import time
 from collections.abc import Iterator
+from typing import Any
 
 from django.contrib.auth import get_user_model, login, logout
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse, StreamingHttpResponse
 from django.urls import include, path
 from django.views.decorators.csrf import csrf_exempt
 
+from django_websocket.exceptions import BrokerError
 from django_websocket.logins import disconnect
 from django_websocket.pubsub import publish
 
@@ -49,6 +51,21 @@ def change(request: HttpRequest, what: str) -> HttpResponse:
     else:
         disconnect(user=user, reason="go away")
     return HttpResponse("changed")
+
+
+def end(request: HttpRequest) -> HttpResponse:
+    """Disconnect whom the query names, and say how many that were."""
+    whom: dict[str, Any] = request.GET.dict()
+    if "user" in whom:
+        whom["user"] = get_user_model().objects.get(username=whom["user"])
+    if "code" in whom:
+        whom["code"] = int(whom["code"])
+    try:
+        return HttpResponse(str(disconnect(**whom)))
+    except BrokerError:
+        return HttpResponse("BrokerError")
+    except ValueError:
+        return HttpResponse("-1")
 
 
 def session(request: HttpRequest) -> JsonResponse:
@@ -138,6 +155,7 @@ urlpatterns = [
     path("enter/", enter),
     path("leave/", leave),
     path("change/<str:what>/", change),
+    path("end/", end),
     path("session/", session),
     path("publish/<str:channel>/", publish_page),
     path("notes/<str:key>/<int:count>/", notes),

@@ -33,6 +33,7 @@ from django.views import View
 
 from django_websocket.decorators import websocket, websocket_loop
 from django_websocket.exceptions import MessagesMissed, WebSocketError
+from django_websocket.logins import disconnect
 from django_websocket.pubsub import publish, subscribe
 from django_websocket.select import select
 from django_websocket.sessions import update_session
@@ -457,6 +458,42 @@ def listen(request: HttpRequest, websocket: WebSocket, channel: str) -> HttpResp
         return websocket.listen(channel, *query.getlist("and"), **options)
     finally:
         probe.note(request, "over")
+
+
+@websocket
+def relay(request: HttpRequest, websocket: WebSocket, channel: str) -> None:
+    """Sends what is published by itself."""
+    with subscribe(channel) as messages:
+        websocket.send("subscribed")
+        for message in messages:
+            websocket.send(message)
+
+
+@websocket
+def subscribed(request: HttpRequest, websocket: WebSocket, channel: str) -> None:
+    """What is published goes to the client."""
+    with websocket.subscribe(channel):
+        websocket.send("subscribed")
+        websocket.receive()
+
+
+@websocket
+def tells_its_id(request: HttpRequest, websocket: WebSocket, when: str) -> None:
+    """Asks for its id before the acceptance or after."""
+    if when == "after":
+        websocket.accept()
+    websocket.send(websocket.id)
+    for message in websocket:
+        websocket.send(message)
+
+
+@websocket
+def ends_itself(request: HttpRequest, websocket: WebSocket) -> None:
+    """Disconnects its own client, and would tell how many that were."""
+    websocket.accept()
+    while not (reached := disconnect(connection=websocket, code=4001, reason="1")):
+        gevent.sleep(0.05)  # until the process listens to orders
+    assert reached == 1
 
 
 @websocket

@@ -1,0 +1,356 @@
+"""Logins that end: who logs out, changes the password or is deactivated is disconnected with 4401, in every process.
+
+Each process asks for all its logins together every few seconds: one query for the sessions, one for the users.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+import math
+import time
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from importlib import import_module
+from typing import Any, NamedTuple
+
+import gevent
+from django.apps import apps
+from django.contrib.auth import BACKEND_SESSION_KEY, HASH_SESSION_KEY, SESSION_KEY, get_user_model, load_backend
+from django.contrib.auth.backends import ModelBackend
+from django.contrib.sessions.backends import cache, cached_db, db, signed_cookies
+from django.core.cache import caches
+from django.db import connections
+from django.db.models import Model
+from django.http import HttpRequest
+from django.utils import timezone
+from django.utils.crypto import constant_time_compare
+from django.utils.functional import SimpleLazyObject, empty
+from gevent.event import Event
+from gevent.hub import get_hub
+
+from . import conf
+from .connection import Connection
+from .log import report
+from .logins import CODE, User, identify
+from .orders import orders
+from .surroundings import Surroundings
+from .turns import Budget
+
+__all__ = ["watch"]
+
+BATCH = 500  # logins in one query
+
+
+class Login(NamedTuple):
+    """What a session says of its user; without a session key, a user whom some middleware knows otherwise."""
+
+    session_key: str
+    user: User
+    auth_hash: str
+    backend: str
+    expires: float  # seconds since the epoch
+    checked: bool = True  # False for a user that is in no database: this one can only be named to disconnect()
+
+
+def watch(request: HttpRequest, connection: Connection, surroundings: Surroundings) -> None:
+    """Close `connection` when a login ends that `request` came with, or that is found when its user is looked at.
+
+    The login is checked in `surroundings`.
+    """
+    if not connection.open:
+        return
+    hub = get_hub()
+    logins = _of_loop.get(hub)
+    if logins is None:
+        logins = _of_loop[hub] = Logins()
+        orders().find.update(user=logins.of_user, session=logins.of_session)
+    user = vars(request).get("user")
+    if isinstance(user, SimpleLazyObject) and user._wrapped is empty:
+        attributes = vars(user)
+        attributes["_setupfunc"] = FirstLook(attributes["_setupfunc"], request, connection, logins, hub.loop)
+        user = None
+    logins.add_all(surroundings.run(logins_of, request, user), connection, surroundings)
+
+
+class FirstLook:
+    """Stands in for the function that fetches a lazy `request.user`, to have the login watched from then on."""
+
+    __slots__ = ("_connection", "_fetch", "_logins", "_loop", "_request")
+
+    def __init__(
+        self, fetch: Callable[[], Any], request: HttpRequest, connection: Connection, logins: Logins, loop: Any
+    ) -> None:
+        self._fetch = fetch
+        self._request = weakref.ref(request)
+        self._connection = weakref.ref(connection)
+        self._logins = logins
+        self._loop = loop
+
+    def __call__(self) -> Any:
+        """Fetch the user, in whatever thread that is."""
+        user = self._fetch()
+        request, connection = self._request(), self._connection()
+        if request is not None and connection is not None:
+            found = logins_of(request, user)
+            surroundings = Surroundings(contextvars.copy_context(), connections.all(initialized_only=True))
+            self._loop.run_callback_threadsafe(self._logins.add_all, found, connection, surroundings)
+        return user
+
+
+def logins_of(request: HttpRequest, user: Any) -> list[Login]:
+    """Return the logins of `request`: its session's, and that of `user`, its user, if it is not the session's."""
+    login = login_of(request)
+    found = [] if login is None else [login]
+    if getattr(user, "is_authenticated", False) and getattr(user, "pk", None) is not None:
+        known = identify(user)
+        if login is None or login.user != known:
+            stored = isinstance(user, Model) and not user._state.adding
+            found.append(Login("", known, "", "", math.inf, stored))
+    return found
+
+
+def login_of(request: HttpRequest) -> Login | None:
+    """Return the login of `request`, None without one, or if nobody has looked: then it made no difference."""
+    session = getattr(request, "session", None)
+    if session is None or not session.accessed or SESSION_KEY not in session:
+        return None
+    if session.get(BACKEND_SESSION_KEY) not in conf.current().authentication_backends:
+        return None  # for Django such a session is nobody's
+    return Login(
+        session.session_key or "",
+        identify(session[SESSION_KEY]),
+        session.get(HASH_SESSION_KEY, ""),
+        session.get(BACKEND_SESSION_KEY, ""),
+        time.time() + session.get_expiry_age(),
+    )
+
+
+class Logins:
+    """The logins of the connections of one loop."""
+
+    def __init__(self) -> None:
+        self._connections: dict[Login, dict[Connection, Surroundings]] = {}
+        self._none_left = Event()
+        self._faulty: set[Login] = set()  # that could not be asked for, which is logged once
+        self._running = False
+
+    def add_all(self, logins: Iterable[Login], connection: Connection, surroundings: Surroundings) -> None:
+        """Watch over the logins as long as `connection` is open."""
+        for login in logins:
+            self.add(login, connection, surroundings)
+
+    def add(self, login: Login, connection: Connection, surroundings: Surroundings) -> None:
+        """Watch over `login`, as it is seen in `surroundings`, as long as `connection` is open."""
+        if not connection.open or connection in self._connections.get(login, ()):
+            return
+        self._connections.setdefault(login, {})[connection] = surroundings
+        self._none_left.clear()
+        connection.on_end.append(partial(self._remove, login, connection))
+        if not self._running:
+            self._running = True
+            gevent.spawn(self._run)
+
+    def _remove(self, login: Login, connection: Connection) -> None:
+        of_login = self._connections[login]
+        of_login.pop(connection, None)
+        if not of_login:
+            del self._connections[login]
+            self._faulty.discard(login)
+        if not self._connections:
+            self._none_left.set()
+
+    def _run(self) -> None:
+        try:
+            while self._connections:
+                if not self._none_left.wait(conf.current().login_check_interval):
+                    self._check()
+        finally:
+            self._running = False
+
+    def _check(self) -> None:
+        by_table: dict[tuple[str, ...], list[Login]] = {}
+        for login in self._connections:
+            by_table.setdefault(login.user[1:], []).append(login)
+        try:
+            for logins in by_table.values():
+                for begin in range(0, len(logins), BATCH):
+                    self._check_batch(logins[begin : begin + BATCH])
+        finally:
+            for wrapper in connections.all(initialized_only=True):
+                if not wrapper.in_atomic_block:  # of a test, which has no others
+                    wrapper.close()
+
+    def _check_batch(self, logins: Sequence[Login]) -> None:
+        """Ask for all in the surroundings of one of them, and again for those who seem to have ended, in their own."""
+        faults: dict[Login, Exception] = {}
+        try:
+            ended = self._ended(logins, faults)
+        except Exception as error:  # whatever the databases of the project raise; next time may be better
+            report("logins", None, "it cannot be asked who is still logged in", repr(error), logging.ERROR)
+            return
+        if len(logins) > 1:
+            ended = self._ended_for_themselves(ended, faults)
+        for login in faults.keys() - self._faulty:
+            report(
+                f"the login of user {login.user.key}",
+                None,
+                "it cannot be checked, and its WebSockets stay open",
+                repr(faults[login]),
+                logging.ERROR,
+            )
+        self._faulty.difference_update(logins)
+        self._faulty.update(faults.keys() & self._connections.keys())
+        self._close(ended, "logged out")
+
+    def _ended(self, logins: Sequence[Login], faults: dict[Login, Exception]) -> set[Login]:
+        """Return which of the logins do not hold in the surroundings of the first one that is still connected."""
+        present = [login for login in logins if login in self._connections]
+        if not present:
+            return set()
+        surroundings = next(iter(self._connections[present[0]].values()))
+        return set(present) - surroundings.run(valid, present, faults) - faults.keys()
+
+    def _ended_for_themselves(self, logins: Iterable[Login], faults: dict[Login, Exception]) -> set[Login]:
+        """Return which of the logins do not hold in their own surroundings."""
+        ended: set[Login] = set()
+        budget = Budget()
+        for login in logins:
+            try:
+                ended |= self._ended([login], faults)
+            except Exception as error:
+                faults[login] = error
+            budget.let_others_run_if_spent()
+        return ended
+
+    def _close(self, logins: Iterable[Login], reason: str) -> None:
+        for login in logins:
+            for connection in tuple(self._connections.get(login, ())):
+                connection.close(CODE, reason)
+
+    def of_user(self, name: tuple[str, ...]) -> list[Connection]:
+        """Return the connections of a user."""
+        return [each for login, found in self._connections.items() if login.user == name for each in found]
+
+    def of_session(self, name: tuple[str, ...]) -> list[Connection]:
+        """Return the connections of a session."""
+        return [each for login, found in self._connections.items() if (login.session_key,) == name for each in found]
+
+
+_of_loop: weakref.WeakKeyDictionary[object, Logins] = weakref.WeakKeyDictionary()
+
+
+def valid(logins: Sequence[Login], faults: dict[Login, Exception]) -> set[Login]:
+    """Return those of `logins` that still hold, and add those to `faults` for which a backend raises an error."""
+    of_session = [login for login in logins if login.session_key]
+    others = [login for login in logins if not login.session_key]
+    found = with_session(of_session, faults) & with_user(of_session, faults) if of_session else set()
+    return found | without_session(others, faults)
+
+
+def without_session(logins: Sequence[Login], faults: dict[Login, Exception]) -> set[Login]:
+    """Return the logins whose users are there and active: whoever some middleware knows, by a token for one."""
+    found = {login for login in logins if not login.checked}
+    by_model: dict[str, list[Login]] = {}
+    for login in logins:
+        if login.checked:
+            by_model.setdefault(login.user.model, []).append(login)
+    for label, of_model in by_model.items():
+        try:
+            model = apps.get_model(label)
+            fetched = fetch(model, model._base_manager, of_model, faults)
+        except Exception as error:  # of the database of this model
+            faults.update(dict.fromkeys(of_model, error))
+            continue
+        found.update(login for login in of_model if getattr(fetched.get(login), "is_active", login in fetched))
+    return found
+
+
+def with_session(logins: Sequence[Login], faults: dict[Login, Exception]) -> set[Login]:
+    """Return the logins whose sessions are there and have not expired."""
+    store = import_module(conf.current().session_engine).SessionStore
+    keys = [login.session_key for login in logins]
+    present: set[str]
+    if issubclass(store, signed_cookies.SessionStore):  # it is the client's, who may keep it until then
+        return {login for login in logins if login.expires > time.time()}
+    if issubclass(store, (db.SessionStore, cached_db.SessionStore)):
+        sessions = store.get_model_class().objects.filter(session_key__in=keys, expire_date__gt=timezone.now())
+        present = set(sessions.values_list("session_key", flat=True))
+    elif issubclass(store, cache.SessionStore):
+        prefix = store.cache_key_prefix
+        values = caches[conf.current().session_cache_alias].get_many([prefix + key for key in keys])
+        present = {key.removeprefix(prefix) for key in values}
+    else:
+        return {login for login in logins if _holds(login, faults, lambda each: SESSION_KEY in store(each.session_key))}
+    return {login for login in logins if login.session_key in present}
+
+
+def with_user(logins: Sequence[Login], faults: dict[Login, Exception]) -> set[Login]:
+    """Return the logins whose users may log in, and have the password that they had."""
+    found: set[Login] = set()
+    by_backend: dict[str, list[Login]] = {}
+    for login in logins:
+        by_backend.setdefault(login.backend, []).append(login)
+    for path, of_backend in by_backend.items():
+        if path not in conf.current().authentication_backends:
+            continue  # as Django has it: nobody is logged in by a backend that the settings do not name
+        try:
+            backend = load_backend(path)
+            of_login = users(backend, of_backend, faults)
+        except Exception as error:
+            faults.update(dict.fromkeys(of_backend, error))
+            continue
+        found.update(login for login in of_backend if _holds(login, faults, partial(_has_user, backend, of_login)))
+    return found
+
+
+def _holds(login: Login, faults: dict[Login, Exception], question: Callable[[Login], bool]) -> bool:
+    """Ask about one login; an error, whatever code of the project raises, concerns this login alone."""
+    try:
+        return question(login)
+    except Exception as error:
+        faults[login] = error
+        return False
+
+
+def users(backend: Any, logins: Sequence[Login], faults: dict[Login, Exception]) -> Mapping[Login, Any] | None:
+    """Return the users of the logins, fetched in one query; None if only `backend` knows how to fetch them."""
+    if type(backend).get_user is not ModelBackend.get_user:
+        return None
+    model = get_user_model()
+    return fetch(model, model._default_manager, logins, faults)
+
+
+def fetch(
+    model: type[Model], manager: Any, logins: Sequence[Login], faults: dict[Login, Exception]
+) -> dict[Login, Any]:
+    """Return the users that are there, in one query."""
+    keys: dict[Login, Any] = {}
+    for login in logins:
+        try:
+            keys[login] = model._meta.pk.to_python(login.user.key)
+        except Exception as error:
+            faults[login] = error
+    found = manager.in_bulk(set(keys.values()))
+    return {login: found[key] for login, key in keys.items() if key in found}
+
+
+def _has_user(backend: Any, fetched: Mapping[Login, Any] | None, login: Login) -> bool:
+    if fetched is None:
+        user = backend.get_user(login.user.key)
+    else:
+        user = fetched.get(login)
+        if user is not None and not backend.user_can_authenticate(user):
+            return False
+    return user is not None and has_hash(user, login.auth_hash)
+
+
+def has_hash(user: Any, auth_hash: str) -> bool:
+    """Whether the session of `user` has the hash of the present password."""
+    if not hasattr(user, "get_session_auth_hash"):
+        return True
+    hashes = [user.get_session_auth_hash()]
+    if hasattr(user, "get_session_auth_fallback_hash"):
+        hashes += user.get_session_auth_fallback_hash()
+    return any(constant_time_compare(auth_hash, each) for each in hashes)
