@@ -31,30 +31,38 @@ class Surroundings:
         return context.run(self._run, function, args, kwargs)
 
     def _run(self, function: Callable[..., R], args: Any, kwargs: Any) -> R:
-        if not self._set:
-            return function(*args, **kwargs)
         former = {alias: connections[alias] for alias, _ in self._set}
         try:
             for alias, added in self._set:
-                connections[alias] = wrapper_with(former[alias], added)
+                if not former[alias].in_atomic_block:  # that of a test, which is the request's own
+                    connections[alias] = wrapper_with(former[alias], added)
             return function(*args, **kwargs)
         finally:
             for alias, wrapper in former.items():
-                connections[alias].close()
-                connections[alias] = wrapper
+                if connections[alias] is not wrapper:
+                    connections[alias].close()
+                    connections[alias] = wrapper
 
 
 def set_by_the_project(wrapper: BaseDatabaseWrapper) -> dict[str, Any]:
-    """Return the attributes of a database's wrapper that Django does not know."""
-    known = known_attributes(type(wrapper), wrapper)
+    """Return the attributes of a database's wrapper that Django does not know; it looks at none of them itself."""
+    if is_of_django(type(wrapper)):
+        return {}
+    known = known_attributes(wrapper)
     return {name: value for name, value in vars(wrapper).items() if name not in known}
 
 
-def known_attributes(kind: type[BaseDatabaseWrapper], wrapper: BaseDatabaseWrapper) -> frozenset[str]:
-    """Return the attributes that such wrappers have in Django itself, or, if not one of Django's, in their backend."""
+def is_of_django(kind: type) -> bool:
+    """Whether a class is one of Django's."""
+    return kind.__module__.startswith("django.")
+
+
+def known_attributes(wrapper: BaseDatabaseWrapper) -> frozenset[str]:
+    """Return the attributes that such a wrapper has in Django itself, or, if none of Django's is like it, by itself."""
+    kind = type(wrapper)
     known = _known.get(kind)
     if known is None:
-        of_django = next(cls for cls in kind.__mro__ if cls.__module__.startswith("django."))
+        of_django = next(filter(is_of_django, kind.__mro__))
         plain = (kind if of_django is BaseDatabaseWrapper else of_django)(wrapper.settings_dict, wrapper.alias)
         known = _known[kind] = frozenset((*dir(type(plain)), *vars(plain)))
     return known
