@@ -616,6 +616,30 @@ def test_channels_follow_a_slot_that_moves(cluster: Cluster, any_reader: None, k
         assert stream.failures == []
 
 
+@pytest.fixture(params=["unknown-endpoint", "hostname"])
+def nameless_cluster(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    """Its nodes do not say where they are, or only by a hostname that nobody has given them."""
+    for node in cluster.nodes:
+        cluster.ask(node, "CONFIG", "SET", "cluster-preferred-endpoint-type", request.param)
+    yield cluster
+    for node in cluster.nodes:
+        cluster.ask(node, "CONFIG", "SET", "cluster-preferred-endpoint-type", "ip")
+
+
+def test_nodes_that_do_not_say_where_they_are(nameless_cluster: Cluster, any_reader: None, key: str) -> None:
+    """Neither in the list of slots nor where one node sends us to another (`MOVED 1234 :7001`, `MOVED 1234 ?:7001`)."""
+    cluster, (channel, *_) = nameless_cluster, channels_of(0, 1, key)
+    with in_use(cluster_broker(cluster)), Reader(channel) as reader:
+        for count, target in enumerate((1, 2, 0), 1):
+            cluster.move(slot(channel), cluster.nodes[target])
+            publish(channel, str(target))  # before anybody has looked where the slot is now
+            until(lambda count=count: reader.got.count(MISSED) == count)  # type: ignore[misc]
+            publish(channel, f"to {target}")
+            until(lambda target=target: f"to {target}" in reader.got)  # type: ignore[misc]
+        nodes: dict[Host, Any] = pubsub._broker()._nodes  # type: ignore[attr-defined]
+        assert set(nodes) <= {Host("127.0.0.1", node.port) for node in cluster.nodes}
+
+
 def test_a_slot_that_moves_while_its_channel_is_left(cluster: Cluster, any_reader: None, key: str) -> None:
     """The node takes the channel away, and refuses to give it up again: two answers to one command."""
     (left, other), (neighbour,) = channels_of(0, 2, key), channels_of(1, 1, key)

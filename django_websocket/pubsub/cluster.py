@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import binascii
 import logging
+import math
 import random
 import re
 import time
@@ -33,6 +34,7 @@ CHECK_INTERVAL = 1.0  # seconds between two looks at which node has which slot
 NODE_TIMEOUT = 1.0  # seconds that a node has to tell, since others can be asked
 ATTEMPTS = 5  # to find the node that has a slot
 MOVED = re.compile(r"(?:MOVED )?([0-9]+) (.*):([0-9]+)")
+NO_HOSTNAME = "?"  # of a node that is to be named by its hostname, and was given none
 
 R = TypeVar("R")
 
@@ -81,11 +83,12 @@ class ClusterBroker:
         attempts = 0
         while True:
             attempts += 1
+            owner = self.owner(channel, deadline)
             try:
-                return call(self.node(self.owner(channel, deadline)))
+                return call(self.node(owner))
             except BrokerError as error:
                 # Only a node that has sent us to another one has certainly not taken it.
-                if not self.moved(error) or attempts == ATTEMPTS:
+                if not self.moved(error, owner) or attempts == ATTEMPTS:
                     self.doubtful = True
                     raise
 
@@ -128,6 +131,7 @@ class ClusterBroker:
             self.learn(min(deadline, time.monotonic() + NODE_TIMEOUT))
         owner = self.slots[self.slot(channel)]
         if owner is None:
+            self.doubtful = True
             raise self.error(redis.RedisError(f"no node has slot {self.slot(channel)}, that of channel {channel!r}"))
         return owner
 
@@ -167,8 +171,8 @@ class ClusterBroker:
         """Take what `host` answers to CLUSTER SLOTS."""
         slots: list[Host | None] = [None] * SLOTS
         owners = [host]
-        for first, last, (name, port, *_), *_ in ranges:
-            owner = Host(name.decode() if name else host.name, port)
+        for first, last, node, *_ in ranges:
+            owner = place_of(node, host)
             owners.append(owner)
             slots[first : last + 1] = [owner] * (last + 1 - first)
         if slots != self.slots:
@@ -176,18 +180,36 @@ class ClusterBroker:
             self.version += 1
             self._asked = deque(dict.fromkeys([*owners, *self._address.hosts]))
 
-    def moved(self, error: BrokerError) -> bool:
-        """Whether `error` says that another node has the slot, of which note is taken then."""
+    def moved(self, error: BrokerError, host: Host) -> bool:
+        """Whether `error`, of the node at `host`, says that another one has the slot, of which note is taken then."""
         match = MOVED.fullmatch(str(error.__cause__)) if isinstance(error.__cause__, redis.ResponseError) else None
         if match is None:
             return False
-        self.slots[int(match[1])] = Host(match[2], int(match[3]))
+        if match[2] == NO_HOSTNAME:
+            self.doubtful = True
+            self._learned = -math.inf  # the list of slots has the address, and this node knows the new one
+            self._asked = deque(dict.fromkeys([host, *self._asked]))
+            return True
+        self.slots[int(match[1])] = Host(match[2] or host.name, int(match[3]))
         self.version += 1
         return True
 
     def error(self, cause: BaseException) -> BrokerError:
         """Return the error that tells a developer what to do about `cause`."""
         return unusable(f"The Redis Cluster at {self._address.place}", cause)
+
+
+def place_of(node: Sequence[Any], asked: Host) -> Host:
+    """Return where a node is that the one at `asked` has in its list of slots.
+
+    Without a name for clients it is reached as that one is, at a port of its own; without the hostname that was to be
+    its name, at the address that stands behind it.
+    """
+    name, port, *more = node
+    if name == NO_HOSTNAME.encode():
+        further = more[1] if len(more) > 1 else []
+        name = dict(zip(further[::2], further[1::2], strict=False)).get(b"ip")
+    return Host(name.decode() if name else asked.name, port)
 
 
 def slot_of(key: bytes) -> int:
@@ -351,7 +373,7 @@ class ClusterSubscriber(InLoop):
             error = reply.exception
             if not isinstance(error, BrokerError):
                 error = self._broker.node(host).error(TimeoutError("no reply in time, or the slot has moved"))
-            if not self._broker.moved(error):
+            if not self._broker.moved(error, host):
                 self._broker.doubtful = True
             failures[channel] = error
         return failures
