@@ -1731,8 +1731,8 @@ def test_each_outage_is_logged_and_its_end(own_redis: Server, caplog: pytest.Log
 
 FLOOD = """
 from django_websocket.pubsub import publish
-for _ in range(200):
-    publish("news", "x" * 100_000)
+for _ in range(2000):
+    publish("news", "x" * 10_000)  # a larger one hardly counts in Valkey 9
 """
 
 
@@ -1747,7 +1747,7 @@ def test_a_process_that_redis_sends_away_since_it_does_not_read_learns_that(
             with pytest.raises(MessagesMissed):
                 while True:
                     got.append(subscription.get(timeout=10))
-            assert len(got) < 200
+            assert len(got) < 2000
             publish("news", "after")
             assert taken(subscription, 1) == ["after"]
 

@@ -453,9 +453,12 @@ def redis_cluster() -> Iterator[Cluster]:
     version = subprocess.run(
         [executable("redis-server"), "--version"], capture_output=True, text=True, check=True
     ).stdout
-    if int(version.partition(" v=")[2].partition(".")[0]) < 7:
+    major, minor = map(int, version.partition(" v=")[2].split(".")[:2])
+    if major < 7:
         unavailable("redis-server is older than 7.0, and knows no sharded publish/subscribe")
     ids = [os.urandom(20).hex() for _ in range(MASTERS + 1)]
+    # From 7.2 on, and in Valkey, a master and its replicas share an id; without it SPUBLISH crashes the server.
+    shards = ["" if (major, minor) < (7, 2) else f",,shard-id={ids[number % MASTERS]}" for number in range(len(ids))]
     ports = [(free_port(), free_port()) for _ in ids]
     with ExitStack() as stack:
         nodes: list[Server] = []
@@ -463,7 +466,7 @@ def redis_cluster() -> Iterator[Cluster]:
             lines = [f"vars currentEpoch {MASTERS} lastVoteEpoch 0"]
             for number, (id, (port, bus)) in enumerate(zip(ids, ports, strict=True)):
                 myself = "myself," if id == own else ""
-                line = f"{id} 127.0.0.1:{port}@{bus} {myself}"
+                line = f"{id} 127.0.0.1:{port}@{bus}{shards[number]} {myself}"
                 if number < MASTERS:
                     slots = Cluster.slots_of(number)
                     line += f"master - 0 0 {number + 1} connected {slots[0]}-{slots[-1]}"
