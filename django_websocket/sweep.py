@@ -65,6 +65,10 @@ class Sweep:
         self._ticked_at = time.monotonic()
         self.loop = loop = get_hub().loop
         self.callbacks: Any = loop if hasattr(loop, "pendingcnt") else NothingPending()
+        # Before a tick the loop looks at all sockets once, and reads what has come. After the process was stopped, or
+        # busy, timers are called first: without this, a client whose answer waits to be read would be taken for dead.
+        self._look = loop.timer(0, ref=False)
+        self._looking = False
         self._timer = loop.timer(TICK, repeat=TICK, ref=False)
         self._timer.start(self._on_timer)
 
@@ -100,10 +104,15 @@ class Sweep:
             connection.flush()
 
     def _on_timer(self) -> None:
-        now = time.monotonic()
-        if now - self._ticked_at > TICK / 2:  # else it makes up for one that the process was too busy for
-            self._ticked_at = now
-            self._on_tick()
+        # One that comes sooner makes up for one that the process was too busy for.
+        if not self._looking and time.monotonic() - self._ticked_at > TICK / 2:
+            self._looking = True
+            self._look.start(self.loop.run_callback, self._on_looked)
+
+    def _on_looked(self) -> None:
+        self._looking = False
+        self._ticked_at = time.monotonic()
+        self._on_tick()
 
     def _on_tick(self) -> None:
         self.now += 1

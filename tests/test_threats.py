@@ -248,6 +248,13 @@ OUTAGES = {
 }
 
 PROCESS = {
+    "a clock that jumps, and time in which the process stood still": [
+        "test_clock.py::test_time_of_day_that_jumps_ends_nothing",
+        "test_clock.py::test_sessions_expire_by_the_time_of_day",
+        "test_clock.py::test_client_that_answered_while_the_process_was_stopped_stays",
+        "test_clock.py::test_client_that_read_while_the_process_stood_still_is_not_blamed_for_that",
+        "test_sweep.py::test_process_that_stood_still_makes_up_for_nothing",
+    ],
     "database connections and transactions that are held as long as a client stays": [
         "test_django.py::test_no_database_connection_is_held_while_a_view_waits",
         "test_django.py::test_no_database_connection_is_held_after_a_conversation",
