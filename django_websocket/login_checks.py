@@ -134,6 +134,7 @@ class Logins:
         self._connections: dict[Login, dict[Connection, Surroundings]] = {}
         self._none_left = Event()
         self._faulty: set[Login] = set()  # that could not be asked for, which is logged once
+        self._unanswered: set[tuple[str, ...]] = set()  # tables that could not be asked, and the log says so
         self._running = False
 
     def add_all(self, logins: Iterable[Login], connection: Connection, surroundings: Surroundings) -> None:
@@ -185,16 +186,25 @@ class Logins:
     def _check_batch(self, logins: Sequence[Login]) -> None:
         """Ask for all in the surroundings of one of them, and again for those who seem to have ended, in their own."""
         faults: dict[Login, Exception] = {}
+        table = logins[0].user[1:]
         try:
             ended = self._ended(logins, faults)
         except Exception as error:  # whatever the databases of the project raise; next time may be better
-            report("logins", None, "it cannot be asked who is still logged in", repr(error), logging.ERROR)
+            if table not in self._unanswered:
+                report("logins", None, "it cannot be asked who is still logged in", repr(error), logging.ERROR)
+            self._unanswered.add(table)
             return
+        if table in self._unanswered:
+            self._unanswered.remove(table)
+            report("logins", None, "it can be asked again who is still logged in")
         if len(logins) > 1:
             ended = self._ended_for_themselves(ended, faults)
+        alike: dict[int, list[Login]] = {}  # those for which the same error was raised, as by their database
         for login in faults.keys() - self._faulty:
+            alike.setdefault(id(faults[login]), []).append(login)
+        for login, *others in alike.values():
             report(
-                f"the login of user {login.user.key}",
+                f"the login of user {login.user.key}" + (f" and {len(others)} more" if others else ""),
                 None,
                 "it cannot be checked, and its WebSockets stay open",
                 repr(faults[login]),

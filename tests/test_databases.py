@@ -6,6 +6,7 @@ import ast
 import gc
 import json
 import signal
+import time
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,14 +16,17 @@ from django.db import connections
 
 from django_websocket.conversation import untie_database
 
+from .conftest import make_tables
 from .support.clients import RawClient, fetch, fetch_json, notes
 from .support.clients import request as handshake
 from .support.documentation import blocks
 from .support.fixtures import STOCK_WORKER, Connect, Raw, StartSite
 from .support.frames import frame
 from .support.postgres import Database, settings_of
-from .support.servers import Server
+from .support.processes import descriptors, worker_of
+from .support.servers import Server, postgresql
 from .support.waiting import at_once, eventually
+from .test_logins import SOON, log_in, talks
 
 POOL = {"pool": {"min_size": 2, "max_size": 4, "timeout": 20}}
 
@@ -186,6 +190,41 @@ def test_nothing_but_its_connection_is_left_of_a_view_that_used_the_orm_and_list
     raw(plain).open(f"/queries/listens/?key={key}")
     assert eventually(lambda: not fetch_json(plain.port, f"/queries/request-is-alive/{key}/"))
     assert eventually(lambda: database.held("plain") == 0)
+
+
+@pytest.mark.parametrize("by", ["session", "token"])
+def test_postgresql_that_is_stopped_and_started_again_ends_nobody_who_waits(
+    start_site: StartSite, raw: Raw, key: str, by: str
+) -> None:
+    """Whether somebody is still logged in cannot be asked meanwhile, and the log says so once."""
+    with postgresql() as server:
+        databases = {"default": settings_of(server, "restarted")}
+        make_tables({"TESTSITE_SETTINGS": json.dumps({"DATABASES": databases})})
+        with start_site({**SOON, "DATABASES": databases}) as site:
+            names = [f"{key}-{number}" for number in range(3)]
+            members = [raw(site) for _ in names]
+            for name, member in zip(names, members, strict=True):
+                login = log_in(site, name)
+                member.open("/members/", login if by == "session" else {"Authorization": f"Bearer {name}"})
+                assert talks(member)
+            client = asking(raw(site))
+            files = descriptors(worker_of(site))
+            server.stop()
+            assert eventually(lambda: "it cannot be" in site.log)
+            time.sleep(3 * SOON["WEBSOCKET_LOGIN_CHECK_INTERVAL"])  # it is asked again and again
+            for member in members:
+                assert talks(member)
+            assert site.log.count("it cannot be") == 1
+            server.start()
+            client.send(frame("?"))
+            assert client.frame().text.isdigit()
+            assert fetch(site.port, f"/change/deactivate/?name={names[0]}").status == 200
+            assert members[0].closing() == (4401, "logged out")
+            for member in members[1:]:
+                assert talks(member)
+            assert site.log.count("it can be asked again") == (by == "session")
+            assert "Traceback" not in site.log
+            assert eventually(lambda: descriptors(worker_of(site)) <= files)
 
 
 # --- while a query runs ----------------------------------------------------------------------------------------------
