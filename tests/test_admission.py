@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import time
@@ -14,6 +15,7 @@ import pytest
 from .support.clients import RawClient, fetch, notes, request
 from .support.fixtures import Raw, StartSite
 from .support.frames import close_frame, frame
+from .support.mishaps import Mishaps
 from .support.processes import descriptors, processor_time, worker_of
 from .support.servers import Server
 from .support.waiting import at_once, eventually
@@ -238,6 +240,41 @@ def test_worker_out_of_descriptors_neither_ends_nor_spins(start_site: StartSite)
         assert worker_of(server) == worker
         assert "Traceback" not in server.log
         assert server.log.count("cannot be accepted") <= 12
+
+
+@pytest.fixture(scope="module")
+def mishaps(tmp_path_factory: pytest.TempPathFactory) -> Mishaps:
+    return Mishaps(tmp_path_factory.mktemp("mishaps") / "mishaps")
+
+
+@pytest.fixture
+def short_of_all(start_site: StartSite, mishaps: Mishaps) -> Iterator[Server]:
+    """A server to whose system mishaps happen."""
+    with start_site(env=mishaps.env) as server:
+        yield server
+
+
+@pytest.mark.parametrize("number", [errno.ENFILE, errno.ENOBUFS, errno.ENOMEM])
+def test_system_that_has_no_room_for_clients_is_asked_again(
+    short_of_all: Server, mishaps: Mishaps, raw: Raw, number: int
+) -> None:
+    worker = worker_of(short_of_all)
+    client = raw(short_of_all)
+    client.open("/echo/")
+    mishaps.happen(accept=number)
+    late = raw(short_of_all)  # the kernel lets it wait
+    late.send(request("/echo/"))
+    assert eventually(lambda: f"a client: cannot be accepted: [Errno {number}]" in short_of_all.log)
+    begin, computed = time.monotonic(), processor_time(worker)
+    for _ in range(10):
+        time.sleep(0.1)  # what it does meanwhile is what is measured
+        client.send(frame("still here"))
+        assert client.frame().text == "still here"
+    assert (processor_time(worker) - computed) / (time.monotonic() - begin) < 0.25
+    mishaps.happen()
+    assert late.response().status == 101
+    assert short_of_all.log.count(f"cannot be accepted: [Errno {number}]") <= 11
+    assert worker_of(short_of_all) == worker
 
 
 @pytest.fixture(scope="module")

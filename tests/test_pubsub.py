@@ -8,6 +8,7 @@ import inspect
 import json
 import logging
 import os
+import resource
 import select as standard
 import signal
 import subprocess
@@ -1750,6 +1751,20 @@ def test_a_process_that_redis_sends_away_since_it_does_not_read_learns_that(
             assert len(got) < 2000
             publish("news", "after")
             assert taken(subscription, 1) == ["after"]
+
+
+def test_a_connection_is_ended_by_a_process_without_descriptors(own_redis: Server, cooperative: None) -> None:
+    broker = redis_broker.RedisBroker(f"redis://{own_redis.address}")
+    link = pipeline.Link(broker.connect(redis_broker.TIMEOUT))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        link.hang_up()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    with pytest.raises((ConnectionError, redis.ConnectionError)):
+        link.receive(redis_broker.TIMEOUT)
+    link.close()
 
 
 def test_a_command_that_leaves_in_part_only_ends_the_connection(

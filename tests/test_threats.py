@@ -192,6 +192,8 @@ CLIENTS = {
         "test_admission.py::test_client_beyond_the_limit_is_refused_before_its_view_runs",
         "test_admission.py::test_limit_of_clients_comes_from_that_of_open_files",
         "test_admission.py::test_worker_out_of_descriptors_neither_ends_nor_spins",
+        "test_admission.py::test_system_that_has_no_room_for_clients_is_asked_again",
+        "test_pubsub.py::test_a_connection_is_ended_by_a_process_without_descriptors",
         "test_admission.py::test_client_is_told_at_once_when_no_request_is_done",
     ],
     "all connections taken by one address": [
@@ -248,6 +250,11 @@ OUTAGES = {
 }
 
 PROCESS = {
+    "a database that is restarted, or ends its connections": [
+        "test_databases.py::test_postgresql_that_is_stopped_and_started_again_ends_nobody_who_waits",
+        "test_databases.py::test_connection_that_the_server_has_dropped_is_replaced_without_an_error",
+        "test_logins.py::test_database_that_cannot_be_asked_disconnects_nobody",
+    ],
     "a clock that jumps, and time in which the process stood still": [
         "test_clock.py::test_time_of_day_that_jumps_ends_nothing",
         "test_clock.py::test_sessions_expire_by_the_time_of_day",

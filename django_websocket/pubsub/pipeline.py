@@ -5,6 +5,7 @@ redis-py makes the connections, and would send and read one command after the ot
 
 from __future__ import annotations
 
+import _socket
 import os
 import socket
 import ssl
@@ -108,9 +109,14 @@ class Link:
         """Have whoever waits for a reply find that the connection has ended. A child process leaves it alone."""
         if os.getpid() != self._pid:
             return
-        # Not by its own method: with TLS, that would take away what the other one is in the middle of.
-        with suppress(OSError), socket.socket(fileno=os.dup(self._sock.fileno())) as sock:
-            sock.shutdown(socket.SHUT_RDWR)
+        # Not by its own method: with TLS, that would take away what the other one is in the middle of. Nor by a copy of
+        # the descriptor: there may be none left.
+        with suppress(OSError):
+            sock = _socket.socket(fileno=self._sock.fileno())
+            try:
+                sock.shutdown(socket.SHUT_RDWR)
+            finally:
+                sock.detach()
 
     def close(self) -> None:
         """Close the connection."""
