@@ -22,7 +22,7 @@ from gevent.hub import get_hub
 
 from .exceptions import ConnectionClosed
 from .log import report
-from .outbox import WRITE_SIZE, Outbox, Source
+from .outbox import Outbox, Source
 from .protocol.deflate import Agreement
 from .protocol.engine import (
     MAX_MESSAGE_SIZE,
@@ -38,14 +38,15 @@ from .protocol.engine import (
 )
 from .protocol.frames import CloseCode, Opcode, check_close, encode_message
 from .sweep import TICK, Deadline, sweep_of_loop, ticks
-from .turns import let_others_run
+from .turns import let_others_run, let_others_run_if_spent
 from .waiting import Readable, wait
 
-MAX_FRAMES = 1000  # that are parsed before others get their turn; about a millisecond
+MAX_FRAMES = 250  # that are parsed before the time is looked at; with their pongs, about a millisecond
+SHORT = 125  # bytes; what is read with so few is no great work, however it is compressed
 CROWD = 4  # what has yet to get its turn of the loop when answers are held back for it
+LONG = 1024  # characters or bytes; a view that sends more at once is asked for its time
 MAX_HELD = 16 * 1024  # bytes that wait to leave with others; joining more saves little
 MAX_PONGS = 64  # for pings that came with one read; the newest of more (section 5.5.3)
-REFILLS = 16  # of the inbox from what was received already, before others get their turn
 # Once in so many seconds it is judged whether so many bytes a second have come of a message that has begun: else a
 # client could fill a mebibyte of memory and leave it there. That much takes two minutes over the slowest of mobile
 # networks, and may take half an hour; half a minute without a network is forgiven.
@@ -166,7 +167,7 @@ class Connection(Readable):
         self._outbox = NEVER_USED  # until the kernel does not take something
         self._blocked = False  # the kernel takes no more; the write watcher runs. Else the outbox is empty
         self._going_on = False  # whether the loop will call `_go_on`
-        self._refills = 0  # of the inbox, and those that took as long
+        self._refills = 0  # of the inbox
         self._drained: GreenletEvent | None = None  # set when the outbox is small enough for the view to go on
         self._closing = False  # our close frame is in the outbox, or on its way
         self._answer: Close | Failure | None = None  # what the client's end is answered with, once the inbox is empty
@@ -221,7 +222,12 @@ class Connection(Readable):
                 self._terminate(CloseCode.ABNORMAL)
             return
         self._heard = sweep.now
-        events = engine.receive(buffer[:size].tobytes())
+        data = buffer[:size].tobytes()
+        if size > SHORT and sweep.turns.spent():
+            engine.keep(data)
+            self._go_on_later()
+            return
+        events = engine.receive(data)
         if events or engine.paused or self.discard or self._signal is not None:
             self._handle(events)
         if self._waiter is not None and (self.inbox or self.ended):
@@ -252,16 +258,14 @@ class Connection(Readable):
         if self.inbox and self.discard:
             engine.dropping = True  # a few hundred bytes may inflate to a message of the largest size
             self.inbox.clear()
-            for _ in range(REFILLS):
-                if not full:
-                    break
+            turns = self._sweep.turns
+            while full and not turns.spent():
                 self._on_events(engine.receive(b""), busy)
                 full = engine.paused and engine.full
                 self.inbox.clear()
             full = False
-        if engine.paused and not full and not self._going_on:
-            self._going_on = True
-            get_hub().loop.run_callback(self._go_on)
+        if engine.paused and not full:
+            self._go_on_later()
         if self._signal is not None:
             self._signal.set(self.ready())
 
@@ -291,6 +295,12 @@ class Connection(Readable):
             self._answer_end()
         else:  # the view may still answer the messages that came before
             self._set_deadline()
+
+    def _go_on_later(self) -> None:
+        """Go on in a later turn of the loop, when it is this connection's."""
+        if not self._going_on:
+            self._going_on = True
+            self._sweep.turns.postpone(self._go_on)
 
     def _go_on(self) -> None:
         """Go on with what was received and not parsed, now that others had their turn, or that messages are dropped."""
@@ -369,14 +379,12 @@ class Connection(Readable):
         if self._engine.paused and self._sock is not None:
             self._handle(self._engine.receive(b""), busy=True)
             self._read_on()
-            before = self._refills
-            self._refills += 1 + len(last) // WRITE_SIZE
-            if self._refills // REFILLS > before // REFILLS:
-                try:
-                    let_others_run()
-                except BaseException:  # somebody interrupts the view
-                    self.inbox.insert(0, last)
-                    raise
+            self._refills += 1
+            try:
+                let_others_run_if_spent()
+            except BaseException:  # somebody interrupts the view
+                self.inbox.insert(0, last)
+                raise
         elif self._signal is not None:
             self._signal.set(self.ready())
 
@@ -402,6 +410,8 @@ class Connection(Readable):
             self._write(frame)
         if self._blocked and self._outbox.size > self.limits.send_buffer_size:
             self._wait_until_drained()
+        elif len(message) >= LONG and sweep.turns.spent():
+            let_others_run()  # a client that reads fast enough would never have it wait
 
     def drop_input(self) -> None:
         """Read and drop what the client sends from now on."""

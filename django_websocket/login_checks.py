@@ -36,7 +36,7 @@ from .log import report
 from .logins import CODE, User, identify
 from .orders import orders
 from .surroundings import Surroundings
-from .turns import Budget
+from .turns import let_others_run_if_spent
 
 __all__ = ["watch"]
 
@@ -225,19 +225,19 @@ class Logins:
     def _ended_for_themselves(self, logins: Iterable[Login], faults: dict[Login, Exception]) -> set[Login]:
         """Return which of the logins do not hold in their own surroundings."""
         ended: set[Login] = set()
-        budget = Budget()
         for login in logins:
             try:
                 ended |= self._ended([login], faults)
             except Exception as error:
                 faults[login] = error
-            budget.let_others_run_if_spent()
+            let_others_run_if_spent()
         return ended
 
     def _close(self, logins: Iterable[Login], reason: str) -> None:
         for login in logins:
             for connection in tuple(self._connections.get(login, ())):
                 connection.close(CODE, reason)
+                let_others_run_if_spent()
 
     def of_user(self, name: tuple[str, ...]) -> list[Connection]:
         """Return the connections of a user."""

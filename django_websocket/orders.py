@@ -18,6 +18,7 @@ from .log import report
 from .protocol.frames import check_close
 from .pubsub.asking import ANSWERS, answer, ask
 from .pubsub.hub import Forwarding, Hub, Publication
+from .turns import let_others_run_if_spent
 from .waiting import ViewGreenlet
 
 CHANNEL = pubsub.RESERVED + "disconnect"  # on which processes tell each other whom to disconnect
@@ -137,9 +138,15 @@ class Orders:
                 continue
             find = self.find.get(order.kind)
             named = {connection for connection in find(order.name) if connection.close_code is None} if find else set()
-            for connection in named:
-                connection.close(order.code, order.reason)
-            answer(place, len(named))
+            gevent.spawn(self._carry_out, order, named, place)
+
+    def _carry_out(self, order: Order, connections: Iterable[Connection], place: str) -> None:
+        reached = 0
+        for connection in connections:
+            connection.close(order.code, order.reason)
+            reached += 1
+            let_others_run_if_spent()
+        answer(place, reached)
 
     def missed(self) -> None:
         """Nothing to do: who was to be disconnected then is still connected, as if nobody had been there to hear it."""

@@ -8,16 +8,13 @@ from typing import Any
 from gevent import monkey
 from gevent.hub import get_hub
 
-from .turns import let_others_run
+from .turns import let_others_run, let_others_run_if_spent
 from .waiting import Readable, check_before_taking, check_timeout, readable_with, wait
 
 # What gevent may have replaced; `select.poll` is missing on some systems, and then plain files cannot be waited for.
 _poll = monkey.get_original("select", "poll")
 POLLIN, POLLPRI, POLLOUT, POLLHUP, POLLNVAL = 1, 2, 4, 16, 32
 READ, WRITE = 1, 2  # libev's
-TURNS = 16  # calls that find something ready before other greenlets get their turn
-
-_turn = 0
 
 
 def select(
@@ -33,7 +30,6 @@ def select(
     Raises ValueError for a negative descriptor or timeout and for NaN, TypeError for what has no descriptor, OSError
     (EBADF) for one that is closed.
     """
-    global _turn
     check_timeout(timeout)
     if timeout is not None and timeout < 0:
         raise ValueError("timeout must be non-negative")
@@ -55,10 +51,7 @@ def select(
 
     ready = _look(sources, readers, writers, others)
     if any(ready):
-        _turn += 1
-        if _turn >= TURNS:
-            _turn = 0
-            let_others_run()
+        let_others_run_if_spent()
         return ready
     if timeout == 0:
         let_others_run()

@@ -11,6 +11,7 @@ from gevent.hub import get_hub
 from greenlet import greenlet
 
 from .compat import NothingPending
+from .turns import turns_of_loop
 
 __all__ = ["TICK", "Deadline", "Sweep", "open_connections", "serves_clients", "sweep_of_loop", "ticks"]
 
@@ -62,6 +63,7 @@ class Sweep:
         self._unsent: list[Swept] = []
         self._unsent_since = 0.0  # seconds, of time.monotonic
         self._due: dict[int, set[Due]] = {}
+        self._due_now: list[Due] = []
         self._ticked_at = time.monotonic()
         self.loop = loop = get_hub().loop
         self.callbacks: Any = loop if hasattr(loop, "pendingcnt") else NothingPending()
@@ -69,6 +71,7 @@ class Sweep:
         # busy, timers are called first: without this, a client whose answer waits to be read would be taken for dead.
         self._look = loop.timer(0, ref=False)
         self._looking = False
+        self.turns = turns_of_loop()
         self._timer = loop.timer(TICK, repeat=TICK, ref=False)
         self._timer.start(self._on_timer)
 
@@ -116,8 +119,17 @@ class Sweep:
 
     def _on_tick(self) -> None:
         self.now += 1
-        for swept in self._due.pop(self.now, ()):
-            swept.on_due()
+        self._due_now.extend(self._due.pop(self.now, ()))
+        self._look_at_due()
+
+    def _look_at_due(self) -> None:
+        """Look at those that are due, in as many turns of the loop as it takes."""
+        due = self._due_now
+        while due:
+            due.pop().on_due()
+            if due and self.turns.spent():
+                self.turns.postpone(self._look_at_due)
+                break
 
 
 class Deadline:

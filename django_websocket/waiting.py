@@ -14,6 +14,8 @@ from gevent import Greenlet, getcurrent, monkey
 from gevent.hub import get_hub
 from greenlet import greenlet
 
+from .turns import turns_of_loop
+
 __all__ = ["Readable", "ViewGreenlet", "close_at_end", "readable_with", "wait"]
 
 
@@ -229,7 +231,15 @@ class Readable:
             get_hub().loop.run_callback(self._wake)
 
     def _wake(self) -> None:
-        """Go on with the greenlet that waits, if there is cause. In the hub only: it switches."""
+        """Go on with the greenlet that waits, if there is cause and time. In the hub only: it switches."""
+        if self._waiter is not None:
+            turns = turns_of_loop()
+            if turns.spent():
+                turns.postpone(self._go_on_with_waiter)
+            else:
+                self._go_on_with_waiter()
+
+    def _go_on_with_waiter(self) -> None:
         waiter = self._waiter
         if waiter is not None and (self.ready() or self.abandoned):
             waiter.switch()

@@ -39,6 +39,7 @@ from .protocol.handshake import is_upgrade
 from .select import select as cooperative_select
 from .sockets import give_away, hang_up
 from .sweep import TICK, Deadline, open_connections, sweep_of_loop, ticks
+from .turns import let_others_run_if_spent
 from .upgrade import HANDSHAKE_KEY, KEY, Upgrade, finish, who
 from .waiting import ViewGreenlet, unfinished
 
@@ -324,6 +325,7 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
         current.waits_for_head = False
         current.request = req
         current.response = None
+        let_others_run_if_spent()
         try:
             return super().handle_request(listener_name, req, sock, addr)
         except TimeoutError as error:

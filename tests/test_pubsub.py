@@ -41,7 +41,7 @@ from django.utils.translation import gettext_lazy, override
 from redis._parsers import _RESP2Parser
 
 import django_websocket.pubsub.redis as redis_broker
-from django_websocket import log, pubsub
+from django_websocket import log, pubsub, turns
 from django_websocket.connection import Connection, Limits
 from django_websocket.exceptions import BrokerError, ConnectionClosed, HandshakeFailed, MessagesMissed
 from django_websocket.pubsub import hub, pipeline, publish, subscribe
@@ -60,10 +60,19 @@ from .support.wire import Pairs, packet_pair
 SITE = ROOT / "tests" / "site"
 
 
+MANY = 1000  # members
+
+
 @pytest.fixture
 def cooperative(monkeypatch: pytest.MonkeyPatch) -> None:
     """redis-py's sockets let other greenlets run, as they do in a worker, where everything is patched."""
     monkeypatch.setattr(redis.connection, "socket", gevent.socket)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time of a turn is over soon, so that little is much to do."""
+    monkeypatch.setattr(turns, "BUDGET", 0.0001)
 
 
 class Broker:
@@ -878,26 +887,54 @@ def test_a_large_message_is_not_the_clients_fault(broker: Broker, pairs: Pairs) 
             assert peer.frames.pop().payload == (message.encode() if isinstance(message, str) else message)
 
 
-def test_a_large_audience_is_served_in_slices_that_let_others_run(memory: Broker) -> None:
-    members = [subscribe("news") for _ in range(2 * hub.SLICE + 1)]
-    turns = []
+def test_a_large_audience_is_served_in_slices_that_let_others_run(memory: Broker, impatient: None) -> None:
+    members = [subscribe("news") for _ in range(MANY)]
+    seen = []
 
     def other() -> None:
         while not members[-1].ready():
-            turns.append(sum(member.ready() for member in members))
+            seen.append(sum(member.ready() for member in members))
             gevent.sleep(0)
 
     publish("news", "a")
     gevent.spawn(other).get(timeout=5)
-    assert any(0 < turn < len(members) for turn in turns)
+    assert any(0 < turn < len(members) for turn in seen)
     assert all(member.get(timeout=5) == "a" for member in members)
     for member in members:
         member.close()
 
 
-def test_who_leaves_during_a_large_fan_out_gets_nothing_more(memory: Broker, pairs: Pairs) -> None:
+class Faulty:
+    """A member that cannot take anything."""
+
+    def deliver(self, publication: hub.Publication) -> None:
+        raise ValueError("this one is broken")
+
+    def missed(self) -> None:
+        raise ValueError("this one is broken")
+
+    def broker_closed(self) -> None:
+        raise ValueError("this one is broken")
+
+
+def test_a_member_that_fails_keeps_nothing_from_the_others(memory: Broker, caplog: pytest.LogCaptureFixture) -> None:
+    memory.hub.join(Faulty(), ["news"])
+    member = subscribe("news")
+    publish("news", "a")
+    assert member.get(timeout=5) == "a"
+    memory.hub.lost(["news"])
+    memory.hub.missed(["news"])
+    with pytest.raises(MessagesMissed):
+        member.get(timeout=5)
+    memory.hub.close()
+    with pytest.raises(BrokerError):
+        member.get(timeout=5)
+    until(lambda: caplog.text.count("this one is broken") == 3)
+
+
+def test_who_leaves_during_a_large_fan_out_gets_nothing_more(memory: Broker, pairs: Pairs, impatient: None) -> None:
     connection, peer = pairs()
-    members = [subscribe("news") for _ in range(hub.SLICE)]
+    members = [subscribe("news") for _ in range(MANY)]
     last = subscribe("news")
     forwarding = pubsub.forward(["news"]).attach(connection)
 
@@ -1576,19 +1613,19 @@ def test_a_stuck_client_that_missed_something_is_told_that_and_not_what_waited_f
     assert len(peer.frames) < 50
 
 
-def test_a_large_audience_is_told_in_slices_that_let_others_run(own_redis: Server) -> None:
-    members = [subscribe("news") for _ in range(2 * hub.SLICE + 1)]
-    turns = []
+def test_a_large_audience_is_told_in_slices_that_let_others_run(own_redis: Server, impatient: None) -> None:
+    members = [subscribe("news") for _ in range(MANY)]
+    seen = []
 
     def other() -> None:
         while not members[-1].ready():
-            turns.append(sum(member.ready() for member in members))
+            seen.append(sum(member.ready() for member in members))
             gevent.sleep(0)
 
     watching = gevent.spawn(other)
     kill_clients(own_redis)
     watching.get(timeout=10)
-    assert any(0 < turn < len(members) for turn in turns)
+    assert any(0 < turn < len(members) for turn in seen)
     for member in members:
         with pytest.raises(MessagesMissed):
             member.get(timeout=5)

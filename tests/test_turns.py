@@ -18,8 +18,8 @@ from gevent.hub import get_hub
 from django_websocket.pubsub.hub import Hub, Publication
 from django_websocket.pubsub.memory import BATCH_SIZE, MemoryBroker
 from django_websocket.pubsub.redis import RedisBroker
-from django_websocket.select import TURNS, select
-from django_websocket.turns import let_others_run
+from django_websocket.select import select
+from django_websocket.turns import BUDGET, Turns, let_others_run, let_others_run_if_spent, turns_of_loop
 
 from .support.waiting import until
 
@@ -74,6 +74,59 @@ def test_an_interrupted_turn_leaves_nothing_behind() -> None:
     assert waiting.dead
 
 
+def test_what_many_put_off_is_done_in_turns_that_are_bounded_by_time_together(polls: Polls) -> None:
+    turns = turns_of_loop()
+    seen: list[int] = []
+
+    def work() -> None:
+        time.sleep(BUDGET / 4)
+        seen.append(polls.count)
+
+    gevent.sleep(0.01)
+    for _ in range(100):
+        turns.postpone(work)
+    until(lambda: len(seen) == 100)
+    assert max(seen.count(count) for count in set(seen)) <= 5
+
+
+def test_many_greenlets_with_much_to_do_take_turns(polls: Polls) -> None:
+    order: list[int] = []
+
+    def work(number: int) -> None:
+        for _ in range(3):
+            time.sleep(BUDGET)
+            order.append(number)
+            let_others_run_if_spent()
+
+    gevent.sleep(0.01)
+    before = polls.count
+    gevent.joinall([gevent.spawn(work, number) for number in range(10)], raise_error=True)
+    assert polls.count - before >= 15
+    assert len(set(order[-9:])) == 9  # nobody is done long before the others
+
+
+def test_what_fails_in_its_turn_keeps_nothing_from_having_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(get_hub(), "handle_error", lambda *args: None)
+    done: list[int] = []
+    turns = turns_of_loop()
+    turns.postpone(lambda: 1 / 0)
+    turns.postpone(lambda: done.append(1))
+    until(lambda: done)
+
+
+def test_a_loop_that_does_not_count_its_turns_is_bounded_by_time_alone() -> None:
+    class Loop:
+        iteration = -1
+
+    turns = Turns()
+    turns._loop = Loop()
+    turns._until = time.monotonic() + BUDGET
+    assert not turns.spent()
+    time.sleep(BUDGET)
+    assert turns.spent()
+    assert not turns.spent()
+
+
 def test_select_that_only_looks_lets_others_run(polls: Polls) -> None:
     for _ in range(50):
         select([], [], [], 0)
@@ -85,7 +138,8 @@ def test_select_that_always_finds_something_lets_others_run(polls: Polls) -> Non
     try:
         os.write(write, b"x")
         assert standard.select([read], [], [], 0)[0]
-        for _ in range(50 * TURNS):
+        end = time.monotonic() + 100 * BUDGET
+        while time.monotonic() < end:
             assert select([read], [], [], 5)[0]
     finally:
         os.close(read)

@@ -97,7 +97,8 @@ class Engine:
 
     `messages` holds the complete messages, `str` or `bytes`, oldest first; the user takes them from its front.
     `paused` is true while bytes are kept that were not parsed because `messages` was full, or, if it is not `full`,
-    because there were so many frames: take messages, or let others have their turn, then call `receive(b"")` to go on.
+    because there were so many frames or they were given to `keep`: take messages, or let others have their turn, then
+    call `receive(b"")` to go on.
     Whoever respects it holds no more than the limits and what one `receive` was given.
     Who sets `dropping`, for good, wants no messages any more: then none that is compressed is inflated.
     """
@@ -181,6 +182,12 @@ class Engine:
         return NOTHING_BEGUN if self._opcode is None else (self._begun, self._taken - self._missing)
 
     # --- what the peer sent -------------------------------------------------------------------------------------
+
+    def keep(self, data: bytes) -> None:
+        """Keep bytes of the peer for the next `receive`, for which there is no time now."""
+        if not self._done:
+            self._data += data
+            self.paused = True
 
     def receive(self, data: bytes) -> Sequence[Event]:
         """Take bytes as they came from the peer, cut in whatever pieces, and return the events that they hold.

@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from uuid import uuid4
 
-import gevent
 from gevent import monkey
 from gevent.queue import Empty, SimpleQueue
 
@@ -104,11 +103,7 @@ def _ask_once(channel: str, question: Callable[[str], str]) -> int:
 
 
 def answer(place: str, number: int) -> None:
-    """Answer a question with a number, and without waiting."""
-    gevent.spawn(_answer, place, number)
-
-
-def _answer(place: str, number: int) -> None:
+    """Answer a question with a number; that it cannot be published is logged."""
     try:
         publish_reserved(place, str(number))
     except Exception as error:  # who has asked learns less, and nothing else depends on it

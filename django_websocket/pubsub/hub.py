@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections import OrderedDict
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -16,14 +17,14 @@ from django_websocket.log import report
 from django_websocket.outbox import WRITE_SIZE
 from django_websocket.protocol.deflate import Agreement, encode_compressed
 from django_websocket.protocol.frames import CloseCode, encode_message
-from django_websocket.turns import Budget, let_others_run
+from django_websocket.turns import let_others_run, turns_of_loop
 from django_websocket.waiting import Readable, check_before_taking, wait
 
 from .broker import Broker, from_wire
 from .closing import InLoop, close
 
-SLICE = 500  # members that get a message before others get their turn of the loop
 GLANCE = 64  # messages for members, after which the time is looked at
+GLANCE_SIZE = 2 * 1024  # bytes that count as one more: a large message may have to be compressed for each
 JOIN_TIMEOUT = 6.0  # seconds; longer than a subscriber takes to say that it does not come about
 OVERHEAD = 100  # bytes that a waiting message costs beside its own
 
@@ -215,7 +216,7 @@ class Hub(InLoop):
         payloads: dict[str, list[bytes]] = {}
         for name, payload in batch:
             payloads.setdefault(name, []).append(payload)
-        budget = Budget()
+        turns = turns_of_loop()
         handed = 0  # messages, since the time was looked at
         for name, of_channel in payloads.items():
             channel = self.channels.get(name)
@@ -225,18 +226,19 @@ class Hub(InLoop):
             if not publication.messages:
                 continue
             members = tuple(channel.members)
-            for start in range(0, len(members), SLICE):
-                if start:
-                    let_others_run()
-                part = members[start : start + SLICE]
-                step = max(1, GLANCE // len(publication.messages))
-                for first in range(0, len(part), step):
-                    for member in part[first : first + step]:
+            each = len(of_channel) + sum(map(len, of_channel)) // GLANCE_SIZE
+            step = max(1, GLANCE // each)
+            for first in range(0, len(members), step):
+                for member in members[first : first + step]:
+                    try:
                         member.deliver(publication)
-                    handed += step * len(publication.messages)
-                    if handed >= GLANCE:
-                        handed = 0
-                        budget.let_others_run_if_spent()
+                    except Exception as error:
+                        _report_failure(error)
+                handed += step * each
+                if handed >= GLANCE:
+                    handed = 0
+                    if turns.spent():
+                        let_others_run()
 
     def missed(self, names: Sequence[str]) -> None:
         """Tell who was a member when the broker went away, each once, that messages may have been lost."""
@@ -245,11 +247,15 @@ class Hub(InLoop):
             stale.update(dict.fromkeys(channel.stale, channel))
             channel.stale = ()
             channel.received()
-        for number, (member, channel) in enumerate(stale.items(), 1):
+        turns = turns_of_loop()
+        for member, channel in stale.items():
             if member in channel.members:
-                member.missed()
-            if not number % SLICE:
-                let_others_run()
+                try:
+                    member.missed()
+                except Exception as error:
+                    _report_failure(error)
+                if turns.spent():
+                    let_others_run()
 
     def close(self) -> None:
         """End all subscriptions and the subscriber; whoever joins later gets a BrokerError.
@@ -274,9 +280,13 @@ class Hub(InLoop):
             if joined is not None:
                 joined.set_exception(_closed_error())
         members = dict.fromkeys(member for channel in channels.values() for member in channel.members)
-        for number, member in enumerate(members, 1):
-            member.broker_closed()
-            if not number % SLICE:
+        turns = turns_of_loop()
+        for member in members:
+            try:
+                member.broker_closed()
+            except Exception as error:
+                _report_failure(error)
+            if turns.spent():
                 let_others_run()
 
     def lost(self, names: Sequence[str]) -> None:
@@ -285,6 +295,11 @@ class Hub(InLoop):
             if channel.joined is None:
                 channel.joined = AsyncResult()
                 channel.stale = tuple(channel.members)
+
+
+def _report_failure(error: Exception) -> None:
+    """Log that one member, for a fault in this package, did not take what all others get."""
+    report("publish/subscribe", None, "a subscriber failed", repr(error), logging.ERROR)
 
 
 def _closed_error() -> BrokerError:

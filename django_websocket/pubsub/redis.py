@@ -20,7 +20,7 @@ import redis
 from gevent.event import AsyncResult, Event
 
 from django_websocket.exceptions import BrokerError
-from django_websocket.turns import BUDGET, let_others_run
+from django_websocket.turns import let_others_run_if_spent
 
 from .broker import Listener
 from .closing import Closed, InLoop, closed_error
@@ -29,7 +29,6 @@ from .redis_address import OPTIONS, RedisAddress
 
 TIMEOUT = 5.0  # seconds for one call of Redis: connecting, publishing, subscribing
 PING_INTERVAL = 3.0  # seconds of silence after which the subscriber asks whether Redis is there, and gives it as many
-READS = 64  # of what has come already, before others get their turn of the loop
 FIRST_DELAY, LONGEST_DELAY = 0.05, 2.0  # seconds between two attempts to connect; jittered
 
 logger = logging.getLogger("django_websocket")
@@ -325,13 +324,8 @@ class RedisSubscriber(InLoop):
         Reading waits for nothing while there is more to read, so that others would not run if Redis is fast enough.
         """
         asked = False
-        worked = 0.0  # seconds since others had their turn, without those of waiting for Redis
-        reads = 0  # since then
         while True:
-            if worked >= BUDGET or reads >= READS:
-                let_others_run()
-                worked = 0.0
-                reads = 0
+            let_others_run_if_spent()
             try:
                 replies = link.receive(PING_INTERVAL)
             except TimeoutError:
@@ -341,8 +335,6 @@ class RedisSubscriber(InLoop):
                 self._send("PING")
                 continue
             asked = False
-            begun = time.monotonic()
-            reads += 1
             batch = []
             for reply in replies:
                 if isinstance(reply, list) and reply[0] == self._broker.MESSAGE:
@@ -351,7 +343,6 @@ class RedisSubscriber(InLoop):
                     self._take(reply)
             if batch:
                 self._listener.deliver(batch)
-            worked += time.monotonic() - begun
 
     def _take(self, reply: Any) -> None:
         """Take the reply to the command that has waited longest for one."""

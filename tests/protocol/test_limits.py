@@ -483,6 +483,23 @@ def test_some_frames_are_taken_at_a_time_so_that_others_get_their_turn(make_engi
     assert taken == [10, 10, 5]
 
 
+def test_bytes_for_which_there_is_no_time_are_kept_for_later(engine: Engine, frame: Frame) -> None:
+    data = wire_of(frame, texts(0, 3))
+    engine.receive(data[:1])
+    engine.keep(data[1:])
+    assert engine.paused and not engine.full
+    assert take(engine) == []
+    engine.receive(b"")
+    assert not engine.paused
+    assert take(engine) == texts(0, 3)
+
+
+def test_nothing_is_kept_after_the_end(engine: Engine, frame: Frame) -> None:
+    engine.receive(frame(CLOSE))
+    engine.keep(frame(PING))
+    assert not engine.paused
+
+
 def test_queue_is_full_with_so_many_messages_or_bytes(make_engine: MakeEngine, frame: Frame) -> None:
     by_number, by_size = make_engine(max_queued_messages=2), make_engine(max_queued_bytes=100)
     assert not by_number.full and not by_size.full
