@@ -227,8 +227,13 @@ OUTAGES = {
         "test_pubsub.py::test_a_connection_through_which_nothing_comes_any_more_is_noticed",
         "test_pubsub.py::test_another_redis_that_takes_over_is_used",
     ],
+    "a flood that one client or many make, whatever it is of": [
+        "test_flood.py::test_an_idle_client_is_answered_at_once_while_others_flood_the_worker",
+        "test_turns.py::test_what_many_put_off_is_done_in_turns_that_are_bounded_by_time_together",
+        "test_turns.py::test_many_greenlets_with_much_to_do_take_turns",
+    ],
     "a flood of messages through Redis": [
-        "test_flood.py::test_an_idle_client_is_answered_at_once_while_others_are_flooded",
+        "test_flood.py::test_an_idle_client_is_answered_at_once_while_others_flood_the_worker",
         "test_turns.py::test_a_redis_that_always_has_more_lets_others_run",
         "test_turns.py::test_messages_of_many_channels_that_came_together_let_others_run",
     ],

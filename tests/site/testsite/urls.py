@@ -2,16 +2,18 @@
 
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 from django.contrib.auth import get_user_model, login, logout
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse, StreamingHttpResponse
 from django.urls import include, path
 from django.views.decorators.csrf import csrf_exempt
 
+from django_websocket.connection import Connection
 from django_websocket.exceptions import BrokerError
 from django_websocket.logins import disconnect
 from django_websocket.pubsub import publish
+from django_websocket.sweep import open_connections
 
 from . import children, ordinary, probe, queries, sessions
 from .models import Note
@@ -107,6 +109,13 @@ def sleep(seconds: float) -> int:
     return 0
 
 
+def hang_up(request: HttpRequest) -> HttpResponse:
+    """End all WebSockets of the process, whatever is still to be read from them."""
+    for connection in tuple(open_connections()):
+        cast(Connection, connection)._terminate(1006)
+    return HttpResponse("done")
+
+
 def notes(request: HttpRequest, key: str, count: int) -> JsonResponse:
     return JsonResponse(probe.notes(key, count), safe=False)
 
@@ -147,6 +156,7 @@ urlpatterns = [
     path("keeps-a-copy/", keeps_a_copy),
     path("forks/<str:how>/", forks),
     path("upload/<str:how>/", upload),
+    path("hang-up/", hang_up),
     path("", page, name="home"),
     path("page/", page, name="page"),
     path("echo/", page),

@@ -168,6 +168,15 @@ def receive_within(request: HttpRequest, websocket: WebSocket) -> None:
 
 
 @websocket
+def takes(request: HttpRequest, websocket: WebSocket, how: str) -> None:
+    """Take all messages, in one way or another, and answer none."""
+    while not websocket.closed:
+        if how == "select":
+            select([websocket], [], [])
+        websocket.receive(timeout=60 if how == "timeout" else None)
+
+
+@websocket
 def send_after_the_end(request: HttpRequest, websocket: WebSocket) -> None:
     """Wait until the client has left, and send."""
     while websocket.receive() is not None:
@@ -266,6 +275,14 @@ def flood(request: HttpRequest, websocket: WebSocket) -> None:
         raise
 
 
+@websocket
+def answers_at_length(request: HttpRequest, websocket: WebSocket) -> None:
+    """Send without end, once asked for it: what compresses well, or not at all."""
+    message = "x" * 65536 if websocket.receive() == "" else os.urandom(65536)
+    while True:
+        websocket.send(message)
+
+
 # --- options ---------------------------------------------------------------------------------------------------------
 
 
@@ -301,6 +318,12 @@ def sends_only(request: HttpRequest, websocket: WebSocket) -> None:
     websocket.send("ready")
     probe.wait_at_gate(request)
     websocket.send("done")
+
+
+@websocket(receive=False)
+def ignores(request: HttpRequest, websocket: WebSocket) -> None:
+    """Is not interested in what the client sends, and does not end."""
+    deaf(request)
 
 
 @websocket(compression=False)
