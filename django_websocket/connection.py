@@ -652,7 +652,10 @@ class Connection(Readable):
             self._drained.set()
         callbacks, self.on_end = self.on_end, []
         for callback in callbacks:
-            callback()
+            try:
+                callback()
+            except Exception as error:  # a fault of this package, of which the others need not know
+                report(self.who, None, "its end was not noted", repr(error), logging.ERROR)
         self._changed()
 
     def leave_to_parent(self) -> socket.socket | None:

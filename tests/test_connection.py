@@ -1475,3 +1475,19 @@ def test_a_close_behind_a_full_inbox_waits_for_the_answer_to_the_last_message(pa
     received = peer.until_end()
     assert [frame.payload for frame in received[:-1]] == [str(number).encode() for number in range(count)]
     assert received[-1].opcode == CLOSE
+
+
+def test_who_fails_at_the_end_of_a_connection_keeps_it_from_nobody(
+    pairs: Pairs, caplog: pytest.LogCaptureFixture
+) -> None:
+    connection, peer = pairs()
+    told: list[str] = []
+
+    def fail() -> None:
+        raise ValueError("this one is broken")
+
+    connection.on_end += [lambda: told.append("one"), fail, lambda: told.append("two")]
+    peer.sock.close()
+    assert connection.receive() is None
+    assert told == ["one", "two"]
+    until(lambda: "its end was not noted: ValueError" in caplog.text)
