@@ -111,6 +111,7 @@ class Connection(Readable):
         "_ping_time",
         "_reader",
         "_refills",
+        "_shared_from",
         "_sock",
         "_sweep",
         "_waiting",
@@ -145,6 +146,7 @@ class Connection(Readable):
         self.who = who
         self.id = ""  # by which other processes may name it, once somebody has asked for it
         self.limits = limits = limits or Limits()
+        self._sweep = sweep = sweep_of_loop()
         self._engine = Engine(
             Role.SERVER,
             max_message_size=limits.max_message_size,
@@ -152,10 +154,12 @@ class Connection(Readable):
             max_queued_bytes=limits.inbox_size,
             max_frames=MAX_FRAMES,
             agreement=agreement,
+            allowance=sweep.encoder.allowance,
         )
         self.inbox = self._engine.messages
         self.discard = discard
         self.agreement = agreement
+        self._shared_from = 0 if agreement is None else agreement.shared_from
         self.before_taking: Callable[[], None] | None = None  # called when a message is asked for; it may raise
         self.ended = False
         self.close_code: int | None = None
@@ -171,7 +175,6 @@ class Connection(Readable):
         self._drained: GreenletEvent | None = None  # set when the outbox is small enough for the view to go on
         self._closing = False  # our close frame is in the outbox, or on its way
         self._answer: Close | Failure | None = None  # what the client's end is answered with, once the inbox is empty
-        self._sweep = sweep = sweep_of_loop()
         self._heard = sweep.now  # the tick at which the last byte came
         self._ping_tick = -1  # at which the last ping was sent
         self._ping_time = 0.0  # and the time, in seconds of `time.perf_counter`; 0 when it was answered
@@ -397,7 +400,12 @@ class Connection(Readable):
         """
         if self._closing:
             raise ConnectionClosed(self.close_code or CloseCode.ABNORMAL, self.close_reason)
-        frame = encode_message(message) if self.agreement is None else self._engine.send(message)
+        if self.agreement is None:
+            frame = encode_message(message)
+        elif len(message) < self._shared_from:
+            frame = self._engine.send(message)
+        else:
+            frame = self._frame_for_many(message, self.agreement)
         sweep = self._sweep
         if (self.inbox or (sweep.reading and sweep.callbacks.pendingcnt >= CROWD)) and not self._blocked:
             first = not self._held
@@ -412,6 +420,14 @@ class Connection(Readable):
             self._wait_until_drained()
         elif len(message) >= LONG and sweep.turns.spent():
             let_others_run()  # a client that reads fast enough would never have it wait
+
+    def _frame_for_many(self, message: str | bytes, agreement: Agreement) -> bytes:
+        """Return the frame of a message that other views may send as well, and that is compressed once for all."""
+        if len(message) < agreement.threshold and (isinstance(message, bytes) or message.isascii()):
+            return encode_message(message)
+        if agreement.takeover:
+            self._engine.forget_sent()
+        return self._sweep.encoder.frame(message, agreement.window_bits, agreement.threshold)
 
     def drop_input(self) -> None:
         """Read and drop what the client sends from now on."""

@@ -11,6 +11,7 @@ from gevent.hub import get_hub
 from greenlet import greenlet
 
 from .compat import NothingPending
+from .compression import Encoder
 from .turns import turns_of_loop
 
 __all__ = ["TICK", "Deadline", "Sweep", "open_connections", "serves_clients", "sweep_of_loop", "ticks"]
@@ -51,13 +52,14 @@ class Sweep:
     Connections may hold back what they were given to send, until `flush()` is called: before the loop waits. A turn of
     the loop so reads what has come from all clients first, and answers them then. `reading` is true while a view has
     what was just read for it, `overdue` when too much is held back, or for too long. `callbacks.pendingcnt` is how
-    many callbacks the loop is about to call.
+    many callbacks the loop is about to call. `encoder` compresses for all of them.
     """
 
     def __init__(self) -> None:
         self.now = 0
         self.connections: set[Swept] = set()
         self.buffer = memoryview(bytearray(READ_SIZE))  # for all of them, since each is read in turn
+        self.encoder = Encoder()
         self.reading = False
         self.overdue = False
         self._unsent: list[Swept] = []
@@ -119,6 +121,7 @@ class Sweep:
 
     def _on_tick(self) -> None:
         self.now += 1
+        self.encoder.forget()
         self._due_now.extend(self._due.pop(self.now, ()))
         self._look_at_due()
 

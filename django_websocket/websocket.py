@@ -245,7 +245,8 @@ class WebSocket:
 def as_payload(message: Message, binary: bool | None) -> str | bytes:
     """Return `message` as what its frame is made of: `str` for text, `bytes` for binary."""
     if isinstance(message, str):
-        return message.encode() if binary else message
+        # A plain `str` without the methods of a subclass, such as Django's SafeString: it is compared with others.
+        return message.encode() if binary else str.__str__(message)
     if not isinstance(message, (bytes, bytearray, memoryview)):
         raise TypeError(
             f"A message is a str or bytes, not {type(message).__name__}; send_json() sends what JSON has a form for."

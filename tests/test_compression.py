@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import socket
 import time
+import tracemalloc
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from django.utils.safestring import mark_safe
 from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFactory
 
+from django_websocket import compression
+from django_websocket.compression import BURST, KEPT, SHARE, Encoder, TimeToCompress
 from django_websocket.connection import Connection
-from django_websocket.protocol.deflate import Agreement
+from django_websocket.protocol.deflate import RSV1, Agreement, encode_compressed
 from django_websocket.pubsub import hub
+from django_websocket.sweep import sweep_of_loop
+from django_websocket.websocket import as_payload
 
 from .support.clients import fetch, notes
 from .support.fixtures import Connect, Raw, StartSite
-from .support.frames import BINARY, TEXT, close_frame, frame
+from .support.frames import BINARY, TEXT, close_frame, first, frame
 from .support.servers import Server
-from .support.waiting import until
+from .support.waiting import eventually, until
 
 OFFER = {"Sec-WebSocket-Extensions": "permessage-deflate; client_max_window_bits"}
 RESET = "permessage-deflate; server_no_context_takeover; client_no_context_takeover"
@@ -140,18 +147,20 @@ def test_published_messages_reach_clients_of_all_kinds(
         assert [client.recv() for client in clients] == ["news" * 1000] * len(clients)
 
 
+def noting(name: str, encode: Callable[..., Any], calls: list[str]) -> Callable[..., Any]:
+    """The same function, whose name is noted with each call."""
+
+    def noted(*args: Any) -> Any:
+        calls.append(name)
+        return encode(*args)
+
+    return noted
+
+
 def test_published_message_is_encoded_once_for_each_kind_of_client(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
-
-    def noting(name: str, encode: Callable[..., Any]) -> Callable[..., Any]:
-        def noted(*args: Any) -> Any:
-            calls.append(name)
-            return encode(*args)
-
-        return noted
-
     for name in ("encode_message", "encode_compressed"):
-        monkeypatch.setattr(hub, name, noting(name, getattr(hub, name)))
+        monkeypatch.setattr(hub, name, noting(name, getattr(hub, name), calls))
     publication = hub.Publication("news", [TEXTS[0].encode(), b"short"])
     small = Agreement(window_bits=9)
     for _ in range(3):
@@ -160,6 +169,162 @@ def test_published_message_is_encoded_once_for_each_kind_of_client(monkeypatch: 
             assert frames.endswith(b"\x81\x05short")
             assert (len(frames) < len(TEXTS[0])) is (agreement is not None)
     assert calls == ["encode_message"] * 2 + ["encode_compressed"] * 4
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Notes each message that is encoded for many."""
+    calls: list[str] = []
+    monkeypatch.setattr(compression, "encode_compressed", noting("encoded", encode_compressed, calls))
+    return calls
+
+
+class Receiver:
+    """The other end of a connection, with the window that was agreed on."""
+
+    def __init__(self, agreement: Agreement | None) -> None:
+        ours, self.sock = socket.socketpair()
+        self.sock.setblocking(False)
+        self.connection = Connection(ours, agreement=agreement)
+        self.agreement = agreement
+        self._window: Any = None
+
+    def gets(self, message: str | bytes, *, compressed: bool) -> None:
+        """Have `message` sent, and look at what comes."""
+        self.connection.send(message)
+        found = first(self.sock.recv(1 << 20))
+        assert found is not None
+        received = found[0]
+        payload = received.payload
+        assert bool(received.rsv) is compressed
+        if compressed:
+            assert self.agreement is not None
+            if self._window is None or not self.agreement.takeover:
+                self._window = zlib.decompressobj(-self.agreement.window_bits)
+            payload = self._window.decompress(payload + b"\x00\x00\xff\xff")
+        assert (payload.decode() if received.opcode == TEXT else payload) == message
+
+
+@pytest.fixture
+def receivers() -> Iterator[Callable[..., list[Receiver]]]:
+    """Makes receivers with whom so much was agreed on."""
+    made: list[Receiver] = []
+
+    def make(*agreements: Agreement | None) -> list[Receiver]:
+        new = [Receiver(agreement) for agreement in agreements]
+        made.extend(new)
+        return new
+
+    yield make
+    for receiver in made:
+        receiver.sock.close()
+    until(lambda: not any(receiver.connection.open for receiver in made))
+
+
+@pytest.mark.parametrize("size", [2000, 50_000])
+def test_what_several_views_send_is_compressed_once_for_all_with_the_same_window(
+    receivers: Callable[..., list[Receiver]], calls: list[str], size: int
+) -> None:
+    agreements = [Agreement(), Agreement(window_bits=9), Agreement(takeover=True), Agreement(threshold=100_000), None]
+    for receiver in receivers(*agreements * 3):
+        agreement = receiver.agreement
+        compressed = agreement is not None and size >= agreement.threshold
+        receiver.gets("".join(["x"] * size), compressed=compressed)  # equal, and not the same object
+        receiver.gets(b"".join([b"x"] * size), compressed=compressed)
+    assert len(calls) == 4
+
+
+def test_short_messages_and_those_for_a_window_that_is_kept_are_encoded_for_one(
+    receivers: Callable[..., list[Receiver]], calls: list[str]
+) -> None:
+    reset, takeover = receivers(Agreement(), Agreement(takeover=True))
+    short: list[str | bytes] = ["x" * 1023, b"x" * 1023, "x", b""]
+    for message in short:
+        reset.gets(message, compressed=False)
+    fitting: list[str | bytes] = ["x" * 32_767, b"x" * 2000, "ä" * 2000]
+    for message in fitting:
+        takeover.gets(message, compressed=True)
+    assert not calls
+
+
+def test_template_that_was_rendered_is_sent_as_plain_text() -> None:
+    assert type(as_payload(mark_safe("<p>"), None)) is str
+    assert as_payload(mark_safe("<p>"), None) == "<p>"
+
+
+def test_messages_are_kept_for_others_for_a_while_and_not_too_many(calls: list[str]) -> None:
+    encoder = Encoder()
+    message = "x" * 2000
+    encoder.frame(message, 15, 1024)
+    for _ in range(3):  # whatever is still sent stays
+        encoder.forget()
+        encoder.frame(message, 15, 1024)
+    assert len(calls) == 1
+    encoder.forget()
+    encoder.forget()
+    encoder.frame(message, 15, 1024)
+    assert len(calls) == 2
+
+    gc.collect()
+    tracemalloc.start()
+    try:
+        for number in range(20):
+            encoder.frame(random.Random(number).randbytes(1 << 20), 15, 1024)
+        assert KEPT < tracemalloc.get_traced_memory()[0] < 2 * KEPT
+    finally:
+        tracemalloc.stop()
+    encoder.frame(message, 15, 1024)
+    assert len(calls) == 23
+
+
+def test_messages_that_nobody_sends_any_more_are_forgotten(
+    receivers: Callable[..., list[Receiver]], calls: list[str]
+) -> None:
+    (receiver,) = receivers(Agreement())
+    receiver.gets("x" * 2000, compressed=True)
+    encoder = receiver.connection._sweep.encoder
+    assert encoder._recent or encoder._before
+    until(lambda: not (encoder._recent or encoder._before))
+
+
+def test_compression_takes_a_share_of_the_time() -> None:
+    allowance = TimeToCompress()
+    assert allowance.begin(10 * 1024 * 1024)
+    begin = time.perf_counter()
+    while allowance.go_on():
+        pass
+    assert BURST <= time.perf_counter() - begin < 2 * BURST
+    assert not allowance.begin(1024 * 1024)
+    assert eventually(lambda: allowance.begin(1024))
+    assert eventually(lambda: allowance.begin(1024 * 1024))
+
+    text = random.Random(1).randbytes(20_000).hex()
+    took = 0.0
+    compressed_ones = messages = 0
+    begin = time.perf_counter()
+    while (now := time.perf_counter()) < begin + 1:
+        frame = encode_compressed(text, 15, 0, allowance)
+        messages += 1
+        if frame[0] & RSV1:
+            compressed_ones += 1
+            took += time.perf_counter() - now
+    assert 0 < compressed_ones < messages
+    assert took < BURST + SHARE + 0.1
+
+
+def test_messages_leave_uncompressed_when_there_is_no_time(receivers: Callable[..., list[Receiver]]) -> None:
+    both = receivers(Agreement(), Agreement(takeover=True))
+    allowance = sweep_of_loop().encoder.allowance
+    allowance.begin(1)
+    while allowance.go_on():
+        pass
+    for receiver in both:
+        receiver.gets(TEXTS[0], compressed=False)
+    publication = hub.Publication("news", [TEXTS[0].encode()])
+    assert publication.frames(hub.variant_for(Agreement()))[0] & RSV1 == 0
+    until(lambda: allowance.begin(1024 * 1024))
+    for receiver in both:
+        receiver.gets(TEXTS[1], compressed=True)
 
 
 def test_what_is_pushed_stands_between_what_the_view_sends() -> None:

@@ -20,6 +20,9 @@ LAST_BLOCK = b"\x03\x00"  # with which a stream ends that is complete up to here
 WINDOW_BITS = 15  # the largest window, and what holds where nothing is said
 THRESHOLD = 1024  # bytes; compressing shorter messages costs more than it saves
 LEVEL = 6
+LARGE = 64 * 1024  # bytes; from here on a lower level makes the message 3 % larger, and takes 60 % less time at worst
+LEVEL_OF_LARGE = 5
+PIECE = 16 * 1024  # bytes; zlib takes two milliseconds for them at worst, then the allowance is asked again
 MAX_FINAL_BLOCKS = 256  # in one message; what follows one is copied, and costs a new window
 PARAMETERS = {
     "server_no_context_takeover",
@@ -52,6 +55,15 @@ class Agreement:
     peer_window_bits: int = WINDOW_BITS
     peer_takeover: bool = False
     threshold: int = THRESHOLD
+
+    @property
+    def shared_from(self) -> int:
+        """From how many characters or bytes on a message may be compressed by itself, once for many receivers.
+
+        With takeover, from those on that fill the window: what stood at the same place of the message before is not in
+        it any more. Without, from those on that may reach the threshold.
+        """
+        return max(1 << self.window_bits, self.threshold) if self.takeover else (self.threshold + 3) // 4
 
 
 # --- the handshake (section 7.1) --------------------------------------------------------------------------------------
@@ -116,28 +128,60 @@ def _checked(parameters: Parameters) -> dict[str, int | None] | None:
 # --- messages (section 7.2) -------------------------------------------------------------------------------------------
 
 
+class Allowance:
+    """Says whether there is time to compress a message. This one always says yes; a subclass may look at a clock."""
+
+    __slots__ = ()
+
+    def begin(self, size: int) -> bool:
+        """Return whether a message of `size` bytes may be compressed now."""
+        return True
+
+    def go_on(self) -> bool:
+        """Count the time since the last call, and return whether there is some left."""
+        return True
+
+
+UNLIMITED = Allowance()
+
+
 def compressor(bits: int, size: int | None = None) -> zlib._Compress:
     """Return a compressor with a window of at most `bits`; no larger than a single message of `size` bytes needs."""
-    if size is not None:
-        bits = min(bits, max(9, (size - 1).bit_length()))
-    return zlib.compressobj(LEVEL, zlib.DEFLATED, -bits)
+    if size is None:
+        return zlib.compressobj(LEVEL, zlib.DEFLATED, -bits)
+    bits = min(bits, max(9, (size - 1).bit_length()))
+    return zlib.compressobj(LEVEL if size < LARGE else LEVEL_OF_LARGE, zlib.DEFLATED, -bits)
 
 
-def compressed(packer: zlib._Compress, payload: bytes) -> bytes:
-    """Return the payload of a message as it goes on the wire (section 7.2.1)."""
-    return (packer.compress(payload) + packer.flush(zlib.Z_SYNC_FLUSH)).removesuffix(TAIL)
+def compressed(packer: zlib._Compress, payload: bytes, allowance: Allowance) -> bytes | None:
+    """Return the payload of a message as it goes on the wire (section 7.2.1).
+
+    Returns None if it does not become shorter, or if `allowance`, which was asked to begin, has no time to finish it.
+    `packer` is of no use then: the peer will not see what it has seen.
+    """
+    parts = [packer.compress(payload[:PIECE])]
+    for at in range(PIECE, len(payload), PIECE):
+        if not allowance.go_on():
+            return None
+        parts.append(packer.compress(payload[at : at + PIECE]))
+    parts.append(packer.flush(zlib.Z_SYNC_FLUSH))
+    allowance.go_on()
+    packed = b"".join(parts).removesuffix(TAIL)
+    return packed if len(packed) < len(payload) else None
 
 
-def encode_compressed(message: str | bytes, bits: int, threshold: int) -> bytes:
+def encode_compressed(message: str | bytes, bits: int, threshold: int, allowance: Allowance = UNLIMITED) -> bytes:
     """Return the frame with which a server sends `message`, compressed by itself if that makes it shorter.
 
-    It fits each connection with a window of `bits` or more, so that one frame serves many receivers. Where windows are
-    kept, `Deflate.forget_sent` must follow: the receiver's has then seen what the sender's has not.
+    Without time for that, it goes as it is (section 6). The frame fits each connection with a window of `bits` or more,
+    so that one frame serves many receivers. Where windows are kept, `Deflate.forget_sent` must follow: the receiver's
+    has then seen what the sender's has not.
     """
     opcode, payload = (Opcode.TEXT, message.encode()) if isinstance(message, str) else (Opcode.BINARY, message)
-    if len(payload) >= threshold:
-        packed = compressed(compressor(bits, len(payload)), payload)
-        if len(packed) < len(payload):
+    size = len(payload)
+    if size >= threshold and allowance.begin(size):
+        packed = compressed(compressor(bits, size), payload, allowance)
+        if packed is not None:
             return encode_frame(opcode | RSV1, packed)
     return encode_frame(opcode, payload)
 
@@ -153,27 +197,28 @@ class Deflate:
     takeover.
     """
 
-    __slots__ = ("_blocks", "_packer", "_unpacker", "agreement")
+    __slots__ = ("_allowance", "_blocks", "_packer", "_unpacker", "agreement")
 
-    def __init__(self, agreement: Agreement) -> None:
+    def __init__(self, agreement: Agreement, allowance: Allowance = UNLIMITED) -> None:
         self.agreement = agreement
+        self._allowance = allowance
         self._packer: zlib._Compress | None = None
         self._unpacker: zlib._Decompress | None = None
         self._blocks = 0  # final ones, in the message that is inflated
 
     def compress(self, payload: bytes) -> bytes | None:
-        """Return a message's payload compressed, None if that is no gain."""
+        """Return a message's payload compressed, None if that is no gain or there is no time for it."""
         agreement = self.agreement
+        if not self._allowance.begin(len(payload)):
+            return None
         if not agreement.takeover:
-            packed = compressed(compressor(agreement.window_bits, len(payload)), payload)
-            return packed if len(packed) < len(payload) else None
+            return compressed(compressor(agreement.window_bits, len(payload)), payload, self._allowance)
         if self._packer is None:
             self._packer = compressor(agreement.window_bits)
-        packed = compressed(self._packer, payload)
-        if len(packed) < len(payload):
-            return packed
-        self._packer = None  # the peer's window will not have seen this
-        return None
+        packed = compressed(self._packer, payload, self._allowance)
+        if packed is None:
+            self._packer = None
+        return packed
 
     def forget_sent(self) -> None:
         """Begin with an empty window: the peer was sent something that this compressor has not seen."""

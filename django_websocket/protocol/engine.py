@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from enum import Enum
 from typing import NamedTuple
 
-from .deflate import RSV1, Agreement, Deflate, TooManyBlocks
+from .deflate import RSV1, UNLIMITED, Agreement, Allowance, Deflate, TooManyBlocks
 from .frames import (
     MAX_CONTROL_PAYLOAD,
     CloseCode,
@@ -93,7 +93,8 @@ class Engine:
     Arguments: the `role` of this end; `max_message_size`, the bytes that one message may have, in all its fragments,
     when it is inflated, and as the `str` that a text becomes; `max_queued_messages` and `max_queued_bytes`, how much
     may wait in `messages` before parsing stops; `max_frames`, how many frames that are no short message one `receive`
-    parses; `agreement`, what both ends agreed on about compression (RFC 7692), None for none.
+    parses; `agreement`, what both ends agreed on about compression (RFC 7692), None for none; `allowance`, which says
+    whether there is time for it.
 
     `messages` holds the complete messages, `str` or `bytes`, oldest first; the user takes them from its front.
     `paused` is true while bytes are kept that were not parsed because `messages` was full, or, if it is not `full`,
@@ -141,6 +142,7 @@ class Engine:
         max_queued_bytes: int = MAX_QUEUED_BYTES,
         max_frames: int = sys.maxsize,
         agreement: Agreement | None = None,
+        allowance: Allowance = UNLIMITED,
     ) -> None:
         self.max_message_size = max_message_size
         # Data that cannot be compressed becomes larger, with the poorest parameters of zlib by a seventh.
@@ -165,7 +167,7 @@ class Engine:
         self._missing = 0  # bytes of payload still to come for the frame being read
         self._mask = b""  # of that frame, turned to where its payload goes on
         self._fin = True  # whether that frame ends its message
-        self._deflate = None if agreement is None else Deflate(agreement)
+        self._deflate = None if agreement is None else Deflate(agreement, allowance)
         self.dropping = False
         self._close_sent = False
         self._done = False  # after the peer's close frame, its failure, or the end of its bytes
@@ -463,7 +465,7 @@ class Engine:
     def send(self, message: str | bytes) -> bytes:
         """Return the frame of a whole message: text for `str`, binary for bytes (section 5.6).
 
-        It is compressed if that was agreed on and is worth it.
+        It is compressed if that was agreed on, is worth it, and there is time for it.
         """
         deflate = self._deflate
         if deflate is not None and len(message) * 4 >= deflate.agreement.threshold:  # no character has more bytes

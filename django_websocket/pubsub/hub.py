@@ -17,6 +17,7 @@ from django_websocket.log import report
 from django_websocket.outbox import WRITE_SIZE
 from django_websocket.protocol.deflate import Agreement, encode_compressed
 from django_websocket.protocol.frames import CloseCode, encode_message
+from django_websocket.sweep import sweep_of_loop
 from django_websocket.turns import let_others_run, turns_of_loop
 from django_websocket.waiting import Readable, check_before_taking, wait
 
@@ -66,7 +67,8 @@ class Publication:
             if variant is None:
                 frames = list(map(encode_message, self.messages))
             else:
-                frames = [encode_compressed(message, *variant) for message in self.messages]
+                allowance = sweep_of_loop().encoder.allowance
+                frames = [encode_compressed(message, *variant, allowance) for message in self.messages]
             self._single[variant] = frames
         return frames
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 import time
 import zlib
 from collections.abc import Callable
@@ -14,6 +15,8 @@ from typing import Any
 from unittest.mock import ANY
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from websockets.extensions.permessage_deflate import (
     ClientPerMessageDeflateFactory,
     PerMessageDeflate,
@@ -23,8 +26,11 @@ from websockets.frames import Opcode as TheirOpcode
 from websockets.protocol import OPEN, Protocol, Side
 
 from django_websocket.protocol.deflate import (
+    LARGE,
     MAX_FINAL_BLOCKS,
+    PIECE,
     Agreement,
+    Allowance,
     Compression,
     Deflate,
     encode_compressed,
@@ -609,3 +615,77 @@ class TestSending:
         engine = make_engine()
         engine.forget_sent()
         assert engine.send("x" * 10000)[0] == 0x81
+
+
+# --- the time for it --------------------------------------------------------------------------------------------------
+
+
+class Pieces(Allowance):
+    """Has time for so many pieces of each message, and for no message if that is -1."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._left = 0
+
+    def begin(self, size: int) -> bool:
+        self._left = self.count
+        return self.count >= 0
+
+    def go_on(self) -> bool:
+        self._left -= 1
+        return self._left >= 0
+
+
+KINDS = st.sampled_from(["own", "no time", "given up", "for many"])
+CONTENTS = st.tuples(st.sampled_from([40, 150, 3000, 2 * PIECE + 5, LARGE]), st.integers(0, 3), st.booleans())
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    bits=st.integers(9, 15), takeover=st.booleans(), messages=st.lists(st.tuples(KINDS, CONTENTS, st.integers(9, 15)))
+)
+def test_messages_may_be_compressed_or_not_and_for_one_or_for_many_in_any_order(
+    bits: int, takeover: bool, messages: list[tuple[str, tuple[int, int, bool], int]]
+) -> None:
+    agreement = Agreement(bits, takeover, threshold=100)
+    allowance = Pieces(sys.maxsize)
+    ours, theirs = Engine(Role.SERVER, agreement=agreement, allowance=allowance), Theirs(Role.SERVER, agreement)
+    for kind, (size, seed, is_text), many_bits in messages:
+        content = (lines(1, seed)[0] * (size // 100 + 1))[:size]
+        message = content.decode() if is_text else content
+        allowance.count = {"no time": -1, "given up": 0}.get(kind, sys.maxsize)
+        if kind == "for many":
+            frame = encode_compressed(message, min(bits, many_bits), 100, allowance)
+            ours.forget_sent()
+        else:
+            frame = ours.send(message)
+        in_time = kind == "own" or kind == "for many" or (kind == "given up" and size <= PIECE)
+        assert bool(frame[0] & 0x40) is (size >= 100 and in_time)
+        assert theirs.receive(frame) == [message]
+
+
+@pytest.mark.parametrize("takeover", [True, False])
+def test_message_is_compressed_piece_by_piece_as_long_as_there_is_time(role: Role, takeover: bool) -> None:
+    message = bytes(3 * PIECE)
+    allowance = Pieces(1)
+    engine = Engine(role, agreement=Agreement(takeover=takeover), allowance=allowance)
+    assert engine.send(message)[0] == 0x82
+    assert encode_compressed(message, 15, 0, allowance)[0] == 0x82
+    allowance.count = 2
+    assert engine.send(message)[0] == 0xC2
+    assert encode_compressed(message, 15, 0, allowance)[0] == 0xC2
+
+
+@pytest.mark.parametrize(
+    ("agreement", "size"),
+    [
+        (Agreement(threshold=0), 0),
+        (Agreement(threshold=1), 1),
+        (Agreement(threshold=1024), 256),
+        (Agreement(takeover=True), 32768),
+        (Agreement(window_bits=9, takeover=True), 1024),
+        (Agreement(window_bits=9, takeover=True, threshold=0), 512),
+    ],
+)
+def test_what_may_be_compressed_for_many(agreement: Agreement, size: int) -> None:
+    assert agreement.shared_from == size

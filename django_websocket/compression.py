@@ -1,0 +1,81 @@
+"""Compression for all clients of a loop: how much of its time that may take, and one encoding of what many are sent."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from .protocol.deflate import Allowance, encode_compressed
+
+__all__ = ["Encoder", "TimeToCompress"]
+
+# A client can send a message of a few KiB that inflates to a mebibyte, and that zlib needs a hundred times as long to
+# compress as to inflate. Beyond this share, messages leave uncompressed: that costs bandwidth, but nobody has to wait.
+SHARE = 0.25  # of the loop's time
+BURST = 0.12  # seconds that may be used at once after a time of rest; the others wait for so long at worst
+# Compression begins only when there is time to finish it. The slowest data takes this long for each byte:
+SLOWEST = 60e-9  # seconds
+ENOUGH = 0.08  # seconds; with so many left a message of any size may begin, since most take a third of the slowest
+
+KEPT = 4 * 1024 * 1024  # bytes of messages and their frames, in each of two generations
+OVERHEAD = 250  # bytes that each message costs besides
+
+
+class TimeToCompress(Allowance):
+    """The time for compression in one loop: a share of all time, of which some can be saved for a burst."""
+
+    __slots__ = ("_at", "_left")
+
+    def __init__(self) -> None:
+        self._left = BURST  # seconds; below zero when the last piece took longer than that
+        self._at = time.perf_counter()  # when `_left` was right
+
+    def begin(self, size: int) -> bool:
+        """Return whether there is time for a message of `size` bytes, and begin to count."""
+        now = time.perf_counter()
+        left = self._left + (now - self._at) * SHARE
+        self._left = left if left < BURST else BURST
+        self._at = now
+        return left > size * SLOWEST or left > ENOUGH
+
+    def go_on(self) -> bool:
+        """Count the time since the last call, and return whether there is some left."""
+        now = time.perf_counter()
+        self._left -= now - self._at
+        self._at = now
+        return self._left > 0
+
+
+class Encoder:
+    """Encodes messages for the clients of one loop; what several views send within a second is compressed once.
+
+    `allowance` is the time for all compression in the loop.
+    """
+
+    __slots__ = ("_before", "_recent", "_size", "allowance")
+
+    def __init__(self) -> None:
+        self.allowance = TimeToCompress()
+        # Keys are the message, whether it is text, and what was agreed on: the window's bits and the threshold.
+        self._recent: dict[tuple[str | bytes, bool, int, int], bytes] = {}
+        self._before: dict[tuple[str | bytes, bool, int, int], bytes] = {}
+        self._size = 0  # bytes that the recent ones cost
+
+    def frame(self, message: str | bytes, bits: int, threshold: int) -> bytes:
+        """Return the frame that `encode_compressed` makes, from memory if another client was sent the same."""
+        key = message, isinstance(message, str), bits, threshold
+        frame = self._recent.get(key)
+        if frame is None:
+            frame = self._before.get(key) or encode_compressed(message, bits, threshold, self.allowance)
+            cost = sys.getsizeof(message) + len(frame) + OVERHEAD
+            if self._size + cost > KEPT:
+                self.forget()
+            self._recent[key] = frame
+            self._size += cost
+        return frame
+
+    def forget(self) -> None:
+        """Forget the messages that were not sent since the last call. The sweep calls this with each tick."""
+        self._before = self._recent
+        self._recent = {}
+        self._size = 0
