@@ -11,6 +11,7 @@ import logging
 import socket
 import ssl
 import struct
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -109,9 +110,9 @@ class Connection(Readable):
         "_pending",
         "_ping_tick",
         "_ping_time",
+        "_plain_below",
         "_reader",
         "_refills",
-        "_shared_from",
         "_sock",
         "_sweep",
         "_waiting",
@@ -159,7 +160,7 @@ class Connection(Readable):
         self.inbox = self._engine.messages
         self.discard = discard
         self.agreement = agreement
-        self._shared_from = 0 if agreement is None else agreement.shared_from
+        self._plain_below = sys.maxsize if agreement is None else agreement.plain_below
         self.before_taking: Callable[[], None] | None = None  # called when a message is asked for; it may raise
         self.ended = False
         self.close_code: int | None = None
@@ -400,12 +401,8 @@ class Connection(Readable):
         """
         if self._closing:
             raise ConnectionClosed(self.close_code or CloseCode.ABNORMAL, self.close_reason)
-        if self.agreement is None:
-            frame = encode_message(message)
-        elif len(message) < self._shared_from:
-            frame = self._engine.send(message)
-        else:
-            frame = self._frame_for_many(message, self.agreement)
+        # For short messages, which are most of them, a comparison takes the place of a call.
+        frame = encode_message(message) if len(message) < self._plain_below else self._long_frame(message)
         sweep = self._sweep
         if (self.inbox or (sweep.reading and sweep.callbacks.pendingcnt >= CROWD)) and not self._blocked:
             first = not self._held
@@ -421,10 +418,14 @@ class Connection(Readable):
         elif len(message) >= LONG and sweep.turns.spent():
             let_others_run()  # a client that reads fast enough would never have it wait
 
-    def _frame_for_many(self, message: str | bytes, agreement: Agreement) -> bytes:
-        """Return the frame of a message that other views may send as well, and that is compressed once for all."""
+    def _long_frame(self, message: str | bytes) -> bytes:
+        """Return the frame of a message that may be compressed, once for all clients where that is as good."""
+        agreement = self.agreement
+        assert agreement is not None
         if len(message) < agreement.threshold and (isinstance(message, bytes) or message.isascii()):
             return encode_message(message)
+        if not agreement.is_shared(len(message)):
+            return self._engine.send(message)
         if agreement.takeover:
             self._engine.forget_sent()
         return self._sweep.encoder.frame(message, agreement.window_bits, agreement.threshold)

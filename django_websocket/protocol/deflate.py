@@ -57,13 +57,17 @@ class Agreement:
     threshold: int = THRESHOLD
 
     @property
-    def shared_from(self) -> int:
-        """From how many characters or bytes on a message may be compressed by itself, once for many receivers.
+    def plain_below(self) -> int:
+        """How many characters or bytes a message needs before it may be compressed: no character has more than four."""
+        return (self.threshold + 3) // 4
 
-        With takeover, from those on that fill the window: what stood at the same place of the message before is not in
-        it any more. Without, from those on that may reach the threshold.
+    def is_shared(self, size: int) -> bool:
+        """Whether a message of so many characters or bytes is to be compressed by itself, once for many receivers.
+
+        With takeover, that holds for messages that fill the window: what stood at the same place of the message before
+        is not in it any more.
         """
-        return max(1 << self.window_bits, self.threshold) if self.takeover else (self.threshold + 3) // 4
+        return not self.takeover or size >= max(1 << self.window_bits, self.threshold)
 
 
 # --- the handshake (section 7.1) --------------------------------------------------------------------------------------

@@ -676,16 +676,22 @@ def test_message_is_compressed_piece_by_piece_as_long_as_there_is_time(role: Rol
     assert encode_compressed(message, 15, 0, allowance)[0] == 0xC2
 
 
+@pytest.mark.parametrize(("threshold", "size"), [(0, 0), (1, 1), (1023, 256), (1024, 256), (1025, 257)])
+def test_message_that_is_too_short_to_be_compressed_whatever_its_characters(threshold: int, size: int) -> None:
+    agreement = Agreement(threshold=threshold)
+    assert agreement.plain_below == size
+    assert Engine(Role.SERVER, agreement=agreement).send("\U0001f600" * max(0, size - 1))[0] & 0x40 == 0
+
+
 @pytest.mark.parametrize(
     ("agreement", "size"),
     [
-        (Agreement(threshold=0), 0),
-        (Agreement(threshold=1), 1),
-        (Agreement(threshold=1024), 256),
+        (Agreement(), 0),
         (Agreement(takeover=True), 32768),
         (Agreement(window_bits=9, takeover=True), 1024),
         (Agreement(window_bits=9, takeover=True, threshold=0), 512),
     ],
 )
-def test_what_may_be_compressed_for_many(agreement: Agreement, size: int) -> None:
-    assert agreement.shared_from == size
+def test_message_that_is_compressed_for_many(agreement: Agreement, size: int) -> None:
+    assert agreement.is_shared(size)
+    assert not size or not agreement.is_shared(size - 1)
