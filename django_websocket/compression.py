@@ -18,7 +18,7 @@ SLOWEST = 60e-9  # seconds
 ENOUGH = 0.08  # seconds; with so many left a message of any size may begin, since most take a third of the slowest
 
 KEPT = 4 * 1024 * 1024  # bytes of messages and their frames, in each of two generations
-OVERHEAD = 250  # bytes that each message costs besides
+KEPT_MESSAGES = 64  # in each generation: memory that is soon used again is faster
 
 
 class TimeToCompress(Allowance):
@@ -67,8 +67,8 @@ class Encoder:
         frame = self._recent.get(key)
         if frame is None:
             frame = self._before.get(key) or encode_compressed(message, bits, threshold, self.allowance)
-            cost = sys.getsizeof(message) + len(frame) + OVERHEAD
-            if self._size + cost > KEPT:
+            cost = sys.getsizeof(message) + len(frame)
+            if self._size + cost > KEPT or len(self._recent) >= KEPT_MESSAGES:
                 self.forget()
             self._recent[key] = frame
             self._size += cost
