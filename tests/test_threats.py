@@ -155,7 +155,7 @@ FRAMES = {
         "test_threats_frames.py::test_idle_clients_keep_nothing_of_what_was_compressed",
     ],
     "messages that are slow to compress when a view sends them on": [
-        "test_flood.py::test_an_idle_client_is_answered_at_once_while_what_others_send_is_hard_to_compress",
+        "test_flood_compressed.py::test_an_idle_client_is_answered_at_once_while_what_others_send_is_hard_to_compress",
         "test_compression.py::test_compression_takes_a_share_of_the_time",
         "test_compression.py::test_messages_leave_uncompressed_when_there_is_no_time",
         "test_compression.py::test_what_several_views_send_is_compressed_once_for_all_with_the_same_window",
