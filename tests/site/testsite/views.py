@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import socket
 import sys
 import weakref
 from collections.abc import Iterator
@@ -222,8 +223,9 @@ def hoards(request: HttpRequest, websocket: WebSocket, channel: str) -> None:
     ask_for_all(request)
     with websocket.subscribe(channel):
         connection = websocket.connection
-        assert connection is not None
-        while connection._outbox.size < 900 * 1024:  # the system takes much, too
+        assert connection is not None and connection._sock is not None
+        connection._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # or the system takes megabytes, too
+        while connection._outbox.size < 900 * 1024:
             publish(channel, os.urandom(64 * 1024))
             gevent.sleep(0.001)
         while not connection._engine.paused and not connection._engine.unfinished[0]:
