@@ -73,7 +73,12 @@ def census() -> dict[str, Any]:
     urllib.parse.clear_cache()  # type: ignore[attr-defined] # of addresses
     sys._clear_type_cache()  # which keeps thousands of the names that were looked up last
     things = gc.get_objects()
-    databases = [thing for thing in things if issubclass(type(thing), BaseDatabaseWrapper)]
+    types = Counter(map(type, things))
+    wrappers = tuple(kind for kind in types if issubclass(kind, BaseDatabaseWrapper))
+    databases = [thing for thing in things if type(thing) in wrappers] if wrappers else []
+    names: Counter[str] = Counter()
+    for kind, count in types.items():
+        names[f"{kind.__module__}.{kind.__qualname__}"] += count
     return {
         "open connections": len(open_connections()),
         "views": len(ViewGreenlet.running),
@@ -83,7 +88,7 @@ def census() -> dict[str, Any]:
         "open databases": sum(database.connection is not None for database in databases),
         "channels": sum(len(hub.channels) for hub in pubsub._hubs.values()),
         "allocated blocks": sys.getallocatedblocks(),
-        **Counter(f"{type(thing).__module__}.{type(thing).__qualname__}" for thing in things),
+        **names,
     }
 
 
