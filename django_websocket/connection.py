@@ -226,12 +226,12 @@ class Connection(Readable):
                 self._terminate(CloseCode.ABNORMAL)
             return
         self._heard = sweep.now
-        data = buffer[:size].tobytes()
         if size > SHORT and sweep.turns.spent():
-            engine.keep(data)
+            engine.keep(buffer[:size].tobytes())
             self._go_on_later()
             return
-        events = engine.receive(data)
+        # Without a name for the bytes: the memory is free, and still in the cache, when the view makes its answer.
+        events = engine.receive(buffer[:size].tobytes())
         if events or engine.paused or self.discard or self._signal is not None:
             self._handle(events)
         if self._waiter is not None and (self.inbox or self.ended):
