@@ -122,7 +122,9 @@ class Sweep:
     def _on_tick(self) -> None:
         self.now += 1
         self.encoder.forget()
-        self._due_now.extend(self._due.pop(self.now, ()))
+        due = self._due.pop(self.now, ())
+        # They are taken from the end: a view that waits for its client hears first what it waited for in vain.
+        self._due_now.extend(sorted(due, key=lambda each: isinstance(each, Deadline)))
         self._look_at_due()
 
     def _look_at_due(self) -> None:

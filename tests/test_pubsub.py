@@ -47,6 +47,7 @@ from django_websocket.exceptions import BrokerError, ConnectionClosed, Handshake
 from django_websocket.pubsub import hub, pipeline, publish, subscribe
 from django_websocket.pubsub.broker import broker_from
 from django_websocket.select import select
+from django_websocket.turns import let_others_run
 from django_websocket.waiting import ViewGreenlet
 from django_websocket.websocket import WebSocket
 
@@ -894,7 +895,7 @@ def test_a_large_audience_is_served_in_slices_that_let_others_run(memory: Broker
     def other() -> None:
         while not members[-1].ready():
             seen.append(sum(member.ready() for member in members))
-            gevent.sleep(0)
+            let_others_run()
 
     publish("news", "a")
     gevent.spawn(other).get(timeout=5)
@@ -940,7 +941,7 @@ def test_who_leaves_during_a_large_fan_out_gets_nothing_more(memory: Broker, pai
 
     def leave() -> None:
         while not members[0].ready():
-            gevent.sleep(0)
+            let_others_run()
         assert not last.ready(), "the slice is larger than the test thinks"
         last.close()
         forwarding.close()
@@ -1620,7 +1621,7 @@ def test_a_large_audience_is_told_in_slices_that_let_others_run(own_redis: Serve
     def other() -> None:
         while not members[-1].ready():
             seen.append(sum(member.ready() for member in members))
-            gevent.sleep(0)
+            let_others_run()
 
     watching = gevent.spawn(other)
     kill_clients(own_redis)

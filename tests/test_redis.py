@@ -120,6 +120,7 @@ def test_chat_as_the_original_page_writes_it(
     for number, member in enumerate(members, 1):
         member.open("/as-in-2017/")
         assert eventually(lambda number=number: publisher.pubsub_numsub("OLD")[0][1] == number)  # type: ignore[misc]
+        fetch(site.port, "/page/")  # when it is answered, the view has read that it is subscribed
     # One message at a time: redis-py may keep a second one where select() does not see it.
     for number, member in enumerate(members):
         member.send(frame(f"message {number}"))

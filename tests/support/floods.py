@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import random
 import selectors
 import socket
 import sys
@@ -170,12 +171,24 @@ def deflated(data: bytes, level: int = 9) -> bytes:
     return masked(BINARY if 255 in data else TEXT, packed.removesuffix(b"\0\0\xff\xff"), rsv=4)
 
 
+def hard_to_compress(size: int) -> bytes:
+    """Return so many bytes that become small when they are compressed, and of which zlib takes very long to do so.
+
+    What repeats is further back than the shorter matches at which the usual level of compression gives up.
+    """
+    block = bytes(random.Random(1).choices(b"ab", k=min(size // 8, 16_000)))
+    return (block * (size // len(block) + 1))[:size]
+
+
+HARD = hard_to_compress(1 << 20)
 MESSAGES = {
     "texts": repeated(masked(TEXT), masked(TEXT, b"x")),
     "pings": repeated(masked(PING), masked(PING, b"x")),
     "fragments": repeated(masked(TEXT, fin=False), *[masked(CONTINUATION, fin=False)] * 998, masked(CONTINUATION)),
     "bombs": repeated(deflated(b"x" * (1 << 20))),
     "binary": repeated(masked(BINARY)),
+    "hard": repeated(deflated(HARD)),
+    "hard and short": repeated(deflated(hard_to_compress(PIECE))),
 }
 
 
@@ -213,6 +226,14 @@ def published(
         return lambda seconds: run(opened, seconds, publisher)
 
     return begin
+
+
+def chat(port: int, redis: int) -> Begun:
+    """Have one member of a chat send what is hard to compress; members with windows of all sizes get it."""
+    bits = range(9, 16)
+    members = [Client(port, "/selects/flood-d/", b"", True, bits[number % len(bits)]) for number in range(280)]
+    sender = Client(port, "/selects/flood-d/", MESSAGES["hard"])
+    return lambda seconds: run([*members, sender], seconds)
 
 
 def connections(data: bytes, until: bytes = b"") -> Flood:
@@ -268,6 +289,14 @@ FLOODS: dict[str, Flood] = {
     "publishes to 280 who listen": published("/listen/flood-a/", 280, 20, 1, TEXTS, ["flood-a"]),
     "publishes to 280 who select": published("/selects/flood-b/", 280, 20, 1, TEXTS, ["flood-b"]),
     "publishes to 280 who do not read": published("/listen/flood-c/", 280, 200, 1, RANDOM, ["flood-c"], reads=False),
+    "bombs that one has echoed": messages("bombs", 1, "/echo/"),
+    "bombs that a hundred have echoed": messages("bombs", 100, "/echo/"),
+    "messages hard to compress that one has echoed": messages("hard", 1, "/echo/"),
+    "messages hard to compress that a hundred have echoed": messages("hard", 100, "/echo/"),
+    "short messages hard to compress": messages("hard and short", 20, "/echo/"),
+    "publishes hard to compress to 280 who listen": published("/listen/flood-e/", 280, 5, 1, HARD, ["flood-e"]),
+    "publishes hard to compress to 280 who select": published("/selects/flood-f/", 280, 5, 1, HARD, ["flood-f"]),
+    "messages hard to compress in a chat": chat,
     "handshakes": connections(request("/echo/"), b"\r\n\r\n"),
     "close handshakes": connections(request("/echo/") + masked(CLOSE, b"\x03\xe8")),
     "pages": connections(b"GET /page/ HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"),
