@@ -137,15 +137,15 @@ class Orders:
                 report(f"channel {CHANNEL}", None, "has a message that is not from disconnect()")
                 continue
             find = self.find.get(order.kind)
-            named = {connection for connection in find(order.name) if connection.close_code is None} if find else set()
-            gevent.spawn(self._carry_out, order, named, place)
+            gevent.spawn(self._carry_out, order, set(find(order.name)) if find else (), place)
 
     def _carry_out(self, order: Order, connections: Iterable[Connection], place: str) -> None:
         reached = 0
         for connection in connections:
-            connection.close(order.code, order.reason)
-            reached += 1
-            let_others_run_if_spent()
+            if connection.close_code is None:
+                connection.close(order.code, order.reason)
+                reached += 1
+                let_others_run_if_spent()
         answer(place, reached)
 
     def missed(self) -> None:
