@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections import OrderedDict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Generic, Protocol, TypeVar
 
 import gevent
@@ -18,7 +18,7 @@ from django_websocket.outbox import WRITE_SIZE
 from django_websocket.protocol.deflate import Agreement, encode_compressed
 from django_websocket.protocol.frames import CloseCode, encode_message
 from django_websocket.sweep import sweep_of_loop
-from django_websocket.turns import let_others_run, turns_of_loop
+from django_websocket.turns import let_others_run, let_others_run_if_spent, turns_of_loop
 from django_websocket.waiting import Readable, check_before_taking, wait
 
 from .broker import Broker, from_wire
@@ -249,15 +249,8 @@ class Hub(InLoop):
             stale.update(dict.fromkeys(channel.stale, channel))
             channel.stale = ()
             channel.received()
-        turns = turns_of_loop()
-        for member, channel in stale.items():
-            if member in channel.members:
-                try:
-                    member.missed()
-                except Exception as error:
-                    _report_failure(error)
-                if turns.spent():
-                    let_others_run()
+        # Looked up one by one: whoever leaves while others have their turn is not told any more.
+        _tell(member.missed for member, channel in stale.items() if member in channel.members)
 
     def close(self) -> None:
         """End all subscriptions and the subscriber; whoever joins later gets a BrokerError.
@@ -282,14 +275,7 @@ class Hub(InLoop):
             if joined is not None:
                 joined.set_exception(_closed_error())
         members = dict.fromkeys(member for channel in channels.values() for member in channel.members)
-        turns = turns_of_loop()
-        for member in members:
-            try:
-                member.broker_closed()
-            except Exception as error:
-                _report_failure(error)
-            if turns.spent():
-                let_others_run()
+        _tell(member.broker_closed for member in members)
 
     def lost(self, names: Sequence[str]) -> None:
         """Let whoever joins one of the channels from now on wait until the broker is back."""
@@ -297,6 +283,16 @@ class Hub(InLoop):
             if channel.joined is None:
                 channel.joined = AsyncResult()
                 channel.stale = tuple(channel.members)
+
+
+def _tell(calls: Iterable[Callable[[], None]]) -> None:
+    """Call members, in as many turns of the loop as it takes; one that fails keeps nothing from the others."""
+    for call in calls:
+        try:
+            call()
+        except Exception as error:
+            _report_failure(error)
+        let_others_run_if_spent()
 
 
 def _report_failure(error: Exception) -> None:
