@@ -9,7 +9,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.http import HttpRequest
 from django.urls import NoReverseMatch, reverse
 
-from . import conf
+from django_websocket import conf
 
 __all__ = ["websocket_url"]
 

@@ -11,4 +11,4 @@ class WebSocketConfig(AppConfig):
 
     def ready(self) -> None:
         """Register the system checks."""
-        from . import checks  # noqa: F401
+        from django_websocket import checks  # noqa: F401

@@ -23,7 +23,8 @@ from django.db import connections
 from django.utils.module_loading import import_string
 from gevent import monkey
 
-from . import compat, conf
+from django_websocket import compat, conf
+
 from .options import options_of
 from .pubsub.broker import broker_from
 from .pubsub.memory import MemoryBroker

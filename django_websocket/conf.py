@@ -17,9 +17,10 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import setting_changed
 from django.shortcuts import resolve_url
 
-from . import compat
-from .connection import Limits
+from django_websocket import compat
+
 from .protocol.deflate import Compression
+from .transport.connection import Limits
 
 __all__ = ["Settings", "current"]
 

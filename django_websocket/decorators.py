@@ -11,10 +11,11 @@ from asgiref.sync import iscoroutinefunction
 from django.core.exceptions import ImproperlyConfigured
 from django.http import HttpRequest, HttpResponseBase
 
-from . import conf
+from django_websocket import conf
+
 from .options import Options
 from .protocol.handshake import TOKEN
-from .turns import let_others_run
+from .transport.turns import let_others_run
 from .websocket import WebSocket
 
 __all__ = ["websocket", "websocket_loop"]

@@ -8,7 +8,9 @@ from django.contrib.auth import get_user_model
 from django.db import connections, router
 from django.db.models import Model
 
-from . import conf, orders, pubsub
+from django_websocket import conf, pubsub
+from django_websocket.handler import orders
+
 from .websocket import WebSocket
 
 __all__ = ["disconnect"]

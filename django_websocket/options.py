@@ -6,9 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from . import conf
-from .connection import Limits
+from django_websocket import conf
+
 from .protocol.deflate import Compression
+from .transport.connection import Limits
 
 
 @dataclass(frozen=True)

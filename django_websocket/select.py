@@ -8,8 +8,8 @@ from typing import Any
 from gevent import monkey
 from gevent.hub import get_hub
 
-from .turns import let_others_run, let_others_run_if_spent
-from .waiting import Readable, check_before_taking, check_timeout, readable_with, wait
+from .transport.turns import let_others_run, let_others_run_if_spent
+from .transport.waiting import Readable, check_before_taking, check_timeout, readable_with, wait
 
 # What gevent may have replaced; `select.poll` is missing on some systems, and then plain files cannot be waited for.
 _poll = monkey.get_original("select", "poll")

@@ -16,8 +16,8 @@ from django.db import connections
 from django.dispatch import Signal
 from django.http import HttpRequest
 
-from .connection import Connection
-from .waiting import unfinished
+from .transport.connection import Connection
+from .transport.waiting import unfinished
 from .websocket import WebSocket
 
 __all__ = ["websocket_connected", "websocket_disconnected"]

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from uuid import uuid4
 
-from . import pubsub
-from .connection import Connection
+from django_websocket import pubsub
+
 from .protocol.frames import CloseCode, check_close
+from .transport.connection import Connection
 
 if TYPE_CHECKING:
     from django.http import HttpResponse

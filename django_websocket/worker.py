@@ -31,17 +31,19 @@ from gevent import getcurrent, monkey
 from gevent.event import Event
 from gevent.socket import wait_read
 
-from . import compat, forking
-from .acceptor import BODY, LINGER, RETRY_AFTER, Acceptor
-from .log import report
+from django_websocket import compat
+from django_websocket.transport import forking
+
+from .handler.upgrade import HANDSHAKE_KEY, KEY, Upgrade, finish, who
 from .protocol.frames import CloseCode
 from .protocol.handshake import is_upgrade
 from .select import select as cooperative_select
-from .sockets import give_away, hang_up
-from .sweep import TICK, Deadline, open_connections, sweep_of_loop, ticks
-from .turns import let_others_run_if_spent
-from .upgrade import HANDSHAKE_KEY, KEY, Upgrade, finish, who
-from .waiting import ViewGreenlet, unfinished
+from .transport.acceptor import BODY, LINGER, RETRY_AFTER, Acceptor
+from .transport.log import report
+from .transport.sockets import give_away, hang_up
+from .transport.sweep import TICK, Deadline, open_connections, sweep_of_loop, ticks
+from .transport.turns import let_others_run_if_spent
+from .transport.waiting import ViewGreenlet, unfinished
 
 with compat.naming("worker"):
     from gunicorn.http import errors
@@ -247,7 +249,9 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
         open_connections()  # from here on this process is one that serves clients
         with self._compatible():
             super().load_wsgi()
-            from . import checks, conf, conversation  # not before everything is patched and the project is loaded
+            # Not before everything is patched and the project is loaded.
+            from django_websocket import checks, conf
+            from django_websocket.handler import conversation
 
         if self.has_process and not conversation.databases_are_separate():
             self._refuse_unpatched()

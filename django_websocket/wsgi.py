@@ -18,14 +18,15 @@ from django.http import HttpRequest, HttpResponse, HttpResponseBadRequest, HttpR
 from gevent import getcurrent, monkey
 from gevent.event import Event
 
-from . import checks, compat, conf
-from .connection import WOULD_BLOCK
-from .conversation import Conversation, WebSocketResponse, close_databases
+from django_websocket import checks, compat, conf
+
 from .decorators import refuse_async
 from .exceptions import BrokerError
-from .log import report
+from .handler.conversation import Conversation, WebSocketResponse, close_databases
+from .handler.origin import origin_is_allowed
+from .handler.refusal import Refusal, code_and_reason
+from .handler.upgrade import HANDSHAKE_KEY, KEY, Upgrade, who
 from .options import Options, options_of
-from .origin import origin_is_allowed
 from .protocol.handshake import (
     ClientHandshake,
     HandshakeError,
@@ -34,10 +35,10 @@ from .protocol.handshake import (
     is_upgrade,
     upgrade_required,
 )
-from .refusal import Refusal, code_and_reason
 from .select import select as cooperative_select
-from .sockets import share
-from .upgrade import HANDSHAKE_KEY, KEY, Upgrade, who
+from .transport.connection import WOULD_BLOCK
+from .transport.log import report
+from .transport.sockets import share
 
 with compat.naming("application"):
     from django.core.handlers.wsgi import WSGIHandler, WSGIRequest

@@ -24,7 +24,7 @@ from django.test.utils import (
     teardown_test_environment,
 )
 
-from django_websocket import log
+from django_websocket.transport import log
 
 from .support.certificates import Authority
 from .support.clients import Client, RawClient

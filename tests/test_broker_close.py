@@ -21,9 +21,9 @@ import redis as redis_py
 from django.http import HttpResponse
 
 import django_websocket.pubsub.redis as redis_broker
-from django_websocket import logins, orders, pubsub
-from django_websocket.connection import Connection
+from django_websocket import logins, pubsub
 from django_websocket.exceptions import BrokerError
+from django_websocket.handler import orders
 from django_websocket.pubsub import publish, subscribe
 from django_websocket.pubsub.broker import Broker, Listener, broker_from
 from django_websocket.pubsub.closing import Closed
@@ -33,6 +33,7 @@ from django_websocket.pubsub.memory import MemoryBroker
 from django_websocket.pubsub.pipeline import Call, Queue, pack
 from django_websocket.pubsub.redis_address import RedisAddress
 from django_websocket.select import select
+from django_websocket.transport.connection import Connection
 from django_websocket.websocket import WebSocket
 
 from .support.brokers import connections_to, in_use

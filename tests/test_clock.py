@@ -10,7 +10,7 @@ from pathlib import Path
 import gevent
 import pytest
 
-from django_websocket.connection import Limits
+from django_websocket.transport.connection import Limits
 
 from .support.clients import RawClient, fetch
 from .support.fixtures import Connect, Raw, StartSite

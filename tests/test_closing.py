@@ -12,9 +12,9 @@ from collections.abc import Callable
 import gevent
 import pytest
 
-from django_websocket.connection import Connection, Limits
 from django_websocket.exceptions import ConnectionClosed
-from django_websocket.sweep import open_connections
+from django_websocket.transport.connection import Connection, Limits
+from django_websocket.transport.sweep import open_connections
 
 from .support.frames import CLOSE, CONTINUATION, PING, PONG, TEXT, Frame, close, close_frame, frame, text
 from .support.waiting import until

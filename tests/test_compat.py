@@ -34,10 +34,11 @@ from gunicorn.glogging import Logger
 from gunicorn.workers.ggevent import GeventWorker
 from redis.crc import key_slot
 
-from django_websocket import compat, sweep
+from django_websocket import compat
 from django_websocket.checks import check_libraries
 from django_websocket.pubsub.cluster import slot_of
-from django_websocket.sockets import ClientSocket, accept, accept_publicly
+from django_websocket.transport import sweep
+from django_websocket.transport.sockets import ClientSocket, accept, accept_publicly
 
 from .support.fixtures import SITE, STOCK_WORKER, StartSite
 from .support.wire import Pairs
@@ -417,7 +418,7 @@ IMPORTS = {
     "gunicorn.http.errors.LimitRequestLine": ("worker", "import gunicorn.http.errors as m; del m.LimitRequestLine\n"),
     "gunicorn.workers.ggevent.GeventWorker": ("worker", "import gunicorn.workers.ggevent as m; del m.GeventWorker\n"),
     "gunicorn.util.write_error": ("worker", "import gunicorn.util as m; del m.write_error\n"),
-    "gunicorn.util.close_graceful": ("acceptor", "import gunicorn.util as m; del m.close_graceful\n"),
+    "gunicorn.util.close_graceful": ("transport.acceptor", "import gunicorn.util as m; del m.close_graceful\n"),
     "redis.connection.socket": ("pubsub.redis", "import redis.connection as m; del m.socket\n"),
     "django.test.testcases._MediaFilesHandler": (
         "testing",

@@ -15,12 +15,12 @@ import pytest
 from django.utils.safestring import mark_safe
 from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFactory
 
-from django_websocket import compression
-from django_websocket.compression import BURST, KEPT, SHARE, Encoder, TimeToCompress
-from django_websocket.connection import Connection
 from django_websocket.protocol.deflate import RSV1, Agreement, encode_compressed
 from django_websocket.pubsub import hub
-from django_websocket.sweep import sweep_of_loop
+from django_websocket.transport import compression
+from django_websocket.transport.compression import BURST, KEPT, SHARE, Encoder, TimeToCompress
+from django_websocket.transport.connection import Connection
+from django_websocket.transport.sweep import sweep_of_loop
 from django_websocket.websocket import as_payload
 
 from .support.clients import fetch, notes

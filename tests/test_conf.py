@@ -11,9 +11,9 @@ from django.test import override_settings
 
 from django_websocket import conf
 from django_websocket.conf import Settings
-from django_websocket.connection import Limits
 from django_websocket.options import Options
 from django_websocket.protocol.deflate import Compression
+from django_websocket.transport.connection import Limits
 
 MIB = 1024 * 1024
 

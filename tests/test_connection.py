@@ -15,10 +15,10 @@ from unittest.mock import patch
 import gevent
 import pytest
 
-from django_websocket.connection import CROWD, MAX_HELD, MESSAGE_PACE, MESSAGE_TIME, Connection, Limits
 from django_websocket.exceptions import ConnectionClosed, WebSocketError
 from django_websocket.protocol.frames import CloseCode, encode_message
-from django_websocket.sweep import MAX_DELAY, TICK, open_connections, sweep_of_loop
+from django_websocket.transport.connection import CROWD, MAX_HELD, MESSAGE_PACE, MESSAGE_TIME, Connection, Limits
+from django_websocket.transport.sweep import MAX_DELAY, TICK, open_connections, sweep_of_loop
 
 from .support.frames import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, Frame, close, close_frame, frame, text
 from .support.waiting import until
@@ -308,7 +308,7 @@ def answer_in_turn(pairs: Pairs, clients: int, messages: list[str], **options: A
     gevent.sleep(0)
     for peer in peers:
         peer.text("question")
-    with patch("django_websocket.sweep.MAX_DELAY", 60.0):  # however busy this machine is
+    with patch("django_websocket.transport.sweep.MAX_DELAY", 60.0):  # however busy this machine is
         gevent.joinall(views, timeout=5, raise_error=True)
     return peers, answered_before
 
@@ -324,7 +324,7 @@ def test_answers_to_clients_whose_messages_came_together_leave_when_all_were_rea
 def test_of_many_clients_whose_messages_came_together_the_first_is_not_answered_last(
     pairs: Pairs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("django_websocket.sweep.MAX_UNSENT", 5)
+    monkeypatch.setattr("django_websocket.transport.sweep.MAX_UNSENT", 5)
     peers, answered_before = answer_in_turn(pairs, 5 + 2 + CROWD, ["answer"])
     assert answered_before == [0] * 5 + [5] * 2 + [*range(5, 5 + CROWD)]
     for peer in peers:
@@ -428,8 +428,8 @@ def test_the_head_is_sent_before_all_else(pairs: Pairs, then: str) -> None:
 
 
 def test_the_heads_of_clients_that_came_together_leave_together(pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("django_websocket.sweep.MAX_DELAY", 60.0)
-    monkeypatch.setattr("django_websocket.sweep.MAX_UNSENT", 5)
+    monkeypatch.setattr("django_websocket.transport.sweep.MAX_DELAY", 60.0)
+    monkeypatch.setattr("django_websocket.transport.sweep.MAX_UNSENT", 5)
     peers: list[Peer] = []
     answered_before = []
     for _ in range(7):

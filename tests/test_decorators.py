@@ -10,7 +10,7 @@ from django.http import HttpResponse
 from django.test import RequestFactory
 
 from django_websocket.decorators import websocket, websocket_loop
-from django_websocket.upgrade import Begun, Upgrade
+from django_websocket.handler.upgrade import Begun, Upgrade
 
 
 @pytest.mark.parametrize("decorate", [websocket, websocket(), websocket_loop])

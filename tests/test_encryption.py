@@ -10,10 +10,10 @@ import gevent.socket
 import pytest
 import redis as redis_py
 
-from django_websocket import log
 from django_websocket.pubsub import publish, subscribe
 from django_websocket.pubsub.encryption import EncryptedBroker
 from django_websocket.pubsub.memory import MemoryBroker
+from django_websocket.transport import log
 
 from .support.brokers import in_use
 from .support.servers import Server

@@ -22,7 +22,7 @@ ABSENT = {
     "django_websocket.protocol.engine": ["gevent", "geventwebsocket", "gunicorn", "redis", *DJANGO],
     "django_websocket.exceptions": ["gunicorn", "redis", *DJANGO],
     "django_websocket.select": ["gunicorn", *PUBSUB, *DJANGO],
-    "django_websocket.connection": ["gunicorn", *PUBSUB, *DJANGO],
+    "django_websocket.transport.connection": ["gunicorn", *PUBSUB, *DJANGO],
     "django_websocket.pubsub": ["gunicorn", "redis", *DJANGO],
     "django_websocket.pubsub.broker": ["gunicorn", "redis", *DJANGO],
     "django_websocket.pubsub.hub": ["gunicorn", "redis", *DJANGO],
@@ -35,7 +35,7 @@ ABSENT = {
     "django_websocket.pubsub.cluster": ["gunicorn", *DJANGO],
     "django_websocket.websocket": ["gunicorn", "redis", *DJANGO],
     "django_websocket.worker": [*PUBSUB, *DJANGO],
-    "django_websocket.development": [*PUBSUB, *DJANGO],
+    "django_websocket.management.server": [*PUBSUB, *DJANGO],
     "django_websocket.conf": ["gunicorn", *PUBSUB],
 }
 

@@ -27,9 +27,9 @@ from testsite.models import Note
 from testsite.websocket_urls import urlpatterns as of_the_site
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from django_websocket import conversation
 from django_websocket.addresses import websocket_url
 from django_websocket.decorators import websocket
+from django_websocket.handler import conversation
 from django_websocket.pubsub import publish
 from django_websocket.testing import Client, WebSocketLiveServerTestCase, captured_messages
 from django_websocket.websocket import WebSocket

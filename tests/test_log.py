@@ -10,9 +10,9 @@ import gevent
 import pytest
 from gevent.hub import get_hub
 
-from django_websocket import log
-from django_websocket.connection import Connection
-from django_websocket.log import report
+from django_websocket.transport import log
+from django_websocket.transport.connection import Connection
+from django_websocket.transport.log import report
 
 from .support.clients import RawClient, request
 from .support.fixtures import Raw, StartSite

@@ -22,10 +22,11 @@ from django.db import connections
 from django.test import override_settings
 from redis import Redis
 
-from django_websocket import login_checks, logins, pubsub
+from django_websocket import logins, pubsub
+from django_websocket.handler import login_checks
+from django_websocket.handler.orders import CHANNEL
+from django_websocket.handler.surroundings import Surroundings
 from django_websocket.logins import disconnect
-from django_websocket.orders import CHANNEL
-from django_websocket.surroundings import Surroundings
 
 from .support.brokers import in_use
 from .support.clients import RawClient, fetch

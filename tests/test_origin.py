@@ -13,7 +13,7 @@ from django.core.exceptions import DisallowedHost
 from django.http import HttpRequest
 from django.test import RequestFactory, override_settings
 
-from django_websocket.origin import origin_is_allowed
+from django_websocket.handler.origin import origin_is_allowed
 
 from .support.waiting import until
 

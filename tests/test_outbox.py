@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from django_websocket.outbox import WRITE_SIZE, Outbox
+from django_websocket.transport.outbox import WRITE_SIZE, Outbox
 
 
 def outbox(*frames: bytes) -> Outbox:

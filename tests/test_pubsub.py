@@ -41,14 +41,15 @@ from django.utils.translation import gettext_lazy, override
 from redis._parsers import _RESP2Parser
 
 import django_websocket.pubsub.redis as redis_broker
-from django_websocket import log, pubsub, turns
-from django_websocket.connection import Connection, Limits
+from django_websocket import pubsub
 from django_websocket.exceptions import BrokerError, ConnectionClosed, HandshakeFailed, MessagesMissed
 from django_websocket.pubsub import hub, pipeline, publish, subscribe
 from django_websocket.pubsub.broker import broker_from
 from django_websocket.select import select
-from django_websocket.turns import let_others_run
-from django_websocket.waiting import ViewGreenlet
+from django_websocket.transport import log, turns
+from django_websocket.transport.connection import Connection, Limits
+from django_websocket.transport.turns import let_others_run
+from django_websocket.transport.waiting import ViewGreenlet
 from django_websocket.websocket import WebSocket
 
 from .support.brokers import CLOSE_WAIT, connections_to, in_use

@@ -18,11 +18,11 @@ import gevent
 import pytest
 from django.http import HttpResponse
 
-from django_websocket.connection import Limits
 from django_websocket.pubsub.hub import Hub, Subscription
 from django_websocket.pubsub.memory import MemoryBroker
 from django_websocket.select import select
-from django_websocket.waiting import ViewGreenlet
+from django_websocket.transport.connection import Limits
+from django_websocket.transport.waiting import ViewGreenlet
 from django_websocket.websocket import WebSocket
 
 from .support.frames import close_frame, frame

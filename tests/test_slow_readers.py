@@ -20,11 +20,11 @@ from django.http import HttpResponse
 from django.test import override_settings
 
 from django_websocket import pubsub
-from django_websocket.connection import Connection, Limits
 from django_websocket.exceptions import MessagesMissed
 from django_websocket.protocol.deflate import Agreement
 from django_websocket.protocol.engine import Engine, Role
 from django_websocket.pubsub import hub, publish, subscribe
+from django_websocket.transport.connection import Connection, Limits
 from django_websocket.websocket import WebSocket
 
 from .support.clients import RawClient

@@ -12,7 +12,7 @@ import gevent
 import gevent.socket
 import pytest
 
-from django_websocket.sockets import ClientSocket, accept
+from django_websocket.transport.sockets import ClientSocket, accept
 
 from .support.wire import Pairs, unix_pair
 

@@ -10,7 +10,7 @@ import pytest
 from gevent.exceptions import LoopExit
 from gevent.hub import get_hub
 
-from django_websocket.sweep import TICK, Deadline, sweep_of_loop
+from django_websocket.transport.sweep import TICK, Deadline, sweep_of_loop
 
 
 class Late(Exception):

@@ -31,16 +31,17 @@ from gevent.hub import get_hub
 from testsite.models import Note
 from testsite.websocket_urls import urlpatterns as of_the_site
 
-from django_websocket import conf, log
-from django_websocket.conversation import Conversation, HandshakeTimeout
+from django_websocket import conf
 from django_websocket.decorators import websocket
 from django_websocket.exceptions import BrokerError, ConnectionClosed
+from django_websocket.handler.conversation import Conversation, HandshakeTimeout
 from django_websocket.protocol.handshake import HandshakeError
 from django_websocket.pubsub import memory, publish, subscribe
 from django_websocket.select import select
-from django_websocket.sweep import open_connections
 from django_websocket.testing import Client, HandshakeRefused, captured_messages
-from django_websocket.waiting import ViewGreenlet
+from django_websocket.transport import log
+from django_websocket.transport.sweep import open_connections
+from django_websocket.transport.waiting import ViewGreenlet
 from django_websocket.websocket import WebSocket
 
 from .support.wire import descriptors

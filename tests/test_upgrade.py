@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from gunicorn.config import Config
 
-from django_websocket.upgrade import HANDSHAKE_KEY, KEY, Upgrade
+from django_websocket.handler.upgrade import HANDSHAKE_KEY, KEY, Upgrade
 from django_websocket.worker import forget_request, remember_settings
 
 ACCEPTED = "101 Switching Protocols"

@@ -16,8 +16,8 @@ from django.http import HttpResponse
 from gevent import monkey
 from gevent.hub import get_hub
 
-from django_websocket.connection import Connection
-from django_websocket.waiting import Readable, Signal, ViewGreenlet, close_at_end, readable_with, wait
+from django_websocket.transport.connection import Connection
+from django_websocket.transport.waiting import Readable, Signal, ViewGreenlet, close_at_end, readable_with, wait
 from django_websocket.websocket import WebSocket
 
 from .support.waiting import until

@@ -16,10 +16,10 @@ from django.test import override_settings
 from django.utils.safestring import mark_safe
 from geventwebsocket.exceptions import WebSocketError as StockWebSocketError
 
-from django_websocket.connection import Connection
 from django_websocket.exceptions import ConnectionClosed, HandshakeFailed
 from django_websocket.pubsub import publish
 from django_websocket.select import select
+from django_websocket.transport.connection import Connection
 from django_websocket.websocket import WebSocket
 
 from .support.frames import BINARY, PONG, TEXT, Frame, close, close_frame, frame, text

@@ -19,7 +19,7 @@ from gevent.hub import Hub as Loop
 from gevent.hub import get_hub
 
 from django_websocket.exceptions import BrokerError
-from django_websocket.waiting import close_at_end
+from django_websocket.transport.waiting import close_at_end
 
 from .broker import BINARY, Broker, broker_from, to_wire
 from .closing import close
@@ -226,9 +226,7 @@ def check_channel(channel: str) -> None:
 
 
 def _settings() -> Settings:
-    from django_websocket import (
-        conf,  # not before the project's settings are needed: the rest of this package knows no Django
-    )
+    from django_websocket import conf  # here, since the rest of this package knows no Django
 
     return conf.for_publishing()
 

@@ -12,9 +12,9 @@ from uuid import uuid4
 from gevent import monkey
 from gevent.queue import Empty, SimpleQueue
 
-from django_websocket.log import report
+from django_websocket.pubsub import RESERVED, _broker, _close_hub, _hub, _hubs, publish_reserved
+from django_websocket.transport.log import report
 
-from . import RESERVED, _broker, _close_hub, _hub, _hubs, publish_reserved
 from .broker import Receiver
 from .hub import Publication
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
-from django_websocket.log import report
+from django_websocket.transport.log import report
 
 from .broker import Broker, Listener, Receiver, Subscriber
 from .closing import close

@@ -11,15 +11,15 @@ from typing import Generic, Protocol, TypeVar
 import gevent
 from gevent.event import AsyncResult
 
-from django_websocket.connection import Connection
 from django_websocket.exceptions import BrokerError, ConnectionClosed, MessagesMissed
-from django_websocket.log import report
-from django_websocket.outbox import WRITE_SIZE
 from django_websocket.protocol.deflate import Agreement, encode_compressed
 from django_websocket.protocol.frames import CloseCode, encode_message
-from django_websocket.sweep import sweep_of_loop
-from django_websocket.turns import let_others_run, let_others_run_if_spent, turns_of_loop
-from django_websocket.waiting import Readable, check_before_taking, wait
+from django_websocket.transport.connection import Connection
+from django_websocket.transport.log import report
+from django_websocket.transport.outbox import WRITE_SIZE
+from django_websocket.transport.sweep import sweep_of_loop
+from django_websocket.transport.turns import let_others_run, let_others_run_if_spent, turns_of_loop
+from django_websocket.transport.waiting import Readable, check_before_taking, wait
 
 from .broker import Broker, from_wire
 from .closing import InLoop, close

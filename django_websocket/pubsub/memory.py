@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 import gevent
 from gevent import getcurrent
 
-from django_websocket.sweep import serves_clients
-from django_websocket.turns import let_others_run
+from django_websocket.transport.sweep import serves_clients
+from django_websocket.transport.turns import let_others_run
 
 from .broker import Listener
 from .closing import InLoop, closed_error

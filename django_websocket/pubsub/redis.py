@@ -20,7 +20,7 @@ import redis
 from gevent.event import AsyncResult, Event
 
 from django_websocket.exceptions import BrokerError
-from django_websocket.turns import let_others_run_if_spent
+from django_websocket.transport.turns import let_others_run_if_spent
 
 from .broker import Listener
 from .closing import Closed, InLoop, closed_error

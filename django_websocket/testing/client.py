@@ -27,10 +27,10 @@ from django.db import close_old_connections
 from django.http import HttpRequest, HttpResponse, HttpResponseBase
 from gevent import monkey
 
-from django_websocket import log
 from django_websocket.compat import naming
-from django_websocket.conversation import KILL_TIMEOUT, Conversation
 from django_websocket.exceptions import ConnectionClosed
+from django_websocket.handler.conversation import KILL_TIMEOUT, Conversation
+from django_websocket.handler.upgrade import HANDSHAKE_KEY, KEY, Upgrade
 from django_websocket.protocol.engine import Close, Engine, Failure, Ping, Role
 from django_websocket.protocol.frames import CloseCode, Opcode
 from django_websocket.protocol.handshake import ClientRequest, HandshakeError
@@ -38,8 +38,8 @@ from django_websocket.pubsub import _broker
 from django_websocket.pubsub.broker import from_wire
 from django_websocket.pubsub.memory import MemoryBroker
 from django_websocket.select import select
-from django_websocket.upgrade import HANDSHAKE_KEY, KEY, Upgrade
-from django_websocket.waiting import check_timeout
+from django_websocket.transport import log
+from django_websocket.transport.waiting import check_timeout
 from django_websocket.websocket import as_payload
 from django_websocket.wsgi import WebSocketHandler, check_settings, client_handshake
 

@@ -16,9 +16,9 @@ from typing import Any
 import gevent
 from gevent.hub import get_hub
 
-from django_websocket.connection import Connection, Limits
 from django_websocket.protocol.deflate import Agreement
-from django_websocket.sweep import open_connections
+from django_websocket.transport.connection import Connection, Limits
+from django_websocket.transport.sweep import open_connections
 
 from .frames import PING, Frame, close_frame, frame, parse
 from .waiting import until

@@ -26,7 +26,7 @@ with naming("runwebsocket"):
 OPTIONS = "DJANGO_WEBSOCKET_OPTIONS"  # in the environment of that process, until it has read it
 START = (
     f"import json, os, sys; options = json.loads(os.environ.pop({OPTIONS!r})); sys.path[:] = options['path']; "
-    "sys.argv.pop(0); from django_websocket.development import serve; serve(options)"
+    "sys.argv.pop(0); from django_websocket.management.server import serve; serve(options)"
 )
 PROBLEMS = {
     errno.EACCES: "You don't have permission to access that port.",

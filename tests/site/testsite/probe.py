@@ -16,9 +16,10 @@ from django.http import HttpRequest
 from gevent.hub import get_hub
 from greenlet import greenlet
 
-from django_websocket import pubsub, waiting
-from django_websocket.sweep import open_connections
-from django_websocket.waiting import ViewGreenlet
+from django_websocket import pubsub
+from django_websocket.transport import waiting
+from django_websocket.transport.sweep import open_connections
+from django_websocket.transport.waiting import ViewGreenlet
 
 WAIT = 10.0  # seconds that a page waits for a note, and a view for its gate
 

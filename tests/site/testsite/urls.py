@@ -9,11 +9,11 @@ from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonRespons
 from django.urls import include, path
 from django.views.decorators.csrf import csrf_exempt
 
-from django_websocket.connection import Connection
 from django_websocket.exceptions import BrokerError
 from django_websocket.logins import disconnect
 from django_websocket.pubsub import publish
-from django_websocket.sweep import open_connections
+from django_websocket.transport.connection import Connection
+from django_websocket.transport.sweep import open_connections
 
 from . import children, ordinary, probe, queries, sessions
 from .models import Note

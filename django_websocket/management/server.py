@@ -15,7 +15,7 @@ from typing import Any
 import gevent
 from gunicorn.app.base import BaseApplication
 
-from .worker import GeventWebSocketWorker
+from django_websocket.worker import GeventWebSocketWorker
 
 STOP_TIMEOUT = 4  # seconds; views that do not end with their clients get half of it
 NOT_LOADED = b"The project could not be loaded. The terminal says why; when that is put right, it is tried again.\n"
@@ -54,7 +54,7 @@ class Server(BaseApplication):  # type: ignore[misc]
         import django
 
         django.setup()
-        from .management.commands.runwebsocket import Command
+        from django_websocket.management.commands.runwebsocket import Command
 
         command = Command(no_color=self.options["no_color"], force_color=self.options["force_color"])
         return command.application(self.options)
@@ -73,7 +73,7 @@ class Worker(GeventWebSocketWorker):
                 raise
             from django.core.management.base import CommandError
 
-            from . import conf
+            from django_websocket import conf
 
             broken = error
             if isinstance(error, CommandError):  # a system check's

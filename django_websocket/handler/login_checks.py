@@ -30,13 +30,14 @@ from django.utils.functional import SimpleLazyObject, empty
 from gevent.event import Event
 from gevent.hub import get_hub
 
-from . import conf
-from .connection import Connection
-from .log import report
-from .logins import CODE, User, identify
+from django_websocket import conf
+from django_websocket.logins import CODE, User, identify
+from django_websocket.transport.connection import Connection
+from django_websocket.transport.log import report
+from django_websocket.transport.turns import let_others_run_if_spent
+
 from .orders import orders
 from .surroundings import Surroundings
-from .turns import let_others_run_if_spent
 
 __all__ = ["watch"]
 

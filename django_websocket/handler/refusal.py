@@ -13,8 +13,8 @@ from urllib.parse import parse_qs, urlsplit
 from django.contrib.auth import REDIRECT_FIELD_NAME
 from django.http import HttpResponseBase
 
-from . import conf
-from .connection import Connection
+from django_websocket import conf
+from django_websocket.transport.connection import Connection
 
 MAX_REASON = 123  # bytes (RFC 6455, section 5.5)
 

@@ -21,11 +21,9 @@ from typing import Any
 from gevent.event import Event as GreenletEvent
 from gevent.hub import get_hub
 
-from .exceptions import ConnectionClosed
-from .log import report
-from .outbox import Outbox, Source
-from .protocol.deflate import Agreement
-from .protocol.engine import (
+from django_websocket.exceptions import ConnectionClosed
+from django_websocket.protocol.deflate import Agreement
+from django_websocket.protocol.engine import (
     MAX_MESSAGE_SIZE,
     MAX_QUEUED_BYTES,
     MAX_QUEUED_MESSAGES,
@@ -37,7 +35,10 @@ from .protocol.engine import (
     Pong,
     Role,
 )
-from .protocol.frames import CloseCode, Opcode, check_close, encode_message
+from django_websocket.protocol.frames import CloseCode, Opcode, check_close, encode_message
+
+from .log import report
+from .outbox import Outbox, Source
 from .sweep import TICK, Deadline, sweep_of_loop, ticks
 from .turns import let_others_run, let_others_run_if_spent
 from .waiting import Readable, wait

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 from django.http import HttpRequest
 
-from . import conf
-from .log import report
+from django_websocket import conf
+from django_websocket.transport.log import report
+
 from .upgrade import who
 
 ORIGIN = re.compile(r"(https?)://([a-z0-9._-]+|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?")  # RFC 6454, section 6.2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 
-from .protocol.deflate import Allowance, encode_compressed
+from django_websocket.protocol.deflate import Allowance, encode_compressed
 
 __all__ = ["Encoder", "TimeToCompress"]
 

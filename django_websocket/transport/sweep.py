@@ -10,7 +10,8 @@ from gevent import getcurrent
 from gevent.hub import get_hub
 from greenlet import greenlet
 
-from .compat import NothingPending
+from django_websocket.compat import NothingPending
+
 from .compression import Encoder
 from .turns import turns_of_loop
 

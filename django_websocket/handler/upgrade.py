@@ -12,10 +12,10 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from .connection import Connection
+    from django_websocket.transport.connection import Connection
 
 # In the WSGI environment, until the handshake is over.
-KEY = "django_websocket.upgrade"
+KEY = "django_websocket.handler.upgrade"
 HANDSHAKE_KEY = "django_websocket.handshake"  # what the client asks for
 
 

@@ -12,7 +12,8 @@ import gevent
 from gevent import Greenlet
 from gevent.hub import get_hub
 
-from .compat import naming
+from django_websocket.compat import naming
+
 from .connection import WOULD_BLOCK
 from .log import report
 from .sockets import ClientSocket, accept

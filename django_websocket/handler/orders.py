@@ -11,15 +11,15 @@ import gevent
 from gevent.event import Event
 from gevent.hub import get_hub
 
-from . import conf, pubsub
-from .connection import Connection
-from .exceptions import BrokerError
-from .log import report
-from .protocol.frames import check_close
-from .pubsub.asking import ANSWERS, answer, ask
-from .pubsub.hub import Forwarding, Hub, Publication
-from .turns import let_others_run_if_spent
-from .waiting import ViewGreenlet
+from django_websocket import conf, pubsub
+from django_websocket.exceptions import BrokerError
+from django_websocket.protocol.frames import check_close
+from django_websocket.pubsub.asking import ANSWERS, answer, ask
+from django_websocket.pubsub.hub import Forwarding, Hub, Publication
+from django_websocket.transport.connection import Connection
+from django_websocket.transport.log import report
+from django_websocket.transport.turns import let_others_run_if_spent
+from django_websocket.transport.waiting import ViewGreenlet
 
 CHANNEL = pubsub.RESERVED + "disconnect"  # on which processes tell each other whom to disconnect
 ORDER_SIZE = 10_000  # characters of an order; a longer one is none

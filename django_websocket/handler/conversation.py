@@ -23,23 +23,24 @@ from django.http import HttpRequest, HttpResponse, HttpResponseBase, SimpleCooki
 from gevent import getcurrent, monkey
 from gevent.hub import get_hub
 
-from . import conf
-from .compat import naming
-from .connection import Connection
-from .exceptions import BrokerError, HandshakeFailed, MessagesMissed, WebSocketError
-from .forking import end_child, in_child
-from .log import printable, report
-from .options import Options, options_of
+from django_websocket import conf
+from django_websocket.compat import naming
+from django_websocket.exceptions import BrokerError, HandshakeFailed, MessagesMissed, WebSocketError
+from django_websocket.options import Options, options_of
+from django_websocket.protocol.deflate import Agreement, negotiate
+from django_websocket.protocol.frames import CloseCode
+from django_websocket.protocol.handshake import ClientHandshake, accept_headers, choose_subprotocol
+from django_websocket.signals import make_connection, send, websocket_connected
+from django_websocket.transport.connection import Connection
+from django_websocket.transport.forking import end_child, in_child
+from django_websocket.transport.log import printable, report
+from django_websocket.transport.sweep import Deadline
+from django_websocket.transport.waiting import ViewGreenlet
+from django_websocket.websocket import WebSocket
+
 from .orders import orders
-from .protocol.deflate import Agreement, negotiate
-from .protocol.frames import CloseCode
-from .protocol.handshake import ClientHandshake, accept_headers, choose_subprotocol
-from .signals import make_connection, send, websocket_connected
 from .surroundings import Surroundings
-from .sweep import Deadline
 from .upgrade import KEY, Upgrade, who
-from .waiting import ViewGreenlet
-from .websocket import WebSocket
 
 with naming("application"):
     from asgiref.sync import _restore_context  # carries over what a plain copy of the context does not

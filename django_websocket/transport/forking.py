@@ -22,7 +22,7 @@ from gevent.exceptions import LoopExit
 from gevent.hub import Hub, get_hub, set_hub  # type: ignore[attr-defined]  # unknown to its types
 from greenlet import greenlet
 
-from . import sweep, waiting
+from django_websocket.transport import sweep, waiting
 
 __all__ = ["end_child", "in_child", "leave_to_parent"]
 
