@@ -1,4 +1,4 @@
-"""Encrypted messages: who has a key reads them, and nobody else learns or forges anything."""
+"""Encrypted messages: only holders of a key can read them or forge one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OLD, NEW, OTHER = "the old key ".ljust(32, "-"), "the new key ".ljust(32, "-"), 
 
 
 class Listener:
-    """Keeps what it is brought."""
+    """A listener that keeps every message delivered to it."""
 
     def __init__(self) -> None:
         self.received: list[tuple[str, bytes]] = []
@@ -49,14 +49,14 @@ def memory() -> MemoryBroker:
 
 @pytest.fixture
 def listener(memory: MemoryBroker) -> Listener:
-    """Who reads with the new key, or the old one."""
+    """A subscriber that accepts both the new key and the old one."""
     listener = Listener()
     EncryptedBroker(memory, [NEW, OLD]).subscriber(listener).subscribe(["news"])
     return listener
 
 
 @pytest.mark.parametrize("keys", [[OLD], [NEW], [OLD, NEW], [NEW, OTHER]])
-def test_the_keys_change_one_after_the_other(memory: MemoryBroker, listener: Listener, keys: list[str]) -> None:
+def test_keys_can_be_replaced_one_by_one(memory: MemoryBroker, listener: Listener, keys: list[str]) -> None:
     publisher = EncryptedBroker(memory, keys)
     for payload in (b"text", b"\xff binary", b"", b"x" * 1_000_000):
         publisher.publish("news", payload)
@@ -71,7 +71,7 @@ def test_the_keys_change_one_after_the_other(memory: MemoryBroker, listener: Lis
     ]
 
 
-def test_what_cannot_be_read_is_dropped_with_a_few_lines_for_many(
+def test_unreadable_messages_are_dropped_and_only_a_few_are_logged(
     memory: MemoryBroker, listener: Listener, caplog: pytest.LogCaptureFixture
 ) -> None:
     for payload in (b"plain text", b"", b"\xff", *[b"more"] * 1000):
@@ -88,8 +88,8 @@ def test_what_cannot_be_read_is_dropped_with_a_few_lines_for_many(
     assert caplog.messages[log.LINES].startswith(f"{1004 - log.LINES} more in ")
 
 
-def test_a_message_counts_on_its_own_channel_only(memory: MemoryBroker, listener: Listener) -> None:
-    """Who can write to the broker, but has no key, cannot pass a message on to others than it was meant for."""
+def test_a_message_is_valid_on_its_own_channel_only(memory: MemoryBroker, listener: Listener) -> None:
+    """A publisher without a key cannot redirect an encrypted message to another channel."""
 
     class Overheard(MemoryBroker):
         def publish(self, channel: str, payload: bytes) -> int:
@@ -103,7 +103,7 @@ def test_a_message_counts_on_its_own_channel_only(memory: MemoryBroker, listener
 
 @pytest.fixture
 def cooperative(monkeypatch: pytest.MonkeyPatch) -> None:
-    """redis-py's sockets let other greenlets run, as they do in a worker, where everything is patched."""
+    """Make redis-py's sockets cooperative, as they are in a patched worker."""
     monkeypatch.setattr(redis_py.connection, "socket", gevent.socket)
 
 

@@ -1,4 +1,4 @@
-"""Whatever floods a worker, its other clients are answered at once, and gunicorn's master hears from it."""
+"""While a worker is flooded, its other clients get prompt answers and gunicorn's master its heartbeats."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from .support.frames import frame, text
 from .support.processes import worker_of
 from .support.servers import NOT_MEASURED, ROOT, Server, redis_server, unavailable
 
-pytestmark = pytest.mark.alone  # it measures how long an answer takes
+pytestmark = pytest.mark.alone  # the tests measure how long an answer takes
 
-SECONDS = 0.8  # of each flood, and half as long until its clients are there
-MEDIAN, WORST = 0.05, 0.25  # seconds that another client waits for an answer
-LEAST = {  # else it is no flood, or Redis has closed the connection
+SECONDS = 0.8  # duration of each flood; its clients have half as long to connect
+MEDIAN, WORST = 0.05, 0.25  # seconds another client may wait for an answer
+LEAST = {  # with less, nothing was flooded, or Redis closed the connection
     "60,000 publishes a second": Figures(times=int(30_000 * SECONDS), received=int(5_000_000 * SECONDS)),
 }
-HEARTBEAT = 1.5  # seconds: the worker tells the master that it lives once in each
+HEARTBEAT = 1.5  # seconds within which the worker must report to the master
 
 
 class Flooded:
-    """A worker that has one core, and what floods it the others, as whoever measures has."""
+    """A worker pinned to one core; the load and the measuring process use the others."""
 
     def __init__(self, server: Server, redis: Server, cores: list[int]) -> None:
         self.server = server
@@ -50,7 +50,7 @@ class Flooded:
         command = [sys.executable, "-m", "tests.support.floods", str(server.port), str(redis.port)]
         self.load = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         os.sched_setaffinity(self.load.pid, cores[1:])
-        os.setpriority(os.PRIO_PROCESS, self.load.pid, 10)  # when an answer comes is not for it to say
+        os.setpriority(os.PRIO_PROCESS, self.load.pid, 10)  # must not delay the measuring process
 
     def __enter__(self) -> Flooded:
         return self
@@ -60,7 +60,7 @@ class Flooded:
         self.load.communicate()
 
     def flood(self, name: str, seconds: float) -> tuple[list[float], list[float], Figures]:
-        """Return how long another client waited for each answer, and the master for a heartbeat, and what was sent."""
+        """Return another client's waits for answers, the ages of the heartbeat, and what the flood sent."""
         asked, answers = self.load.stdin, self.load.stdout
         assert asked is not None and answers is not None
         times, ages = [], []
@@ -78,7 +78,7 @@ class Flooded:
                 assert idle.frame() == text("hello")
                 times.append(time.monotonic() - begun)
                 ages.append(time.monotonic() - self.heartbeat.stat().st_mtime)
-        fetch(self.server.port, "/hang-up/")  # the system has megabytes of each client that are not read yet
+        fetch(self.server.port, "/hang-up/")  # drops megabytes that the kernel still holds for the flood's clients
         return times, ages, Figures(*json.loads(answers.readline()))
 
 

@@ -1,4 +1,4 @@
-"""What clients send does not keep others waiting, however hard it is to compress when a view sends it on."""
+"""Messages that are slow to compress when a view sends them on do not keep other clients waiting."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from .support.frames import frame, text
 from .support.processes import worker_of
 from .support.servers import NOT_MEASURED, WORKER, gunicorn, unavailable
 
-pytestmark = pytest.mark.alone  # it measures how long an answer takes
+pytestmark = pytest.mark.alone  # the test measures how long an answer takes
 
-SECONDS = 3.0  # of each flood
-# Reads what the members get, until its input ends, and prints how many bytes.
+SECONDS = 3.0  # duration of each flood
+# Reads everything that the members receive until its own input ends, then prints the number of bytes.
 READ = """
 import selectors, socket, sys
 sockets = [socket.socket(fileno=int(number)) for number in sys.argv[1:]]
@@ -41,7 +41,7 @@ with selectors.DefaultSelector() as selector:
             if not data:
                 selector.unregister(key.fileobj)
 """
-# Sends compressed messages, each of which begins with its number, at a rate for each of some sockets.
+# Sends compressed messages at a fixed rate on each socket; every message begins with its number.
 SEND = """
 import socket, sys, time, zlib
 seconds, rate, path = float(sys.argv[1]), float(sys.argv[2]), sys.argv[3]
@@ -65,7 +65,7 @@ OFFER = {"Sec-WebSocket-Extensions": "permessage-deflate; client_max_window_bits
 
 
 def end_of_message(size: int) -> bytes:
-    """The end of a compressed message that inflates to `size` bytes, and of which zlib takes very long to make it."""
+    """The end of a compressed message: it inflates to `size` bytes that zlib is very slow to compress again."""
     packer = zlib.compressobj(9, wbits=-15)
     return (packer.compress(floods.hard_to_compress(size)) + packer.flush(zlib.Z_SYNC_FLUSH))[:-4]
 
@@ -78,7 +78,7 @@ def cores_for_worker_and_load() -> tuple[list[int], list[int]]:
 
 
 def start(stack: ExitStack, code: str, arguments: Sequence[object], sockets: Sequence[int]) -> subprocess.Popen[str]:
-    """A process that makes load, apart from the core of the worker."""
+    """Start a process that makes load on the cores that the worker does not use."""
     process = subprocess.Popen(
         [sys.executable, "-c", code, *map(str, arguments), *map(str, sockets)],
         pass_fds=sockets,
@@ -93,7 +93,7 @@ def start(stack: ExitStack, code: str, arguments: Sequence[object], sockets: Seq
 
 
 def round_trips(idle: RawClient, going_on: Callable[[], bool]) -> list[float]:
-    """How many seconds each answer to a client took, one after the other, for as long as something goes on."""
+    """Measure one round trip after another while `going_on()` is true; return the seconds that each took."""
     times = []
     while going_on():
         begun = time.monotonic()
@@ -104,8 +104,8 @@ def round_trips(idle: RawClient, going_on: Callable[[], bool]) -> list[float]:
     return times
 
 
-# What clients send to a view that the package brings along: how many are connected, and how many of them send; messages
-# a second from each of these, and bytes in a message.
+# For a view of the test project: how many clients connect, how many of them send, the messages per second from each
+# sender, and the bytes in a message.
 FLOODS = {
     "a chat of 450": ("/chat/", 450, 1, 2, 1024 * 1024),
     "a chat of 450, small messages": ("/chat/", 450, 1, 20, 16 * 1024),
@@ -113,7 +113,7 @@ FLOODS = {
 
 
 @pytest.mark.parametrize(("path", "count", "senders", "rate", "size"), FLOODS.values(), ids=FLOODS)
-def test_an_idle_client_is_answered_at_once_while_what_others_send_is_hard_to_compress(
+def test_an_idle_client_is_answered_at_once_while_others_send_what_is_slow_to_compress(
     tmp_path: Path, path: str, count: int, senders: int, rate: int, size: int
 ) -> None:
     rest = tmp_path / "rest"

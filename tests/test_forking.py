@@ -1,4 +1,4 @@
-"""Processes that views and pages fork: the worker's clients notice nothing, and the child can do plain work."""
+"""Processes forked by views and pages: the worker's clients notice nothing, and the child can do plain work."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from .support.waiting import eventually
 
 
 def sockets(pid: int) -> set[str]:
-    """The sockets of a process, by their inodes."""
+    """The sockets of a process, as /proc names them: by inode."""
     found = set()
     for entry in Path(f"/proc/{pid}/fd").iterdir():
         try:
             found.add(os.readlink(entry))
-        except FileNotFoundError:  # closed meanwhile
+        except FileNotFoundError:  # closed in the meantime
             continue
     return {name for name in found if name.startswith("socket:")}
 
@@ -33,7 +33,7 @@ def alive(pid: int) -> bool:
 
 
 def fork(server: Server, key: str, where: str, how: str, client: RawClient) -> int:
-    """Have a page or a view start a child; return its process id once it has said that it runs."""
+    """Have a page or a view start a child; return its process id once the child has reported that it runs."""
     if where == "page":
         client.send(f"GET /forks/{how}/?key={key} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
     else:
@@ -43,16 +43,14 @@ def fork(server: Server, key: str, where: str, how: str, client: RawClient) -> i
 
 @pytest.mark.parametrize("where", ["page", "view"])
 @pytest.mark.parametrize("how", ["process", "exit", "raise", "return"])
-def test_clients_of_the_worker_notice_nothing_of_a_child(
-    site: Server, raw: Raw, key: str, where: str, how: str
-) -> None:
+def test_clients_of_the_worker_do_not_notice_a_child(site: Server, raw: Raw, key: str, where: str, how: str) -> None:
     clients = [raw(site) for _ in range(20)]
     for client in clients:
         client.open(f"/echo/?key={key}-echo")
     forking = raw(site)
     child = fork(site, key, where, how, forking)
     assert sockets(child) & sockets(worker_of(site)) == set()
-    for number in range(50):  # the child lets its own loop run meanwhile
+    for number in range(50):  # meanwhile, the child lets its own loop run
         for client in clients:
             client.send(frame(f"{number}"))
         assert [client.frame().text for client in clients] == [f"{number}"] * 20
@@ -63,7 +61,7 @@ def test_clients_of_the_worker_notice_nothing_of_a_child(
         assert client.frame().text == "still here"
         assert client.closing() == (1000, "")
     assert notes(site.port, f"{key}-echo", 20) == ["1000"] * 20
-    # Django makes a response of the exception of a page.
+    # Django turns an exception in a page into a response.
     status = {"process": 0, "exit": 3, "raise": int(where == "view"), "return": 0}[how]
     assert notes(site.port, key, 2)[1:] == [f"status {status}"]
     if where == "view":
@@ -71,7 +69,7 @@ def test_clients_of_the_worker_notice_nothing_of_a_child(
         assert forking.frame().text == "and the view goes on"
 
 
-def test_child_ends_when_it_is_told_to(site: Server, raw: Raw, key: str) -> None:
+def test_child_ends_when_it_is_terminated(site: Server, raw: Raw, key: str) -> None:
     client = raw(site)
     client.open(f"/forks/terminate/?key={key}")
     assert notes(site.port, key, 2)[1:] == [f"status {-signal.SIGTERM}"]
@@ -91,7 +89,7 @@ def copied_from(
             yield server, True
 
 
-def test_connection_ends_although_something_else_has_a_copy_of_it(
+def test_connection_ends_although_its_descriptor_was_duplicated(
     copied_from: tuple[Server, bool], raw: Raw
 ) -> None:  # RFC 6455, section 7.1.1
     server, tls = copied_from
@@ -119,7 +117,7 @@ def test_connection_ends_although_something_else_has_a_copy_of_it(
     assert left.response().status == 400
 
     for client in (closed, failed, refused, read, left):
-        assert client.rest() == b""  # the end of the stream; of TLS too, or this would be an error
+        assert client.rest() == b""  # the end of the stream; TLS was closed too, or reading would have failed
 
 
 def test_child_can_do_plain_work(site: Server, raw: Raw, key: str) -> None:

@@ -1,4 +1,4 @@
-"""The opening handshake over a real connection: what is answered with 101, what with another status, and when."""
+"""The opening handshake over a real connection: which requests get a 101, which another status, and when."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from .support.frames import CLOSE, PING, PONG, Frame, close_frame, frame
 from .support.servers import Server
 from .support.waiting import DEADLINE, at_once
 
-# What each of the three endpoints of the test project answers to two messages.
+# The answers of the test project's three endpoints to two messages.
 ENDPOINTS = [
     pytest.param("/echo/", ["one", "two"], ["one", "two"], id="echo"),
     pytest.param("/ping/", ["ping", "pong"], ["pong", "ping"], id="ping"),
     pytest.param("/chat/", ["one", "two"], ["one", "two"], id="chat"),
 ]
 
-# A request behind a handshake that is refused: nobody may answer it.
+# A request pipelined behind a refused handshake must not be answered.
 SMUGGLED = b"GET /page/ HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
-# --- no byte is lost or left lying -----------------------------------------------------------------------------------
+# --- no byte is lost or left unread ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("path", "messages", "answers"), ENDPOINTS)
@@ -80,7 +80,7 @@ def test_message_and_close_in_one_segment_lose_nothing(any_project: Server, raw:
     answer = "pong" if path == "/ping/" else "ping"
     received = client.frame()
     if path == "/chat/" and received.opcode == CLOSE:
-        return  # what goes through the broker comes back after the client has left
+        return  # the message came back from the broker only after the client had left
     assert received.text == answer
     assert client.closing() == (1000, "")
     assert client.rest() == b""
@@ -90,7 +90,7 @@ def test_ping_in_the_segment_of_the_handshake_is_answered(any_project: Server, r
     client = raw(any_project)
     client.open("/echo/", behind=frame(b"", PING) + frame(b"here?", PING))
     pongs = [client.frame()]
-    if not pongs[0].payload:  # of several pings the newest may be answered alone (RFC 6455, section 5.5.3)
+    if not pongs[0].payload:  # answering only the newest of several pings is allowed (RFC 6455, section 5.5.3)
         pongs.append(client.frame())
     assert pongs[-1] == Frame(PONG, b"here?")
 
@@ -119,7 +119,7 @@ def test_handshake_is_accepted(site: Server, raw: Raw, headers: dict[str, str]) 
     assert response.headers["sec-websocket-accept"] == ACCEPT
     for name in ("content-length", "content-type", "transfer-encoding", "sec-websocket-protocol"):
         assert name not in response.headers
-    assert "sec-websocket-extensions" not in response.headers  # none of what was offered is known
+    assert "sec-websocket-extensions" not in response.headers  # the server knows no extension on offer
     client.send(frame("hello"))
     assert client.frame().text == "hello"
 
@@ -149,12 +149,10 @@ def test_headers_and_cookies_of_view_and_middleware_travel_in_the_101(site: Serv
         ("/refuse/exit/", 500),
         ("/members/", 302),
         ("/nowhere/", 404),
-        ("/page/", 404),  # an ordinary view; an upgrade never gets to one
+        ("/page/", 404),  # an ordinary view, which an upgrade never reaches
     ],
 )
-def test_refusal_is_an_http_response_of_the_whole_chain_before_any_101(
-    site: Server, raw: Raw, path: str, status: int
-) -> None:
+def test_refusal_is_an_http_response_that_passes_all_middleware(site: Server, raw: Raw, path: str, status: int) -> None:
     client = raw(site)
     client.send(request(path), frame("hello"), SMUGGLED)
     response = client.response()
@@ -162,10 +160,10 @@ def test_refusal_is_an_http_response_of_the_whole_chain_before_any_101(
     assert response.headers["x-marked"] == str(status)
     assert "sec-websocket-accept" not in response.headers
     assert response.headers["connection"].lower() == "close"
-    assert client.rest() == b""  # what was pipelined is no request
+    assert client.rest() == b""  # the pipelined bytes were not taken for a request
 
 
-def test_redirects_lead_to_pages(site: Server, raw: Raw) -> None:
+def test_redirects_lead_to_ordinary_pages(site: Server, raw: Raw) -> None:
     client = raw(site)
     client.send(request("/refuse/302/"))
     assert client.response().headers["location"] == "/elsewhere/"
@@ -174,7 +172,7 @@ def test_redirects_lead_to_pages(site: Server, raw: Raw) -> None:
     assert client.response().headers["location"] == "/login/?next=/members/"
 
 
-def test_login_is_asked_for_and_honoured(site: Server, raw: Raw) -> None:
+def test_view_that_requires_a_login_accepts_a_logged_in_user(site: Server, raw: Raw) -> None:
     session = fetch(site.port, "/enter/").cookies["sessionid"]
     client = raw(site)
     client.open("/members/", {"Cookie": f"sessionid={session}"})
@@ -275,16 +273,16 @@ def test_request_for_another_protocol_is_a_plain_request(site: Server, project: 
 @pytest.mark.parametrize(
     ("origin", "host"),
     [
-        (None, "localhost"),  # no browser
+        (None, "localhost"),  # not a browser
         ("http://localhost", "localhost"),
         ("http://localhost:80", "localhost"),
         ("http://localhost:8001", "localhost:8001"),
         ("http://LocalHost", "localhost"),
         ("https://friend.example", "localhost"),  # WEBSOCKET_ALLOWED_ORIGINS
-        ("https://partner.example", "localhost"),  # the view's own
+        ("https://partner.example", "localhost"),  # allowed by the view itself
     ],
 )
-def test_origin_that_may_connect(site: Server, raw: Raw, origin: str | None, host: str) -> None:
+def test_allowed_origin_may_connect(site: Server, raw: Raw, origin: str | None, host: str) -> None:
     client = raw(site)
     client.open("/partners/", {"Origin": origin, "Host": host})
     assert client.frame().text == str(origin)
@@ -323,7 +321,7 @@ def test_foreign_origin_is_refused_before_any_decorator_or_view_runs(
     assert client.rest() == b""
     client = raw(site)
     client.send(request("/members/", {"Origin": origin}))
-    assert client.response().status == 403  # not the login
+    assert client.response().status == 403  # not a redirect to the login
     raw(site).open(f"/partners/?key={key}")
     assert notes(site.port, key) == ["the view runs"]
 
@@ -335,7 +333,7 @@ def test_two_origins_are_refused(site: Server, raw: Raw) -> None:
     assert client.rest() == b""
 
 
-def test_any_port_of_the_own_host_may_connect_while_debug_is_on(start_site: StartSite, raw: Raw) -> None:
+def test_pages_on_any_port_of_the_same_host_may_connect_in_debug_mode(start_site: StartSite, raw: Raw) -> None:
     with start_site({"DEBUG": True}) as server:
         raw(server).open("/echo/", {"Origin": "http://localhost:3000"})
         for origin in ("http://evil.example", "http://127.0.0.1:3000"):
@@ -347,7 +345,7 @@ def test_any_port_of_the_own_host_may_connect_while_debug_is_on(start_site: Star
 # --- time ------------------------------------------------------------------------------------------------------------
 
 
-def test_view_that_neither_accepts_nor_answers_is_given_up(start_site: StartSite, raw: Raw, key: str) -> None:
+def test_view_that_neither_accepts_nor_answers_is_ended(start_site: StartSite, raw: Raw, key: str) -> None:
     with start_site({"WEBSOCKET_HANDSHAKE_TIMEOUT": 1.0}) as server:
         client = raw(server)
         client.send(request(f"/hesitates/?key={key}"))

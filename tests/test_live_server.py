@@ -1,6 +1,6 @@
 """`WebSocketLiveServerTestCase`: pages and WebSockets of the test site, in a thread of the test process.
 
-A browser meets it in test_docs.py, in the example of the documentation.
+test_docs.py runs it with a browser, in the documentation's example.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ pytestmark = pytest.mark.usefixtures("test_runner")
 
 @pytest.fixture(scope="module", autouse=True)
 def nothing_stays(test_runner: None) -> Iterator[None]:
-    gevent.sleep(0)  # this thread has a loop, too
+    gevent.sleep(0)  # creates this thread's loop, whose descriptors count as well
     before = descriptors(), threading.enumerate()
     yield
     assert (descriptors(), threading.enumerate()) == before
@@ -52,7 +52,7 @@ def nothing_stays(test_runner: None) -> Iterator[None]:
 
 @websocket
 def note(request: HttpRequest, websocket: WebSocket) -> None:
-    """Write each message into the database, and answer with all that are there."""
+    """Save each message to the database, and answer with all that are stored there."""
     for text in websocket:
         with transaction.atomic():
             Note.objects.create(text=str(text))
@@ -63,7 +63,7 @@ urlpatterns = [path("note/", note), *of_the_site]
 
 
 class Live(WebSocketLiveServerTestCase):
-    """What the tests share."""
+    """Shared by the tests: clients of the live server."""
 
     client_class = Client
     client: Client
@@ -100,13 +100,13 @@ class PagesAndWebSockets(Live):
             self.connect("/echo/", origin="https://evil.example")
         self.assertEqual(refused.exception.response.status_code, 403)
 
-    def test_user_who_was_logged_in_by_the_test(self) -> None:
+    def test_user_whom_the_test_logged_in_is_known_to_the_view(self) -> None:
         self.client.force_login(get_user_model().objects.create(username="ann"))
         cookie = f"{settings.SESSION_COOKIE_NAME}={self.client.cookies[settings.SESSION_COOKIE_NAME].value}"
         ws = self.connect("/members/", additional_headers={"Cookie": cookie})
         self.assertEqual(ws.recv(), "hello ann")
 
-    def test_view_and_test_see_what_the_other_writes(self) -> None:
+    def test_view_and_test_see_the_rows_that_the_other_writes(self) -> None:
         Note.objects.create(text="test")
         ws = self.connect("/note/")
         self.assertEqual(ws.ask("view"), "test view")
@@ -114,15 +114,15 @@ class PagesAndWebSockets(Live):
         Note.objects.create(text="test")
         self.assertEqual(ws.ask("view"), "test view test view")
 
-    def test_transaction_of_the_test_is_not_taken_for_one_of_the_view(self) -> None:
-        assert connection.is_in_memory_db()  # type: ignore[attr-defined] # which both use
+    def test_transaction_of_the_test_does_not_keep_the_view_from_waiting(self) -> None:
+        assert connection.is_in_memory_db()  # type: ignore[attr-defined] # shared by test and view
         ws = self.connect("/note/")
         with transaction.atomic():
             self.assertEqual(ws.ask("a"), "a")
             self.assertEqual(ws.ask("b"), "a b")
         self.assertEqual(ws.ask("c"), "a b c")
 
-    def test_publishing_between_the_test_and_live_clients(self) -> None:
+    def test_messages_pass_between_the_test_and_live_clients(self) -> None:
         with captured_messages() as messages, self.client.websocket("/forward/news/") as ours:
             theirs = self.connect("/forward/news/")
             for sender in (ours, theirs):
@@ -134,13 +134,13 @@ class PagesAndWebSockets(Live):
             self.assertEqual([ours.receive(), theirs.recv()], ["page"] * 2)
         self.assertEqual([text for _, text in messages], ["hello", "hello", b"of the test", "page"])
 
-    def test_settings_of_the_test_hold(self) -> None:
+    def test_settings_of_the_test_apply_to_the_server(self) -> None:
         with override_settings(WEBSOCKET_MAX_MESSAGE_SIZE=10):
             ws = self.connect("/echo/")
             ws.send("x" * 11)
             self.assertEqual(ws.closing()[0], 1009)
 
-    def test_many_clients(self) -> None:
+    def test_many_clients_get_a_published_message(self) -> None:
         many = [self.connect("/listen/all/") for _ in range(50)]
         publish("all", "hello")
         self.assertEqual([ws.recv() for ws in many], ["hello"] * 50)
@@ -157,7 +157,7 @@ class BeginAndEnd(TransactionTestCase):
             finally:
                 Live.doClassCleanups()
 
-    def test_clients_are_told_and_nothing_stays(self) -> None:
+    def test_clients_are_told_of_the_end_and_nothing_stays(self) -> None:
         Live.setUpClass()
         port = Live.server_thread.port
         live = Live()
@@ -190,7 +190,7 @@ class BeginAndEnd(TransactionTestCase):
     STATICFILES_FINDERS=["django.contrib.staticfiles.finders.FileSystemFinder"],
 )
 class WithStaticFiles(Live, StaticLiveServerTestCase):
-    def test_static_files_are_those_of_the_finders(self) -> None:
+    def test_static_files_are_served_from_the_finders(self) -> None:
         with override_settings(STATICFILES_DIRS=[Path(__file__).parent]):
             self.assertEqual(self.fetch(f"/static/{Path(__file__).name}"), Path(__file__).read_text())
         self.assertEqual(self.connect("/echo/").ask("hello"), "hello")

@@ -1,4 +1,4 @@
-"""Many clients: nothing is lost, nothing is doubled, and nothing stays when they have left."""
+"""Many clients: nothing is lost or duplicated, and nothing stays once they have left."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from .support.processes import descriptors, memory, processor_time, worker_of
 from .support.servers import NOT_MEASURED, ROOT, Server, gunicorn, unavailable
 from .support.waiting import eventually
 
-pytestmark = pytest.mark.alone  # clients that are kept waiting are closed, as they should be
+pytestmark = pytest.mark.alone  # beside other tests, clients would wait so long that the server closes them
 
 MEMBERS, MESSAGES = 300, 10
 CLIENTS, OF_THEM_SELECTING = 2000, 500
 
 
 def receive_from_all(clients: Sequence[RawClient], count: int, within: float = 60) -> list[tuple[str, ...]]:
-    """Receive `count` short texts of the same length from each, whoever is the first."""
+    """Receive `count` short texts of the same length from each, in any order of clients."""
     received = {client: bytearray() for client in clients}
     deadline = time.monotonic() + within
     with selectors.DefaultSelector() as selector:
@@ -34,12 +34,12 @@ def receive_from_all(clients: Sequence[RawClient], count: int, within: float = 6
         while selector.get_map():
             left = deadline - time.monotonic()
             assert left > 0, f"{len(selector.get_map())} clients still wait for something"
-            time.sleep(0.2)  # a client that is woken for each frame costs the server more than all else
+            time.sleep(0.2)  # clients that wake for each frame would cost the server more than anything else
             for selected, _ in selector.select(left):
                 client, data = selected.data, selected.data.sock.recv(65536)
                 assert data, "the server closed the connection"
                 received[client] += data
-                # The length of all is the same: a glance, and not a look at each of a million frames.
+                # All texts have the same length: compute the total instead of parsing a million frames.
                 enough = len(received[client]) >= count * (2 + received[client][1])
                 if enough and len(texts_of(received[client])) >= count:
                     selector.unregister(client.sock)
@@ -48,7 +48,7 @@ def receive_from_all(clients: Sequence[RawClient], count: int, within: float = 6
 
 
 def texts_of(data: bytes | bytearray) -> list[str]:
-    """The texts of the short frames that `data` consists of; pings are none."""
+    """The texts of the short frames that make up `data`, without pings."""
     texts = []
     position = 0
     while position + 2 <= len(data):
@@ -64,7 +64,7 @@ def texts_of(data: bytes | bytearray) -> list[str]:
 
 @contextmanager
 def open_files(limit: int | None = None) -> Iterator[None]:
-    """Let this process, and those that it starts, have so many descriptors; by default as many as they may."""
+    """Limit this process and its children to `limit` descriptors; by default to the hard limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < CLIENTS + 1000:
         unavailable(f"{CLIENTS} clients need a higher limit of open files than {hard}: ulimit -Hn")
@@ -79,7 +79,7 @@ def open_files(limit: int | None = None) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("with_redis", [False, True], ids=["one worker", "three workers of two gunicorns"])
-def test_every_member_of_a_large_chat_gets_all_messages_in_order_and_none_twice(
+def test_every_member_of_a_large_chat_gets_each_message_once_and_in_order(
     request: pytest.FixtureRequest, with_redis: bool
 ) -> None:
     with open_files(), ExitStack() as stack:
@@ -91,21 +91,21 @@ def test_every_member_of_a_large_chat_gets_all_messages_in_order_and_none_twice(
         members = [stack.enter_context(RawClient(servers[number % len(servers)].port)) for number in range(MEMBERS)]
         for member in members:
             member.open("/chat/")
-        # Some of each sender's messages in one segment, some alone, the senders in turn.
+        # The senders take turns; some of their messages share a segment, others travel alone.
         sent = [[f"{sender:03}:{number}" for number in range(MESSAGES)] for sender in range(MEMBERS)]
         for begin, end in ((0, 4), (4, 5), (5, 6), (6, MESSAGES)):
             for member, texts in zip(members, sent, strict=True):
                 member.send(*map(frame, texts[begin:end]))
         received = receive_from_all(members, MEMBERS * MESSAGES)
         members[0].send(frame("end"))
-        assert receive_from_all(members, 1) == [("end",)] * MEMBERS  # directly behind the last one
+        assert receive_from_all(members, 1) == [("end",)] * MEMBERS  # comes right after the last message
         orders = {*received}
         for order in orders:
             assert len(order) == MEMBERS * MESSAGES
             assert sorted(order) == sorted(text for texts in sent for text in texts)
             for sender in range(MEMBERS):
                 assert [text for text in order if text.startswith(f"{sender:03}:")] == sent[sender]
-        assert len(orders) == 1  # everybody sees the order of the broker
+        assert len(orders) == 1  # all members see the same order, that of the broker
 
 
 # --- many clients ----------------------------------------------------------------------------------------------------
@@ -131,10 +131,10 @@ def leave(clients: Sequence[RawClient]) -> None:
         client.reset()
 
 
-def test_two_thousand_clients_of_one_worker_with_the_deployment_s_settings() -> None:
+def test_one_worker_serves_two_thousand_clients_with_the_settings_of_the_deployment() -> None:
     arguments: list[str | Path] = ["-c", ROOT / "deploy" / "gunicorn.conf.py"]
     with ExitStack() as servers:
-        with open_files(1024):  # as shells have it; the worker raises it
+        with open_files(1024):  # a shell's usual limit; the worker raises it
             server = servers.enter_context(gunicorn(args=arguments, env=NOT_MEASURED))
         servers.enter_context(open_files())
         worker = worker_of(server)
@@ -144,7 +144,7 @@ def test_two_thousand_clients_of_one_worker_with_the_deployment_s_settings() -> 
             with ExitStack() as stack:
                 clients = visit(server, stack)
                 assert descriptors(worker) > CLIENTS
-                assert (memory(worker) - before[1]) / CLIENTS < 100  # KiB for each
+                assert (memory(worker) - before[1]) / CLIENTS < 100  # KiB per client
                 echoing, selecting = clients[:-OF_THEM_SELECTING], clients[-OF_THEM_SELECTING:]
                 for number, client in enumerate(echoing):
                     client.send(frame(f"{number}"), frame("second"))
@@ -157,7 +157,7 @@ def test_two_thousand_clients_of_one_worker_with_the_deployment_s_settings() -> 
                 leave(clients)
                 assert eventually(lambda: descriptors(worker) < before[0] + 10), descriptors(worker)
                 after.append(memory(worker))
-        # What the first round took was about enough for the second; were the clients kept, it would be 40 MiB more.
+        # The second round reuses the first one's memory; if clients leaked, it would take 40 MiB more.
         assert after[1] - after[0] < 24 * 1024, after
         assert "Traceback" not in server.log
 
@@ -167,7 +167,7 @@ def test_worker_does_nothing_while_its_clients_are_idle(start_site: StartSite) -
         worker = worker_of(server)
         clients = [stack.enter_context(RawClient(server.port)) for _ in range(30)]
         for number, client in enumerate(clients):
-            # Half a frame, a whole ping: neither may keep select() from sleeping.
+            # Neither half a frame nor a whole ping may keep select() from sleeping.
             behind = (b"", frame("half")[:5], frame(b"", PING))[number % 3]
             client.open(("/echo/", "/selects/x/", "/listen/x/")[number // 3 % 3], behind=behind)
         begin, computed = time.monotonic(), processor_time(worker)

@@ -1,4 +1,4 @@
-"""One line for each connection that was refused or failed; many that failed alike are counted."""
+"""One log line for each refused or failed connection; when many fail alike, the rest are only counted."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def lines(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], list[str]]]
     yield written
 
 
-def test_line_has_who_code_cause_and_detail(lines: Callable[[], list[str]], caplog: pytest.LogCaptureFixture) -> None:
+def test_line_names_client_code_and_cause(lines: Callable[[], list[str]], caplog: pytest.LogCaptureFixture) -> None:
     report("192.0.2.1 /chat/", 1002, "a frame is not masked")
     report("192.0.2.1 /chat/", 403, "another site", "https://evil.example")
     report("192.0.2.1", None, "the client vanished", level=logging.INFO)
@@ -45,13 +45,13 @@ def test_line_has_who_code_cause_and_detail(lines: Callable[[], list[str]], capl
     assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING", "INFO"]
 
 
-def test_nothing_of_a_client_begins_a_line_of_its_own(lines: Callable[[], list[str]]) -> None:
+def test_client_cannot_begin_a_line_of_its_own(lines: Callable[[], list[str]]) -> None:
     report("192.0.2.1 /\r\nforged\x1b[2J\x85\u2028", 403, "another site", "\nforged")
     (line,) = lines()
     assert line == r"192.0.2.1 /\r\nforged\x1b[2J\x85\u2028: 403 another site: \nforged"
 
 
-def test_causes_that_repeat_are_counted_and_summed_up(
+def test_repeated_causes_are_counted_and_summed_up(
     lines: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(log, "WINDOW", 0.5)
@@ -65,7 +65,7 @@ def test_causes_that_repeat_are_counted_and_summed_up(
     assert lines()[-1] == "192.0.2.1: 1002 a frame is not masked"
 
 
-def test_window_of_one_test_neither_ends_that_of_the_next_nor_is_summed_up(
+def test_window_that_was_reset_is_not_summed_up_and_does_not_end_the_next(
     lines: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(log, "WINDOW", 0.05)
@@ -82,7 +82,7 @@ def test_window_of_one_test_neither_ends_that_of_the_next_nor_is_summed_up(
     assert lines()[before:] == ["192.0.2.1: 1002 a frame is not masked"] * log.LINES
 
 
-def test_window_that_was_summed_up_early_is_not_summed_up_again(
+def test_window_that_was_summed_up_early_is_summed_up_only_once(
     lines: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(log, "WINDOW", 0.05)
@@ -100,7 +100,7 @@ def test_causes_that_never_repeat_are_counted_too(lines: Callable[[], list[str]]
     assert len(log._counts) == log.CAUSES + 1
 
 
-def test_nothing_of_a_client_makes_a_long_line(lines: Callable[[], list[str]]) -> None:
+def test_client_cannot_make_a_line_long(lines: Callable[[], list[str]]) -> None:
     report("192.0.2.1 /" + "x" * 4000, 403, "another site", "\xff" * 8000)
     (line,) = lines()
     assert line.startswith("192.0.2.1 /xxx") and ": 403 another site: " in line
@@ -109,7 +109,7 @@ def test_nothing_of_a_client_makes_a_long_line(lines: Callable[[], list[str]]) -
 
 @contextmanager
 def handler(emit: Callable[[logging.LogRecord], None]) -> Iterator[None]:
-    """Have the logger's records handled by `emit` too."""
+    """Pass the logger's records to `emit` as well."""
     added = logging.Handler()
     added.emit = emit  # type: ignore[method-assign, assignment]
     logging.getLogger("django_websocket").addHandler(added)
@@ -119,11 +119,11 @@ def handler(emit: Callable[[logging.LogRecord], None]) -> Iterator[None]:
         logging.getLogger("django_websocket").removeHandler(added)
 
 
-def test_who_reports_does_not_wait_for_the_log(lines: Callable[[], list[str]]) -> None:
+def test_reporting_does_not_wait_for_the_log(lines: Callable[[], list[str]]) -> None:
     emitted = []
 
     def emit(record: logging.LogRecord) -> None:
-        gevent.sleep(0)  # as one that sends the record somewhere
+        gevent.sleep(0)  # like a handler that sends the record over the network
         emitted.append(gevent.getcurrent())
 
     with handler(emit):
@@ -137,7 +137,7 @@ def test_who_reports_does_not_wait_for_the_log(lines: Callable[[], list[str]]) -
     assert [line[-1] for line in lines()] == ["0", "1", "2", "3"]
 
 
-def test_log_that_fails_once_goes_on(lines: Callable[[], list[str]]) -> None:
+def test_log_goes_on_after_a_handler_has_failed(lines: Callable[[], list[str]]) -> None:
     def emit(record: logging.LogRecord) -> None:
         if "cause 0" in record.getMessage():
             raise OSError("no space left on device")
@@ -150,7 +150,7 @@ def test_log_that_fails_once_goes_on(lines: Callable[[], list[str]]) -> None:
         assert [line[-1] for line in lines()] == ["1", "2", "3"]
 
 
-def test_nobody_meets_a_connection_that_is_half_closed_while_the_log_blocks(lines: Callable[[], list[str]]) -> None:
+def test_no_greenlet_sees_a_half_closed_connection_while_the_log_blocks(lines: Callable[[], list[str]]) -> None:
     server, client = unix_pair()
     connection = Connection(server)
     client.close()
@@ -168,7 +168,7 @@ SECRET = "tell-nobody"
 
 @pytest.fixture(scope="module")
 def talkative(start_site: StartSite) -> Iterator[Server]:
-    """A server that logs what it has to say from INFO on."""
+    """A server that logs from level INFO up."""
     logging_settings = {
         "version": 1,
         "disable_existing_loggers": False,
@@ -192,7 +192,9 @@ def talkative(start_site: StartSite) -> Iterator[Server]:
         ("/%0d%0aforged%1b[2J/", {}, r"/\r\nforged\x1b[2J/: 404 Not Found"),
     ],
 )
-def test_refused_handshake(talkative: Server, raw: Raw, path: str, headers: dict[str, str | None], line: str) -> None:
+def test_refused_handshake_is_logged_on_one_line(
+    talkative: Server, raw: Raw, path: str, headers: dict[str, str | None], line: str
+) -> None:
     begin = len(talkative.log)
     client = raw(talkative)
     client.send(request(f"{path}?{SECRET}", {"Cookie": f"sessionid={SECRET}", **headers}))
@@ -213,7 +215,7 @@ def test_refused_handshake(talkative: Server, raw: Raw, path: str, headers: dict
         (b"", "1011 no answer to a ping"),
     ],
 )
-def test_failed_connection(talkative: Server, raw: Raw, sent: bytes | None, line: str) -> None:
+def test_failed_connection_is_logged_on_one_line(talkative: Server, raw: Raw, sent: bytes | None, line: str) -> None:
     begin = len(talkative.log)
     client = raw(talkative)
     client.open(f"/listen/x/?{SECRET}", {"Cookie": f"sessionid={SECRET}"})
@@ -227,7 +229,7 @@ def test_failed_connection(talkative: Server, raw: Raw, sent: bytes | None, line
     assert SECRET not in new
 
 
-def test_header_that_no_client_sent_is_not_the_client_s_mistake(talkative: Server, raw: Raw) -> None:
+def test_bad_header_of_the_response_is_not_logged_as_a_mistake_of_the_client(talkative: Server, raw: Raw) -> None:
     begin = len(talkative.log)
     client = raw(talkative)
     client.send(request("/refuse/header/"))
@@ -236,9 +238,9 @@ def test_header_that_no_client_sent_is_not_the_client_s_mistake(talkative: Serve
     assert "No Name" in talkative.log[begin:]
 
 
-def test_connection_that_ends_well_is_not_in_the_log(talkative: Server, raw: Raw) -> None:
+def test_connection_that_ends_normally_is_not_logged(talkative: Server, raw: Raw) -> None:
     def refused(path: str) -> None:
-        """Have a line in the log, behind which nothing of what came before is still to come."""
+        """Provoke a line in the log; whatever was logged earlier stands before it."""
         client = raw(talkative)
         client.send(request(path))
         client.response()
@@ -254,7 +256,7 @@ def test_connection_that_ends_well_is_not_in_the_log(talkative: Server, raw: Raw
     assert between == "127.0.0.1 /after/: 404 Not Found\n"
 
 
-def test_causes_that_a_client_varies_do_not_silence_the_others(start_site: StartSite, raw: Raw) -> None:
+def test_client_that_varies_causes_does_not_silence_others(start_site: StartSite, raw: Raw) -> None:
     with start_site() as server:
         for code in range(120):
             client = raw(server)

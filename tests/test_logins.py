@@ -1,4 +1,4 @@
-"""Conversations end with the login that they began with, in every process; and the session in a conversation."""
+"""Conversations end with the login they began with, in every process; sessions inside a conversation."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def quick(start_site: StartSite) -> Iterator[Server]:
 def any_engine(
     start_site: StartSite, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[str, Server]]:
-    """A server for each way to keep sessions."""
+    """A server for each of Django's session engines."""
     directory = tmp_path_factory.mktemp("sessions")
     settings = {
         **SOON,
@@ -65,7 +65,7 @@ def any_engine(
 
 
 def log_in(server: Server, name: str, backend: str = PASSWORD_BACKEND) -> dict[str, str]:
-    """Return the headers of who has logged in."""
+    """Log a user in; return the headers that prove it."""
     page = fetch(server.port, f"/enter/?name={name}&backend={backend}")
     return {"Cookie": f"sessionid={page.cookies['sessionid']}"}
 
@@ -78,7 +78,7 @@ def talks(client: RawClient) -> bool:
 
 
 def answers(client: RawClient) -> bool:
-    """Whether it is connected: a pong comes, whatever the view does."""
+    """Whether the client is still connected: a pong comes whatever the view is doing."""
     client.send(frame("", PING))
     while client.frame().opcode != PONG:
         pass
@@ -87,7 +87,7 @@ def answers(client: RawClient) -> bool:
 
 @pytest.mark.parametrize("path", ["/members/", "/members-who-listen/"])
 @pytest.mark.parametrize("what", ["password", "deactivate", "delete"])
-def test_end_of_the_login(quick: Server, raw: Raw, key: str, what: str, path: str) -> None:
+def test_conversations_end_with_their_login(quick: Server, raw: Raw, key: str, what: str, path: str) -> None:
     clients = [raw(quick) for _ in range(2)]
     for client in clients:
         client.open(path, log_in(quick, key))  # two sessions of one user
@@ -98,18 +98,18 @@ def test_end_of_the_login(quick: Server, raw: Raw, key: str, what: str, path: st
     assert fetch(quick.port, f"/change/{what}/?name={key}").status == 200
     for client in clients:
         assert client.closing() == (4401, "logged out")
-    time.sleep(2 * SOON["WEBSOCKET_LOGIN_CHECK_INTERVAL"])  # others would have been noticed too
+    time.sleep(2 * SOON["WEBSOCKET_LOGIN_CHECK_INTERVAL"])  # long enough for a check to end other logins by mistake
     for client in (other, stays, anonymous):
         assert talks(client)
 
 
-def test_logout_and_expiry(any_engine: tuple[str, Server], raw: Raw, key: str) -> None:
+def test_conversations_end_with_logout_and_expiry(any_engine: tuple[str, Server], raw: Raw, key: str) -> None:
     engine, server = any_engine
     mine, others = log_in(server, key), log_in(server, f"{key}-other")
     leaving, staying = raw(server), raw(server)
     leaving.open("/members/", mine)
     staying.open("/members/", others)
-    if engine == "signed_cookies":  # it is in the browser: the server has nothing that could go
+    if engine == "signed_cookies":  # the session is in the browser: the server has nothing to delete
         fetch(server.port, f"/change/password/?name={key}")
     else:
         fetch(server.port, "/leave/", mine)
@@ -120,7 +120,7 @@ def test_logout_and_expiry(any_engine: tuple[str, Server], raw: Raw, key: str) -
         assert staying.closing() == (4401, "logged out")
 
 
-def test_signed_cookie_that_expires(start_site: StartSite, raw: Raw, key: str) -> None:
+def test_conversation_ends_when_its_signed_cookie_expires(start_site: StartSite, raw: Raw, key: str) -> None:
     engine = "django.contrib.sessions.backends.signed_cookies"
     with start_site({**SOON, "SESSION_ENGINE": engine, "SESSION_COOKIE_AGE": 2}) as server:
         client = raw(server)
@@ -130,7 +130,7 @@ def test_signed_cookie_that_expires(start_site: StartSite, raw: Raw, key: str) -
         assert time.monotonic() - begin > 1
 
 
-def test_user_is_disconnected_by_hand_in_every_process(start_site: StartSite, raw: Raw, key: str) -> None:
+def test_disconnect_reaches_a_user_in_every_process(start_site: StartSite, raw: Raw, key: str) -> None:
     with redis_server() as redis:
         settings = {"WEBSOCKET_BROKER": f"redis://{redis.address}", "WEBSOCKET_LOGIN_CHECK_INTERVAL": 60.0}
         first = start_site(settings)
@@ -145,7 +145,7 @@ def test_user_is_disconnected_by_hand_in_every_process(start_site: StartSite, ra
             other.open("/members/", others)
             for client in clients:
                 assert talks(client)
-            with Redis(port=redis.port) as asked:  # a process listens soon after the first login has come
+            with Redis(port=redis.port) as asked:  # a process subscribes soon after its first login
                 assert eventually(lambda: asked.pubsub_numsub(CHANNEL)[0][1] == 2)
             assert fetch(first.port, f"/change/disconnect/?name={key}").status == 200
             for client in clients:
@@ -153,7 +153,7 @@ def test_user_is_disconnected_by_hand_in_every_process(start_site: StartSite, ra
             assert talks(other)
 
 
-def test_database_that_cannot_be_asked_disconnects_nobody(start_site: StartSite, raw: Raw, key: str) -> None:
+def test_database_failure_disconnects_nobody(start_site: StartSite, raw: Raw, key: str) -> None:
     with start_site({**SOON, "SESSION_ENGINE": "testsite.sessions"}) as server:
         client = raw(server)
         client.open("/members/", log_in(server, key))
@@ -171,7 +171,7 @@ def test_database_that_cannot_be_asked_disconnects_nobody(start_site: StartSite,
 
 
 @pytest.mark.parametrize("what", ["a backend that is not set", "a backend that fails"])
-def test_login_that_cannot_be_checked_leaves_the_others_alone(
+def test_login_that_cannot_be_checked_does_not_affect_the_others(
     start_site: StartSite, raw: Raw, key: str, what: str
 ) -> None:
     failing = "testsite.backends.FailingBackend"
@@ -195,7 +195,7 @@ def test_login_that_cannot_be_checked_leaves_the_others_alone(
 
 
 @pytest.mark.parametrize("what", ["leave", "password", "deactivate", "disconnect"])
-def test_login_is_watched_from_the_first_look_on(quick: Server, raw: Raw, key: str, what: str) -> None:
+def test_login_is_watched_from_the_first_use_of_the_user(quick: Server, raw: Raw, key: str, what: str) -> None:
     headers = log_in(quick, key)
     client, unseen = raw(quick), raw(quick)
     client.open("/looks-later/", headers)
@@ -206,7 +206,7 @@ def test_login_is_watched_from_the_first_look_on(quick: Server, raw: Raw, key: s
     assert client.closing() == (4401, "go away" if what == "disconnect" else "logged out")
     unseen.send(frame("I am"))
     if what == "disconnect":
-        assert unseen.frame().text == f"'I am' {key}"  # nobody had looked, and the login still holds
+        assert unseen.frame().text == f"'I am' {key}"  # its view had not read the user, and the login is still valid
     else:
         assert unseen.frame().text == "'I am' "
 
@@ -224,7 +224,7 @@ def test_user_without_a_session_is_disconnected(quick: Server, raw: Raw, key: st
     assert talks(other)
 
 
-def test_user_who_is_not_that_of_the_session_is_watched(quick: Server, raw: Raw, key: str) -> None:
+def test_user_other_than_that_of_the_session_is_watched(quick: Server, raw: Raw, key: str) -> None:
     client = raw(quick)
     client.open("/members/", {**log_in(quick, f"{key}-session"), "Authorization": f"Bearer {key}-token"})
     assert client.frame().text == f"hello {key}-token"
@@ -255,7 +255,7 @@ def with_tenants(
             },
         }
         tenant = "testsite.middleware.tenant"
-    else:  # a middleware sets it on the database's wrapper
+    else:  # a middleware sets the tenant on the database wrapper
         postgres: Server = request.getfixturevalue("postgres")
         changes = {"DATABASES": {"default": settings_of(postgres, "logins", ENGINE="testsite.tenants")}}
         tenant = "testsite.hooks.tenant"
@@ -267,7 +267,7 @@ def with_tenants(
 
 
 @pytest.mark.parametrize("path", ["/members/", "/members-who-listen/", "/looks-later/"])
-def test_logins_of_tenants_are_their_own(with_tenants: Server, raw: Raw, key: str, path: str) -> None:
+def test_logins_of_tenants_are_kept_apart(with_tenants: Server, raw: Raw, key: str, path: str) -> None:
     clients = {}
     for tenant in ("acme", "globex"):  # the first users of each, with the same primary keys
         page = fetch(with_tenants.port, f"/enter/?name={key}&tenant={tenant}")
@@ -286,7 +286,7 @@ def test_logins_of_tenants_are_their_own(with_tenants: Server, raw: Raw, key: st
 
 
 @pytest.mark.parametrize("what", ["disconnect", "deactivate"])
-def test_users_of_tenants_without_a_session_are_their_own(with_tenants: Server, raw: Raw, key: str, what: str) -> None:
+def test_users_of_tenants_are_kept_apart_without_a_session(with_tenants: Server, raw: Raw, key: str, what: str) -> None:
     clients = {}
     for tenant in ("acme", "globex"):
         client = clients[tenant] = raw(with_tenants)
@@ -309,7 +309,7 @@ def test_users_of_tenants_without_a_session_are_their_own(with_tenants: Server, 
         ({"TENANT_TYPES": {"free": {"APPS": ["testsite"]}}}, ""),
     ],
 )
-def test_users_whose_table_all_tenants_share_are_users_of_no_tenant(settings: dict[str, Any], tenant: str) -> None:
+def test_users_in_a_table_shared_by_all_tenants_belong_to_no_tenant(settings: dict[str, Any], tenant: str) -> None:
     wrapper: Any = connections["default"]
     wrapper.schema_name = "acme"
     try:
@@ -319,7 +319,7 @@ def test_users_whose_table_all_tenants_share_are_users_of_no_tenant(settings: di
         del wrapper.schema_name
 
 
-def test_user_that_was_read_from_a_replica_is_that_of_the_database_that_is_written() -> None:
+def test_user_read_from_a_replica_is_identified_with_that_of_the_primary_database() -> None:
     user = get_user_model()(pk=1)
     replica, archive = SimpleNamespace(db_for_read=lambda *args, **hints: "replica"), "archive"
     with override_settings(DATABASE_ROUTERS=[replica]):
@@ -333,10 +333,10 @@ def test_user_that_was_read_from_a_replica_is_that_of_the_database_that_is_writt
         del connections[archive], connections.settings[archive]
 
 
-def test_login_that_seems_to_have_ended_is_asked_for_as_its_own_request_would(
+def test_login_that_seems_to_have_ended_is_checked_again_in_the_context_of_its_request(
     key: str, pairs: Pairs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tenant: ContextVar[str] = ContextVar("tenant")  # of a manager that finds nobody of other tenants
+    tenant: ContextVar[str] = ContextVar("tenant")  # for a manager that hides the users of other tenants
     monkeypatch.setattr(
         login_checks, "valid", lambda asked, faults: {one for one in asked if one.session_key == tenant.get()}
     )
@@ -357,7 +357,7 @@ def test_login_that_seems_to_have_ended_is_asked_for_as_its_own_request_would(
         until(lambda: not any(connection.open for connection in connections_of.values()))
 
 
-NO_ORDERS: list[bytes] = [
+MALFORMED_ORDERS: list[bytes] = [
     b'["user", ["1", "auth.User", "default", "\\ud800"], 4401, "", "django_websocket.answers.1"]',
     b'["user", [1, "auth.User", "default", ""], 4401, "", "django_websocket.answers.1"]',
     b'["user", ["1", "auth.User", "default"], 4401, "", "django_websocket.answers.1"]',
@@ -386,7 +386,7 @@ NO_ORDERS: list[bytes] = [
 ]
 
 
-def test_message_that_is_no_order_harms_nobody(start_site: StartSite, raw: Raw, key: str) -> None:
+def test_malformed_order_harms_nobody(start_site: StartSite, raw: Raw, key: str) -> None:
     settings = {"WEBSOCKET_LOGIN_CHECK_INTERVAL": 60.0}
     with redis_server() as redis, start_site({**settings, "WEBSOCKET_BROKER": f"redis://{redis.address}"}) as server:
         client, listener = raw(server), raw(server)
@@ -396,7 +396,7 @@ def test_message_that_is_no_order_harms_nobody(start_site: StartSite, raw: Raw, 
         with Redis(port=redis.port) as asked:
             assert eventually(lambda: asked.pubsub_numsub(CHANNEL)[0][1] == 1)
             users = range(1, 3)
-            for order in NO_ORDERS:
+            for order in MALFORMED_ORDERS:
                 for user in users:
                     asked.publish(CHANNEL, order.replace(b'"1"', f'"{user}"'.encode()))
             asked.publish("members", "news")
@@ -428,25 +428,23 @@ def test_message_that_is_no_order_harms_nobody(start_site: StartSite, raw: Raw, 
         ({"user": "1", "session": "2"}, TypeError),
     ],
 )
-def test_order_that_cannot_be_carried_out_is_refused_before_it_is_sent(
-    arguments: dict[str, Any], error: type[Exception]
-) -> None:
+def test_invalid_order_is_refused_before_it_is_sent(arguments: dict[str, Any], error: type[Exception]) -> None:
     with pytest.raises(error):
         disconnect(**arguments)
 
 
-def test_channels_of_the_package_itself_are_refused() -> None:
+def test_channels_reserved_for_the_package_are_refused() -> None:
     for attempt in (pubsub.publish, pubsub.subscribe):
         with pytest.raises(ValueError, match="Choose another name"):
             attempt(CHANNEL, "anything")
     with pytest.raises(ValueError, match="Choose another name"):
-        pubsub.forward(["news", CHANNEL])  # as subscribe() and listen() of a WebSocket do
+        pubsub.forward(["news", CHANNEL])  # called by a WebSocket's subscribe() and listen()
 
 
 # --- the session in a conversation -----------------------------------------------------------------------------------
 
 
-def test_session_is_updated_over_what_others_have_saved_meanwhile(site: Server, raw: Raw) -> None:
+def test_session_update_keeps_what_others_saved_meanwhile(site: Server, raw: Raw) -> None:
     cookie = fetch(site.port, "/session/?colour=blue").cookies["sessionid"]
     headers = {"Cookie": f"sessionid={cookie}"}
     client = raw(site)
@@ -459,7 +457,7 @@ def test_session_is_updated_over_what_others_have_saved_meanwhile(site: Server, 
     assert json.loads(fetch(site.port, "/session/", headers).body) == {"colour": "red", "size": "large", "count": 2}
 
 
-def test_session_that_is_gone_or_never_was_is_not_updated(site: Server, raw: Raw) -> None:
+def test_session_that_is_gone_or_never_existed_is_not_updated(site: Server, raw: Raw) -> None:
     cookie = fetch(site.port, "/session/?colour=blue").cookies["sessionid"]
     headers = {"Cookie": f"sessionid={cookie}"}
     client, without = raw(site), raw(site)
@@ -493,7 +491,7 @@ def named(start_site: StartSite, request: pytest.FixtureRequest) -> Iterator[lis
 
 @contextmanager
 def connected_to_all(servers: list[Server]) -> Iterator[None]:
-    """Be a client of each meanwhile: a process listens to orders while it has one."""
+    """Keep a client connected to each server: a process listens for orders only while it has one."""
     with ExitStack() as clients:
         for server in servers:
             clients.enter_context(RawClient(server.port)).open("/echo/")
@@ -501,7 +499,7 @@ def connected_to_all(servers: list[Server]) -> Iterator[None]:
 
 
 def ended(server: Server, **whom: str) -> int:
-    """Disconnect somebody, from a page; return how many it says that were."""
+    """Have a page call disconnect(); return the number of connections that it reports."""
     return int(fetch(server.port, f"/end/?{urlencode(whom)}").body)
 
 
@@ -512,13 +510,13 @@ def test_user_is_disconnected_and_counted(named: list[Server], raw: Raw, key: st
         client.open("/members/", log_in(named[0], key))
         clients.append(client)
     both = raw(named[0])
-    both.open("/members/", {**log_in(named[0], f"{key}-other"), "Authorization": f"Bearer {key}"})  # one user by each
+    both.open("/members/", {**log_in(named[0], f"{key}-other"), "Authorization": f"Bearer {key}"})  # two users
     other, stays = raw(named[-1]), raw(named[-1])
     other.open("/members/", log_in(named[0], f"{key}-other"))
     stays.open("/members-who-stay/", log_in(named[0], key))
     begin = time.monotonic()
     assert ended(named[0], user=key, code="4444", reason="go away") == len(clients) + 1
-    assert time.monotonic() - begin < 1  # it has not waited for more than there were to answer
+    assert time.monotonic() - begin < 1  # did not wait longer, once every process had answered
     for client in (*clients, both):
         assert client.closing() == (4444, "go away")
     for client in (other, stays):
@@ -526,7 +524,7 @@ def test_user_is_disconnected_and_counted(named: list[Server], raw: Raw, key: st
     assert ended(named[0], user=key) == 0
 
 
-def test_session_is_disconnected_alone(named: list[Server], raw: Raw, key: str) -> None:
+def test_only_the_given_session_is_disconnected(named: list[Server], raw: Raw, key: str) -> None:
     mine, another = log_in(named[0], key), log_in(named[0], key)
     client, other = raw(named[-1]), raw(named[-1])
     client.open("/members/", mine)
@@ -536,7 +534,7 @@ def test_session_is_disconnected_alone(named: list[Server], raw: Raw, key: str) 
     assert talks(other)
 
 
-def test_everybody_who_is_subscribed_to_a_channel_is_disconnected(named: list[Server], raw: Raw, key: str) -> None:
+def test_all_subscribers_of_a_channel_are_disconnected(named: list[Server], raw: Raw, key: str) -> None:
     clients = []
     for server in named:
         for path in ("/listen/", "/subscribed/", "/relay/"):
@@ -555,7 +553,7 @@ def test_everybody_who_is_subscribed_to_a_channel_is_disconnected(named: list[Se
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_one_connection_is_disconnected_by_its_id(named: list[Server], raw: Raw, key: str, when: str) -> None:
+def test_single_connection_is_disconnected_by_its_id(named: list[Server], raw: Raw, key: str, when: str) -> None:
     clients = [raw(server) for server in (named[-1], named[-1])]
     ids = []
     for client in clients:
@@ -569,7 +567,7 @@ def test_one_connection_is_disconnected_by_its_id(named: list[Server], raw: Raw,
     assert ended(named[0], connection="another") == 0
 
 
-def test_view_that_disconnects_its_own_client(named: list[Server], raw: Raw, key: str) -> None:
+def test_view_may_disconnect_its_own_client(named: list[Server], raw: Raw, key: str) -> None:
     client = raw(named[0])
     client.open("/ends-itself/")
     assert client.closing() == (4001, "1")
@@ -584,7 +582,7 @@ def test_disconnect_works_in_processes_without_a_loop(named: list[Server], raw: 
     done = subprocess.run(
         [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=20, check=False
     )
-    if len(named) == 1:  # memory:// does not leave the process
+    if len(named) == 1:  # memory:// does not reach other processes
         assert done.stdout == "0\n", done.stderr
         assert answers(client)
     else:
@@ -592,7 +590,7 @@ def test_disconnect_works_in_processes_without_a_loop(named: list[Server], raw: 
         assert client.closing() == (4401, "")
 
 
-def test_process_that_does_not_answer_is_not_waited_for(start_site: StartSite, raw: Raw, key: str) -> None:
+def test_process_that_does_not_answer_is_given_up_soon(start_site: StartSite, raw: Raw, key: str) -> None:
     with redis_server() as redis:
         settings = {"WEBSOCKET_BROKER": f"redis://{redis.address}"}
         with start_site(settings) as server, Redis(port=redis.port) as asked:

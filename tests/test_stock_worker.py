@@ -180,7 +180,7 @@ def test_silent_client_is_closed_with_1011(impatient: Server, raw: Raw) -> None:
     assert client.closing()[0] == 1011
 
 
-def test_view_that_neither_accepts_nor_answers_is_given_up(impatient: Server, raw: Raw, key: str) -> None:
+def test_view_that_neither_accepts_nor_answers_is_ended(impatient: Server, raw: Raw, key: str) -> None:
     client = raw(impatient)
     client.open(f"/hesitates/?key={key}")
     assert 4500 <= client.closing()[0] <= 4599

@@ -16,7 +16,7 @@ HANDSHAKE = {
     "a foreign page opens a WebSocket with its visitor's cookies": [
         "test_handshake.py::test_foreign_origin_is_refused_before_any_decorator_or_view_runs",
         "test_handshake.py::test_two_origins_are_refused",
-        "test_handshake.py::test_origin_that_may_connect",
+        "test_handshake.py::test_allowed_origin_may_connect",
         "test_origin.py::test_refused",
         "test_stock_worker.py::test_foreign_origin_is_refused_before_the_view_runs",
     ],
@@ -25,8 +25,8 @@ HANDSHAKE = {
         "test_threats_handshake.py::test_page_whose_name_was_bound_to_this_address_is_refused",
     ],
     "an upgrade that middleware, login or the urlconf would have refused": [
-        "test_handshake.py::test_refusal_is_an_http_response_of_the_whole_chain_before_any_101",
-        "test_handshake.py::test_login_is_asked_for_and_honoured",
+        "test_handshake.py::test_refusal_is_an_http_response_that_passes_all_middleware",
+        "test_handshake.py::test_view_that_requires_a_login_accepts_a_logged_in_user",
         "test_application.py::test_answer_that_a_middleware_gives_instead_of_the_101_reaches_the_client",
     ],
     "a handshake with a wrong key, version, method or HTTP version": [
@@ -66,11 +66,11 @@ HANDSHAKE = {
         "test_memory.py::test_two_hundred_clients_hold_no_more_than_is_documented",
     ],
     "a view that never decides": [
-        "test_handshake.py::test_view_that_neither_accepts_nor_answers_is_given_up",
+        "test_handshake.py::test_view_that_neither_accepts_nor_answers_is_ended",
     ],
     "a second request hidden behind a handshake": [
         "test_handshake.py::test_malformed_handshake_is_refused_and_the_connection_closed",
-        "test_handshake.py::test_refusal_is_an_http_response_of_the_whole_chain_before_any_101",
+        "test_handshake.py::test_refusal_is_an_http_response_that_passes_all_middleware",
         "test_threats_handshake.py::test_what_is_no_request_is_refused",
         "test_worker.py::test_upgrade_follows_ordinary_requests_on_one_connection",
     ],
@@ -89,7 +89,7 @@ HANDSHAKE = {
         "test_addresses.py::test_the_tag_never_reflects_an_unknown_host",
     ],
     "an ordinary page asked for by way of the WebSocket server": [
-        "test_handshake.py::test_refusal_is_an_http_response_of_the_whole_chain_before_any_101",
+        "test_handshake.py::test_refusal_is_an_http_response_that_passes_all_middleware",
         "test_application.py::test_plain_request_is_told_to_upgrade",
         "test_nginx.py::test_internal_prefix_is_not_found_from_outside",
     ],
@@ -155,7 +155,7 @@ FRAMES = {
         "test_threats_frames.py::test_idle_clients_keep_nothing_of_what_was_compressed",
     ],
     "messages that are slow to compress when a view sends them on": [
-        "test_flood_compressed.py::test_an_idle_client_is_answered_at_once_while_what_others_send_is_hard_to_compress",
+        "test_flood_compressed.py::test_an_idle_client_is_answered_at_once_while_others_send_what_is_slow_to_compress",
         "test_compression.py::test_compression_takes_a_share_of_the_time",
         "test_compression.py::test_messages_leave_uncompressed_when_there_is_no_time",
         "test_compression.py::test_what_several_views_send_is_compressed_once_for_all_with_the_same_window",
@@ -192,7 +192,7 @@ CLIENTS = {
     "memory that grows with the connections that came and went, or is taken by those that are idle": [
         "test_load.py::test_connections_that_come_and_go_leave_nothing",
         "test_threats_leaks.py::test_names_and_values_that_a_client_makes_up_leave_with_it",
-        "test_load.py::test_two_thousand_clients_of_one_worker_with_the_deployment_s_settings",
+        "test_load.py::test_one_worker_serves_two_thousand_clients_with_the_settings_of_the_deployment",
     ],
     "more clients than the process has room or descriptors for": [
         "test_admission.py::test_client_beyond_the_limit_is_refused_before_its_view_runs",
@@ -264,7 +264,7 @@ PROCESS = {
     "a database that is restarted, or ends its connections": [
         "test_databases.py::test_postgresql_that_is_stopped_and_started_again_ends_nobody_who_waits",
         "test_databases.py::test_connection_that_the_server_has_dropped_is_replaced_without_an_error",
-        "test_logins.py::test_database_that_cannot_be_asked_disconnects_nobody",
+        "test_logins.py::test_database_failure_disconnects_nobody",
     ],
     "a clock that jumps, and time in which the process stood still": [
         "test_clock.py::test_time_of_day_that_jumps_ends_nothing",
@@ -282,19 +282,19 @@ PROCESS = {
         "test_application.py::test_request_is_over_for_django_when_the_conversation_begins",
     ],
     "a conversation that goes on when its user has logged out": [
-        "test_logins.py::test_end_of_the_login",
-        "test_logins.py::test_logout_and_expiry",
-        "test_logins.py::test_user_is_disconnected_by_hand_in_every_process",
-        "test_logins.py::test_login_that_cannot_be_checked_leaves_the_others_alone",
-        "test_logins.py::test_login_is_watched_from_the_first_look_on",
+        "test_logins.py::test_conversations_end_with_their_login",
+        "test_logins.py::test_conversations_end_with_logout_and_expiry",
+        "test_logins.py::test_disconnect_reaches_a_user_in_every_process",
+        "test_logins.py::test_login_that_cannot_be_checked_does_not_affect_the_others",
+        "test_logins.py::test_login_is_watched_from_the_first_use_of_the_user",
         "test_logins.py::test_user_without_a_session_is_disconnected",
-        "test_logins.py::test_logins_of_tenants_are_their_own",
-        "test_logins.py::test_users_of_tenants_without_a_session_are_their_own",
+        "test_logins.py::test_logins_of_tenants_are_kept_apart",
+        "test_logins.py::test_users_of_tenants_are_kept_apart_without_a_session",
     ],
     "orders to disconnect that are none, or that a client has made up": [
-        "test_logins.py::test_message_that_is_no_order_harms_nobody",
-        "test_logins.py::test_order_that_cannot_be_carried_out_is_refused_before_it_is_sent",
-        "test_logins.py::test_channels_of_the_package_itself_are_refused",
+        "test_logins.py::test_malformed_order_harms_nobody",
+        "test_logins.py::test_invalid_order_is_refused_before_it_is_sent",
+        "test_logins.py::test_channels_reserved_for_the_package_are_refused",
     ],
     "a restart that says nothing, or waits for the dead and the stuck": [
         "test_worker.py::test_clients_are_told_of_a_restart",
@@ -306,8 +306,8 @@ PROCESS = {
         "test_transports.py::test_gunicorns_of_the_deployment_s_configuration_do_not_share_a_control_socket",
     ],
     "lines forged in the log, secrets in it, or a disk that it fills": [
-        "test_log.py::test_nothing_of_a_client_begins_a_line_of_its_own",
-        "test_log.py::test_refused_handshake",
+        "test_log.py::test_client_cannot_begin_a_line_of_its_own",
+        "test_log.py::test_refused_handshake_is_logged_on_one_line",
         "test_log.py::test_attack_does_not_fill_the_disk",
     ],
     "a view that keeps the process to itself": [
@@ -318,8 +318,8 @@ PROCESS = {
         "test_application.py::test_django_that_something_imports_before_gevent_patches_is_refused_with_a_remedy",
     ],
     "a child process that a view forks, and that reads, answers or closes what is its parent's": [
-        "test_forking.py::test_clients_of_the_worker_notice_nothing_of_a_child",
-        "test_forking.py::test_child_ends_when_it_is_told_to",
+        "test_forking.py::test_clients_of_the_worker_do_not_notice_a_child",
+        "test_forking.py::test_child_ends_when_it_is_terminated",
     ],
     "conversations that wait for the garbage collector when their clients have left": [
         "test_threats_leaks.py::test_view_that_ends_by_an_exception_is_freed_and_needs_no_collector",
