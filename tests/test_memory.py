@@ -1,4 +1,4 @@
-"""What clients can make a process hold at most, in the memory that it really uses; docs/security.md has the figures."""
+"""The most memory that clients can make a process hold, as measured; docs/security.md states the limits."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WHOLE_HEAD["Cookie"] = "; ".join(f"cookie{number}={number:010}" for number in ra
 
 
 def documented(what: str) -> float:
-    """A number of the documentation, of KiB or MiB."""
+    """A limit that docs/security.md states, in bytes."""
     found = re.search(rf"{what}[^|]*\| ([\d.]+) (KiB|MiB)", (ROOT / "docs" / "security.md").read_text())
     assert found, what
     return float(found[1]) * (MIB if found[2] == "MiB" else KIB)
@@ -37,13 +37,13 @@ def packed(payload: bytes) -> bytes:
 
 
 def wide(size: int) -> bytes:
-    """A text of which Python keeps `size` bytes, and which is compressed to a thousandth."""
+    """A text that takes `size` bytes in Python, compressed to about a thousandth of them."""
     return packed(("x" * (size // 4 - 1) + "\U0001f600").encode())
 
 
 EMOJI = "\U0001f600" * (MIB // 4)
 HELD = {
-    # The first leaves room for another, and then nothing more is read.
+    # The first message leaves room for one more; after that the server stops reading.
     "inflated texts": frame(wide(MIB - 4), TEXT | RSV1) + frame(wide(MIB), TEXT | RSV1) + frame(b"x" * 200_000, BINARY),
     "texts of four-byte characters": frame(EMOJI[1:]) + frame(EMOJI) + frame(b"x" * 200_000, BINARY),
     "an unfinished message": frame(wide(MIB - 4), TEXT | RSV1)
@@ -53,16 +53,16 @@ HELD = {
 
 
 def hold(server: Server, stack: ExitStack, path: str, what: bytes) -> None:
-    """Have one more client hold as much as it can; it reads nothing any more."""
+    """Connect a client that sends `what` for the server to hold, and reads nothing."""
     client = stack.enter_context(RawClient(server.port, receive_buffer=4096))
     client.open(path, WHOLE_HEAD)
     client.sock.settimeout(0.2)
-    with contextlib.suppress(TimeoutError):  # what the server reads no more does not fit into the system's buffers
+    with contextlib.suppress(TimeoutError):  # the server stops reading, and the kernel's buffers fill up
         client.send(what)
 
 
 def settled(server: Server) -> int:
-    """The bytes that the process has, once they do not grow any more."""
+    """The memory of the process in bytes, once it has stopped growing."""
     sizes = [0]
 
     def steady() -> bool:
@@ -74,13 +74,13 @@ def settled(server: Server) -> int:
     return sizes[-1]
 
 
-@pytest.fixture  # for each test one, whose memory nobody has used and given back
+@pytest.fixture  # one for each test: freed memory of another test would be reused unseen
 def server(start_site: StartSite) -> Iterator[Server]:
-    # The time for messages that are not received, and for pings, is not what is measured here.
+    # No timeout may close a client during the measurement.
     settings = {"WEBSOCKET_PING_INTERVAL": 300.0, "WEBSOCKET_PING_TIMEOUT": 300.0}
-    # Views that do not look at their clients are not waited for at the end.
+    # At the end, do not wait for views that ignore their clients.
     with start_site(settings, args=["--graceful-timeout", "1"], env=NOT_MEASURED) as server:
-        with RawClient(server.port) as client:  # so that what is loaded with the first messages counts for nobody
+        with RawClient(server.port) as client:  # the first messages load modules, which must not be counted
             client.open("/echo/", WHOLE_HEAD, behind=HELD["inflated texts"])
             assert client.frame(compressed=True)
         yield server

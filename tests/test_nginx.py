@@ -1,5 +1,7 @@
-"""The files of deploy/: a real nginx alone, in front of two servers that say what reached them, and with the test
-site behind it, whose WebSocket server has the settings of gunicorn.conf.py."""
+"""The files of deploy/ with a real nginx: in front of two servers that report what reached them, and of the test site.
+
+The WebSocket server of the site runs with gunicorn.conf.py.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,7 @@ UPGRADE = {
 TEMPORARY_FILES = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
 
 
-# The lines that keep one address from taking all connections.
+# Without their "#", these lines keep one address from taking all connections.
 LIMIT = {
     "# limit_conn_zone $binary_remote_addr": "limit_conn_zone $binary_remote_addr",
     "# limit_conn websockets 20;": "limit_conn websockets 20;",
@@ -45,7 +47,7 @@ LIMIT = {
 def configured_nginx(
     django: int, websockets: int, static: Path, changes: Mapping[str, str] | None = None
 ) -> Iterator[Server]:
-    """nginx with deploy/nginx.conf, of which only ports, paths and the user are changed, and what `changes` says."""
+    """Run nginx with deploy/nginx.conf; change only ports, paths, the user, and the lines in `changes`."""
     port = free_port()
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     text = (ROOT / "deploy" / "nginx.conf").read_text()
@@ -59,7 +61,7 @@ def configured_nginx(
         "server 127.0.0.1:8001;": f"server 127.0.0.1:{websockets};",
         "listen 80;": f"listen 127.0.0.1:{port};",
         "alias /srv/example/static/;": f"alias {static}/;",
-        # Only root may go beyond the hard limit, and write where the packaged nginx keeps its temporary files.
+        # Only root may exceed the hard limit, and write where the packaged nginx keeps its temporary files.
         "worker_rlimit_nofile 65536;": f"worker_rlimit_nofile {min(65536, hard) if hard > 0 else 65536};",
         "http {": "http {" + "".join(f"{kind}_temp_path {kind};" for kind in TEMPORARY_FILES),
     }.items():
@@ -87,7 +89,7 @@ def get(server: Server, path: str, headers: dict[str, str] | None = None) -> tup
         connection.close()
 
 
-# What nginx sends to whom
+# Where nginx sends a request
 
 
 @contextmanager
@@ -172,7 +174,7 @@ def test_path_and_query_string_arrive_as_they_were_sent(front: Server, headers: 
 
 
 @pytest.mark.parametrize("headers", [{}, UPGRADE])
-def test_client_host_and_scheme_are_passed_on_and_claims_about_them_are_not(
+def test_client_host_and_scheme_are_passed_on_but_not_what_the_client_claims(
     front: Server, headers: dict[str, str]
 ) -> None:
     claims = {
@@ -210,7 +212,7 @@ def test_static_files_come_from_nginx(front: Server) -> None:
     assert get(front, "/static/missing.css")[0].status == 404
 
 
-# The test site behind it
+# nginx in front of the test site
 
 
 @pytest.fixture(scope="module")
@@ -238,7 +240,7 @@ def test_echo_through_nginx(site: Server, target: str) -> None:
         assert websocket.recv(timeout=10) == b"\x00" * 100_000
 
 
-def test_close_code_comes_through_nginx(site: Server) -> None:
+def test_close_code_passes_through_nginx(site: Server) -> None:
     with connect(f"ws://{site.address}/echo/") as websocket:
         websocket.send(b"\xff", text=True)
         with pytest.raises(ConnectionClosed):
@@ -248,8 +250,8 @@ def test_close_code_comes_through_nginx(site: Server) -> None:
 
 @pytest.fixture
 def many_files() -> Iterator[None]:
-    """Room for some thousand open files, in this process and by its hard limit in others."""
-    enough = 5_000  # nginx has two for each client
+    """Allow this process some thousand open files; skip where the hard limit keeps nginx from them."""
+    enough = 5_000  # nginx opens two for each client
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < enough:
         unavailable(f"ulimit -Hn allows {hard} open files, and this test needs {enough}")
@@ -260,7 +262,7 @@ def many_files() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("many_files")
-def test_two_thousand_clients_in_one_worker_hear_each_other(site: Server) -> None:
+def test_two_thousand_clients_of_one_worker_share_a_chat(site: Server) -> None:
     headers = "".join(f"{name}: {value}\r\n" for name, value in ({"Host": site.address} | UPGRADE).items())
     with ExitStack() as clients:
         members = []
@@ -275,7 +277,7 @@ def test_two_thousand_clients_in_one_worker_hear_each_other(site: Server) -> Non
                 assert chunk, answer
                 answer += chunk
             assert answer.startswith(b"HTTP/1.1 101 ")
-        members[0].sendall(b"\x81\x85\0\0\0\0hello")  # a text frame; zeros are a mask too
+        members[0].sendall(b"\x81\x85\0\0\0\0hello")  # a text frame; a mask of zeros is valid
         for member in members:
             assert member.recv(7, socket.MSG_WAITALL) == b"\x81\x05hello"
 
@@ -289,21 +291,21 @@ def test_two_thousand_clients_in_one_worker_hear_each_other(site: Server) -> Non
         ("/echo/", "http://127.0.0.1", 403),  # the same host, but another port
     ],
 )
-def test_refusal_is_the_real_status(site: Server, path: str, origin: str | None, status: int) -> None:
+def test_refusal_keeps_its_status(site: Server, path: str, origin: str | None, status: int) -> None:
     said = None if origin is None else Origin(origin)
     with pytest.raises(InvalidStatus) as refusal, connect(f"ws://{site.address}{path}", origin=said):
         pass
     assert refusal.value.response.status_code == status
 
 
-def test_offer_of_http2_gets_the_page(site: Server) -> None:
+def test_request_that_offers_http2_gets_the_page(site: Server) -> None:
     headers = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c", "HTTP2-Settings": "AAMAAABkAAQAAP__"}
     response, body = get(site, "/echo/", headers)
     assert response.status == 200
     assert b"<html" in body
 
 
-def test_one_address_gets_no_more_websockets_than_the_limit_says(static: Path) -> None:
+def test_one_address_gets_no_more_websockets_than_the_limit_allows(static: Path) -> None:
     with (
         gunicorn("project.wsgi:application", "gthread") as django,
         gunicorn() as websockets,

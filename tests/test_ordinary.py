@@ -1,4 +1,4 @@
-"""What holds in an ordinary view holds in a WebSocket view: request, decorators, middleware, whatever stands around."""
+"""A WebSocket view works like an ordinary view: request, decorators, middleware, and WSGI wrappers around it all."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from .support.waiting import eventually
 
 
 @pytest.fixture(scope="module", params=[OUR_WORKER, STOCK_WORKER], ids=["ours", "stock"])
-def furnished_by_either(request: pytest.FixtureRequest, start_site: StartSite) -> Iterator[Server]:
-    """The test site with much middleware, under either worker."""
-    with start_furnished(start_site, request.param) as server:
+def full_site_on_either_worker(request: pytest.FixtureRequest, start_site: StartSite) -> Iterator[Server]:
+    """The test site with many middleware classes, under either worker."""
+    with start_full_site(start_site, request.param) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
-def furnished(start_site: StartSite) -> Iterator[Server]:
-    """The same under ours."""
-    with start_furnished(start_site, OUR_WORKER) as server:
+def full_site(start_site: StartSite) -> Iterator[Server]:
+    """The same site under our own worker."""
+    with start_full_site(start_site, OUR_WORKER) as server:
         yield server
 
 
-def start_furnished(start_site: StartSite, worker: str) -> Server:
-    """The test site with much middleware around what it has itself."""
+def start_full_site(start_site: StartSite, worker: str) -> Server:
+    """The test site with many middleware classes in addition to its own."""
     from testsite import settings
 
     middleware = [
@@ -57,21 +57,21 @@ def start_furnished(start_site: StartSite, worker: str) -> Server:
 
 
 def log_in(server: Server) -> str:
-    """The cookie of a user."""
+    """Log a user in; return the cookie."""
     return f"sessionid={fetch(server.port, '/enter/').cookies['sessionid']}"
 
 
 # --- the request -----------------------------------------------------------------------------------------------------
 
 
-def test_request_is_what_it_is_in_a_page_and_stays_so(furnished_by_either: Server, connect: Connect) -> None:
-    furnished = furnished_by_either
+def test_request_is_like_that_of_a_page_and_stays_so(full_site_on_either_worker: Server, connect: Connect) -> None:
+    full_site = full_site_on_either_worker
     path = "/ordinary/in/7/room-lobby/?zone=Asia/Tokyo"
-    cookie = log_in(furnished)
-    fetch(furnished.port, "/session/?colour=blue", {"Cookie": cookie})
-    host = f"127.0.0.1:{furnished.port}"
+    cookie = log_in(full_site)
+    fetch(full_site.port, "/session/?colour=blue", {"Cookie": cookie})
+    host = f"127.0.0.1:{full_site.port}"
     headers = {"Cookie": cookie, "Accept-Language": "de"}
-    page = json.loads(fetch(furnished.port, path, {**headers, "Host": host}).body)
+    page = json.loads(fetch(full_site.port, path, {**headers, "Host": host}).body)
     assert page == {
         "address": "127.0.0.1",
         "cookies": ["sessionid"],
@@ -95,51 +95,49 @@ def test_request_is_what_it_is_in_a_page_and_stays_so(furnished_by_either: Serve
         "token": 64,
         "user": ["ann", True],
     }
-    client = connect(furnished, path, additional_headers=headers)
-    other = connect(furnished, "/ordinary/in/8/room-x/")
+    client = connect(full_site, path, additional_headers=headers)
+    other = connect(full_site, "/ordinary/in/8/room-x/")
     assert json.loads(client.recv()) == page
     stranger = json.loads(other.recv())
     assert (stranger["language"][0], stranger["time"][0], stranger["user"]) == ("en", "UTC", ["", False])
-    for _ in range(2):  # whatever other conversations are about
+    for _ in range(2):  # the conversations take turns
         assert json.loads(client.ask("?")) == page
         assert json.loads(other.ask("?")) == stranger
 
 
 @pytest.mark.parametrize("path", ["/ordinary/in/x/room-lobby/", "/ordinary/in/7/room-a%20b/", "/in/7/room-x/"])
-def test_converters_and_includes_decide_what_there_is(furnished: Server, raw: Raw, path: str) -> None:
-    client = raw(furnished)
+def test_converters_and_includes_decide_which_paths_exist(full_site: Server, raw: Raw, path: str) -> None:
+    client = raw(full_site)
     client.send(handshake(path))
     assert client.response().status == 404
 
 
 @pytest.mark.parametrize(("host", "page"), [("localhost", "/page/"), ("testserver", "/other/")])
-def test_pages_of_a_urlconf_that_middleware_has_set_are_those_that_reverse_finds(
-    furnished: Server, raw: Raw, host: str, page: str
-) -> None:
-    client = raw(furnished)
+def test_reverse_uses_the_urlconf_that_middleware_has_set(full_site: Server, raw: Raw, host: str, page: str) -> None:
+    client = raw(full_site)
     client.open("/ordinary/where/", {"Host": host})
     assert client.frame().text == page
     client.send(frame("?"))
     assert client.frame().text == page
 
 
-def test_messages_for_the_user_go_to_and_fro(furnished: Server, raw: Raw) -> None:
-    left = fetch(furnished.port, "/ordinary/message/").cookies["messages"]
-    response = raw(furnished).open("/ordinary/tells/", {"Cookie": f"messages={left}"})
+def test_messages_for_the_user_pass_between_pages_and_websockets(full_site: Server, raw: Raw) -> None:
+    left = fetch(full_site.port, "/ordinary/message/").cookies["messages"]
+    response = raw(full_site).open("/ordinary/tells/", {"Cookie": f"messages={left}"})
     assert response.headers["x-messages"] == "from the page"
-    page = fetch(furnished.port, "/ordinary/message/", {"Cookie": f"messages={response.cookies['messages']}"})
+    page = fetch(full_site.port, "/ordinary/message/", {"Cookie": f"messages={response.cookies['messages']}"})
     assert page.body == b"from the WebSocket"
 
 
-def test_csrf_cookie_of_the_handshake_is_good_for_a_form(furnished: Server, raw: Raw) -> None:
-    response = raw(furnished).open("/ordinary/changed/csrf-cookie/converse/")
+def test_csrf_cookie_of_the_handshake_is_valid_for_a_form(full_site: Server, raw: Raw) -> None:
+    response = raw(full_site).open("/ordinary/changed/csrf-cookie/converse/")
     token = response.cookies["csrftoken"]
-    assert post(furnished, "/ordinary/post/", {"Cookie": f"csrftoken={token}"}) == 403
-    assert post(furnished, "/ordinary/post/", {"Cookie": f"csrftoken={token}", "X-CSRFToken": token}) == 200
+    assert post(full_site, "/ordinary/post/", {"Cookie": f"csrftoken={token}"}) == 403
+    assert post(full_site, "/ordinary/post/", {"Cookie": f"csrftoken={token}", "X-CSRFToken": token}) == 200
 
 
 def post(server: Server, path: str, headers: dict[str, str]) -> int:
-    """The status of the answer to a form that was sent."""
+    """Post a form; return the status of the answer."""
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
     try:
         connection.request("POST", path, headers={"Host": "localhost", **headers})
@@ -152,7 +150,7 @@ def post(server: Server, path: str, headers: dict[str, str]) -> int:
 
 
 @pytest.mark.parametrize("where", ["method", "dispatch", "named-method"])
-def test_options_of_a_class_based_view_hold(site: Server, raw: Raw, where: str) -> None:
+def test_options_of_a_class_based_view_apply(site: Server, raw: Raw, where: str) -> None:
     client = raw(site)
     response = client.open(
         f"/ordinary/options/{where}/", {"Origin": "https://partner.example", "Sec-WebSocket-Protocol": "v1.example"}
@@ -168,7 +166,7 @@ def test_options_of_a_class_based_view_hold(site: Server, raw: Raw, where: str) 
 
 # --- decorators ------------------------------------------------------------------------------------------------------
 
-GUARDS = [  # for a stranger, and for a user without permissions
+GUARDS = [  # the status for a stranger, and for a user without permissions
     ("login-above", 302, 101),
     ("login-below", 302, 101),
     ("permission-above", 302, 302),
@@ -183,7 +181,7 @@ GUARDS = [  # for a stranger, and for a user without permissions
 
 
 @pytest.mark.parametrize(("guard", "for_strangers", "for_users"), GUARDS)
-def test_guards_of_ordinary_views_stand_before_the_acceptance(
+def test_guards_of_ordinary_views_run_before_acceptance(
     site: Server, raw: Raw, guard: str, for_strangers: int, for_users: int
 ) -> None:
     for cookie, status in ((None, for_strangers), (log_in(site), for_users)):
@@ -211,7 +209,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_decorators_that_change_the_response_find_one_in_whatever_way_the_view_ends(
+def test_decorators_that_change_the_response_get_one_however_the_view_ends(
     site: Server, raw: Raw, key: str, change: str
 ) -> None:
     begin = len(site.log)
@@ -224,7 +222,7 @@ def test_decorators_that_change_the_response_find_one_in_whatever_way_the_view_e
     assert value in response.headers[name]
     assert (gzip.decompress(response.body) if change == "gzip" else response.body) == b"x" * 1000
     returned = raw(site).open(f"/ordinary/changed/{change}/return/", headers)
-    if change != "gzip":  # nothing is so short that it is compressed
+    if change != "gzip":  # an empty response is not compressed
         assert value in returned.headers[name]
     client = raw(site)
     client.open(f"/ordinary/changed/{change}/converse/?key={key}", headers, behind=frame("hello"))
@@ -237,7 +235,7 @@ def test_decorators_that_change_the_response_find_one_in_whatever_way_the_view_e
     assert raised.response().status == 403
 
 
-def test_transaction_around_a_whole_view_is_an_error_that_says_so(site: Server, raw: Raw) -> None:
+def test_transaction_around_a_whole_view_is_an_error_that_explains_itself(site: Server, raw: Raw) -> None:
     client = raw(site)
     client.send(handshake("/ordinary/whole-in-atomic/"))
     assert client.response().status == 500
@@ -253,22 +251,22 @@ def hooked(server: Server, raw: Raw, how: str, hooks: str, key: str) -> RawClien
     return client
 
 
-def test_middleware_runs_in_its_order_around_the_handshake(furnished: Server, raw: Raw, key: str) -> None:
-    client = hooked(furnished, raw, "accept", "note", key)
+def test_middleware_runs_in_its_order_around_the_handshake(full_site: Server, raw: Raw, key: str) -> None:
+    client = hooked(full_site, raw, "accept", "note", key)
     response = client.response()
     assert response.status == 101
     for name in ("x-outer", "x-both", "x-inner"):
         assert response.headers[name] == "was here"
     client.send(frame("go"))
     assert client.closing()[0] == 1011
-    assert notes(furnished.port, key, 7) == [
+    assert notes(full_site.port, key, 7) == [
         "Outer: request",
         "Inner: request",
         "Outer: view hooked {'how': 'accept'}",
         "Inner: view hooked {'how': 'accept'}",
         "Inner: response 101",
         "Outer: response 101",
-        "accepted",  # and no word of what was raised later: there is no request any more that could be answered
+        "accepted",  # no hook sees the exception raised later: no request is left to answer
     ]
 
 
@@ -283,28 +281,28 @@ def test_middleware_runs_in_its_order_around_the_handshake(furnished: Server, ra
     ],
 )
 def test_hooks_of_middleware_are_called_as_for_a_page(
-    furnished: Server, raw: Raw, key: str, how: str, hooks: str, status: int, body: bytes | None, noted: list[str]
+    full_site: Server, raw: Raw, key: str, how: str, hooks: str, status: int, body: bytes | None, noted: list[str]
 ) -> None:
-    response = hooked(furnished, raw, how, hooks, key).response()
+    response = hooked(full_site, raw, how, hooks, key).response()
     assert response.status == status
     assert body is None or response.body == body
-    found = notes(furnished.port, key, 4)
+    found = notes(full_site.port, key, 4)
     assert [note for note in found if note in noted] == noted
     assert "accepted" not in found
 
 
-def test_acceptance_passes_through_middleware_that_compresses_caches_and_compares(furnished: Server, raw: Raw) -> None:
+def test_acceptance_passes_through_middleware_that_compresses_caches_and_compares(full_site: Server, raw: Raw) -> None:
     headers = {"Accept-Encoding": "gzip", "If-None-Match": "*", "If-Modified-Since": "Thu, 01 Jan 2099 00:00:00 GMT"}
     for _ in range(2):
-        client = raw(furnished)
+        client = raw(full_site)
         response = client.open("/echo/", headers, behind=frame("hello"))
         assert client.frame().text == "hello"
         for name in ("content-encoding", "content-length", "content-type", "etag", "expires", "cache-control"):
             assert name not in response.headers
-        page = fetch(furnished.port, "/echo/", {"Accept-Encoding": "gzip"})
+        page = fetch(full_site.port, "/echo/", {"Accept-Encoding": "gzip"})
         assert (page.status, page.body) == (200, b"page /echo/")
         assert "max-age" in page.headers["cache-control"]
-    refused = raw(furnished)
+    refused = raw(full_site)
     refused.send(handshake("/ordinary/changed/get/answer/", headers))
     response = refused.response()
     assert (response.status, gzip.decompress(response.body)) == (404, b"x" * 1000)
@@ -318,7 +316,7 @@ def test_middleware_that_is_only_async_is_refused_at_the_start(start_site: Start
         pass
 
 
-def test_middleware_that_lets_nobody_in_without_a_login(start_site: StartSite, raw: Raw) -> None:
+def test_middleware_that_requires_a_login_refuses_strangers(start_site: StartSite, raw: Raw) -> None:
     from testsite import settings
 
     middleware = [*settings.MIDDLEWARE, "django.contrib.auth.middleware.LoginRequiredMiddleware"]
@@ -327,10 +325,10 @@ def test_middleware_that_lets_nobody_in_without_a_login(start_site: StartSite, r
         stranger.send(handshake("/echo/"))
         assert stranger.response().status == 302
         foreign.send(handshake("/echo/", {"Origin": "https://evil.example"}))
-        assert foreign.response().status == 403  # and not a way to learn who has logged in
+        assert foreign.response().status == 403  # a foreign page cannot learn whether its visitor has logged in
 
 
-# --- what stands around the application ------------------------------------------------------------------------------
+# --- around the application ------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -341,7 +339,7 @@ def watched(start_site: StartSite) -> Iterator[Server]:
 
 
 def reported(server: Server, kind: str, client: str) -> list[dict[str, Any]]:
-    """What Sentry would have been sent of a client: of the kind "event" or "transaction"."""
+    """The reports about one client that Sentry would have got; `kind` is "event" or "transaction"."""
     found = [json.loads(line.removeprefix("sentry ")) for line in server.log.splitlines() if line.startswith("sentry ")]
     return [
         item for item in found if item.get("type", "event") == kind and item.get("tags", {}).get("client") == client
@@ -358,7 +356,7 @@ def test_sentry_is_told_of_an_error_in_a_conversation_once_and_with_its_request(
     assert (error["type"], error["value"]) == ("ValueError", "raised in the conversation")
     assert event["request"]["url"] == "http://localhost/ordinary/reports/"
     assert event["transaction"] == "/ordinary/reports/"
-    # And in the log, as ever, a moment after Sentry was told.
+    # The error is in the log as well, a moment later.
     assert eventually(lambda: watched.log.count("ValueError: raised in the conversation") == 1)
 
 
@@ -371,7 +369,7 @@ def test_sentry_is_told_of_an_error_in_the_handshake(watched: Server, raw: Raw) 
     assert (error["type"], error["value"]) == ("ValueError", "raised in the handshake")
 
 
-def test_what_one_conversation_tells_sentry_is_not_mixed_with_what_others_do(watched: Server, connect: Connect) -> None:
+def test_reports_of_conversations_to_sentry_are_kept_apart(watched: Server, connect: Connect) -> None:
     clients = {name: connect(watched, f"/ordinary/reports/?client={name}") for name in ("c", "d")}
     for number in range(3):
         for name, client in clients.items():
@@ -380,7 +378,7 @@ def test_what_one_conversation_tells_sentry_is_not_mixed_with_what_others_do(wat
         assert [event["message"] for event in reported(watched, "event", name)] == [f"{name}{n}" for n in range(3)]
 
 
-def test_handshake_is_what_sentry_measures_and_not_the_conversation(watched: Server, connect: Connect) -> None:
+def test_sentry_measures_the_handshake_without_the_conversation(watched: Server, connect: Connect) -> None:
     client = connect(watched, "/ordinary/reports/?client=e")
     assert client.ask("hello") == "reported"
     assert eventually(lambda: len(reported(watched, "transaction", "e")) == 1)  # while the conversation goes on
@@ -389,9 +387,7 @@ def test_handshake_is_what_sentry_measures_and_not_the_conversation(watched: Ser
     assert transaction["contexts"]["response"]["status_code"] == 101
 
 
-def test_application_works_within_one_that_begins_late_and_passes_on_a_copy(
-    start_site: StartSite, raw: Raw, key: str
-) -> None:
+def test_application_works_inside_a_generator_that_copies_environ(start_site: StartSite, raw: Raw, key: str) -> None:
     with start_site(app="testsite.wsgi:late") as server:
         client = raw(server)
         client.open(f"/echo/?key={key}", behind=frame("hello"))
@@ -407,7 +403,7 @@ def test_application_works_within_one_that_begins_late_and_passes_on_a_copy(
         assert notes(server.port, key) == ["1006"]
 
 
-def test_error_at_the_end_of_the_request_is_the_answer_also_in_the_access_log(
+def test_error_while_the_response_closes_is_answered_and_logged_as_500(
     start_site: StartSite, raw: Raw, key: str
 ) -> None:
     with start_site(app="testsite.wsgi:failing_at_the_end", args=["--access-logfile", "-"]) as server:

@@ -1,4 +1,4 @@
-"""Which sites' pages may open a WebSocket: scheme, host and port exactly, and nothing that only looks alike."""
+"""Which sites' pages may open a WebSocket: scheme, host and port exactly, and no lookalikes."""
 
 from __future__ import annotations
 
@@ -49,16 +49,16 @@ def test_a_program_that_sends_no_origin_is_allowed() -> None:
         ("http://127.0.0.1:8001", "127.0.0.1:8001", False),
         ("http://[::1]:8001", "[::1]:8001", False),
         ("http://[::1]", "[::1]", False),
-        # the default port may be said or left out
+        # the default port may be given or left out
         ("http://example.com:80", "example.com", False),
         ("http://example.com", "example.com:80", False),
         ("https://example.com:443", "example.com", True),
         ("https://example.com", "example.com:443", True),
-        # host names and schemes have no case
+        # host names and schemes are case-insensitive
         ("http://EXAMPLE.com", "example.com", False),
         ("HTTP://example.com", "example.com", False),
         ("http://example.com", "Example.COM", False),
-        # friends of the project
+        # origins that the settings allow
         ("https://friend.example", "example.com", False),
         ("https://friend.example:443", "example.com", False),
         ("https://FRIEND.example", "example.com", False),
@@ -66,7 +66,7 @@ def test_a_program_that_sends_no_origin_is_allowed() -> None:
         ("https://trusted.example", "example.com", False),
     ],
 )
-def test_allowed(origin: str, host: str, secure: bool) -> None:
+def test_origin_is_allowed(origin: str, host: str, secure: bool) -> None:
     assert origin_is_allowed(request(origin, host, secure=secure))
 
 
@@ -97,7 +97,7 @@ REFUSED = [
     "http://example.com:800000",
     "https://friend.example:8000",
     "http://friend.example:8001",
-    # what only looks alike
+    # lookalikes
     "http://example.com.evil.example",
     "http://evil-example.com",
     "http://evilexample.com",
@@ -125,12 +125,12 @@ REFUSED = [
     "http://example.com#",
     "http://example.com\\@evil.example",
     "http://evil.example\\.example.com",
-    # two of them: the server joins headers of one name
+    # two origins: the server joins headers of the same name
     "http://example.com,http://example.com",
     "http://example.com, https://evil.example",
     "https://evil.example, http://example.com",
     "http://example.com https://evil.example",
-    # bytes that have no place there
+    # bytes that no origin may contain
     " http://example.com",
     "http://example.com ",
     "http://example.com\t",
@@ -145,7 +145,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize("origin", REFUSED)
-def test_refused(origin: str) -> None:
+def test_origin_is_refused(origin: str) -> None:
     assert not origin_is_allowed(request(origin))
 
 
@@ -165,7 +165,7 @@ def test_another_host_of_the_same_site_is_refused(origin: str, host: str) -> Non
     assert not origin_is_allowed(request(origin, host))
 
 
-def test_every_refusal_is_logged_on_one_line_with_what_to_do(caplog: pytest.LogCaptureFixture) -> None:
+def test_every_refusal_is_logged_on_one_line_that_names_the_remedy(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, logger="django_websocket"):
         assert not origin_is_allowed(request("http://evil.example\r\nforged line\x1b[2J\u2028"))
         until(lambda: caplog.records)
@@ -181,7 +181,7 @@ def test_every_refusal_is_logged_on_one_line_with_what_to_do(caplog: pytest.LogC
     assert "secret" not in caplog.text
 
 
-def test_what_is_allowed_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+def test_allowed_requests_are_not_logged(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG, logger="django_websocket"):
         assert origin_is_allowed(request("http://example.com"))
         assert origin_is_allowed(request(None))
@@ -190,7 +190,7 @@ def test_what_is_allowed_is_not_logged(caplog: pytest.LogCaptureFixture) -> None
 
 
 @pytest.mark.parametrize("origin", [None, "http://evil.example", "http://example.com"])
-def test_a_host_that_django_does_not_know_is_refused_whatever_the_origin_says(origin: str | None) -> None:
+def test_a_host_outside_allowed_hosts_is_refused_whatever_the_origin(origin: str | None) -> None:
     with pytest.raises(DisallowedHost):
         origin_is_allowed(request(origin, "evil.example"))
 
@@ -199,14 +199,14 @@ def test_a_host_that_django_does_not_know_is_refused_whatever_the_origin_says(or
 
 
 @pytest.mark.parametrize("origin", ["http://example.com:8000", "http://example.com", "http://EXAMPLE.com:9999"])
-def test_with_debug_any_port_of_the_own_host_is_allowed(origin: str) -> None:
+def test_with_debug_any_port_of_the_same_host_is_allowed(origin: str) -> None:
     assert not origin_is_allowed(request(origin, "example.com:8001"))
     with override_settings(DEBUG=True):
         assert origin_is_allowed(request(origin, "example.com:8001"))
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1:8001", "[::1]:8001"])
-def test_with_debug_addresses_have_any_port_too(host: str) -> None:
+def test_with_debug_any_port_of_an_ip_address_is_allowed(host: str) -> None:
     with override_settings(DEBUG=True):
         assert origin_is_allowed(request(f"http://{host[:-1]}0", host))
 
@@ -220,13 +220,13 @@ def test_with_debug_other_hosts_are_still_refused(origin: str) -> None:
         assert not origin_is_allowed(request(origin))
 
 
-# --- the view's own ---------------------------------------------------------------------------------------------
+# --- origins that a view allows ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "more", [["https://partner.example"], ("https://partner.example:443",), ["https://Partner.Example"]]
 )
-def test_a_view_may_allow_more(more: Sequence[str]) -> None:
+def test_a_view_may_allow_further_origins(more: Sequence[str]) -> None:
     assert not origin_is_allowed(request("https://partner.example"))
     assert origin_is_allowed(request("https://partner.example"), more)
     assert origin_is_allowed(request("https://partner.example:443"), more)
@@ -241,14 +241,14 @@ def test_a_view_may_allow_more(more: Sequence[str]) -> None:
 
 
 @pytest.mark.parametrize("setting", ["WEBSOCKET_ALLOWED_ORIGINS", "CSRF_TRUSTED_ORIGINS"])
-def test_what_the_project_writes_in_capitals_or_with_a_port_is_meant(setting: str) -> None:
+def test_origins_in_settings_may_have_capitals_and_default_ports(setting: str) -> None:
     with override_settings(**{setting: ["https://Written.Example:443", "http://with.example:80"]}):
         assert origin_is_allowed(request("https://written.example"))
         assert origin_is_allowed(request("http://with.example"))
         assert not origin_is_allowed(request("http://written.example"))
 
 
-def test_the_scheme_is_that_of_the_browser_where_a_proxy_says_so() -> None:
+def test_the_scheme_is_taken_from_a_trusted_proxy() -> None:
     forwarded = request("https://example.com", HTTP_X_FORWARDED_PROTO="https")
     assert not origin_is_allowed(forwarded)
     with override_settings(SECURE_PROXY_SSL_HEADER=("HTTP_X_FORWARDED_PROTO", "https")):

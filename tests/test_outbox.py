@@ -1,4 +1,4 @@
-"""What the kernel does not take yet: its order, what is joined, dropped and replaced."""
+"""The outbox of frames that the kernel has not taken yet: their order, and which are joined, dropped or replaced."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def outbox(*frames: bytes) -> Outbox:
 
 
 def rest(box: Outbox) -> list[bytes]:
-    """Take everything."""
+    """Take everything that is left."""
     taken = []
     while box or box.refill():
         taken.append(bytes(box.take()))
@@ -30,7 +30,7 @@ def source(*frames: bytes) -> Callable[[], bytes]:
     return lambda: left.pop(0) if left else b""
 
 
-def test_an_empty_one_is_false_and_has_no_size() -> None:
+def test_an_empty_outbox_is_false_and_has_no_size() -> None:
     box = Outbox()
     assert not box
     box.append(b"frame")
@@ -45,7 +45,7 @@ def test_small_frames_leave_as_one_and_a_large_one_alone() -> None:
     assert rest(outbox(b"a", large, b"b")) == [b"a" + large, b"b"]
 
 
-def test_what_the_kernel_took_in_part_goes_on_in_front() -> None:
+def test_the_rest_of_a_partial_write_stays_in_front() -> None:
     box = outbox(b"first", b"second")
     data = box.take()
     box.append(b"third")
@@ -54,7 +54,7 @@ def test_what_the_kernel_took_in_part_goes_on_in_front() -> None:
     assert rest(box) == [b"stsecondthird"]
 
 
-def test_a_pong_takes_the_place_of_one_that_is_last() -> None:
+def test_a_pong_replaces_an_unsent_pong_at_the_end() -> None:
     box = outbox(b"frame,")
     for pong in (b"one,", b"two,"):
         box.append_pong(pong)
@@ -64,7 +64,7 @@ def test_a_pong_takes_the_place_of_one_that_is_last() -> None:
     assert rest(box) == [b"frame,two,another,three"]
 
 
-def test_a_pong_of_which_some_may_have_left_stays() -> None:
+def test_a_partly_sent_pong_is_kept() -> None:
     box = outbox()
     box.append_pong(b"one,")
     data = box.take()
@@ -76,7 +76,7 @@ def test_a_pong_of_which_some_may_have_left_stays() -> None:
 @pytest.mark.parametrize(
     ("taken", "begun", "left"), [(0, 0, b""), (1, 1, b"a"), (2, 1, b""), (3, 2, b"b"), (5, 3, b"c")]
 )
-def test_frames_of_which_nothing_has_left_are_withdrawn(taken: int, begun: int, left: bytes) -> None:
+def test_only_frames_that_have_not_begun_are_withdrawn(taken: int, begun: int, left: bytes) -> None:
     frames = [b"aa", b"bb", b"cc"]
     box = outbox()
     box.put_back(b"".join(frames), taken)
@@ -93,7 +93,7 @@ def test_sources_are_asked_in_turn_until_they_have_nothing() -> None:
     assert not box.refill()
 
 
-def test_of_what_is_dropped_the_first_may_have_left_in_part() -> None:
+def test_dropping_keeps_a_frame_that_has_begun() -> None:
     box = outbox(b"first", b"second")
     box.add_source(source(b"third"))
     box.keep_begun()
@@ -103,7 +103,7 @@ def test_of_what_is_dropped_the_first_may_have_left_in_part() -> None:
     assert rest(box) == []
 
 
-def test_a_cleared_one_is_empty() -> None:
+def test_a_cleared_outbox_is_empty() -> None:
     box = outbox(b"frame")
     box.append_pong(b"pong")
     box.add_source(source(b"more"))

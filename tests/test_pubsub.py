@@ -62,23 +62,23 @@ from .support.wire import Pairs, packet_pair
 SITE = ROOT / "tests" / "site"
 
 
-MANY = 1000  # members
+MANY = 1000  # members of one channel
 
 
 @pytest.fixture
 def cooperative(monkeypatch: pytest.MonkeyPatch) -> None:
-    """redis-py's sockets let other greenlets run, as they do in a worker, where everything is patched."""
+    """Make redis-py's sockets cooperative, as they are in a patched worker."""
     monkeypatch.setattr(redis.connection, "socket", gevent.socket)
 
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The time of a turn is over soon, so that little is much to do."""
+    """Make turns so short that even a little work takes several."""
     monkeypatch.setattr(turns, "BUDGET", 0.0001)
 
 
 class Broker:
-    """The broker that the settings name, and what the tests do behind its back."""
+    """The configured broker, and what other programs could do with its Redis."""
 
     def __init__(self, setting: str | dict[str, Any], prefix: str) -> None:
         self.url = setting if isinstance(setting, str) else ""
@@ -89,11 +89,11 @@ class Broker:
         return pubsub._hub()
 
     def publish_raw(self, channel: str, payload: bytes) -> None:
-        """Publish bytes as another program may."""
+        """Publish the bytes as they are, as another program may."""
         pubsub._broker().publish(channel, payload)
 
     def publish_together(self, channel: str, *messages: str) -> None:
-        """Publish so that the subscriber gets all of them at once."""
+        """Publish in such a way that the subscriber gets all messages at once."""
         if self.url.startswith("memory"):
             for message in messages:
                 publish(channel, message)
@@ -105,17 +105,17 @@ class Broker:
 
     @cached_property
     def redis(self) -> redis.Redis:
-        """Redis itself, past the prefix."""
+        """A client of Redis itself, which adds no prefix."""
         return redis.Redis.from_url(self.url.partition("?")[0])
 
     def subscribers(self, channel: str) -> int:
-        """How many connections Redis knows that are subscribed to a channel."""
+        """How many connections are subscribed to a channel, according to Redis."""
         return dict(self.redis.pubsub_numsub(self.prefix + channel))[(self.prefix + channel).encode()]
 
 
 @contextlib.contextmanager
 def using(setting: str | dict[str, Any], prefix: str = "", **settings: Any) -> Iterator[Broker]:
-    """Have the settings name a broker, and let go of its connections afterwards; nobody may be subscribed then."""
+    """Put a broker into the settings, and release its connections afterwards; by then nobody may be subscribed."""
     if prefix:
         setting = f"{setting}?prefix={prefix}"
     with in_use(setting, **settings):
@@ -135,7 +135,7 @@ every_broker = pytest.mark.parametrize(
 
 @pytest.fixture
 def sentinel(sentinel: Sentinel) -> dict[str, Any]:
-    """A broker of which Sentinel knows where it is."""
+    """A broker that is found through Sentinel."""
     return sentinel.broker()
 
 
@@ -147,17 +147,17 @@ def cluster(cluster: Cluster) -> dict[str, Any]:
 
 @pytest.fixture
 def encrypted(redis_url: str) -> dict[str, Any]:
-    """Redis, which cannot read what is said."""
+    """Redis with encrypted messages."""
     return {"url": redis_url, "encryption_keys": ["a key that has not less than 32 characters"]}
 
 
 @pytest.fixture
 def documented(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pairs: Pairs) -> dict[str, Any]:
-    """The example of the documentation."""
+    """The custom broker of the documentation."""
     (block,) = [block for block in blocks("docs/brokers.md") if block.file == "chat/broker.py"]
     module: Any = ModuleType("documented_broker")
     exec(block.code, vars(module))
-    module.socket = gevent.socket  # as it is in a worker
+    module.socket = gevent.socket  # as in a patched worker
     monkeypatch.setitem(sys.modules, "documented_broker", module)
     return {"class": "documented_broker.DirectoryBroker", "directory": tmp_path}
 
@@ -166,14 +166,14 @@ def documented(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pairs: Pairs) ->
 def broker(
     request: pytest.FixtureRequest, key: str, cooperative: None, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Broker]:
-    """Each broker in turn, for one test alone."""
+    """Each broker in turn, made anew for each test."""
     setting: str | dict[str, Any] = f"memory://{key}"
     prefix = ""
     if request.param in PLAIN[1:]:
         setting, prefix = request.getfixturevalue("redis_url"), f"{key}:"
     elif request.param != "memory":
         setting = request.getfixturevalue(request.param)
-    request.getfixturevalue("pairs")  # it looks at descriptors, and what is there for all tests has some
+    request.getfixturevalue("pairs")  # after the shared servers, whose descriptors it must not count
     with using(setting, prefix) as broker:
         if request.param == "redis without hiredis":
             monkeypatch.setattr(pipeline, "hiredis", None)
@@ -198,7 +198,7 @@ def taken(subscription: hub.Subscription, count: int) -> list[Any]:
 
 
 def nothing_more(*subscriptions: hub.Subscription) -> None:
-    """See that nothing waits, once all that was published before has been delivered."""
+    """Check that no other message arrives before one that is published now."""
     for number, subscription in enumerate(subscriptions):
         publish(subscription.channels[0], f"the end {number}")
     for number, subscription in enumerate(subscriptions):
@@ -209,17 +209,17 @@ def nothing_more(*subscriptions: hub.Subscription) -> None:
 
 
 def forward(connection: Connection, *channels: str, **options: Any) -> hub.Forwarding:
-    """Have a client sent what is published, as a view does."""
+    """Forward published messages to a client, as a view does."""
     return WebSocket({}, HttpResponse(), lambda subprotocol: connection).subscribe(*channels, **options)
 
 
 def listen(connection: Connection, *channels: str) -> None:
-    """The same for good."""
+    """Forward them until the client leaves."""
     WebSocket({}, HttpResponse(), lambda subprotocol: connection).listen(*channels)
 
 
 class View(ViewGreenlet):
-    """Runs a function as a view is run."""
+    """A greenlet that runs a function as if it were a view."""
 
     def __init__(self, function: Callable[[], Any]) -> None:
         super().__init__()
@@ -274,7 +274,7 @@ def test_messages_keep_their_type_and_content(broker: Broker, message: Any) -> N
     ],
     ids=ascii,
 )
-def test_what_is_neither_text_nor_bytes_is_published_as_json(memory: Broker, message: Any, text: str) -> None:
+def test_other_types_are_published_as_json(memory: Broker, message: Any, text: str) -> None:
     with subscribe("news") as subscription:
         with override("de"):
             publish("news", message)
@@ -282,7 +282,7 @@ def test_what_is_neither_text_nor_bytes_is_published_as_json(memory: Broker, mes
 
 
 @pytest.mark.parametrize("kind", [bytearray, memoryview])
-def test_everything_like_bytes_is_binary(memory: Broker, kind: type[bytearray] | type[memoryview]) -> None:
+def test_bytes_like_objects_are_binary(memory: Broker, kind: type[bytearray] | type[memoryview]) -> None:
     with subscribe("news") as subscription:
         publish("news", kind(b"\xffa"))
         assert taken(subscription, 1) == [b"\xffa"]
@@ -307,7 +307,7 @@ def test_every_member_gets_each_message_of_its_channels_once_and_in_order(broker
 
 
 @every_broker
-def test_messages_of_many_publishers_each_keep_their_order(broker: Broker) -> None:
+def test_messages_of_each_of_many_publishers_keep_their_order(broker: Broker) -> None:
     with subscribe("news") as subscription:
 
         def publisher(name: str) -> None:
@@ -323,7 +323,7 @@ def test_messages_of_many_publishers_each_keep_their_order(broker: Broker) -> No
 
 
 @every_broker
-def test_everybody_sees_the_same_order_whoever_publishes(broker: Broker, pairs: Pairs) -> None:
+def test_all_subscribers_see_the_same_order_whoever_publishes(broker: Broker, pairs: Pairs) -> None:
     connection, peer = pairs()
     with subscribe("news") as one, subscribe("other", "news") as two, forward(connection, "news"):
 
@@ -349,7 +349,7 @@ def test_a_channel_named_twice_delivers_once(broker: Broker) -> None:
 
 
 @every_broker
-def test_what_is_published_elsewhere_does_not_come(broker: Broker) -> None:
+def test_messages_of_other_channels_do_not_arrive(broker: Broker) -> None:
     with subscribe("news") as subscription:
         for channel in ("new", "newsletter", "News", "n*", "ne?s", "[n]ews", "news "):
             publish(channel, "not this")
@@ -367,7 +367,7 @@ def test_any_text_can_be_the_name_of_a_channel(broker: Broker, channel: str) -> 
 
 
 @every_broker
-def test_unsubscribe_and_subscribe_again_at_once(broker: Broker) -> None:
+def test_a_channel_can_be_left_and_joined_again_at_once(broker: Broker) -> None:
     for number in range(200):
         subscription = subscribe("news")
         subscription.close()
@@ -378,8 +378,8 @@ def test_unsubscribe_and_subscribe_again_at_once(broker: Broker) -> None:
 
 
 @every_broker
-def test_the_last_member_to_leave_does_not_take_the_next_ones_subscription_along(broker: Broker) -> None:
-    """Leaving does not wait; its command must not arrive behind that of somebody who joins."""
+def test_a_member_that_leaves_does_not_end_the_subscription_of_one_that_joins(broker: Broker) -> None:
+    """Leaving does not wait, yet its command must reach the broker before that of a member who joins."""
     keeper = subscribe("other")
     for number in range(100):
         leaving = subscribe("news")
@@ -393,7 +393,7 @@ def test_the_last_member_to_leave_does_not_take_the_next_ones_subscription_along
 
 
 @every_broker
-def test_many_that_join_a_new_channel_at_once(broker: Broker) -> None:
+def test_many_members_can_join_a_new_channel_at_once(broker: Broker) -> None:
     joining = [gevent.spawn(subscribe, "news", f"own-{number}") for number in range(50)]
     gevent.joinall(joining, timeout=10, raise_error=True)
     publish("news", "to all")
@@ -405,11 +405,11 @@ def test_many_that_join_a_new_channel_at_once(broker: Broker) -> None:
 
 
 @every_broker
-def test_a_member_that_was_interrupted_while_joining_leaves_nothing_and_others_can_join(broker: Broker) -> None:
+def test_others_can_join_after_a_member_was_interrupted_while_joining(broker: Broker) -> None:
     interrupted = gevent.spawn(subscribe, "news")
     gevent.sleep(0)
     interrupted.kill()
-    if isinstance(interrupted.value, hub.Subscription):  # memory:// need not wait
+    if isinstance(interrupted.value, hub.Subscription):  # memory:// joins without waiting
         interrupted.value.close()
     begun = time.monotonic()
     with subscribe("news") as subscription:
@@ -419,7 +419,7 @@ def test_a_member_that_was_interrupted_while_joining_leaves_nothing_and_others_c
 
 
 @every_broker
-def test_whoever_joins_together_with_one_that_is_interrupted_is_subscribed(broker: Broker) -> None:
+def test_a_member_is_subscribed_although_another_was_interrupted_while_joining(broker: Broker) -> None:
     interrupted = gevent.spawn(subscribe, "news")
     joining = gevent.spawn(subscribe, "news")
     gevent.sleep(0)
@@ -432,7 +432,7 @@ def test_whoever_joins_together_with_one_that_is_interrupted_is_subscribed(broke
 
 
 @every_broker
-def test_what_cannot_be_decoded_is_dropped_and_logged(broker: Broker, caplog: pytest.LogCaptureFixture) -> None:
+def test_undecodable_messages_are_dropped_and_logged(broker: Broker, caplog: pytest.LogCaptureFixture) -> None:
     with subscribe("news") as subscription, caplog.at_level(logging.WARNING, logger="django_websocket"):
         broker.publish_raw("news", b"\xc3\x28 broken")
         broker.publish_raw("news", b"\x80")
@@ -444,7 +444,7 @@ def test_what_cannot_be_decoded_is_dropped_and_logged(broker: Broker, caplog: py
 
 
 @every_broker
-def test_of_many_that_cannot_be_decoded_the_log_has_some_and_their_number(
+def test_many_undecodable_messages_are_logged_a_few_times_and_counted(
     broker: Broker, caplog: pytest.LogCaptureFixture
 ) -> None:
     with subscribe("news") as subscription, caplog.at_level(logging.WARNING, logger="django_websocket"):
@@ -457,7 +457,7 @@ def test_of_many_that_cannot_be_decoded_the_log_has_some_and_their_number(
 
 
 @every_broker
-def test_bad_messages_among_good_ones_that_came_together(broker: Broker, pairs: Pairs) -> None:
+def test_bad_messages_do_not_affect_good_ones_that_came_with_them(broker: Broker, pairs: Pairs) -> None:
     connection, peer = pairs()
     forwarding = pubsub.forward(["news"]).attach(connection)
     for payload in (b"a", b"\x80", b"b"):
@@ -478,20 +478,20 @@ def second_database(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator
     del connections["second"]
 
 
-def test_on_commit_a_message_is_sent_when_the_transaction_commits(broker: Broker) -> None:
+def test_on_commit_sends_when_the_transaction_commits(broker: Broker) -> None:
     with subscribe("news") as subscription:
         message = {"number": 1}
         with transaction.atomic():
             with transaction.atomic():
                 publish("news", message, on_commit=True)
-            message["number"] = 2  # too late
+            message["number"] = 2  # after the message was encoded
             publish("news", "at once")
             assert taken(subscription, 1) == ["at once"]
         assert taken(subscription, 1) == ['{"number":1}']
         nothing_more(subscription)
 
 
-def test_on_commit_nothing_is_sent_after_a_rollback(broker: Broker) -> None:
+def test_on_commit_sends_nothing_after_a_rollback(broker: Broker) -> None:
     with subscribe("news") as subscription:
         with pytest.raises(KeyError), transaction.atomic():
             publish("news", "never", on_commit=True)
@@ -506,13 +506,13 @@ def test_on_commit_nothing_is_sent_after_a_rollback(broker: Broker) -> None:
         nothing_more(subscription)
 
 
-def test_on_commit_outside_of_a_transaction_a_message_is_sent_at_once(broker: Broker) -> None:
+def test_on_commit_outside_a_transaction_sends_at_once(broker: Broker) -> None:
     with subscribe("news") as subscription:
         publish("news", "a", on_commit=True)
         assert taken(subscription, 1) == ["a"]
 
 
-def test_on_commit_follows_the_database_that_is_named(memory: Broker, second_database: str) -> None:
+def test_on_commit_follows_the_given_database(memory: Broker, second_database: str) -> None:
     with subscribe("news") as subscription:
         with transaction.atomic(), transaction.atomic(using=second_database):
             publish("news", "second", on_commit=True, using=second_database)
@@ -523,7 +523,7 @@ def test_on_commit_follows_the_database_that_is_named(memory: Broker, second_dat
         publish("news", "a", using=second_database)
 
 
-def test_on_commit_a_broker_that_is_away_is_logged_and_keeps_nobody_from_their_turn(
+def test_on_commit_logs_a_broker_failure_and_runs_the_other_callbacks(
     nowhere: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     done = []
@@ -574,7 +574,7 @@ def test_iteration_ends_when_the_subscription_is_closed(broker: Broker) -> None:
     subscription.close()
 
 
-def test_after_close_nothing_comes(broker: Broker) -> None:
+def test_nothing_arrives_after_close(broker: Broker) -> None:
     with subscribe("news") as keeper:
         subscription = subscribe("news")
         subscription.close()
@@ -593,7 +593,7 @@ def test_a_second_reader_gets_an_error_and_the_first_its_message(broker: Broker)
         assert first.get(timeout=5) == "a"
 
 
-def test_a_subscription_that_nobody_reads_forgets_and_says_so(broker: Broker) -> None:
+def test_an_unread_subscription_drops_messages_and_reports_it(broker: Broker) -> None:
     with override_settings(WEBSOCKET_OUTBOX_SIZE=5000), subscribe("news") as slow, subscribe("news") as quick:
         for number in range(200):
             publish("news", f"{number:03}" + "." * 100)
@@ -609,8 +609,8 @@ def test_a_subscription_that_nobody_reads_forgets_and_says_so(broker: Broker) ->
         nothing_more(slow)
 
 
-def test_wide_texts_are_counted_as_python_keeps_them(memory: Broker) -> None:
-    """A single emoji makes Python keep four bytes for each character of a text."""
+def test_wide_texts_are_counted_by_the_memory_that_they_take(memory: Broker) -> None:
+    """A single emoji makes a text take four bytes per character in Python."""
     with override_settings(WEBSOCKET_OUTBOX_SIZE=100_000), subscribe("c", on_slow="drop_oldest") as subscription:
         with subscribe("c") as quick:
             for number in range(20):
@@ -622,7 +622,7 @@ def test_wide_texts_are_counted_as_python_keeps_them(memory: Broker) -> None:
         assert kept == ["18", "19"]
 
 
-def test_small_messages_are_counted_with_what_they_cost(broker: Broker) -> None:
+def test_small_messages_are_counted_with_their_overhead(broker: Broker) -> None:
     with override_settings(WEBSOCKET_OUTBOX_SIZE=5000), subscribe("news") as subscription:
         with subscribe("news") as quick:
             for _ in range(1000):
@@ -660,7 +660,7 @@ def test_a_view_learns_that_its_client_has_left_while_it_waits_for_a_channel(bro
 
 
 def test_a_select_over_a_channel_alone_ends_when_the_client_has_left(memory: Broker) -> None:
-    """get() would return at once, with the error; who waits for that must not wait for ever."""
+    """get() would raise at once, so select() must return."""
 
     def function() -> None:
         subscription = subscribe("news")
@@ -676,7 +676,7 @@ def test_a_select_over_a_channel_alone_ends_when_the_client_has_left(memory: Bro
     view.get(timeout=8)
 
 
-def test_a_reader_learns_of_its_client_although_somebody_else_tried_to_read(memory: Broker) -> None:
+def test_a_reader_learns_that_its_client_has_left_although_another_tried_to_read(memory: Broker) -> None:
     subscriptions = []
 
     def function() -> None:
@@ -726,7 +726,7 @@ def test_the_descriptor_follows_the_messages(broker: Broker) -> None:
 # --- forwarding to a client -------------------------------------------------------------------------------------
 
 
-def test_what_is_published_is_pushed_as_it_is(broker: Broker, pairs: Pairs) -> None:
+def test_published_messages_are_pushed_unchanged(broker: Broker, pairs: Pairs) -> None:
     connection, peer = pairs()
     with pubsub.forward(["news", "weather"]).attach(connection) as forwarding:
         publish("news", "a")
@@ -766,7 +766,7 @@ def test_every_client_gets_everything_in_order(broker: Broker, pairs: Pairs) -> 
         forwarding.close()
 
 
-def test_what_is_published_while_the_client_is_accepted_reaches_it(broker: Broker, pairs: Pairs) -> None:
+def test_messages_published_during_acceptance_reach_the_client(broker: Broker, pairs: Pairs) -> None:
     """The client may publish as soon as it knows that it is connected."""
     connection, peer = pairs()
 
@@ -784,7 +784,7 @@ def test_what_is_published_while_the_client_is_accepted_reaches_it(broker: Broke
         assert peer.until_frames(4) == [text("early"), text("bird"), text("now"), text("late")]
 
 
-def test_a_handshake_that_comes_to_nothing_leaves_no_subscription(broker: Broker) -> None:
+def test_a_failed_handshake_leaves_no_subscription(broker: Broker) -> None:
     def refuse(subprotocol: str | None) -> Connection:
         raise HandshakeFailed("the client has left")
 
@@ -826,7 +826,7 @@ def test_a_client_that_leaves_while_it_joins_leaves_nothing(broker: Broker, pair
     assert left == {}
 
 
-def test_a_forwarding_that_is_closed_no_longer_hangs_on_the_connection(broker: Broker, pairs: Pairs) -> None:
+def test_a_connection_does_not_keep_a_closed_forwarding(broker: Broker, pairs: Pairs) -> None:
     connection, _ = pairs()
     for _ in range(3):
         with pubsub.forward(["news"]).attach(connection):
@@ -849,7 +849,7 @@ def test_a_slow_client_is_closed_and_holds_up_nobody(broker: Broker, pairs: Pair
 
 
 def test_a_client_that_only_listens_costs_less_than_four_kibibytes(broker: Broker, pairs: Pairs) -> None:
-    """Each with a channel of its own; what the system keeps for a socket is not counted."""
+    """Every client has a channel of its own; the kernel's memory for its socket is not counted."""
     package = [tracemalloc.Filter(True, str(Path(hub.__file__).parents[1] / "*"))]
 
     clients = []
@@ -860,7 +860,7 @@ def test_a_client_that_only_listens_costs_less_than_four_kibibytes(broker: Broke
             listen(clients[-1][0], f"user:{number}")
 
     more(range(20))
-    coverage = sys.gettrace()  # allocates in the name of the lines that it sees
+    coverage = sys.gettrace()  # tracemalloc charges what a tracer allocates to the traced lines
     sys.settrace(None)
     tracemalloc.start()
     try:
@@ -877,8 +877,8 @@ def test_a_client_that_only_listens_costs_less_than_four_kibibytes(broker: Broke
     assert used / 200 < 4096
 
 
-def test_a_large_message_is_not_the_clients_fault(broker: Broker, pairs: Pairs) -> None:
-    """What publish() takes does not close a client that reads."""
+def test_a_message_as_large_as_an_outbox_closes_no_client(broker: Broker, pairs: Pairs) -> None:
+    """A message that publish() accepts must not close a client that reads."""
     connection, peer = pairs()
     with pubsub.forward(["news"]).attach(connection):
         limit = connection.limits.outbox_size
@@ -907,7 +907,7 @@ def test_a_large_audience_is_served_in_slices_that_let_others_run(memory: Broker
 
 
 class Faulty:
-    """A member that cannot take anything."""
+    """A member that fails at everything."""
 
     def deliver(self, publication: hub.Publication) -> None:
         raise ValueError("this one is broken")
@@ -919,7 +919,7 @@ class Faulty:
         raise ValueError("this one is broken")
 
 
-def test_a_member_that_fails_keeps_nothing_from_the_others(memory: Broker, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failing_member_does_not_affect_the_others(memory: Broker, caplog: pytest.LogCaptureFixture) -> None:
     memory.hub.join(Faulty(), ["news"])
     member = subscribe("news")
     publish("news", "a")
@@ -934,7 +934,7 @@ def test_a_member_that_fails_keeps_nothing_from_the_others(memory: Broker, caplo
     until(lambda: caplog.text.count("this one is broken") == 3)
 
 
-def test_who_leaves_during_a_large_fan_out_gets_nothing_more(memory: Broker, pairs: Pairs, impatient: None) -> None:
+def test_members_that_leave_during_a_large_fan_out_get_nothing(memory: Broker, pairs: Pairs, impatient: None) -> None:
     connection, peer = pairs()
     members = [subscribe("news") for _ in range(MANY)]
     last = subscribe("news")
@@ -943,7 +943,7 @@ def test_who_leaves_during_a_large_fan_out_gets_nothing_more(memory: Broker, pai
     def leave() -> None:
         while not members[0].ready():
             let_others_run()
-        assert not last.ready(), "the slice is larger than the test thinks"
+        assert not last.ready(), "the slice is larger than this test assumes"
         last.close()
         forwarding.close()
         connection.send("left")
@@ -988,27 +988,25 @@ def test_no_channel_is_the_callers_error(broker: Broker, pairs: Pairs) -> None:
 
 @pytest.mark.parametrize("message", [object(), {"a": object()}, [b"bytes"], {("a",): 1}, float("nan"), [1e999]])
 @pytest.mark.parametrize("on_commit", [False, True])
-def test_a_message_that_json_has_no_form_for_is_the_callers_error(
-    memory: Broker, message: Any, on_commit: bool
-) -> None:
+def test_a_message_without_a_json_form_is_the_callers_error(memory: Broker, message: Any, on_commit: bool) -> None:
     with subscribe("news") as subscription:
         with transaction.atomic(), pytest.raises((TypeError, ValueError)):
             publish("news", message, on_commit=on_commit)
         nothing_more(subscription)
 
 
-def test_text_that_is_no_utf8_is_the_callers_error(broker: Broker) -> None:
+def test_text_without_a_utf8_form_is_the_callers_error(broker: Broker) -> None:
     for channel, message in (("news", "\ud800"), ("\ud800", "a")):
         with pytest.raises(ValueError):
             publish(channel, message)
     with pytest.raises((ValueError, TypeError)):
-        subscribe("\ud800").close()  # a name may come from a client's JSON
+        subscribe("\ud800").close()  # the name may have come from a client's JSON
     with subscribe("news") as subscription:
         publish("news", "a")
         assert taken(subscription, 1) == ["a"]
 
 
-def test_a_message_that_no_client_could_be_sent_is_refused(broker: Broker) -> None:
+def test_a_message_too_large_for_an_outbox_is_refused(broker: Broker) -> None:
     with override_settings(WEBSOCKET_OUTBOX_SIZE=1000), subscribe("news") as subscription:
         for message in ("x" * 1001, b"x" * 1001, "\u20ac" * 334):
             with pytest.raises(ValueError, match="WEBSOCKET_OUTBOX_SIZE"):
@@ -1018,7 +1016,7 @@ def test_a_message_that_no_client_could_be_sent_is_refused(broker: Broker) -> No
 
 
 @pytest.mark.parametrize("url", ["kafka://localhost", "localhost:6379", "", "http://localhost"])
-def test_an_unknown_broker_is_answered_with_the_known_ones(url: str) -> None:
+def test_the_error_for_an_unknown_broker_lists_the_known_ones(url: str) -> None:
     with pytest.raises(ValueError, match="WEBSOCKET_BROKER") as error:
         broker_from(url)
     for name in ("memory://", "redis://", "rediss://", "unix://"):
@@ -1045,13 +1043,13 @@ def test_other_threads_publish_to_the_loop(memory: Broker) -> None:
             assert [message for message in got if message[0] == name] == [f"{name}{number}" for number in range(500)]
 
 
-def test_a_thread_wakes_the_loop_that_sleeps(memory: Broker) -> None:
+def test_a_thread_wakes_a_sleeping_loop(memory: Broker) -> None:
     with subscribe("news") as subscription:
         threading.Timer(0.05, publish, ("news", "a")).start()
         assert subscription.get(timeout=5) == "a"
 
 
-def test_a_greenlet_that_publishes_much_lets_the_loop_deliver(memory: Broker) -> None:
+def test_a_greenlet_that_publishes_many_messages_lets_the_loop_deliver(memory: Broker) -> None:
     with override_settings(WEBSOCKET_OUTBOX_SIZE=1 << 24), subscribe("news") as subscription:
         for number in range(20_000):
             publish("news", str(number))
@@ -1072,13 +1070,13 @@ for _ in range(3):
 
 
 @pytest.mark.parametrize("patched", [True, False])
-def test_publishing_where_nobody_is_served_warns_once(patched: bool) -> None:
+def test_publishing_in_a_process_without_clients_warns_once(patched: bool) -> None:
     (line,) = child(WARNS, "memory://", patched=patched).splitlines()
     assert line.startswith("WARNING")
     assert "memory://" in line and "WEBSOCKET_BROKER" in line
 
 
-def test_publishing_where_clients_are_served_does_not_warn(
+def test_publishing_in_a_process_with_clients_does_not_warn(
     memory: Broker, pairs: Pairs, caplog: pytest.LogCaptureFixture
 ) -> None:
     pairs()
@@ -1086,9 +1084,7 @@ def test_publishing_where_clients_are_served_does_not_warn(
     assert not caplog.records
 
 
-def test_publishing_where_somebody_was_subscribed_does_not_warn(
-    memory: Broker, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_publishing_after_a_subscription_does_not_warn(memory: Broker, caplog: pytest.LogCaptureFixture) -> None:
     subscribe("news").close()
     publish("news", "a")
     assert not caplog.records
@@ -1098,7 +1094,7 @@ def test_publishing_where_somebody_was_subscribed_does_not_warn(
 
 
 def child(source: str, url: str, *, patched: bool = False, arguments: tuple[str, ...] = ()) -> str:
-    """Run Python code in a process of its own, with the settings naming a broker; return what it prints."""
+    """Run Python code in a process of its own with the broker at `url`; return what it prints."""
     patch = "from gevent import monkey; monkey.patch_all()\n" if patched else ""
     path = os.pathsep.join(filter(None, [str(SITE), os.environ.get("PYTHONPATH")]))
     result = subprocess.run(
@@ -1129,7 +1125,7 @@ publish("news", b"\\xffbytes")
         assert taken(subscription, 101) == [*map(str, range(100)), b"\xffbytes"]
 
 
-def test_redis_cli_takes_part(on_redis: Broker) -> None:
+def test_redis_cli_can_publish(on_redis: Broker) -> None:
     with subscribe("news") as subscription:
         port = str(urlsplit(on_redis.url).port)
         command = [executable("redis-cli"), "-p", port, "PUBLISH", f"{on_redis.prefix}news", "hello \u00e9"]
@@ -1182,7 +1178,7 @@ if pid == 0:
     os._exit(0)
 for number in range(100):
     publish("news", "parent")
-assert os.waitpid(pid, 0) == (pid, 0)  # os.wait() knows nothing of gevent, which waits too
+assert os.waitpid(pid, 0) == (pid, 0)  # not os.wait(): gevent waits for children, too
 """
 
 
@@ -1195,12 +1191,12 @@ def test_a_forked_process_publishes_on_connections_of_its_own(on_redis: Broker, 
 
 
 @pytest.mark.parametrize("reader", ["with hiredis", "without hiredis"])
-def test_in_a_patched_process_everybody_publishes_at_once(on_redis: Broker, reader: str) -> None:
+def test_greenlets_and_threads_of_a_patched_process_publish_at_once(on_redis: Broker, reader: str) -> None:
     """Sixty greenlets and some threads share one connection, and the loop runs meanwhile."""
     arguments = (reader, on_redis.url.partition("?")[0])
     before = len(on_redis.redis.client_list())
     connections = int(child(IN_A_PATCHED_PROCESS, on_redis.url, patched=True, arguments=arguments))
-    assert connections - before == 3  # one subscribes, one publishes, one looks
+    assert connections - before == 3  # the subscriber's, the publisher's, and that of the code that counts
 
 
 def test_prefixes_keep_sites_apart(redis_url: str, key: str, cooperative: None, pairs: Pairs) -> None:
@@ -1213,7 +1209,7 @@ def test_prefixes_keep_sites_apart(redis_url: str, key: str, cooperative: None, 
         nothing_more(one)
 
 
-def test_without_a_prefix_the_channel_has_its_name_on_the_wire(
+def test_without_a_prefix_the_channel_keeps_its_name_in_redis(
     redis_url: str, key: str, cooperative: None, pairs: Pairs
 ) -> None:
     with using(redis_url) as broker, subscribe(key) as subscription:
@@ -1221,7 +1217,7 @@ def test_without_a_prefix_the_channel_has_its_name_on_the_wire(
         assert taken(subscription, 1) == ["bare"]
 
 
-def test_a_prefix_is_kept_with_other_options_of_the_url(
+def test_a_prefix_works_with_other_options_of_the_url(
     redis_url: str, key: str, cooperative: None, pairs: Pairs
 ) -> None:
     with using(f"{redis_url}?prefix={key}%3A&client_name=site") as broker, subscribe("news") as subscription:
@@ -1229,14 +1225,14 @@ def test_a_prefix_is_kept_with_other_options_of_the_url(
         assert taken(subscription, 1) == ["a"]
 
 
-def test_a_unix_socket(key: str, cooperative: None, pairs: Pairs, tmp_path: Path) -> None:
+def test_messages_pass_through_a_unix_socket(key: str, cooperative: None, pairs: Pairs, tmp_path: Path) -> None:
     path = tmp_path / "redis.sock"
     with redis_server(args=["--unixsocket", str(path)]), using(f"unix://{path}"), subscribe("news") as subscription:
         publish("news", "a")
         assert taken(subscription, 1) == ["a"]
 
 
-def test_one_connection_is_subscribed_for_a_process_to_what_somebody_wants(on_redis: Broker, pairs: Pairs) -> None:
+def test_a_process_has_one_subscriber_for_the_channels_of_all_members(on_redis: Broker, pairs: Pairs) -> None:
     connection, peer = pairs()
     subscriptions = [subscribe(f"c{number}", "all") for number in range(30)]
     forwarding = pubsub.forward(["all", "c0", "forwarded"]).attach(connection)
@@ -1259,7 +1255,7 @@ def nowhere(cooperative: None, pairs: Pairs) -> Iterator[str]:
         yield f"127.0.0.1:{port}"
 
 
-def test_redis_that_is_not_there_is_said_at_once_with_what_to_do(
+def test_the_error_for_a_missing_redis_comes_at_once_and_names_the_remedy(
     nowhere: str, pairs: Pairs, caplog: pytest.LogCaptureFixture
 ) -> None:
     connection, _ = pairs()
@@ -1279,14 +1275,14 @@ def test_redis_that_is_not_there_is_said_at_once_with_what_to_do(
     assert connection.on_end == []
 
 
-def test_all_who_join_together_learn_that_redis_is_not_there(nowhere: str) -> None:
+def test_all_members_that_join_together_learn_that_redis_is_missing(nowhere: str) -> None:
     joining = [gevent.spawn(subscribe, "news") for _ in range(5)]
     for greenlet in joining:
         with pytest.raises(BrokerError):
             greenlet.get(timeout=5)
 
 
-def test_a_wrong_password_is_said_without_it(
+def test_the_error_for_a_wrong_password_does_not_contain_it(
     redis_url: str, cooperative: None, pairs: Pairs, caplog: pytest.LogCaptureFixture
 ) -> None:
     port = urlsplit(redis_url).port
@@ -1302,7 +1298,7 @@ def test_a_wrong_password_is_said_without_it(
 
 
 def together(function: Callable[[int], Any], count: int) -> list[Any]:
-    """Call a function in so many greenlets at once; return what it returned, or raised, in each."""
+    """Call a function in `count` greenlets at once; return the result or the exception of each."""
 
     def call(number: int) -> Any:
         try:
@@ -1313,16 +1309,16 @@ def together(function: Callable[[int], Any], count: int) -> list[Any]:
     return [greenlet.get(timeout=20) for greenlet in [gevent.spawn(call, number) for number in range(count)]]
 
 
-def test_what_many_greenlets_publish_at_once_leaves_in_one_write_on_one_connection(proxy: Proxy) -> None:
+def test_messages_that_many_greenlets_publish_at_once_leave_in_one_write(proxy: Proxy) -> None:
     with subscribe("news") as subscription:
         assert together(lambda number: publish("news", str(number)), 200) == [None] * 200
         assert taken(subscription, 200) == list(map(str, range(200)))
         assert together(lambda number: publish("news", str(number)), 200) == [None] * 200
         assert proxy.writes == [200, 200]
-        assert proxy.server.pool is not None and len(proxy.server.pool) == 2  # and one is the subscriber's
+        assert proxy.server.pool is not None and len(proxy.server.pool) == 2  # one of them is the subscriber's
 
 
-def test_much_that_is_published_at_once_arrives(on_redis: Broker) -> None:
+def test_many_large_messages_published_at_once_arrive(on_redis: Broker) -> None:
     messages = [str(number % 10) * 300_000 for number in range(40)]
     with subscribe("news") as subscription, override_settings(WEBSOCKET_OUTBOX_SIZE=1 << 24):
         subscription._queue._limit = 1 << 30
@@ -1339,19 +1335,17 @@ def test_each_publisher_has_its_own_outcome(own_redis: Server, any_reader: None)
         assert taken(subscription, 10) == [str(number) for number in range(0, 30, 3)]
 
 
-def test_who_is_interrupted_while_publishing_takes_nobody_elses_message_along(
-    proxy: Proxy, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_interrupting_a_publisher_loses_no_messages_of_others(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
     with subscribe("news") as subscription:
         publish("news", "before")
         proxy.swallow = "and stay"
         first = gevent.spawn(publish, "news", "sent already")
         until(lambda: proxy.writes == [1, 1])
-        monkeypatch.setattr(redis_broker, "TIMEOUT", 5.0)  # or they give up just when their turn comes
+        monkeypatch.setattr(redis_broker, "TIMEOUT", 5.0)  # else they would give up just when their turn comes
         waiting = [gevent.spawn(publish, "news", str(number)) for number in range(4)]
         gevent.sleep(0)
         first.kill()
-        waiting[1].kill()  # its turn has not come, and never does
+        waiting[1].kill()  # before its turn, which never comes
         with pytest.raises(gevent.Timeout), gevent.Timeout(0.001):
             publish("news", "nor the turn of this")
         proxy.swallow = ""
@@ -1366,7 +1360,7 @@ def test_who_is_interrupted_while_publishing_takes_nobody_elses_message_along(
         nothing_more(subscription)
 
 
-def test_a_connection_that_ended_while_nobody_published_costs_no_message(own_redis: Server, any_reader: None) -> None:
+def test_no_message_is_lost_when_an_idle_connection_has_ended(own_redis: Server, any_reader: None) -> None:
     with redis.Redis(port=own_redis.port) as admin, admin.pubsub() as listener:
         listener.subscribe("news")
         publish("news", "a")
@@ -1409,7 +1403,7 @@ publisher(7)
 
 
 @pytest.mark.parametrize("source", [THREADS, NATIVE_THREADS], ids=["without gevent", "beside gevent's loop"])
-def test_threads_publish_each_in_its_order(on_redis: Broker, source: str) -> None:
+def test_messages_of_each_thread_keep_their_order(on_redis: Broker, source: str) -> None:
     with subscribe("news") as subscription:
         child(source, on_redis.url, patched=source is NATIVE_THREADS)
         got = [message.split() for message in taken(subscription, 400)]
@@ -1451,7 +1445,7 @@ with redis_py.Redis(port=port) as admin:
     attempt("not sent, since no connection could be made", fails=True)
     os.kill(int(sys.argv[2]), signal.SIGCONT)
     attempt("c")
-    assert len(connections_to(port)) == 2, connections_to(port)  # the publisher's, and that of this code
+    assert len(connections_to(port)) == 2, connections_to(port)  # the publisher's and this code's own
 """
 )
 
@@ -1476,7 +1470,7 @@ def test_publishing_without_gevent_has_the_same_deadlines_and_outcomes(own_redis
 
 @pytest.fixture
 def own_redis(cooperative: None, pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    """A Redis to kill and to pause, with shorter deadlines."""
+    """A Redis that the test may kill and pause, with shorter deadlines."""
     monkeypatch.setattr(redis_broker, "PING_INTERVAL", 0.3)
     monkeypatch.setattr(redis_broker, "TIMEOUT", 1.0)
     with redis_server() as server, using(f"redis://{server.address}"):
@@ -1532,7 +1526,7 @@ def test_after_an_outage_everybody_is_told_once_and_messages_flow_again(
     nothing_more(*subscriptions)
     for subscription in subscriptions:
         subscription.close()
-    # who was forwarded to is sent away, to come again
+    # clients with a forwarding are disconnected, so that they connect again
     frames = peer.until_frames(2)
     assert frames[1].opcode == CLOSE and frames[1].payload[:2] == (1012).to_bytes(2, "big")
     assert connection.close_code == 1012
@@ -1541,7 +1535,7 @@ def test_after_an_outage_everybody_is_told_once_and_messages_flow_again(
     peer.until_end()
 
 
-def test_a_client_that_missed_something_while_it_was_accepted_is_sent_away(own_redis: Server, pairs: Pairs) -> None:
+def test_a_client_that_missed_messages_during_acceptance_is_disconnected(own_redis: Server, pairs: Pairs) -> None:
     connection, peer = pairs()
 
     def accept(subprotocol: str | None) -> Connection:
@@ -1557,7 +1551,7 @@ def test_a_client_that_missed_something_while_it_was_accepted_is_sent_away(own_r
 
 @pytest.mark.parametrize("on_slow", ["close", "drop_oldest", "latest"])
 @pytest.mark.parametrize("method", [WebSocket.subscribe, WebSocket.listen], ids=["subscribe", "listen"])
-def test_a_client_is_sent_what_is_meant_for_those_who_missed_something_and_stays(
+def test_a_client_that_missed_messages_gets_on_missed_and_stays(
     own_redis: Server, pairs: Pairs, method: Callable[..., Any], on_slow: Any
 ) -> None:
     connection, peer = pairs()
@@ -1576,7 +1570,7 @@ def test_a_client_is_sent_what_is_meant_for_those_who_missed_something_and_stays
     peer.until_end()
 
 
-def test_what_a_client_that_missed_something_while_it_was_accepted_is_sent_comes_first(
+def test_on_missed_comes_first_for_a_client_that_missed_messages_during_acceptance(
     own_redis: Server, pairs: Pairs
 ) -> None:
     connection, peer = pairs()
@@ -1596,9 +1590,7 @@ def test_what_a_client_that_missed_something_while_it_was_accepted_is_sent_comes
         assert peer.until_frames(2) == [Frame(BINARY, b"reload"), text("after")]
 
 
-def test_a_stuck_client_that_missed_something_is_told_that_and_not_what_waited_for_it(
-    memory: Broker, pairs: Pairs
-) -> None:
+def test_a_stuck_client_gets_on_missed_instead_of_its_backlog(memory: Broker, pairs: Pairs) -> None:
     connection, peer = pairs(narrow=True)
     with (
         forward(connection, "news", on_slow="drop_oldest", on_missed="reload") as forwarding,
@@ -1606,7 +1598,7 @@ def test_a_stuck_client_that_missed_something_is_told_that_and_not_what_waited_f
     ):
         for number in range(100):
             publish("news", f"{number}".ljust(1000))
-        taken(other, 100)  # so that the client has been brought all of them, too
+        taken(other, 100)  # by then the forwarding has got all of them, too
         until(lambda: forwarding._backlog)  # type: ignore[attr-defined]
         forwarding.missed()
         publish("news", "after")
@@ -1615,7 +1607,7 @@ def test_a_stuck_client_that_missed_something_is_told_that_and_not_what_waited_f
     assert len(peer.frames) < 50
 
 
-def test_a_large_audience_is_told_in_slices_that_let_others_run(own_redis: Server, impatient: None) -> None:
+def test_a_large_audience_learns_of_an_outage_in_slices_that_let_others_run(own_redis: Server, impatient: None) -> None:
     members = [subscribe("news") for _ in range(MANY)]
     seen = []
 
@@ -1635,9 +1627,7 @@ def test_a_large_audience_is_told_in_slices_that_let_others_run(own_redis: Serve
 
 
 @pytest.mark.parametrize("on_missed", [object(), float("nan")])
-def test_what_cannot_be_sent_to_those_who_missed_something_is_refused_at_once(
-    memory: Broker, pairs: Pairs, on_missed: Any
-) -> None:
+def test_an_on_missed_that_cannot_be_sent_is_refused_at_once(memory: Broker, pairs: Pairs, on_missed: Any) -> None:
     connection, _ = pairs()
     with pytest.raises((TypeError, ValueError)):
         forward(connection, "news", on_missed=on_missed)
@@ -1666,10 +1656,10 @@ def test_while_redis_is_away_publish_and_subscribe_fail_soon(
             assert taken(weather, 1) == ["a"]
         publish("news", "b")
         assert taken(subscription, 1) == ["b"]
-        assert sum(record.levelno >= logging.ERROR for record in caplog.records) == 1  # not for each attempt
+        assert sum(record.levelno >= logging.ERROR for record in caplog.records) == 1  # one for the whole outage
 
 
-def test_who_subscribed_during_the_outage_and_was_told_so_may_try_again(own_redis: Server) -> None:
+def test_subscribing_succeeds_after_it_failed_during_an_outage(own_redis: Server) -> None:
     own_redis.stop(signal.SIGKILL)
     with pytest.raises(BrokerError):
         subscribe("news")
@@ -1682,7 +1672,7 @@ def test_who_subscribed_during_the_outage_and_was_told_so_may_try_again(own_redi
 
 
 def outage_noticed(caplog: pytest.LogCaptureFixture) -> bool:
-    """Whether the subscriber has no connection any more, which it says then."""
+    """Whether the subscriber has lost its connection, which it logs."""
     return any(record.levelno >= logging.ERROR for record in caplog.records)
 
 
@@ -1701,13 +1691,13 @@ def test_a_subscription_may_be_closed_during_the_outage(own_redis: Server, caplo
 
 
 @pytest.mark.parametrize("channel", ["news", "weather"], ids=["with others", "alone"])
-def test_who_joins_while_the_connection_is_away_misses_nothing_from_then_on(
+def test_a_member_that_joins_during_an_outage_misses_nothing_from_then_on(
     own_redis: Server, any_reader: None, caplog: pytest.LogCaptureFixture, channel: str
 ) -> None:
     with subscribe("news") as before:
         own_redis.stop(signal.SIGKILL)
         until(lambda: outage_noticed(caplog))
-        own_redis.start()  # and the next attempt to connect is still to come
+        own_redis.start()  # before the next attempt to connect
         with subscribe(channel) as late:
             publish(channel, "a")
             assert taken(late, 1) == ["a"]
@@ -1715,7 +1705,7 @@ def test_who_joins_while_the_connection_is_away_misses_nothing_from_then_on(
             before.get(timeout=10)
 
 
-def test_a_channel_that_redis_refuses_concerns_nobody_else(
+def test_a_channel_that_redis_refuses_does_not_affect_others(
     own_redis: Server, any_reader: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     admin: Any = redis.Redis(port=own_redis.port)
@@ -1732,7 +1722,7 @@ def test_a_channel_that_redis_refuses_concerns_nobody_else(
         with subscribe("allowed too") as other:
             publish("allowed", "a")
             publish("allowed too", "b")
-            assert taken(subscription, 1) == ["a"]  # and no MessagesMissed
+            assert taken(subscription, 1) == ["a"]  # without MessagesMissed
             assert taken(other, 1) == ["b"]
 
 
@@ -1755,12 +1745,12 @@ def test_a_paused_redis_is_noticed_within_the_deadline(
             subscription.get(timeout=10)
         publish("news", "after")
         got = taken(subscription, 1)
-        if got == ["nobody knows"]:  # at most once, late
+        if got == ["nobody knows"]:  # late, but only once
             got = taken(subscription, 1)
         assert got == ["after"]
 
 
-def test_each_outage_is_logged_and_its_end(own_redis: Server, caplog: pytest.LogCaptureFixture) -> None:
+def test_each_outage_and_its_end_are_logged(own_redis: Server, caplog: pytest.LogCaptureFixture) -> None:
     with subscribe("news") as subscription:
         for number in range(1, 4):
             kill_clients(own_redis)
@@ -1772,17 +1762,17 @@ def test_each_outage_is_logged_and_its_end(own_redis: Server, caplog: pytest.Log
 FLOOD = """
 from django_websocket.pubsub import publish
 for _ in range(2000):
-    publish("news", "x" * 10_000)  # a larger one hardly counts in Valkey 9
+    publish("news", "x" * 10_000)  # Valkey 9 hardly counts larger messages
 """
 
 
-def test_a_process_that_redis_sends_away_since_it_does_not_read_learns_that(
+def test_members_are_told_when_redis_disconnects_a_process_that_does_not_read(
     own_redis: Server, any_reader: None
 ) -> None:
     with redis.Redis(port=own_redis.port) as admin, override_settings(WEBSOCKET_OUTBOX_SIZE=1 << 28):
         admin.config_set("client-output-buffer-limit", "pubsub 1mb 0 0")
         with subscribe("news") as subscription:
-            child(FLOOD, f"redis://{own_redis.address}")  # which blocks the loop of this process for so long
+            child(FLOOD, f"redis://{own_redis.address}")  # blocks the loop of this process meanwhile
             got = []
             with pytest.raises(MessagesMissed):
                 while True:
@@ -1792,7 +1782,7 @@ def test_a_process_that_redis_sends_away_since_it_does_not_read_learns_that(
             assert taken(subscription, 1) == ["after"]
 
 
-def test_a_connection_is_ended_by_a_process_without_descriptors(own_redis: Server, cooperative: None) -> None:
+def test_a_process_without_free_descriptors_can_end_a_connection(own_redis: Server, cooperative: None) -> None:
     broker = redis_broker.RedisBroker(f"redis://{own_redis.address}")
     link = pipeline.Link(broker.connect(redis_broker.TIMEOUT))
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -1806,10 +1796,10 @@ def test_a_connection_is_ended_by_a_process_without_descriptors(own_redis: Serve
     link.close()
 
 
-def test_a_command_that_leaves_in_part_only_ends_the_connection(
+def test_a_partly_sent_command_ends_the_connection(
     own_redis: Server, any_reader: None, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever were sent behind it, Redis would take for its rest."""
+    """Redis would take anything sent afterwards for the rest of that command."""
     monkeypatch.setattr(redis_broker, "PING_INTERVAL", 30)
     with subscribe("news") as subscription:
         own_redis.send_signal(signal.SIGSTOP)
@@ -1827,7 +1817,7 @@ def test_a_command_that_leaves_in_part_only_ends_the_connection(
         nothing_more(subscription)
 
 
-def test_whoever_publishes_while_redis_is_paused_is_told_in_time_and_nothing_arrives_twice(
+def test_publishers_learn_in_time_that_redis_is_paused_and_nothing_arrives_twice(
     own_redis: Server, any_reader: None
 ) -> None:
     with override_settings(WEBSOCKET_OUTBOX_SIZE=1 << 26), subscribe("news") as subscription:
@@ -1835,7 +1825,9 @@ def test_whoever_publishes_while_redis_is_paused_is_told_in_time_and_nothing_arr
         own_redis.send_signal(signal.SIGSTOP)
         try:
             begun = time.monotonic()
-            outcomes = together(lambda number: publish("news", f"{number:03}" * 100_000), 60)  # more than buffers hold
+            outcomes = together(
+                lambda number: publish("news", f"{number:03}" * 100_000), 60
+            )  # too much for the buffers
             assert [type(outcome) for outcome in outcomes] == [BrokerError] * 60
             outcomes = together(lambda number: publish("news", str(number)), 60)
             assert [type(outcome) for outcome in outcomes] == [BrokerError] * 60
@@ -1853,8 +1845,8 @@ def test_whoever_publishes_while_redis_is_paused_is_told_in_time_and_nothing_arr
         nothing_more(subscription)
 
 
-def test_ten_seconds_after_redis_is_back_at_the_latest_everybody_is_subscribed(cooperative: None, pairs: Pairs) -> None:
-    """With the delays and deadlines as they are, after an outage so long that attempts have become rare."""
+def test_everybody_is_subscribed_within_ten_seconds_of_the_return_of_redis(cooperative: None, pairs: Pairs) -> None:
+    """With the real delays and deadlines, after an outage so long that attempts have become rare."""
     with redis_server() as server, using(f"redis://{server.address}"), subscribe("news") as subscription:
         server.stop(signal.SIGKILL)
         attempts: list[float] = []
@@ -1871,7 +1863,7 @@ def test_ten_seconds_after_redis_is_back_at_the_latest_everybody_is_subscribed(c
         assert taken(subscription, 1) == ["a"]
 
 
-def test_silence_is_no_outage(own_redis: Server, any_reader: None, caplog: pytest.LogCaptureFixture) -> None:
+def test_silence_is_not_an_outage(own_redis: Server, any_reader: None, caplog: pytest.LogCaptureFixture) -> None:
     with subscribe("news") as subscription:
         client = redis.Redis(port=own_redis.port)
         until(lambda: client.info("commandstats").get("cmdstat_ping", {}).get("calls", 0) >= 3)
@@ -1883,22 +1875,22 @@ def test_silence_is_no_outage(own_redis: Server, any_reader: None, caplog: pytes
 
 
 class Proxy:
-    """Stands between the process and Redis, at `port`.
+    """A proxy between this process and the Redis at `port`.
 
-    It keeps for itself replies to PUBLISH while `swallow` says how, and everything from connections that are `frozen`.
+    It withholds replies to PUBLISH while `swallow` is set, and passes nothing on for connections that are `frozen`.
     """
 
     def __init__(self, port: int) -> None:
         self.port = port
         self.swallow = ""
         self.frozen: set[gevent.socket.socket] = set()
-        self.passes = 0  # bytes of replies that still go through then
-        self.writes: list[int] = []  # how many commands came with each
+        self.passes = 0  # bytes of replies that still pass while `swallow` is set
+        self.writes: list[int] = []  # the number of PUBLISH commands in each
         self.open: set[gevent.socket.socket] = set()
         self.server = gevent.server.StreamServer(("127.0.0.1", 0), self._serve, spawn=gevent.pool.Pool())
 
     def freeze(self) -> None:
-        """Nothing comes through the present connections any more, nor do they end."""
+        """Pass nothing on for the present connections any more, and do not end them either."""
         self.frozen |= self.open
 
     def _serve(self, client: gevent.socket.socket, address: Any) -> None:
@@ -1962,12 +1954,10 @@ def test_a_publish_whose_reply_is_lost_is_delivered_once(proxy: Proxy, swallow: 
 
 
 @pytest.mark.parametrize("swallow", ["and close", "and stay"])
-def test_of_many_publishes_at_once_those_whose_replies_are_lost_fail_and_all_are_delivered_once(
-    proxy: Proxy, swallow: str
-) -> None:
+def test_publishes_whose_replies_are_lost_fail_but_are_delivered_once(proxy: Proxy, swallow: str) -> None:
     with subscribe("news") as subscription:
         publish("news", "before")
-        proxy.swallow, proxy.passes = swallow, 12  # bytes: three replies
+        proxy.swallow, proxy.passes = swallow, 12  # bytes of three replies
         outcomes = together(lambda number: publish("news", str(number)), 50)
         assert [type(outcome) for outcome in outcomes] == [type(None)] * 3 + [BrokerError] * 47
         proxy.swallow = ""
@@ -1977,9 +1967,7 @@ def test_of_many_publishes_at_once_those_whose_replies_are_lost_fail_and_all_are
         nothing_more(subscription)
 
 
-def test_a_connection_through_which_nothing_comes_any_more_is_noticed(
-    proxy: Proxy, pairs: Pairs, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_frozen_connection_is_noticed(proxy: Proxy, pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(redis_broker, "PING_INTERVAL", 0.3)
     connection, peer = pairs()
     forward(connection, "news", on_missed="reload")
@@ -2003,7 +1991,7 @@ def test_a_connection_through_which_nothing_comes_any_more_is_noticed(
     until(lambda: not connection.open)
 
 
-def test_another_redis_that_takes_over_is_used(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_redis_that_takes_over_the_address_is_used(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
     with redis_server() as other, subscribe("news") as subscription:
         publish("news", "before")
         assert taken(subscription, 1) == ["before"]
@@ -2017,8 +2005,8 @@ def test_another_redis_that_takes_over_is_used(proxy: Proxy, monkeypatch: pytest
         nothing_more(subscription)
 
 
-def test_a_message_that_ends_in_two_pieces_is_whole(redis: Server, key: str, cooperative: None, pairs: Pairs) -> None:
-    """Large messages come in many reads."""
+def test_a_message_that_arrives_in_pieces_is_whole(redis: Server, key: str, cooperative: None, pairs: Pairs) -> None:
+    """A large message takes many reads."""
     with using(f"redis://{redis.address}", f"{key}:"), subscribe("news") as subscription:
         messages = [str(number) * 100_000 for number in range(9)]
         for message in messages:
@@ -2026,7 +2014,7 @@ def test_a_message_that_ends_in_two_pieces_is_whole(redis: Server, key: str, coo
         assert taken(subscription, 9) == messages
 
 
-def test_closing_says_why(pairs: Pairs, memory: Broker) -> None:
+def test_the_close_after_missed_messages_says_why(pairs: Pairs, memory: Broker) -> None:
     connection, peer = pairs()
     forwarding = pubsub.forward(["news"]).attach(connection)
     forwarding.missed()
