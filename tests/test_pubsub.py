@@ -1825,9 +1825,7 @@ def test_publishers_learn_in_time_that_redis_is_paused_and_nothing_arrives_twice
         own_redis.send_signal(signal.SIGSTOP)
         try:
             begun = time.monotonic()
-            outcomes = together(
-                lambda number: publish("news", f"{number:03}" * 100_000), 60
-            )  # too much for the buffers
+            outcomes = together(lambda number: publish("news", f"{number:03}" * 100_000), 60)  # more than buffers hold
             assert [type(outcome) for outcome in outcomes] == [BrokerError] * 60
             outcomes = together(lambda number: publish("news", str(number)), 60)
             assert [type(outcome) for outcome in outcomes] == [BrokerError] * 60

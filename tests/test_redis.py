@@ -24,28 +24,28 @@ NOBODY = "redis://127.0.0.1:{}/0"
 
 @pytest.fixture(scope="module")
 def redis_site(start_site: StartSite, redis_url: str) -> Iterator[Server]:
-    """The test site with Redis, under two workers."""
+    """The test site with Redis and two workers."""
     with start_site({"WEBSOCKET_BROKER": redis_url}, args=["--workers", "2"]) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 def stock_redis_site(start_site: StartSite, redis_url: str) -> Iterator[Server]:
-    """The same under gevent-websocket's worker, one."""
+    """The same site with one worker of gevent-websocket's kind."""
     with start_site({"WEBSOCKET_BROKER": redis_url}, worker=STOCK_WORKER) as server:
         yield server
 
 
 @pytest.fixture
 def publisher(redis_url: str) -> Iterator[Any]:
-    """Any other program that knows Redis."""
+    """A Redis client, such as any other program may have."""
     client = redis_py.Redis.from_url(redis_url)
     yield client
     client.close()
 
 
 def selecting(raw: Raw, server: Server, channel: str) -> tuple[RawClient, str]:
-    """A client of the view with select(), subscribed to the channel, and the process id of its worker."""
+    """Connect to the view that uses select(); return the subscribed client and its worker's process id."""
     client = raw(server)
     client.open(f"/selects/{channel}/")
     pid = client.frame().text
@@ -54,7 +54,7 @@ def selecting(raw: Raw, server: Server, channel: str) -> tuple[RawClient, str]:
 
 
 def plain_python(code: str, redis_url: str) -> subprocess.CompletedProcess[str]:
-    """Run code in a process of its own with the test site's settings, as a task or a command would be."""
+    """Run code in a process of its own with the test site's settings, like a task or a command."""
     environment = {**os.environ, "TESTSITE_SETTINGS": f'{{"WEBSOCKET_BROKER": "{redis_url}"}}'}
     return subprocess.run(
         [sys.executable, "-c", "import django; django.setup()\n" + code],
@@ -74,7 +74,7 @@ def test_workers_and_a_second_gunicorn_share_one_chat(
     redis_site: Server, stock_redis_site: Server, raw: Raw, key: str
 ) -> None:
     members: dict[str, RawClient] = {}
-    for _ in range(200):  # which worker accepts is the system's choice
+    for _ in range(200):  # the kernel chooses which worker accepts
         client, pid = selecting(raw, redis_site, key)
         members.setdefault(pid, client)
         if len(members) == 2:
@@ -96,7 +96,7 @@ def test_chat_of_the_project_is_shared(redis_url: str, raw: Raw) -> None:
         members = [stack.enter_context(RawClient(server.port)) for server in (first, second, third) for _ in range(5)]
         for number, member in enumerate(members):
             member.open("/chat/")
-            # gevent-websocket sends the 101 before the view has subscribed: whoever hears himself is there.
+            # gevent-websocket sends the 101 before the view has subscribed: a member that hears itself has subscribed.
             member.send(frame(f"here {number}"))
             while member.frame().text != f"here {number}":
                 pass
@@ -111,17 +111,17 @@ def test_chat_of_the_project_is_shared(redis_url: str, raw: Raw) -> None:
 
 
 @pytest.mark.parametrize("server", ["redis_site", "stock_redis_site"])
-def test_chat_as_the_original_page_writes_it(
+def test_chat_of_the_original_documentation_works(
     request: pytest.FixtureRequest, raw: Raw, publisher: Any, server: str
 ) -> None:
     site: Server = request.getfixturevalue(server)
-    assert eventually(lambda: publisher.pubsub_numsub("OLD")[0][1] == 0)  # nobody is left of another site's chat
+    assert eventually(lambda: publisher.pubsub_numsub("OLD")[0][1] == 0)  # the clients of the other site have left
     members = [raw(site) for _ in range(3)]
     for number, member in enumerate(members, 1):
         member.open("/as-in-2017/")
         assert eventually(lambda number=number: publisher.pubsub_numsub("OLD")[0][1] == number)  # type: ignore[misc]
-        fetch(site.port, "/page/")  # when it is answered, the view has read that it is subscribed
-    # One message at a time: redis-py may keep a second one where select() does not see it.
+        fetch(site.port, "/page/")  # by then the view has read that it is subscribed
+    # One message at a time: redis-py may buffer a second one, which select() does not see.
     for number, member in enumerate(members):
         member.send(frame(f"message {number}"))
         assert [other.frame().text for other in members] == [f"message {number}"] * 3
@@ -130,7 +130,7 @@ def test_chat_as_the_original_page_writes_it(
 # --- other programs --------------------------------------------------------------------------------------------------
 
 
-def test_what_any_program_publishes_reaches_the_clients(
+def test_messages_of_any_program_reach_the_clients(
     redis_site: Server, connect: Connect, publisher: Any, key: str
 ) -> None:
     clients = [connect(redis_site, f"/{view}/{key}/?key={key}") for view in ("listen", "forward", "selects")]
@@ -150,7 +150,7 @@ def test_what_any_program_publishes_reaches_the_clients(
 
 
 def notes_of_any_worker(server: Server, key: str, count: int) -> list[str]:
-    """The notes of all workers; a page sees those of the one that answers."""
+    """The notes of all workers, from the log: a page shows only those of the worker that answers."""
     found: dict[str, list[str]] = {}
 
     def complete() -> bool:
@@ -175,7 +175,7 @@ def test_payload_that_is_neither_text_nor_binary_is_dropped_and_logged(
     assert "UTF-8" in dropped[0]
 
 
-def test_plain_process_publishes(redis_site: Server, raw: Raw, redis_url: str, key: str) -> None:
+def test_plain_process_can_publish(redis_site: Server, raw: Raw, redis_url: str, key: str) -> None:
     client, _ = selecting(raw, redis_site, key)
     done = plain_python(
         "from django_websocket.pubsub import publish\n"
@@ -206,7 +206,7 @@ def test_prefix_of_the_broker_keeps_sites_apart(
         assert client.frame().text == "for this one"
 
 
-def test_channel_is_subscribed_to_once_for_each_worker_and_left_with_its_last_member(
+def test_worker_subscribes_to_a_channel_once_and_leaves_it_with_the_last_member(
     start_site: StartSite, redis_url: str, raw: Raw, publisher: Any, key: str
 ) -> None:
     with start_site({"WEBSOCKET_BROKER": redis_url}) as server:
@@ -222,7 +222,7 @@ def test_channel_is_subscribed_to_once_for_each_worker_and_left_with_its_last_me
         assert eventually(lambda: publisher.pubsub_numsub(key)[0][1] == 0)
 
 
-# --- Redis is not there ----------------------------------------------------------------------------------------------
+# --- Redis is missing ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("worker", [WORKER, STOCK_WORKER])
@@ -256,9 +256,9 @@ def test_publishing_without_redis_raises_an_error_that_names_the_remedy() -> Non
     assert "WEBSOCKET_BROKER" in error
 
 
-def test_views_and_pages_without_redis(start_site: StartSite, raw: Raw, connect: Connect, key: str) -> None:
+def test_views_and_pages_fail_soon_without_redis(start_site: StartSite, raw: Raw, connect: Connect, key: str) -> None:
     with start_site({"WEBSOCKET_BROKER": NOBODY.format(free_port())}) as server:
-        for view in ("forward", "listen"):  # they have not accepted yet
+        for view in ("forward", "listen"):  # these views have not accepted yet
             with at_once(), RawClient(server.port) as client:
                 client.send(request(f"/{view}/{key}/"))
                 assert client.response().status == 503
@@ -266,7 +266,7 @@ def test_views_and_pages_without_redis(start_site: StartSite, raw: Raw, connect:
             assert accepted.closing()[0] == 1013
         assert "Traceback" not in server.log
         with at_once():
-            assert fetch(server.port, f"/publish/{key}/?text=x").status == 500  # an error as any other, of a page
+            assert fetch(server.port, f"/publish/{key}/?text=x").status == 500  # like any other error in a page
         assert eventually(lambda: "BrokerError" in server.log)
 
 

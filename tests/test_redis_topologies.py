@@ -53,19 +53,19 @@ from .support.servers import (
 from .support.waiting import eventually, until
 
 MISSED = object()
-BACK = 10.0  # seconds within which messages come again, once there is who sends them
-SETTLED = 60.0  # seconds within which there is; a sentinel that has stood still does nothing for 30
+BACK = 10.0  # seconds until messages arrive again, once there is a server to send them
+SETTLED = 60.0  # seconds until there is one; a sentinel that was stopped does nothing for 30
 
 
 @pytest.fixture
 def cooperative(monkeypatch: pytest.MonkeyPatch) -> None:
-    """redis-py's sockets let other greenlets run, as they do in a worker, where everything is patched."""
+    """Make redis-py's sockets cooperative, as they are in a patched worker."""
     monkeypatch.setattr(redis_py.connection, "socket", gevent.socket)
 
 
 @pytest.fixture(params=["with hiredis", "without hiredis"])
 def any_reader(request: pytest.FixtureRequest, cooperative: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With hiredis and without."""
+    """Run the test with hiredis and without it."""
     if request.param == "without hiredis":
         monkeypatch.setattr(pipeline, "hiredis", None)
         original = RedisAddress.connect
@@ -77,11 +77,11 @@ def any_reader(request: pytest.FixtureRequest, cooperative: None, monkeypatch: p
 
 
 class Reader:
-    """Everything that comes on some channels, in its order; `MISSED` where some may be missing."""
+    """Collects all messages of some channels in order, with `MISSED` where some may be missing."""
 
     def __init__(self, *channels: str) -> None:
         self.got: list[Any] = []
-        self.told: list[float] = []  # when some were missed
+        self.told: list[float] = []  # when messages were reported as missed
         self._subscription = subscribe(*channels)
         self._greenlet = gevent.spawn(self._read)
 
@@ -105,14 +105,14 @@ class Reader:
         self._greenlet.get(timeout=5)
 
     def until(self, *wanted: Any) -> None:
-        """Wait until these have come, and nothing else since the last call."""
+        """Wait until exactly these messages have arrived since the last call."""
         until(lambda: len(self.got) >= len(wanted), BACK)
         got, self.got = self.got, []
         assert got == list(wanted)
 
 
 def published(channel: str, message: str) -> None:
-    """Publish as soon as that succeeds, and let none fail that takes long, or without a word."""
+    """Publish as soon as that succeeds; until then, each failure must be quick and name the setting."""
 
     def succeeds() -> bool:
         begun = time.monotonic()
@@ -129,12 +129,12 @@ def published(channel: str, message: str) -> None:
 
 
 def admin(server: Server, **options: Any) -> redis_py.Redis:
-    """Another program that knows Redis."""
+    """A Redis client, such as another program may have."""
     return redis_py.Redis("127.0.0.1", server.port, **{"protocol": 2, **options})
 
 
 def subscribed(raw: Raw, server: Server, channel: str) -> RawClient:
-    """A client of the view with select(), subscribed to the channel."""
+    """Connect to the view that uses select(); return the subscribed client."""
     client = raw(server)
     client.open(f"/selects/{channel}/")
     client.frame()
@@ -162,7 +162,7 @@ def publish_in_a_process(broker: Any, channel: str, message: str) -> str:
 
 
 def output_of_a_round_trip(broker: Any) -> str:
-    """Publish and receive in a process where everything is patched, as in a worker, and return what came."""
+    """Publish and receive in a patched process, as a worker is; return what arrived."""
     code = (
         "from gevent import monkey; monkey.patch_all()\n"
         "import django; django.setup()\n"
@@ -174,7 +174,7 @@ def output_of_a_round_trip(broker: Any) -> str:
     return run(code, broker).stdout
 
 
-def test_tls_with_a_client_certificate(
+def test_redis_works_over_tls_with_a_client_certificate(
     start_site: StartSite, raw: Raw, tls_redis: Server, authority: Authority, key: str
 ) -> None:
     options = authority.redis_options("site")
@@ -189,18 +189,18 @@ def test_tls_with_a_client_certificate(
         in_a_dict = authority.redis_options("task", ssl_password="for the key", url=f"rediss://{tls_redis.address}")
         assert publish_in_a_process({**in_a_dict, "password": "s3cret"}, key, "task") == ""
         assert client.frame().text == "task"
-        # Silence is no failure: the subscriber asks, and stays.
+        # Silence is not a failure: the subscriber pings and stays.
         assert eventually(lambda: [c["cmd"] for c in redis.client_list() if c["sub"] != "0"] == ["ping"])
         redis.publish(key, "other program")
         assert client.frame().text == "other program"
         assert "Redis" not in server.log
 
 
-def test_tls_that_does_not_fit_is_refused(tls_redis: Server, authority: Authority, tmp_path: Path, key: str) -> None:
+def test_misconfigured_tls_is_refused(tls_redis: Server, authority: Authority, tmp_path: Path, key: str) -> None:
     url = f"rediss://:s3cret@{tls_redis.address}"
     fits = authority.redis_options("fits", url=url)
     for broker, words in (
-        ({"url": url, "ssl_ca_certs": authority.certificate}, []),  # Redis breaks off, at one point or another
+        ({"url": url, "ssl_ca_certs": authority.certificate}, []),  # Redis ends the connection at one point or another
         ({**fits, "ssl_ca_certs": Authority(tmp_path).certificate}, ["CERTIFICATE_VERIFY_FAILED"]),
         ({**fits, "url": url.replace("127.0.0.1", "localhost")}, ["Hostname mismatch", "localhost"]),
         ({**fits, "password": "wr0ng"}, ["invalid username-password pair"]),
@@ -212,7 +212,7 @@ def test_tls_that_does_not_fit_is_refused(tls_redis: Server, authority: Authorit
         assert not [line for line in error if "s3cret" in line or "wr0ng" in line]
 
 
-def test_sentinels_and_nodes_with_tls(authority: Authority, tmp_path: Path) -> None:
+def test_sentinels_and_cluster_nodes_work_over_tls(authority: Authority, tmp_path: Path) -> None:
     certificate, key = authority.sign("servers")
     options = {name: str(path) for name, path in authority.redis_options("client").items()}
     port, bus = free_port(), free_port()
@@ -244,7 +244,7 @@ def test_sentinels_and_nodes_with_tls(authority: Authority, tmp_path: Path) -> N
             assert output_of_a_round_trip(broker) == "hello\n"
 
 
-def test_a_unix_socket_with_a_login_and_a_database(cooperative: None, tmp_path: Path, key: str) -> None:
+def test_a_unix_socket_works_with_a_login_and_a_database(cooperative: None, tmp_path: Path, key: str) -> None:
     path = tmp_path / "redis.sock"
     with redis_server(args=["--unixsocket", str(path), "--requirepass", "s3cret"]):
         for broker in (
@@ -264,8 +264,8 @@ def test_a_unix_socket_with_a_login_and_a_database(cooperative: None, tmp_path: 
                 assert client["name"] == ("site" if "client_name" in broker else "")
 
 
-def test_a_login_that_changes(redis: Server, cooperative: None, key: str) -> None:
-    """As with a cloud's tokens, which redis-py's providers fetch."""
+def test_each_connection_asks_for_the_current_login(redis: Server, cooperative: None, key: str) -> None:
+    """Clouds change their tokens, which redis-py's providers fetch."""
 
     class Provider(CredentialProvider):
         asked = 0
@@ -291,7 +291,7 @@ NOBODY = {
 
 
 @pytest.mark.parametrize("url", NOBODY)
-def test_who_is_not_there_is_named_without_the_login(
+def test_the_error_names_a_missing_server_without_the_login(
     url: str, cooperative: None, caplog: pytest.LogCaptureFixture, key: str
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -303,7 +303,7 @@ def test_who_is_not_there_is_named_without_the_login(
             assert NOBODY[url].format(address) in str(raised.value)
             assert "WEBSOCKET_BROKER" in str(raised.value)
             said = "".join(traceback.format_exception(raised.value)) + caplog.text
-            assert "s3cret" not in said.replace(url, "")  # this test's own line in the traceback
+            assert "s3cret" not in said.replace(url, "")  # the traceback quotes this test's own line
             assert "user" not in str(raised.value) + caplog.text
 
 
@@ -314,7 +314,7 @@ SENTINELS, CLUSTERS = 5, 4  # one for each test that breaks something
 
 @pytest.fixture(scope="module")
 def topologies() -> Iterator[tuple[list[Sentinel], list[Cluster]]]:
-    """Those for one test alone. They are started together: each takes seconds, of which most are waiting."""
+    """One for each test that needs its own. They start together: each takes seconds, mostly of waiting."""
     with ExitStack() as stack, ThreadPoolExecutor(SENTINELS + CLUSTERS) as threads:
         sentinels = [threads.submit(stack.enter_context, redis_sentinel()) for _ in range(SENTINELS)]
         clusters = [threads.submit(stack.enter_context, redis_cluster()) for _ in range(CLUSTERS)]
@@ -323,7 +323,7 @@ def topologies() -> Iterator[tuple[list[Sentinel], list[Cluster]]]:
 
 @pytest.fixture
 def own_sentinel(topologies: tuple[list[Sentinel], list[Cluster]]) -> Sentinel:
-    """One for a test alone, which notices failures soon."""
+    """A Sentinel for one test alone, which notices failures soon."""
     sentinel = topologies[0].pop()
     sentinel.hurry()
     return sentinel
@@ -334,10 +334,10 @@ def sentinel_broker(sentinel: Sentinel, *first: str) -> dict[str, str]:
 
 
 class Stream:
-    """Publishes numbers, one after the other, while something happens."""
+    """Publishes one number after another while something happens."""
 
     def __init__(self, channel: str) -> None:
-        self.sent: dict[int, float] = {}  # what the broker has taken, and when it was given it
+        self.sent: dict[int, float] = {}  # the numbers that the broker took, and when each was published
         self.failures: list[str] = []
         self._channel = channel
         self._greenlet = gevent.spawn(self._run)
@@ -353,11 +353,11 @@ class Stream:
             gevent.sleep(0.005)
 
     def until_heard(self, reader: Reader) -> None:
-        """Wait until the newest one has come."""
+        """Wait until the newest number has arrived."""
         until(lambda: reader.got[-1] is not MISSED and int(reader.got[-1]) == [*self.sent][-1])
 
     def end(self, reader: Reader) -> None:
-        """See that what came is in order, nothing twice, and that the reader was told of what did not come."""
+        """Check that numbers arrived in order and once each, and that the reader was told of those that did not."""
         self._greenlet.kill()
         numbers = [int(message) for message in reader.got if message is not MISSED]
         assert numbers == sorted({*numbers})
@@ -365,7 +365,7 @@ class Stream:
         assert [number for number in missing if self.sent[number] > max(reader.told, default=0.0)] == []
 
 
-def test_the_master_is_found_past_sentinels_that_are_away(sentinel: Sentinel, any_reader: None, key: str) -> None:
+def test_the_master_is_found_although_some_sentinels_are_away(sentinel: Sentinel, any_reader: None, key: str) -> None:
     master = sentinel.master()
     assert master is not None
     sentinel.sentinels[0].send_signal(signal.SIGSTOP)
@@ -381,10 +381,10 @@ def test_the_master_is_found_past_sentinels_that_are_away(sentinel: Sentinel, an
         sentinel.sentinels[0].send_signal(signal.SIGCONT)
 
 
-def test_a_server_that_says_that_it_is_no_master_is_not_used(
+def test_a_server_that_denies_being_the_master_is_not_used(
     sentinel: Sentinel, cooperative: None, key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As when the sentinels have not heard of it yet."""
+    """The sentinels may not have noticed yet."""
     master = sentinel.master()
     assert master is not None
     (replica,) = [server for server in sentinel.servers if server is not master]
@@ -396,7 +396,7 @@ def test_a_server_that_says_that_it_is_no_master_is_not_used(
             subscribe(key)
 
 
-def test_a_user_who_may_not_ask_for_the_role_believes_the_sentinels(
+def test_the_sentinels_are_believed_where_the_role_may_not_be_asked_for(
     sentinel: Sentinel, cooperative: None, key: str
 ) -> None:
     for server in sentinel.servers:
@@ -407,7 +407,7 @@ def test_a_user_who_may_not_ask_for_the_role_believes_the_sentinels(
         reader.until("a")
 
 
-def test_a_failover_on_order_is_followed(sentinel: Sentinel, cooperative: None, key: str) -> None:
+def test_a_manual_failover_is_followed(sentinel: Sentinel, cooperative: None, key: str) -> None:
     old = sentinel.master()
     with in_use(sentinel_broker(sentinel)), Reader(key) as reader:
         stream = Stream(key)
@@ -449,8 +449,8 @@ def test_a_master_that_hangs_is_replaced(own_sentinel: Sentinel, cooperative: No
             own_sentinel.servers[0].send_signal(signal.SIGCONT)
 
 
-def test_a_master_that_goes_on_alone_is_left(own_sentinel: Sentinel, cooperative: None, key: str) -> None:
-    """No connection ends, and yet nobody else would hear what is published there."""
+def test_a_master_that_the_sentinels_forgot_is_left(own_sentinel: Sentinel, cooperative: None, key: str) -> None:
+    """No connection ends, but nobody else would hear what is published there."""
     service, password = own_sentinel.service, own_sentinel.password
     old, new = own_sentinel.servers
     with in_use(sentinel_broker(own_sentinel)), Reader(key) as reader:
@@ -471,10 +471,10 @@ def test_a_master_that_goes_on_alone_is_left(own_sentinel: Sentinel, cooperative
         reader.until("c")
 
 
-def test_closing_waits_for_what_is_published_to_a_former_master(
+def test_close_waits_for_a_publish_to_a_former_master(
     own_sentinel: Sentinel, cooperative: None, key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(redis_broker, "TIMEOUT", BACK + SETTLED)  # the publish must still wait when the broker ends
+    monkeypatch.setattr(redis_broker, "TIMEOUT", BACK + SETTLED)  # the publish must still wait when the broker closes
     old, new = own_sentinel.servers
     broker = SentinelBroker(**sentinel_broker(own_sentinel))
     broker.publish(key, b"a")
@@ -496,7 +496,7 @@ def test_closing_waits_for_what_is_published_to_a_former_master(
         assert isinstance(publisher.exception, BrokerError)
 
 
-def test_what_is_wrong_with_the_sentinels_is_said(sentinel: Sentinel, cooperative: None, key: str) -> None:
+def test_the_error_names_what_is_wrong_with_the_sentinels(sentinel: Sentinel, cooperative: None, key: str) -> None:
     broker = sentinel_broker(sentinel)
     for changes, words in (
         ({"url": broker["url"].replace("/main", "/other")}, "know no master 'other'"),
@@ -531,19 +531,19 @@ def test_clients_follow_the_master(
 
 @pytest.fixture
 def own_cluster(topologies: tuple[list[Sentinel], list[Cluster]]) -> Cluster:
-    """One for a test alone, which notices failures soon."""
+    """A cluster for one test alone, which notices failures soon."""
     cluster = topologies[1].pop()
     cluster.hurry()
     return cluster
 
 
 def cluster_broker(cluster: Cluster, *first: str) -> str:
-    """The broker that names one node, after others that are no nodes."""
+    """A URL of one node, after the addresses in `first`, where no nodes are."""
     return f"redis+cluster://{','.join([*first, cluster.nodes[1].address])}/?prefix=site1:"
 
 
 def channels_of(node: int, count: int, key: str) -> list[str]:
-    """Channels whose slots, each another one, belong to a node at the start."""
+    """Channels in different slots that belong to the given node at the start."""
     names = {slot(name): name for name in (f"{key}:{number}" for number in range(1000))}
     return [name for number, name in names.items() if number in Cluster.slots_of(node)][:count]
 
@@ -553,7 +553,7 @@ def slot(channel: str) -> int:
 
 
 def subscriber_connections(cluster: Cluster) -> list[int]:
-    """How many connections each node has that are subscribed in shards."""
+    """How many connections with sharded subscriptions each node has."""
     return [
         len(
             [
@@ -584,11 +584,11 @@ def test_each_node_has_one_subscriber_for_its_channels(cluster: Cluster, any_rea
         assert cluster.ask(cluster.nodes[0], "PUBSUB", "SHARDCHANNELS") == []
 
 
-def test_a_broker_is_freed_whose_nodes_did_not_all_answer(
+def test_a_broker_is_freed_although_not_all_nodes_answered(
     cluster: Cluster, cooperative: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without the collector."""
-    monkeypatch.setattr("random.sample", lambda hosts, count: hosts)  # the dead one is asked first
+    """Reference counting must suffice."""
+    monkeypatch.setattr("random.sample", lambda hosts, count: hosts)  # the missing node is asked first
     broker = redis_cluster_broker.ClusterBroker(f"redis+cluster://127.0.0.1:{free_port()},{cluster.nodes[0].address}")
     gc.disable()
     try:
@@ -618,7 +618,7 @@ def test_channels_follow_a_slot_that_moves(cluster: Cluster, any_reader: None, k
 
 @pytest.fixture(params=["unknown-endpoint", "hostname"])
 def nameless_cluster(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[Cluster]:
-    """Its nodes do not say where they are, or only by a hostname that nobody has given them."""
+    """A cluster whose nodes announce no address, or only a hostname that was never set."""
     for node in cluster.nodes:
         cluster.ask(node, "CONFIG", "SET", "cluster-preferred-endpoint-type", request.param)
     yield cluster
@@ -626,13 +626,13 @@ def nameless_cluster(cluster: Cluster, request: pytest.FixtureRequest) -> Iterat
         cluster.ask(node, "CONFIG", "SET", "cluster-preferred-endpoint-type", "ip")
 
 
-def test_nodes_that_do_not_say_where_they_are(nameless_cluster: Cluster, any_reader: None, key: str) -> None:
-    """Neither in the list of slots nor where one node sends us to another (`MOVED 1234 :7001`, `MOVED 1234 ?:7001`)."""
+def test_nodes_that_announce_no_address_are_found(nameless_cluster: Cluster, any_reader: None, key: str) -> None:
+    """Their address is missing in the list of slots and in redirections (`MOVED 1234 :7001`, `MOVED 1234 ?:7001`)."""
     cluster, (channel, *_) = nameless_cluster, channels_of(0, 1, key)
     with in_use(cluster_broker(cluster)), Reader(channel) as reader:
         for count, target in enumerate((1, 2, 0), 1):
             cluster.move(slot(channel), cluster.nodes[target])
-            publish(channel, str(target))  # before anybody has looked where the slot is now
+            publish(channel, str(target))  # before the list of slots is read again
             until(lambda count=count: reader.got.count(MISSED) == count)  # type: ignore[misc]
             publish(channel, f"to {target}")
             until(lambda target=target: f"to {target}" in reader.got)  # type: ignore[misc]
@@ -640,8 +640,8 @@ def test_nodes_that_do_not_say_where_they_are(nameless_cluster: Cluster, any_rea
         assert set(nodes) <= {Host("127.0.0.1", node.port) for node in cluster.nodes}
 
 
-def test_a_slot_that_moves_while_its_channel_is_left(cluster: Cluster, any_reader: None, key: str) -> None:
-    """The node takes the channel away, and refuses to give it up again: two answers to one command."""
+def test_a_slot_may_move_while_its_channel_is_left(cluster: Cluster, any_reader: None, key: str) -> None:
+    """The node ends the subscription, then rejects the command that leaves it: two answers to one command."""
     (left, other), (neighbour,) = channels_of(0, 2, key), channels_of(1, 1, key)
     node, target = cluster.nodes[:2]
     ids = dict(zip(cluster.nodes, cluster.ids, strict=True))
@@ -653,12 +653,12 @@ def test_a_slot_that_moves_while_its_channel_is_left(cluster: Cluster, any_reade
         cluster.ask(target, "CLUSTER", "SETSLOT", slot(left), "NODE", ids[target])
         with gevent.socket.create_connection(("127.0.0.1", node.port)) as order:
             node.send_signal(signal.SIGSTOP)
-            try:  # what it gets meanwhile it finds in this order
+            try:  # the node will read what arrives meanwhile in this order
                 order.sendall(f"CLUSTER SETSLOT {slot(left)} NODE {ids[target]}\r\n".encode())
                 stack.close()
                 assert leaving.got == []
                 joining = gevent.spawn(Reader, other)
-                until(lambda: len(subscriber._in_flight) == 2 and not subscriber._writing)  # both have left
+                until(lambda: len(subscriber._in_flight) == 2 and not subscriber._writing)  # both commands were sent
             finally:
                 node.send_signal(signal.SIGCONT)
             with joining.get(timeout=BACK) as reader, Reader(left, neighbour) as again:
@@ -670,7 +670,7 @@ def test_a_slot_that_moves_while_its_channel_is_left(cluster: Cluster, any_reade
         cluster.move(slot(left), node)
 
 
-def test_many_slots_that_move_while_clients_come_and_go(cluster: Cluster, cooperative: None, key: str) -> None:
+def test_many_slots_may_move_while_clients_come_and_go(cluster: Cluster, cooperative: None, key: str) -> None:
     channels = channels_of(0, 20, key)
     with in_use(cluster_broker(cluster)), ExitStack() as stack:
 
@@ -688,7 +688,7 @@ def test_many_slots_that_move_while_clients_come_and_go(cluster: Cluster, cooper
                         gevent.sleep(0.001)
                 if len(readers) < 5:
                     readers.append(stack.enter_context(Reader(*channels)))
-            except BrokerError as error:  # the slot was gone each time that somebody asked for it
+            except BrokerError as error:  # the slot had moved at each attempt
                 assert "slot" in str(error)
         moves.get()
         assert len(readers) == 5
@@ -704,7 +704,7 @@ def test_many_slots_that_move_while_clients_come_and_go(cluster: Cluster, cooper
         lasts = [f"last {channel}" for channel in channels]
         until(lambda: all({*lasts} <= {*reader.got} for reader in readers))
         for reader in readers:
-            assert sorted(message for message in reader.got if message in lasts) == sorted(lasts)  # and none twice
+            assert sorted(message for message in reader.got if message in lasts) == sorted(lasts)  # none twice
     assert cluster.complete()
 
 
@@ -761,7 +761,7 @@ def test_a_node_that_hangs_is_replaced(
                     node.send_signal(signal.SIGSTOP)
             finally:
                 cluster.nodes[0].send_signal(signal.SIGCONT)
-            try:  # It wakes up alone, thinks that nothing has happened, and is not believed.
+            try:  # The node wakes up alone, unaware of the failover, and is not believed.
                 until(lambda: b"cluster_state:fail" in cluster.ask(cluster.nodes[0], "CLUSTER", "INFO"), SETTLED)
                 assert cluster.ask(cluster.nodes[0], "SPUBLISH", f"site1:{channel}", "to nobody") == 0
                 broker: Any = pubsub._broker()
@@ -774,7 +774,7 @@ def test_a_node_that_hangs_is_replaced(
             until(lambda: reader.got[-1:] == ["d"] or MISSED in reader.got)
 
 
-def test_a_node_that_has_no_replica_takes_only_its_own_channels_along(
+def test_losing_a_node_without_a_replica_affects_only_its_own_channels(
     own_cluster: Cluster, cooperative: None, key: str
 ) -> None:
     cluster = own_cluster
@@ -793,7 +793,7 @@ def test_a_node_that_has_no_replica_takes_only_its_own_channels_along(
                     publish(here, "a")
                     neighbour.until("a")
                     reader.until("a")
-        with in_use(cluster_broker(cluster) + "&client_name=new"), Reader(here) as reader:  # all that it sees is down
+        with in_use(cluster_broker(cluster) + "&client_name=new"), Reader(here) as reader:  # made during the outage
             publish(here, "b")
             reader.until("b")
         cluster.nodes[2].start()

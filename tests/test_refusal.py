@@ -1,4 +1,4 @@
-"""Refusals that a page can read: a close code in place of the status, where a view or the project wants it."""
+"""Refusals that a page can read: a close code instead of the status, where a view or the project asks for it."""
 
 from __future__ import annotations
 
@@ -33,21 +33,19 @@ def closing_site(start_site: StartSite) -> Iterator[Server]:
         ("exit", (4500, "Internal Server Error")),
     ],
 )
-def test_refusal_of_a_view_is_a_close_code(
-    site: Server, raw: Raw, key: str, how: str, expected: tuple[int, str]
-) -> None:
+def test_view_may_refuse_by_a_close_code(site: Server, raw: Raw, key: str, how: str, expected: tuple[int, str]) -> None:
     client = raw(site)
     response = client.open(f"/refuse-by-closing/{how}/?key={key}", behind=frame("never read"))
     assert client.closing() == expected
     client.send(close_frame(expected[0]))
     assert client.rest() == b""
     assert notes(site.port, key, 0) in ([], ["the view runs"])
-    if how not in ("raise", "exit"):  # then the session is not saved, as with any view
+    if how not in ("raise", "exit"):  # no session is saved after an exception, as in any view
         assert "sessionid" in response.cookies
     assert "location" not in response.headers
 
 
-def test_accepted_handshake_is_not_touched(site: Server, raw: Raw) -> None:
+def test_accepted_handshake_stays_as_it_is(site: Server, raw: Raw) -> None:
     client = raw(site)
     client.open("/refuse-by-closing/accept/")
     assert client.closing() == (1000, "")
@@ -59,13 +57,13 @@ def test_refusal_is_in_the_log_with_its_status(site: Server, raw: Raw) -> None:
 
 
 @pytest.mark.parametrize(("path", "code"), [("/nowhere/", 4404), ("/refuse/403/", 4403), ("/members/", 4401)])
-def test_setting_is_for_all_views_and_unknown_paths(closing_site: Server, raw: Raw, path: str, code: int) -> None:
+def test_setting_applies_to_all_views_and_unknown_paths(closing_site: Server, raw: Raw, path: str, code: int) -> None:
     client = raw(closing_site)
     client.open(path)
     assert client.closing()[0] == code
 
 
-def test_view_may_refuse_by_status_all_the_same(closing_site: Server, raw: Raw) -> None:
+def test_view_may_refuse_by_status_despite_the_setting(closing_site: Server, raw: Raw) -> None:
     client = raw(closing_site)
     client.send(request("/refuse-by-status/403/"))
     assert client.response().status == 403
@@ -80,7 +78,7 @@ def test_view_may_refuse_by_status_all_the_same(closing_site: Server, raw: Raw) 
         ({"Sec-WebSocket-Version": "8"}, 426),
     ],
 )
-def test_nothing_is_opened_for_other_sites_and_malformed_handshakes(
+def test_foreign_pages_and_malformed_handshakes_are_refused_by_status(
     closing_site: Server, raw: Raw, headers: dict[str, str | None], status: int
 ) -> None:
     client = raw(closing_site)
@@ -89,14 +87,14 @@ def test_nothing_is_opened_for_other_sites_and_malformed_handshakes(
 
 
 @pytest.mark.parametrize("interfere", ["replace", "raise"])
-def test_middleware_that_replaces_the_101_refuses_too(closing_site: Server, raw: Raw, key: str, interfere: str) -> None:
+def test_middleware_that_replaces_the_101_closes(closing_site: Server, raw: Raw, key: str, interfere: str) -> None:
     client = raw(closing_site)
     client.open(f"/accepts/?key={key}&interfere={interfere}")
     assert client.closing()[0] == {"replace": 4409, "raise": 4500}[interfere]
     assert notes(closing_site.port, key, 2) == ["WebSocketError", "finally"]
 
 
-def test_wrong_value_is_named(start_site: StartSite) -> None:
+def test_the_error_names_an_invalid_value(start_site: StartSite) -> None:
     with pytest.raises(Exception, match='refused by "http" or by "close", not by \'politely\''):
         websocket(refuse="politely")
     with pytest.raises(RuntimeError, match="not by 'politely'"), start_site({"WEBSOCKET_REFUSE": "politely"}):

@@ -32,12 +32,12 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 @pytest.fixture
 def project(original: Project, tmp_path: Path) -> Project:
-    """A copy to edit."""
+    """A copy of that project to edit."""
     return original.copy(tmp_path / "mysite")
 
 
 def runwebsocket(directory: Path, *args: str, port: int | None = None) -> Server:
-    """The command; it serves when a page is answered, in whatever way."""
+    """Run the command; it is ready once it answers a page, with any status."""
     port = port or free_port()
     words = [sys.executable, "manage.py", "runwebsocket", *(args or [f"127.0.0.1:{port}"])]
     return Server(words, port=port, probe=HTTP_PROBE, cwd=directory, env=ENVIRONMENT)
@@ -53,7 +53,7 @@ def fetch(server: Server, path: str) -> tuple[int, str]:
 
 
 def edit(path: Path, old: str, new: str) -> None:
-    """Change a file, and see that its time of modification is later, however coarse that is."""
+    """Change a file, and make its modification time later on any file system."""
     before = path.stat().st_mtime
     text = path.read_text()
     assert old in text
@@ -63,7 +63,7 @@ def edit(path: Path, old: str, new: str) -> None:
 
 def test_pages_static_files_and_websockets_on_one_port(project: Project, connect: Connect) -> None:
     project.write("chat/static/chat/test.css", "body {}")
-    project.write("mysite/settings.py", 'WEBSOCKET_SERVER = ":8001"', add=True)  # beside runserver, but not here
+    project.write("mysite/settings.py", 'WEBSOCKET_SERVER = ":8001"', add=True)  # for runserver; ignored here
     with runwebsocket(project.directory) as server:
         status, page = fetch(server, "/chat/lobby/")
         assert status == 200
@@ -78,7 +78,7 @@ def test_pages_static_files_and_websockets_on_one_port(project: Project, connect
 
 
 class Edited:
-    """A project that is served while it is edited, and what the server has said since `listen()`."""
+    """A project that is edited while it is served, and the output of its server since `listen()`."""
 
     def __init__(self, project: Project, server: Server) -> None:
         self.directory = project.directory
@@ -86,18 +86,18 @@ class Edited:
         self._said_before = 0
 
     def listen(self) -> None:
-        """Forget what was said before."""
+        """Forget the output so far."""
         self._said_before = len(self.server.log)
 
     @property
     def said(self) -> str:
-        """What the server has said since."""
+        """The output of the server since then."""
         return self.server.log[self._said_before :]
 
 
 @pytest.fixture(scope="module")
 def edited_by_all(original: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Edited]:
-    """One server for all tests that put right what they change."""
+    """One server for all tests that undo their changes."""
     project = original.copy(tmp_path_factory.mktemp("edited") / "mysite")
     with runwebsocket(project.directory) as server:
         assert eventually(lambda: "Watching for file changes" in server.log)
@@ -106,12 +106,12 @@ def edited_by_all(original: Project, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture
 def edited(edited_by_all: Edited) -> Edited:
-    """The same, for a test that begins."""
+    """That server, with its earlier output forgotten."""
     edited_by_all.listen()
     return edited_by_all
 
 
-def test_a_change_of_the_code_closes_conversations_and_is_served(edited: Edited, connect: Connect) -> None:
+def test_a_change_of_the_code_closes_conversations_and_takes_effect(edited: Edited, connect: Connect) -> None:
     views = edited.directory / "chat/views.py"
     client = connect(edited.server, "/chat/lobby/")
     assert client.ask("hello") == "hello"
@@ -125,7 +125,7 @@ def test_a_change_of_the_code_closes_conversations_and_is_served(edited: Edited,
     assert connect(edited.server, "/chat/lobby/").ask("hello") == "hello"
 
 
-def test_changes_of_settings_and_urls_are_served(project: Project, connect: Connect) -> None:
+def test_changes_of_settings_and_urls_take_effect(project: Project, connect: Connect) -> None:
     with runwebsocket(project.directory) as server:
         for file, old, new in (
             ("mysite/websocket_urls.py", '"chat/<slug', '"room/<slug'),
@@ -138,7 +138,7 @@ def test_changes_of_settings_and_urls_are_served(project: Project, connect: Conn
         assert fetch(server, "/chat/lobby")[0] == 404
 
 
-def test_a_change_of_a_template_disturbs_nobody(edited: Edited, connect: Connect) -> None:
+def test_a_change_of_a_template_closes_no_conversation(edited: Edited, connect: Connect) -> None:
     assert "<title>lobby</title>" in fetch(edited.server, "/chat/lobby/")[1]
     client = connect(edited.server, "/chat/lobby/")
     edit(edited.directory / "chat/templates/chat/room.html", "<title>", "<title>Room ")
@@ -156,7 +156,7 @@ def test_a_change_of_a_template_disturbs_nobody(edited: Edited, connect: Connect
     ],
     ids=["syntax", "import", "app", "check"],
 )
-def test_a_mistake_is_shown_and_waits_to_be_put_right(
+def test_a_mistake_is_shown_until_it_is_corrected(
     edited: Edited, connect: Connect, file: str, old: str, new: str, said: str
 ) -> None:
     client = connect(edited.server, "/chat/lobby/")
@@ -170,8 +170,8 @@ def test_a_mistake_is_shown_and_waits_to_be_put_right(
     assert connect(edited.server, "/chat/lobby/").ask("hello") == "hello"
 
 
-def test_a_mistake_in_a_module_is_noticed_where_it_is_imported(edited: Edited) -> None:
-    """The importing module is no module either, and is put right."""
+def test_a_mistake_in_an_imported_module_is_shown(edited: Edited) -> None:
+    """The module that imports it fails as well, and is where the mistake is corrected."""
     (edited.directory / "chat/broken.py").write_text("1 / 0")
     edit(edited.directory / "chat/views.py", "@websocket", "import chat.broken\n\n\n@websocket")
     assert eventually(lambda: fetch(edited.server, "/chat/lobby/")[0] == 500, DEADLINE)
@@ -184,7 +184,7 @@ def test_a_mistake_in_a_module_is_noticed_where_it_is_imported(edited: Edited) -
     ("send", "number"),
     [pytest.param(os.killpg, signal.SIGINT, id="Ctrl-C"), pytest.param(os.kill, signal.SIGTERM, id="kill")],
 )
-def test_the_end_leaves_nothing(
+def test_nothing_is_left_at_the_end(
     original: Project, connect: Connect, send: Callable[[int, int], None], number: signal.Signals
 ) -> None:
     with runwebsocket(original.directory) as server:
@@ -211,7 +211,7 @@ def test_the_end_leaves_nothing(
         ("--ipv6 {port}", "::1", "[::1]:{port}"),
     ],
 )
-def test_addresses_as_runserver_takes_them(original: Project, form: str, host: str, address: str) -> None:
+def test_addresses_have_the_forms_that_runserver_takes(original: Project, form: str, host: str, address: str) -> None:
     port = free_port()
     words = [sys.executable, "manage.py", "runwebsocket", *form.format(port=port).split()]
     server = Server(words, port=port, probe=HTTP_PROBE, host=host, cwd=original.directory, env=ENVIRONMENT)
@@ -229,7 +229,7 @@ def test_addresses_as_runserver_takes_them(original: Project, form: str, host: s
         ("nonsense", '"nonsense" is not a valid port number or address:port pair.'),
     ],
 )
-def test_an_address_that_cannot_be_had_is_said_at_once(original: Project, argument: str, said: str) -> None:
+def test_an_unusable_address_is_reported_at_once(original: Project, argument: str, said: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as occupied:
         argument = argument.format(occupied=occupied.getsockname()[1])
         with pytest.raises(AssertionError) as failure:
@@ -237,7 +237,7 @@ def test_an_address_that_cannot_be_had_is_said_at_once(original: Project, argume
     assert re.search(rf"ended with 1:\nCommandError: .*{re.escape(said)}", str(failure.value))
 
 
-def test_options(project: Project) -> None:
+def test_options_take_effect(project: Project) -> None:
     project.write("chat/static/chat/test.css", "body {}")
     project.write("mysite/settings.py", 'WEBSOCKET_URLCONF = "mysite.missing"', add=True)
     project.write("other.py", 'from mysite.settings import *\nWEBSOCKET_URLCONF = "mysite.websocket_urls"')
@@ -250,7 +250,7 @@ def test_options(project: Project) -> None:
         assert "system checks" not in server.log
 
 
-def test_without_the_reloader_a_mistake_ends_it(project: Project) -> None:
+def test_without_the_reloader_a_mistake_ends_the_command(project: Project) -> None:
     project.write("mysite/settings.py", 'WEBSOCKET_URLCONF = "mysite.missing"', add=True)
     port = free_port()
     with (
@@ -260,7 +260,7 @@ def test_without_the_reloader_a_mistake_ends_it(project: Project) -> None:
         pass
 
 
-def test_from_another_directory_and_with_what_manage_py_adds_to_the_path(project: Project, connect: Connect) -> None:
+def test_command_runs_from_another_directory_with_the_path_of_manage_py(project: Project, connect: Connect) -> None:
     manage = project.directory / "manage.py"
     manage.write_text(manage.read_text().replace("import sys\n", "import sys\nsys.path.append('elsewhere')\n", 1))
     project.write("elsewhere/helpful.py", "")
@@ -272,14 +272,14 @@ def test_from_another_directory_and_with_what_manage_py_adds_to_the_path(project
         assert connect(server, "/chat/lobby/").ask("hello") == "hello"
 
 
-def test_migrations_that_are_missing_are_told(original: Project, tmp_path: Path) -> None:
+def test_missing_migrations_are_reported(original: Project, tmp_path: Path) -> None:
     copy = original.copy(tmp_path / "mysite")
     (copy.directory / "db.sqlite3").unlink()
     with runwebsocket(copy.directory) as server:
         assert "unapplied migration(s)" in server.log
 
 
-def test_project_that_people_try_is_in_debug_mode_and_has_its_own_address(connect: Connect, tmp_path: Path) -> None:
+def test_the_test_project_runs_in_debug_mode_with_its_own_address(connect: Connect, tmp_path: Path) -> None:
     port = free_port()
     words = [sys.executable, "manage.py", "runwebsocket", str(port), "--noreload"]
     environment = ENVIRONMENT | {"DATABASE_NAME": str(tmp_path / "db.sqlite3")}

@@ -1,4 +1,4 @@
-"""scripts/demo as somebody who has just cloned the repository meets it."""
+"""scripts/demo in a fresh clone of the repository."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PAGES = ("/", "/chat/", "/echo/", "/ping/")
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tree as `git clone` gives it, with what is not committed yet and without what is ignored."""
+    """The tree as `git clone` gives it, with uncommitted files and without ignored ones."""
     if not (ROOT / ".git").exists():
         unavailable("a clone can only be made from a git repository")
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
@@ -40,7 +40,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def demo(clone: Path, port: int) -> Server:
-    """scripts/demo on a port; it serves when the first page is there."""
+    """Run scripts/demo on a port; it is ready once the first page is served."""
     environment = {"PYTHON": sys.executable, "REDIS_URL": "redis://127.0.0.1:1/0", "DJANGO_SETTINGS_MODULE": "missing"}
     command: list[str | Path] = [clone / "scripts" / "demo", str(port)]
     return Server(command, port=port, probe=HTTP_PROBE, cwd=Path("/"), env=environment, start_timeout=240)
@@ -57,7 +57,7 @@ def fetch(url: str) -> tuple[int, str]:
         return response.status, response.read().decode()
 
 
-@pytest.mark.timeout(300)  # the first of these makes the virtual environment
+@pytest.mark.timeout(300)  # the first of these tests makes the virtual environment
 def test_demo_says_what_it_does_and_where_to_look(site: Server) -> None:
     for page in PAGES:
         assert f"http://{site.address}{page}" in site.log
@@ -88,19 +88,19 @@ def test_demo_serves_websockets_on_the_same_port(site: Server) -> None:
 
 
 @pytest.mark.timeout(300)
-def test_demo_is_one_process_beside_the_one_that_watches_it(site: Server) -> None:
+def test_demo_is_one_process_beside_its_reloader(site: Server) -> None:
     workers = Path(f"/proc/{site.pid}/task/{site.pid}/children")
     if not workers.exists():
         unavailable("this system does not list a process's children")
     assert len(workers.read_text().split()) == 1
-    assert "runwebsocket" in Path(f"/proc/{site.pid}/cmdline").read_text()  # not the shell: signals arrive
+    assert "runwebsocket" in Path(f"/proc/{site.pid}/cmdline").read_text()  # not the shell, so that signals arrive
 
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("send", "number"),
     [
-        pytest.param(os.killpg, signal.SIGINT, id="Ctrl-C"),  # goes to all processes of the terminal
+        pytest.param(os.killpg, signal.SIGINT, id="Ctrl-C"),  # the terminal sends it to all its processes
         pytest.param(os.kill, signal.SIGTERM, id="kill"),
     ],
 )
@@ -128,7 +128,7 @@ def run_demo(clone: Path, *args: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def untouched_clone(clone: Path, tmp_path: Path) -> Path:
-    """One in which nothing was installed yet."""
+    """A clone in which nothing has been installed yet."""
     shutil.copytree(clone / "scripts", tmp_path / "scripts")
     return tmp_path
 
@@ -146,7 +146,7 @@ def test_demo_names_the_remedy_for_a_port_in_use_before_it_installs_anything(unt
 
 
 @pytest.mark.parametrize("args", [["http"], ["0"], ["65536"], ["-1"], ["8000", "8001"]])
-def test_demo_says_how_it_is_called(untouched_clone: Path, args: list[str]) -> None:
+def test_demo_prints_its_usage(untouched_clone: Path, args: list[str]) -> None:
     result = run_demo(untouched_clone, *args)
     assert result.returncode == 1
     assert result.stderr.startswith("Usage: scripts/demo [PORT]")

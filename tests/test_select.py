@@ -1,4 +1,4 @@
-"""select() over everything that can be waited for, as the standard library's is documented, without its limit."""
+"""select() over everything that can be waited for: it works like the standard library's, without its limit."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from .support.frames import close_frame, frame
 from .support.waiting import until
 from .support.wire import Pairs, Peer, descriptors
 
-Lists = list[tuple[list[Any], ...]]  # to look at with select
+Lists = list[tuple[list[Any], ...]]  # arguments of select
 
 
 class Channel:
-    """A subscription, and how something is published to it."""
+    """A subscription, and the means to publish to it."""
 
     def __init__(self) -> None:
         self._broker = MemoryBroker()
@@ -54,7 +54,7 @@ def channel(pairs: Pairs) -> Iterator[Channel]:
 
 @pytest.fixture
 def pipe(pairs: Pairs) -> Iterator[tuple[int, int]]:
-    """The ends of a pipe: to read, to write."""
+    """The two ends of a pipe: one to read from, one to write to."""
     ends = os.pipe()
     yield ends
     for fd in ends:
@@ -67,14 +67,14 @@ def websocket(pairs: Pairs, **options: Any) -> tuple[WebSocket, Peer]:
 
 
 def readable(fd: int) -> bool:
-    """What the kernel says, without a turn for anybody else."""
+    """Ask the kernel, and let no other greenlet run."""
     poller = standard.poll()
     poller.register(fd, standard.POLLIN)
     return bool(poller.poll(0))
 
 
 def selecting(*lists: Any) -> gevent.Greenlet[..., Any]:
-    """A greenlet that has begun to wait."""
+    """Start a greenlet that waits in select()."""
     greenlet = gevent.spawn(select, *lists)
     gevent.sleep(0)
     gevent.sleep(0)
@@ -84,7 +84,7 @@ def selecting(*lists: Any) -> gevent.Greenlet[..., Any]:
 # --- what can be waited for -------------------------------------------------------------------------------------
 
 
-def test_everything_may_be_mixed_and_comes_back_as_it_was_given(
+def test_everything_may_be_mixed_and_is_returned_as_it_was_given(
     pairs: Pairs, channel: Channel, pipe: tuple[int, int]
 ) -> None:
     ws, peer = websocket(pairs)
@@ -104,7 +104,7 @@ def test_everything_may_be_mixed_and_comes_back_as_it_was_given(
 
 
 @pytest.mark.parametrize("kind", ["websocket", "its number", "its handler's socket", "subscription", "pipe", "socket"])
-def test_each_of_them_wakes_the_one_who_waits(pairs: Pairs, channel: Channel, pipe: tuple[int, int], kind: str) -> None:
+def test_each_source_wakes_the_greenlet(pairs: Pairs, channel: Channel, pipe: tuple[int, int], kind: str) -> None:
     ws, peer = websocket(pairs)
     left, right = socket.socketpair()
     with left, right:
@@ -134,7 +134,7 @@ def test_two_that_become_ready_together_are_both_returned(pairs: Pairs, channel:
     assert select([ws, channel.subscription], [], [], 0) == ([], [], [])
 
 
-def test_descriptors_beyond_1023(pairs: Pairs) -> None:
+def test_descriptors_beyond_1023_are_taken(pairs: Pairs) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < 1200:
         resource.setrlimit(resource.RLIMIT_NOFILE, (1200, hard))
@@ -146,7 +146,7 @@ def test_descriptors_beyond_1023(pairs: Pairs) -> None:
             waiting = selecting([high], [], [])
             right.send(b"x")
             assert waiting.get(timeout=5) == ([high], [], [])
-            with pytest.raises(ValueError):  # what it replaces
+            with pytest.raises(ValueError):  # the standard library's
                 standard.select([high], [], [], 0)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
@@ -191,7 +191,7 @@ def test_a_pong_wakes_nobody(pairs: Pairs) -> None:
     assert select([ws], [], [], 0) == ([], [], [])
 
 
-def test_the_descriptor_is_readable_as_long_as_a_message_waits(pairs: Pairs) -> None:
+def test_the_descriptor_is_readable_while_a_message_waits(pairs: Pairs) -> None:
     ws, peer = websocket(pairs)
     fd = ws.fileno()
     peer.text("a", "b", "c")
@@ -203,18 +203,18 @@ def test_the_descriptor_is_readable_as_long_as_a_message_waits(pairs: Pairs) -> 
     assert not readable(fd)
 
 
-def test_the_descriptor_is_readable_as_long_as_a_message_waits_beyond_the_inbox(pairs: Pairs) -> None:
+def test_the_descriptor_is_readable_while_a_message_waits_beyond_the_inbox(pairs: Pairs) -> None:
     ws, peer = websocket(pairs, limits=Limits(inbox_messages=2))
     fd = ws.fileno()
     peer.text("a", "b", "c", "d", "e")
     until(lambda: readable(fd))
     for text in "abcde":
-        assert readable(fd), f"{text!r} is in memory"
+        assert readable(fd), f"{text!r} is still in memory"
         assert ws.receive() == text
     assert not readable(fd)
 
 
-def test_no_message_beyond_the_inbox_is_slept_over(pairs: Pairs) -> None:
+def test_select_wakes_for_each_message_beyond_the_inbox(pairs: Pairs) -> None:
     ws, peer = websocket(pairs, limits=Limits(inbox_messages=2))
     peer.text(*map(str, range(100)))
     got: list[str | bytes | None] = []
@@ -224,7 +224,7 @@ def test_no_message_beyond_the_inbox_is_slept_over(pairs: Pairs) -> None:
     assert got == list(map(str, range(100)))
 
 
-def test_a_descriptor_made_late_shows_what_is_there(pairs: Pairs) -> None:
+def test_a_descriptor_made_late_shows_a_waiting_message(pairs: Pairs) -> None:
     ws, peer = websocket(pairs)
     peer.text("a")
     until(ws.readiness.ready)
@@ -276,7 +276,7 @@ def test_discarded_input_is_never_ready(pairs: Pairs) -> None:
     assert select([ws], [], [], 5) == ([ws], [], [])
 
 
-def test_dropping_what_was_ready_makes_it_unready(pairs: Pairs) -> None:
+def test_dropping_the_input_makes_the_descriptor_unreadable(pairs: Pairs) -> None:
     ws, peer = websocket(pairs)
     fd = ws.fileno()
     peer.text("a", "b")
@@ -286,7 +286,7 @@ def test_dropping_what_was_ready_makes_it_unready(pairs: Pairs) -> None:
     assert not readable(fd)
 
 
-def test_a_subscription_is_ready_exactly_while_something_waits(channel: Channel) -> None:
+def test_a_subscription_is_ready_exactly_while_a_message_waits(channel: Channel) -> None:
     fd = channel.subscription.fileno()
     assert not readable(fd)
     channel.publish("a", "b")
@@ -304,11 +304,11 @@ def test_a_subscription_is_ready_exactly_while_something_waits(channel: Channel)
 # --- time -------------------------------------------------------------------------------------------------------
 
 
-def test_zero_only_looks(pairs: Pairs, pipe: tuple[int, int]) -> None:
+def test_a_timeout_of_zero_does_not_wait(pairs: Pairs, pipe: tuple[int, int]) -> None:
     ws, peer = websocket(pairs)
     assert select([ws, pipe[0]], [], [], 0) == ([], [], [])
     peer.text("a")
-    until(lambda: select([ws, pipe[0]], [], [], 0) == ([ws], [], []))  # and lets the loop run
+    until(lambda: select([ws, pipe[0]], [], [], 0) == ([ws], [], []))  # each look lets the loop run
     assert select([], [], [], 0) == ([], [], [])
 
 
@@ -320,13 +320,13 @@ def test_a_timeout_ends_the_wait_with_three_empty_lists(pairs: Pairs, pipe: tupl
         assert 0.04 < time.monotonic() - begun < 2
 
 
-def test_what_comes_in_time_is_returned(pipe: tuple[int, int]) -> None:
+def test_a_descriptor_that_becomes_ready_in_time_is_returned(pipe: tuple[int, int]) -> None:
     gevent.spawn_later(0.01, os.write, pipe[1], b"x")
     assert select([pipe[0]], [], [], 5) == ([pipe[0]], [], [])
 
 
-def test_only_the_caller_waits(pipe: tuple[int, int]) -> None:
-    waiting = [selecting([pipe[0]], [], []) for _ in range(3)]  # and several may wait for one descriptor
+def test_several_greenlets_may_wait_for_one_descriptor(pipe: tuple[int, int]) -> None:
+    waiting = [selecting([pipe[0]], [], []) for _ in range(3)]
     os.write(pipe[1], b"x")
     assert [greenlet.get(timeout=5) for greenlet in waiting] == [([pipe[0]], [], [])] * 3
 
@@ -338,7 +338,7 @@ def test_a_negative_timeout_is_an_error(pipe: tuple[int, int]) -> None:
         select([], [], [], -0.001)
 
 
-def test_a_timeout_that_is_no_number_is_an_error_and_all_timers_go_on(
+def test_nan_as_a_timeout_is_an_error_and_all_timers_go_on(
     pairs: Pairs, channel: Channel, pipe: tuple[int, int]
 ) -> None:
     nan = float("nan")
@@ -355,7 +355,7 @@ def test_a_timeout_that_is_no_number_is_an_error_and_all_timers_go_on(
     gevent.sleep(0.001)
 
 
-def test_a_timeout_of_the_user_leaves_nothing_behind(pairs: Pairs, pipe: tuple[int, int]) -> None:
+def test_a_gevent_timeout_leaves_nothing_behind(pairs: Pairs, pipe: tuple[int, int]) -> None:
     ws, peer = websocket(pairs)
     ws.fileno()
     before = descriptors()
@@ -363,15 +363,15 @@ def test_a_timeout_of_the_user_leaves_nothing_behind(pairs: Pairs, pipe: tuple[i
         select([ws, pipe[0]], [], [])
     os.write(pipe[1], b"x")
     peer.text("a")
-    gevent.sleep(0.01)  # whoever waited would be switched to now
+    gevent.sleep(0.01)  # a greenlet that still waited would be switched to now
     assert select([ws, pipe[0]], [], []) == ([ws, pipe[0]], [], [])
     assert descriptors() == before
 
 
-# --- writing and the exceptional --------------------------------------------------------------------------------
+# --- writing and exceptional conditions -------------------------------------------------------------------------
 
 
-def test_writing_is_waited_for(pairs: Pairs) -> None:
+def test_select_waits_until_it_is_possible_to_write(pairs: Pairs) -> None:
     left, right = socket.socketpair()
     with left, right:
         assert select([], [left, left.fileno()], []) == ([], [left, left.fileno()], [])
@@ -406,7 +406,7 @@ def test_a_hang_up_is_readable(pipe: tuple[int, int]) -> None:
         os.close(reader)
 
 
-def test_a_pipe_that_nobody_reads_any_more_is_writable() -> None:
+def test_a_pipe_without_a_reader_is_writable() -> None:
     reader, writer = os.pipe()
     os.close(reader)
     try:
@@ -458,7 +458,7 @@ class Odd:
         return "1"
 
 
-def test_what_has_no_descriptor_is_an_error(pairs: Pairs) -> None:
+def test_an_object_without_a_descriptor_is_an_error(pairs: Pairs) -> None:
     ws, _ = websocket(pairs)
     for thing in (object(), "1", None, 1.5, Odd()):
         wrong: Lists = [([thing], [], []), ([], [thing], []), ([], [], [thing]), ([ws, thing], [], [])]
@@ -488,7 +488,7 @@ def test_two_greenlets_cannot_wait_for_one_websocket(pairs: Pairs, pipe: tuple[i
 # --- views ------------------------------------------------------------------------------------------------------
 
 
-def test_a_view_gives_back_what_it_holds_before_it_waits(pairs: Pairs, pipe: tuple[int, int]) -> None:
+def test_a_view_releases_what_it_holds_before_it_waits(pairs: Pairs, pipe: tuple[int, int]) -> None:
     ws, peer = websocket(pairs)
     calls = []
 
@@ -509,7 +509,7 @@ def test_a_view_gives_back_what_it_holds_before_it_waits(pairs: Pairs, pipe: tup
     assert len(calls) == 2
 
 
-def test_a_loop_over_what_is_always_ready_lets_others_run(pipe: tuple[int, int]) -> None:
+def test_a_loop_over_a_source_that_is_always_ready_lets_others_run(pipe: tuple[int, int]) -> None:
     os.write(pipe[1], b"x")
     others = []
     gevent.spawn(lambda: others.append(1))

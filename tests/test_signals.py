@@ -1,4 +1,4 @@
-"""Signals: a client has come, a client has gone."""
+"""Signals: a client has connected or disconnected."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def server(request: pytest.FixtureRequest) -> Server:
         ("raise", [frame("go")], "1011 internal error 1 1 True"),
     ],
 )
-def test_receivers_are_told(server: Server, raw: Raw, key: str, how: str, sent: list[bytes], note: str) -> None:
+def test_receivers_are_called(server: Server, raw: Raw, key: str, how: str, sent: list[bytes], note: str) -> None:
     path = f"/observed/{how}/"
     client = raw(server)
     client.open(f"{path}?key={key}")
@@ -40,14 +40,14 @@ def test_receivers_are_told(server: Server, raw: Raw, key: str, how: str, sent: 
     assert notes(server.port, key, 2) == [f"connected {path}", note]
 
 
-def test_client_that_vanishes_is_told_of(site: Server, raw: Raw, key: str) -> None:
+def test_receivers_learn_of_a_client_that_vanishes(site: Server, raw: Raw, key: str) -> None:
     client = raw(site)
     client.open(f"/observed/echo/?key={key}")
     client.reset()
     assert notes(site.port, key, 2)[1] == "1006  0 1 True"
 
 
-def test_nothing_is_told_of_a_refused_handshake(site: Server, raw: Raw, key: str) -> None:
+def test_receivers_do_not_learn_of_a_refused_handshake(site: Server, raw: Raw, key: str) -> None:
     client = raw(site)
     client.send(request(f"/observed/refuse/?key={key}"))
     assert client.response().status == 403
@@ -58,7 +58,7 @@ def test_nothing_is_told_of_a_refused_handshake(site: Server, raw: Raw, key: str
     assert notes(site.port, key, 0) == []
 
 
-def test_receiver_that_exits_ends_nothing_else(start_site: StartSite, raw: Raw, key: str) -> None:
+def test_receiver_that_exits_affects_nothing_else(start_site: StartSite, raw: Raw, key: str) -> None:
     with start_site() as server:
         worker = worker_of(server)
         other = raw(server)

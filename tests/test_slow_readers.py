@@ -1,4 +1,4 @@
-"""Clients and views that do not keep up with what is published: what is dropped then, and that nobody else waits."""
+"""Clients and views that fall behind: which messages are dropped, and that nobody else has to wait."""
 
 from __future__ import annotations
 
@@ -45,19 +45,19 @@ def memory(key: str, pairs: Pairs) -> Iterator[None]:
 
 
 def forward(connection: Connection, *channels: str, **options: Any) -> hub.Forwarding:
-    """Have a client sent what is published, as a view does."""
+    """Forward published messages to a client, as a view does."""
     return WebSocket({}, HttpResponse(), lambda subprotocol: connection).subscribe(*channels, **options)
 
 
 def delivered() -> None:
-    """Wait until everything that was published has been handed out."""
+    """Wait until all published messages have been delivered."""
     with subscribe("the end") as subscription:
         publish("the end", "")
         subscription.get(timeout=10)
 
 
 def numbered(count: int, size: int = 2000, channel: str = "news") -> list[str]:
-    """Publish so many messages, each with its number; return them."""
+    """Publish `count` messages, each with its number; return them."""
     messages = [f"{channel} {number} ".ljust(size, ".") for number in range(count)]
     for message in messages:
         publish(channel, message)
@@ -66,7 +66,7 @@ def numbered(count: int, size: int = 2000, channel: str = "news") -> list[str]:
 
 
 def stuck(pairs: Pairs, **options: Any) -> tuple[Connection, Peer]:
-    """A client that reads nothing until its peer is pumped, and for which the kernel keeps a few KiB only."""
+    """A client that reads only when its peer is pumped, with a kernel buffer of just a few KiB."""
     return pairs(narrow=True, limits=Limits(outbox_size=LIMIT), **options)
 
 
@@ -77,7 +77,7 @@ def texts(frames: Sequence[Frame]) -> list[str]:
 # --- a client that does not read --------------------------------------------------------------------------------
 
 
-def test_close_is_what_happens_without_a_policy(pairs: Pairs) -> None:
+def test_a_slow_client_without_a_policy_is_closed(pairs: Pairs) -> None:
     for options in ({}, {"on_slow": "close"}):
         connection, _ = stuck(pairs)
         forward(connection, "news", **options)
@@ -86,13 +86,13 @@ def test_close_is_what_happens_without_a_policy(pairs: Pairs) -> None:
 
 
 @pytest.mark.parametrize("on_slow", LOSSY)
-def test_nothing_follows_the_close_frame_where_news_wait_and_an_answer_could_be_held_back(
+def test_nothing_follows_the_close_frame_although_news_wait_and_an_answer_was_held_back(
     pairs: Pairs, on_slow: Any
 ) -> None:
     connection, peer = stuck(pairs)
     forward(connection, "news", on_slow=on_slow)
     for _ in range(1000):
-        if connection._blocked and not connection._outbox:  # the kernel took nothing of the last one
+        if connection._blocked and not connection._outbox:  # the kernel took nothing of the last message
             break
         numbered(1, size=60)
     else:
@@ -113,20 +113,20 @@ def test_nothing_follows_the_close_frame_where_news_wait_and_an_answer_could_be_
     assert text("answer") in frames
 
 
-def test_drop_oldest_keeps_the_newest_that_have_room(pairs: Pairs) -> None:
+def test_drop_oldest_keeps_the_newest_messages_that_fit(pairs: Pairs) -> None:
     connection, peer = stuck(pairs)
     with forward(connection, "news", on_slow="drop_oldest"):
         messages = numbered(500)
         publish("news", "the end")
         got = texts(peer.until_frames(1)) and until_text(peer, "the end")
     assert connection.close_code is None
-    first = next(number for number, message in enumerate(got) if message != messages[number])  # what the kernel had
+    first = next(number for number, message in enumerate(got) if message != messages[number])  # after the kernel's
     assert got[first:-1] == messages[-(len(got) - first - 1) :]
     assert LIMIT * 0.8 < sum(map(len, got[first:])) <= LIMIT
 
 
 def until_text(peer: Peer, last: str) -> list[str]:
-    """Let the client read until a text comes; return all."""
+    """Let the client read until a text arrives; return all texts."""
     until(lambda: peer.pump() and last in texts(peer.frames[-50:]) or last in texts(peer.frames[-50:]))
     return texts(peer.frames)
 
@@ -145,12 +145,12 @@ def test_latest_keeps_the_newest_of_each_channel(pairs: Pairs) -> None:
         delivered()
         got = until_text(peer, "a end")
     assert connection.close_code is None
-    assert got[-3:] == ["c 99", "b end", "a end"]  # in the order in which they came
+    assert got[-3:] == ["c 99", "b end", "a end"]  # in the order of their arrival
     assert all(message.startswith("a ") and len(message) == 2000 for message in got[:-3])
-    assert len(got) < 10  # what the kernel had
+    assert len(got) < 10  # the kernel had the others
 
 
-def test_latest_keeps_the_newest_also_of_those_that_came_together(pairs: Pairs) -> None:
+def test_latest_keeps_the_newest_of_messages_that_came_together(pairs: Pairs) -> None:
     connection, peer = stuck(pairs)
     with forward(connection, "news", on_slow="latest"):
         for message in [f"{number:03}" * 500 for number in range(40)]:
@@ -160,7 +160,7 @@ def test_latest_keeps_the_newest_also_of_those_that_came_together(pairs: Pairs) 
 
 
 @pytest.mark.parametrize("on_slow", LOSSY)
-def test_a_client_that_keeps_up_gets_everything_and_what_came_together_together(pairs: Pairs, on_slow: Any) -> None:
+def test_a_client_that_keeps_up_gets_everything_in_as_many_segments(pairs: Pairs, on_slow: Any) -> None:
     connection, peer = pairs(sockets=packet_pair)
     with forward(connection, "news", "weather", on_slow=on_slow):
         for _ in range(50):
@@ -194,7 +194,7 @@ def test_frames_stay_whole_and_the_newest_arrives_however_the_client_reads(pairs
 
 
 @pytest.mark.parametrize("on_slow", LOSSY)
-def test_what_the_view_sends_and_control_frames_are_never_dropped(pairs: Pairs, on_slow: Any) -> None:
+def test_messages_of_the_view_and_control_frames_are_never_dropped(pairs: Pairs, on_slow: Any) -> None:
     connection, peer = stuck(pairs)
     with forward(connection, "news", on_slow=on_slow):
         numbered(20)
@@ -214,7 +214,7 @@ def test_what_the_view_sends_and_control_frames_are_never_dropped(pairs: Pairs, 
     assert connection.close_code is None
 
 
-def test_what_the_view_sends_does_not_wait_behind_what_may_be_dropped(pairs: Pairs) -> None:
+def test_messages_of_the_view_overtake_those_that_may_be_dropped(pairs: Pairs) -> None:
     connection, peer = stuck(pairs)
     with forward(connection, "news", on_slow="drop_oldest"):
         numbered(100)
@@ -224,7 +224,7 @@ def test_what_the_view_sends_does_not_wait_behind_what_may_be_dropped(pairs: Pai
 
 @pytest.mark.parametrize("on_slow", LOSSY)
 @pytest.mark.parametrize("end", ["close", "leave"])
-def test_what_waits_is_sent_before_the_close_frame_or_after_the_block(pairs: Pairs, on_slow: Any, end: str) -> None:
+def test_waiting_messages_leave_before_the_close_frame_or_after_the_block(pairs: Pairs, on_slow: Any, end: str) -> None:
     connection, peer = stuck(pairs)
     with forward(connection, "news", on_slow=on_slow):
         numbered(30)
@@ -253,7 +253,7 @@ def test_subscriptions_of_one_client_take_turns(pairs: Pairs, on_slow: Any) -> N
         assert len([message for message in news if message.startswith("weather")]) < 50
         until_text(peer, "the last weather")
         numbered(3)
-    for _ in range(20):  # reads a little, and gets stuck again
+    for _ in range(20):  # the client reads a little, and gets stuck again
         with forward(connection, "news", on_slow=on_slow):
             numbered(20)
             peer.pump(3000)
@@ -261,7 +261,7 @@ def test_subscriptions_of_one_client_take_turns(pairs: Pairs, on_slow: Any) -> N
 
 
 @pytest.mark.parametrize("on_slow", LOSSY)
-def test_getting_stuck_again_and_again_costs_nothing(pairs: Pairs, on_slow: Any) -> None:
+def test_getting_stuck_repeatedly_costs_nothing(pairs: Pairs, on_slow: Any) -> None:
     connection, peer = stuck(pairs)
     with forward(connection, "news", on_slow=on_slow):
         for _ in range(100):
@@ -275,7 +275,7 @@ def test_getting_stuck_again_and_again_costs_nothing(pairs: Pairs, on_slow: Any)
 
 @pytest.mark.parametrize("on_slow", LOSSY)
 @pytest.mark.parametrize("how", ["vanishes", "is given up"])
-def test_of_a_client_that_never_reads_again_nothing_stays(pairs: Pairs, on_slow: Any, how: str) -> None:
+def test_nothing_stays_of_a_client_that_never_reads_again(pairs: Pairs, on_slow: Any, how: str) -> None:
     connection, peer = stuck(pairs)
     forwarding = forward(connection, "news", on_slow=on_slow)
     numbered(100)
@@ -356,7 +356,7 @@ def test_a_subscription_raises_without_a_policy(pairs: Pairs) -> None:
 
 
 @pytest.mark.parametrize("on_slow", ["raise", *LOSSY])
-def test_a_message_as_large_as_may_wait_reaches_a_subscription(pairs: Pairs, on_slow: Any) -> None:
+def test_a_message_of_the_largest_size_reaches_a_subscription(pairs: Pairs, on_slow: Any) -> None:
     with subscribe("news", on_slow=on_slow) as subscription:
         for _ in range(3):
             publish("news", "x" * LIMIT)
@@ -365,7 +365,7 @@ def test_a_message_as_large_as_may_wait_reaches_a_subscription(pairs: Pairs, on_
 
 @pytest.mark.alone
 @pytest.mark.parametrize("on_slow", ["close", *LOSSY])
-def test_a_message_as_large_as_may_wait_reaches_a_client(pairs: Pairs, on_slow: Any) -> None:
+def test_a_message_of_the_largest_size_reaches_a_client(pairs: Pairs, on_slow: Any) -> None:
     connection, peer = pairs(limits=Limits(outbox_size=LIMIT))
     with forward(connection, "news", on_slow=on_slow):
         for number in range(3):
@@ -374,7 +374,7 @@ def test_a_message_as_large_as_may_wait_reaches_a_client(pairs: Pairs, on_slow: 
 
 
 @pytest.mark.parametrize("on_slow", ["", None, "drop", "newest", True])
-def test_an_unknown_policy_is_answered_with_the_known_ones(pairs: Pairs, on_slow: Any) -> None:
+def test_the_error_for_an_unknown_policy_lists_the_known_ones(pairs: Pairs, on_slow: Any) -> None:
     connection, _ = pairs()
     with pytest.raises(ValueError, match="'close', 'drop_oldest', 'latest'"):
         forward(connection, "news", on_slow=on_slow)
@@ -383,7 +383,7 @@ def test_an_unknown_policy_is_answered_with_the_known_ones(pairs: Pairs, on_slow
     assert pubsub._hub().channels == {}
 
 
-# --- and the others ---------------------------------------------------------------------------------------------
+# --- the other clients ------------------------------------------------------------------------------------------
 
 
 CLIENTS, ROUNDS = 500, 120
@@ -392,7 +392,7 @@ FLOOD = "x" * 64 * 1024
 
 @pytest.mark.alone
 @pytest.mark.parametrize("on_slow", ["close", *LOSSY])
-def test_one_stuck_client_among_five_hundred_holds_up_nobody_and_its_messages_do_not_pile_up(
+def test_one_stuck_client_among_five_hundred_delays_nobody_and_its_messages_do_not_pile_up(
     start_site: StartSite, redis_url: str, key: str, on_slow: str
 ) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -405,7 +405,7 @@ def test_one_stuck_client_among_five_hundred_holds_up_nobody_and_its_messages_do
         clients = [stack.enter_context(RawClient(server.port)) for _ in range(CLIENTS - 1)]
         for client in clients:
             client.open(f"/listen/{key}/")
-        latencies(publisher, key, clients)  # everything has been used once
+        latencies(publisher, key, clients)  # warms everything up
         alone = latencies(publisher, key, clients)
         used = memory_of(server)
         one = stack.enter_context(RawClient(server.port, receive_buffer=4096))
@@ -413,7 +413,7 @@ def test_one_stuck_client_among_five_hundred_holds_up_nobody_and_its_messages_do
         beside = latencies(publisher, key, clients)
         grown = memory_of(server) - used
         again = latencies(publisher, key, clients)
-        # Each round sent it 64 KiB, 15 MiB in all; a third is twice what the kernel may have buffered for it.
+        # The flood was 15 MiB, 64 KiB in each round; a third of it is twice what the kernel may buffer.
         assert grown < 5 * 1024, f"{grown} KiB"
         assert percentile(beside) < 2 * max(percentile(alone), percentile(again)) + 0.01
         if on_slow == "close":
@@ -425,7 +425,7 @@ def test_one_stuck_client_among_five_hundred_holds_up_nobody_and_its_messages_do
 
 
 def latencies(publisher: Any, key: str, clients: Sequence[RawClient]) -> list[float]:
-    """Publish to all, one message after the other, and to whoever wants a flood; return the seconds to each client."""
+    """Publish one message after another to all clients, with a flood beside them; return each delay in seconds."""
     taken = []
     with selectors.DefaultSelector() as selector:
         for client in clients:

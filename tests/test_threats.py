@@ -175,7 +175,7 @@ CLIENTS = {
     "a client that reads slowly or not at all": [
         "test_worker.py::test_listener_that_does_not_read_is_closed_with_1013_and_holds_up_nobody",
         "test_worker.py::test_view_is_told_when_its_client_does_not_read",
-        "test_slow_readers.py::test_one_stuck_client_among_five_hundred_holds_up_nobody_and_its_messages_do_not_pile_up",
+        "test_slow_readers.py::test_one_stuck_client_among_five_hundred_delays_nobody_and_its_messages_do_not_pile_up",
         "test_threats_outages.py::test_slow_readers_take_an_outbox_each_and_no_more",
         "test_admission.py::test_clients_that_do_not_read_the_answers_give_up_their_places",
     ],
@@ -248,7 +248,7 @@ OUTAGES = {
         "test_pubsub.py::test_a_subscription_is_in_force_when_subscribe_returns",
     ],
     "as many connections to Redis as clients, or more than it takes": [
-        "test_redis.py::test_channel_is_subscribed_to_once_for_each_worker_and_left_with_its_last_member",
+        "test_redis.py::test_worker_subscribes_to_a_channel_once_and_leaves_it_with_the_last_member",
         "test_threats_outages.py::test_redis_that_takes_no_more_connections_is_said_and_does_not_stay_so",
     ],
     "messages of other programs that are neither text nor binary, or larger than clients can take": [
@@ -329,7 +329,7 @@ PROCESS = {
         "test_application.py::test_greenlet_that_accepts_after_the_view_has_answered_gets_an_error_at_once",
     ],
     "a timeout that stops all timers of the process": [
-        "test_select.py::test_a_timeout_that_is_no_number_is_an_error_and_all_timers_go_on",
+        "test_select.py::test_nan_as_a_timeout_is_an_error_and_all_timers_go_on",
     ],
     "a view that is called for one message for ever": [
         "test_application.py::test_loop_ends_with_an_error_if_its_view_leaves_the_message",
