@@ -191,7 +191,7 @@ def test_wrong_host_is_refused_before_the_view_runs(site: Server, raw: Raw, key:
     assert client.response().status == 400
     assert client.rest() == b""
     raw(site).open(f"/accepts/?key={key}")
-    assert notes(site.port, key, 2) == ["accepted", "finally"]  # of the second handshake alone
+    assert notes(site.port, key, 2) == ["accepted", "finally"]  # from the second handshake only
 
 
 # --- malformed handshakes --------------------------------------------------------------------------------------------

@@ -21,8 +21,8 @@ Ends = tuple[ClientSocket, socket.socket]
 
 @pytest.fixture
 def ends() -> Iterator[Ends]:
-    """A client's socket, and the client's own end."""
-    with Pairs():  # sees that no descriptor is left
+    """The server's socket for a client, and the client's own end."""
+    with Pairs():  # checks that no descriptor is left
         server, client = unix_pair()
         client.settimeout(5)
         sock = ClientSocket(_socket.socket(server.family, server.type, server.proto, server.detach()))
@@ -35,7 +35,7 @@ def is_gevents(sock: ClientSocket) -> bool:
     return isinstance(sock._sock, gevent.socket.socket)
 
 
-def test_what_is_there_is_received_by_the_kernel_s_socket(ends: Ends) -> None:
+def test_waiting_bytes_are_received_without_gevent(ends: Ends) -> None:
     sock, client = ends
     client.sendall(b"request")
     assert sock.recv(100) == b"request"
@@ -44,9 +44,9 @@ def test_what_is_there_is_received_by_the_kernel_s_socket(ends: Ends) -> None:
     assert client.recv(100) == b"answer"
 
 
-def test_what_is_not_there_is_waited_for_while_others_run(ends: Ends) -> None:
+def test_recv_waits_for_bytes_while_others_run(ends: Ends) -> None:
     sock, client = ends
-    sock.setblocking(True)  # gunicorn's first word to any socket
+    sock.setblocking(True)  # gunicorn calls it first on every socket
     assert not is_gevents(sock)
     receiving = gevent.spawn(sock.recv, 100)
     gevent.sleep(0)
@@ -56,7 +56,7 @@ def test_what_is_not_there_is_waited_for_while_others_run(ends: Ends) -> None:
     assert is_gevents(sock)
 
 
-def test_room_for_what_is_sent_is_waited_for_while_others_run(ends: Ends) -> None:
+def test_send_waits_for_room_while_others_run(ends: Ends) -> None:
     sock, client = ends
     for _ in range(100):
         sending = gevent.spawn(sock.send, bytes(100_000))
@@ -71,7 +71,7 @@ def test_room_for_what_is_sent_is_waited_for_while_others_run(ends: Ends) -> Non
     assert sending.get(timeout=5) > 0
 
 
-def test_whatever_else_a_socket_has_is_gevent_s(ends: Ends) -> None:
+def test_all_other_attributes_are_those_of_gevents_socket(ends: Ends) -> None:
     sock, _ = ends
     sock.settimeout(0.01)
     with pytest.raises(TimeoutError):
@@ -81,7 +81,7 @@ def test_whatever_else_a_socket_has_is_gevent_s(ends: Ends) -> None:
         _ = sock.no_such_thing
 
 
-def test_a_socket_that_is_not_to_wait_does_not(ends: Ends) -> None:
+def test_a_non_blocking_socket_does_not_wait(ends: Ends) -> None:
     sock, _ = ends
     sock.setblocking(False)
     with pytest.raises(BlockingIOError):
@@ -92,7 +92,7 @@ def test_a_socket_that_is_not_to_wait_does_not(ends: Ends) -> None:
 
 
 @pytest.mark.parametrize("waited", [False, True])
-def test_a_socket_that_was_given_away_is_another_s(ends: Ends, waited: bool) -> None:
+def test_a_socket_that_was_given_away_belongs_to_the_taker(ends: Ends, waited: bool) -> None:
     sock, client = ends
     if waited:
         sock.cooperative()
@@ -111,7 +111,7 @@ def test_a_socket_that_was_given_away_is_another_s(ends: Ends, waited: bool) -> 
 
 
 @pytest.mark.parametrize("waited", [False, True])
-def test_a_closed_socket_is_closed(ends: Ends, waited: bool) -> None:
+def test_a_closed_socket_stays_closed(ends: Ends, waited: bool) -> None:
     sock, client = ends
     if waited:
         sock.cooperative()

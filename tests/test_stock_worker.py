@@ -30,7 +30,7 @@ def test_view_of_each_kind_answers(stock_site: Server, raw: Raw, path: str, answ
     assert client.rest() == b""
 
 
-def test_messages_of_all_sizes(stock_site: Server, connect: Connect) -> None:
+def test_messages_of_all_sizes_come_back(stock_site: Server, connect: Connect) -> None:
     client = connect(stock_site, "/echo/")
     for message in ("", b"", "Grüße", b"\0\xff", "x" * 300_000):
         assert client.ask(message) == message
@@ -84,7 +84,7 @@ def test_standard_select_sees_websockets_and_subscriptions(stock_site: Server, r
             assert [client.frame().text, client.frame().text] == ["one", "two"]
 
 
-def test_forwarding_and_listening(stock_site: Server, raw: Raw, key: str) -> None:
+def test_forwarded_and_listening_clients_get_messages(stock_site: Server, raw: Raw, key: str) -> None:
     member, listener = raw(stock_site), raw(stock_site)
     member.open(f"/forward/{key}/?key={key}")
     listener.open(f"/listen/{key}/?key={key}")
@@ -97,7 +97,7 @@ def test_forwarding_and_listening(stock_site: Server, raw: Raw, key: str) -> Non
 
 
 @pytest.mark.parametrize(("how", "code"), [("raise", 1011), ("exit", 1011), ("return", 1000), ("close", 4321)])
-def test_end_of_the_view(stock_site: Server, raw: Raw, connect: Connect, key: str, how: str, code: int) -> None:
+def test_end_of_the_view_closes(stock_site: Server, raw: Raw, connect: Connect, key: str, how: str, code: int) -> None:
     other = connect(stock_site, "/echo/")
     client = raw(stock_site)
     client.open(f"/end/{how}/?key={key}", behind=frame("go"))
@@ -130,7 +130,7 @@ def test_middleware_that_replaces_the_101_is_a_refusal(stock_site: Server, raw: 
     assert notes(stock_site.port, key, 2) == ["WebSocketError", "finally"]
 
 
-def test_protocol_errors_are_ours_to_judge(stock_site: Server, raw: Raw) -> None:
+def test_protocol_errors_are_judged_by_our_engine(stock_site: Server, raw: Raw) -> None:
     for sent, code in ((b"\x81\x01x", 1002), (frame(b"\xff", 1), 1007), (frame("x" * 60) + b"\xc1\x80mask", 1002)):
         client = raw(stock_site)
         client.open("/echo/")
@@ -142,7 +142,7 @@ def test_protocol_errors_are_ours_to_judge(stock_site: Server, raw: Raw) -> None
     assert client.closing()[0] == 1009
 
 
-def test_pages_are_served_beside(stock_site: Server, stock_project: Server) -> None:
+def test_pages_are_served_beside_websockets(stock_site: Server, stock_project: Server) -> None:
     assert fetch(stock_site.port, "/echo/").body == b"page /echo/"
     assert fetch(stock_project.port, "/echo/").status == 426
 
@@ -167,7 +167,7 @@ def test_clients_that_left_leave_nothing(stock_site: Server, raw: Raw) -> None:
 
 @pytest.fixture(scope="module")
 def impatient(start_site: StartSite) -> Iterator[Server]:
-    """A server that asks and gives up soon."""
+    """A server that sends pings early and gives up soon."""
     settings = {"WEBSOCKET_PING_INTERVAL": 0.5, "WEBSOCKET_PING_TIMEOUT": 1.0, "WEBSOCKET_HANDSHAKE_TIMEOUT": 1.0}
     with start_site(settings, worker=STOCK_WORKER) as server:
         yield server
@@ -188,11 +188,11 @@ def test_view_that_neither_accepts_nor_answers_is_ended(impatient: Server, raw: 
 
 
 @pytest.mark.parametrize(("header", "value"), [("Content-Length", "5"), ("Host", "evil.example")])
-def test_handshake_that_gevent_websocket_lets_pass_and_we_do_not(
+def test_handshake_that_only_gevent_websocket_would_accept_is_refused(
     stock_site: Server, raw: Raw, key: str, header: str, value: str
 ) -> None:
     client = raw(stock_site)
     client.open(f"/accepts/?key={key}", {header: value})
     assert client.frame().close[0] == 4400
     raw(stock_site).open(f"/accepts/?key={key}")
-    assert notes(stock_site.port, key, 2) == ["accepted", "finally"]  # of the second handshake alone
+    assert notes(stock_site.port, key, 2) == ["accepted", "finally"]  # from the second handshake only

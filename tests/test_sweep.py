@@ -14,7 +14,7 @@ from django_websocket.transport.sweep import TICK, Deadline, sweep_of_loop
 
 
 class Late(Exception):
-    """What the deadlines here raise."""
+    """The exception of all deadlines in this file."""
 
 
 def test_deadline_raises_in_the_greenlet_that_set_it() -> None:
@@ -30,7 +30,7 @@ def test_deadline_keeps_the_loop_running_until_it_is_closed() -> None:
         try:
             Deadline(0.2, Late())
             with pytest.raises(Late):
-                get_hub().switch()  # nothing else would ever happen
+                get_hub().switch()  # only the deadline can end this
             Deadline(0.2, Late()).close()
             with pytest.raises(LoopExit):
                 get_hub().switch()
@@ -41,7 +41,7 @@ def test_deadline_keeps_the_loop_running_until_it_is_closed() -> None:
         thread.submit(in_a_loop_with_nothing_else).result()
 
 
-def test_closed_deadline_raises_nothing_nor_does_one_that_another_closes_at_the_same_tick() -> None:
+def test_deadline_that_was_closed_even_at_its_own_tick_raises_nothing() -> None:
     happened: list[str] = []
     deadlines: list[Deadline] = []
 
@@ -63,10 +63,10 @@ def test_closed_deadline_raises_nothing_nor_does_one_that_another_closes_at_the_
     assert sorted(happened) == ["in time", "late"]
 
 
-def test_process_that_stood_still_makes_up_for_nothing() -> None:
+def test_time_in_which_the_process_stood_still_does_not_count() -> None:
     sweep_of_loop()
     gevent.sleep(0)
-    time.sleep(3 * TICK)  # the whole process
+    time.sleep(3 * TICK)  # stops the whole process
     begin = time.monotonic()
     Deadline(0.1, Late())
     with pytest.raises(Late):

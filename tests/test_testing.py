@@ -50,20 +50,20 @@ pytestmark = pytest.mark.usefixtures("test_runner")
 
 
 def greenlets() -> int:
-    """How many run, apart from those that only count lines of the log."""
+    """How many greenlets run, apart from those that only count lines of the log."""
     found = [thing for thing in gc.get_objects() if type(thing) in (gevent.Greenlet, Conversation)]
     return sum(not greenlet.dead and getattr(greenlet, "_run", None) is not log._sum_up for greenlet in found)
 
 
 @pytest.fixture(autouse=True)
 def nothing_stays(test_runner: None) -> Iterator[None]:
-    """After each test no view runs, no connection is open, and no descriptor but those of the loop."""
+    """Check after each test that no view, no connection and no descriptor is left, except the loop's own."""
     ended.clear()
-    gevent.sleep(0)  # has the loop's
+    gevent.sleep(0)  # makes the loop and its descriptors
     before = descriptors()
     with override_settings(WEBSOCKET_URLCONF=__name__):
         yield
-    gevent.idle()  # what was published last is delivered
+    gevent.idle()  # delivers what was published last
     assert not ViewGreenlet.running
     assert not open_connections()
     assert greenlets() == 0
@@ -76,12 +76,12 @@ def client() -> Client:
     return Client()
 
 
-# --- views beside those of the test site -----------------------------------------------------------------------------
+# --- views in addition to those of the test site ---------------------------------------------------------------------
 
 
 @websocket
 def note(request: HttpRequest, websocket: WebSocket) -> None:
-    """Write each message into the database, and answer with how many there are."""
+    """Save each message to the database, and answer with the number of rows."""
     for text in websocket:
         Note.objects.create(text=str(text))
         websocket.send(str(Note.objects.count()))
@@ -95,7 +95,7 @@ def writes_silently(request: HttpRequest, websocket: WebSocket) -> None:
 
 @websocket
 def headers(request: HttpRequest, websocket: WebSocket) -> None:
-    """Tell what the view sees of the request."""
+    """Send what the view sees of the request."""
     websocket.send_json(
         {
             "host": request.get_host(),
@@ -123,7 +123,7 @@ ended: list[str] = []
 
 @websocket
 def stays(request: HttpRequest, websocket: WebSocket) -> None:
-    """Wait for something that does not come, whatever the client does."""
+    """Wait for something that never comes, whatever the client does."""
     websocket.send("ready")
     try:
         gate.wait()
@@ -140,7 +140,7 @@ def says_how_it_ended(request: HttpRequest, websocket: WebSocket) -> None:
 
 @websocket
 def never_idle(request: HttpRequest, websocket: WebSocket) -> None:
-    """Look again and again."""
+    """Poll, and never wait."""
     while not websocket.closed:
         if websocket in select([websocket], [], [], 0)[0]:
             text = websocket.receive()
@@ -170,14 +170,14 @@ def standard_select(request: HttpRequest, websocket: WebSocket) -> None:
 
 @websocket
 def floods(request: HttpRequest, websocket: WebSocket) -> None:
-    """Send more than there is room for."""
+    """Send more than the buffers hold."""
     for number in range(200):
         websocket.send(f"{number}".ljust(65536, "."))
 
 
 @websocket
 def commits(request: HttpRequest, websocket: WebSocket, channel: str) -> None:
-    """Publish what was written when that is committed."""
+    """Publish each message when its row is committed."""
     for text in websocket:
         with transaction.atomic():
             Note.objects.create(text=str(text))
@@ -223,12 +223,12 @@ def leaves_a_message(request: HttpRequest, websocket: WebSocket) -> None:
 
 
 def not_today(request: HttpRequest) -> HttpResponseBase:
-    """Refuses, in text of its own."""
+    """Refuse with a text of its own."""
     return HttpResponse("Not today.\n", "text/plain", 403)
 
 
 def mutilate(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
-    """A middleware that knows too few headers."""
+    """A middleware that drops a header of the 101."""
 
     def middleware(request: HttpRequest) -> HttpResponse:
         response = get_response(request)
@@ -273,32 +273,32 @@ def test_messages_keep_their_type_and_content(client: Client, message: str | byt
     ("path", "answer"),
     [("/undecorated/", "hi"), ("/class/ann/", "ann: hi"), ("/loop/ann/", "ann: hi"), ("/never-idle/", "hi")],
 )
-def test_views_of_each_kind(client: Client, path: str, answer: str) -> None:
+def test_views_of_each_kind_answer(client: Client, path: str, answer: str) -> None:
     with client.websocket(path) as ws:
         for _ in range(3):
             ws.send("hi")
             assert ws.receive() == answer
 
 
-def test_json(client: Client) -> None:
+def test_json_is_sent_and_received(client: Client) -> None:
     with client.websocket("/echo/") as ws:
         ws.send_json({"to": ["a", None], "text": "é"})
         assert ws.receive_json() == {"to": ["a", None], "text": "é"}
 
 
-def test_more_than_there_is_room_for_arrives_whole(client: Client) -> None:
+def test_more_than_the_buffers_hold_arrives_whole(client: Client) -> None:
     with client.websocket("/floods/") as ws:
         assert [str(ws.receive())[:3].rstrip(".") for _ in range(200)] == [str(number) for number in range(200)]
         with pytest.raises(ConnectionClosed, match="1000"):
             ws.receive()
 
 
-def test_what_is_no_message_is_refused(client: Client) -> None:
+def test_objects_that_are_not_messages_are_refused(client: Client) -> None:
     with client.websocket("/echo/") as ws, pytest.raises(TypeError, match="send_json"):
         ws.send({"a": 1})  # type: ignore[arg-type]
 
 
-def test_a_view_has_handled_what_it_was_sent_when_send_returns(client: Client, key: str) -> None:
+def test_send_returns_when_the_view_has_handled_the_message(client: Client, key: str) -> None:
     with client.websocket(f"/echo/?key={key}") as ws, client.websocket(f"/forward/{key}/") as other:
         ws.send("hello")
         assert len(ws._engine.messages) == 1
@@ -306,7 +306,7 @@ def test_a_view_has_handled_what_it_was_sent_when_send_returns(client: Client, k
         assert other.receive(timeout=0) == "to all"
 
 
-def test_that_nothing_came_is_known_without_waiting(client: Client) -> None:
+def test_receive_can_tell_that_nothing_came_without_waiting(client: Client) -> None:
     with client.websocket("/echo/") as ws:
         begin = time.monotonic()
         with pytest.raises(TimeoutError, match="No message came within 0 seconds"):
@@ -314,12 +314,12 @@ def test_that_nothing_came_is_known_without_waiting(client: Client) -> None:
         assert time.monotonic() - begin < 1
 
 
-def test_receive_waits_for_what_needs_time(client: Client) -> None:
+def test_receive_waits_for_a_message_that_needs_time(client: Client) -> None:
     with client.websocket("/receive-within/") as ws:
         assert ws.receive() == "TimeoutError"
 
 
-def test_a_timeout_that_is_no_number_is_an_error(client: Client) -> None:
+def test_nan_as_a_timeout_is_an_error(client: Client) -> None:
     with pytest.raises(ValueError, match="NaN"):
         client.websocket("/echo/", timeout=float("nan"))
     with client.websocket("/echo/") as ws, pytest.raises(ValueError, match="NaN"):
@@ -336,7 +336,7 @@ def test_a_timeout_says_where_the_view_waits(client: Client) -> None:
         ws.receive(timeout=0)
 
 
-def test_a_view_that_takes_nothing_is_told_of(client: Client) -> None:
+def test_a_view_that_takes_nothing_is_reported(client: Client) -> None:
     with ExitStack() as stack:
         ws = stack.enter_context(client.websocket("/stays/", timeout=0.2))
         stack.callback(gate.clear)
@@ -357,7 +357,7 @@ def test_subprotocol_is_negotiated(client: Client) -> None:
         assert ws.subprotocol is None
 
 
-def test_request_has_what_is_asked_for(client: Client) -> None:
+def test_request_has_the_given_headers_and_parameters(client: Client) -> None:
     with client.websocket("/headers/") as ws:
         assert ws.receive_json() == {
             "host": "testserver",
@@ -423,7 +423,7 @@ def test_refusal_is_raised_with_the_response(client: Client, path: str, status: 
 
 
 @pytest.mark.parametrize("subprotocols", [["a b"], ["a", "a"]])
-def test_handshake_that_a_server_does_not_take_is_refused(client: Client, subprotocols: list[str]) -> None:
+def test_handshake_that_a_server_would_refuse_is_refused(client: Client, subprotocols: list[str]) -> None:
     with pytest.raises(HandshakeRefused, match="Sec-WebSocket-Protocol must be a list of different tokens") as refused:
         client.websocket("/echo/", subprotocols=subprotocols)
     assert refused.value.status_code == 400
@@ -453,7 +453,7 @@ def test_view_that_neither_accepts_nor_answers_is_ended_as_by_a_server(client: C
     assert ended.pop() == "finally"
 
 
-def test_messages_of_a_view_can_be_looked_at_when_it_has_ended(client: Client) -> None:
+def test_messages_of_a_view_can_be_read_when_it_has_ended(client: Client) -> None:
     with client.websocket("/leaves-a-message/") as ws:
         assert ws.closed
     response: Any = ws.response
@@ -461,7 +461,7 @@ def test_messages_of_a_view_can_be_looked_at_when_it_has_ended(client: Client) -
     assert response.wsgi_request.META["wsgi.websocket"].closed
 
 
-def test_what_a_middleware_takes_from_the_101_is_missed(client: Client) -> None:
+def test_header_that_middleware_takes_from_the_101_is_missed(client: Client) -> None:
     with (
         override_settings(MIDDLEWARE=[f"{__name__}.mutilate"]),
         pytest.raises(HandshakeError, match="does not answer the key"),
@@ -470,16 +470,16 @@ def test_what_a_middleware_takes_from_the_101_is_missed(client: Client) -> None:
     assert ended == []
 
 
-def test_ordinary_requests_are_those_of_djangos_client(client: Client) -> None:
+def test_ordinary_requests_work_as_with_djangos_client(client: Client) -> None:
     response = client.get("/page/")
     assert (response.status_code, response.content) == (200, b"page /page/")
     assert response.resolver_match.view_name == "page"
-    assert client.get("/echo/").content == b"page /echo/"  # the page of that path
+    assert client.get("/echo/").content == b"page /echo/"  # the page, not the WebSocket, of that path
     assert client.post("/page/").status_code == 200
     assert Client(enforce_csrf_checks=True).post("/page/").status_code == 403
 
 
-def test_mistakes_in_the_settings_are_said(client: Client) -> None:
+def test_mistakes_in_the_settings_are_reported(client: Client) -> None:
     with override_settings(WEBSOCKET_URLCONF="nowhere"), pytest.raises(ImproperlyConfigured, match="nowhere"):
         client.websocket("/echo/")
 
@@ -496,13 +496,13 @@ def test_the_end_of_the_block_closes_and_waits_for_the_view(client: Client) -> N
 @pytest.mark.parametrize(
     ("code", "reason", "seen"), [(4321, "bye", "4321 bye"), (1001, "", "1001"), (1005, "", "1005"), (1006, "", "1006")]
 )
-def test_the_client_closes(client: Client, code: int, reason: str, seen: str) -> None:
+def test_the_view_sees_how_the_client_closes(client: Client, code: int, reason: str, seen: str) -> None:
     with client.websocket("/says-how-it-ended/") as ws:
         ws.close(code, reason)
         assert ended.pop() == seen
         assert ws.closed
         assert ws.close_code == code
-        ws.close()  # without effect
+        ws.close()  # has no effect
         with pytest.raises(ConnectionClosed):
             ws.send("too late")
 
@@ -515,7 +515,7 @@ def test_a_code_that_cannot_be_sent_is_refused(client: Client) -> None:
         assert ws.receive() == "hello"
 
 
-def test_the_view_closes(client: Client) -> None:
+def test_the_client_sees_how_the_view_closes(client: Client) -> None:
     with client.websocket("/end/close/") as ws:
         assert not ws.closed
         assert ws.close_code is None
@@ -528,7 +528,7 @@ def test_the_view_closes(client: Client) -> None:
             assert (closed.value.code, closed.value.reason) == (4321, "bye")
 
 
-def test_closed_is_only_true_when_everything_was_received(client: Client) -> None:
+def test_closed_is_true_only_when_everything_was_received(client: Client) -> None:
     with client.websocket("/subprotocols/") as ws:
         assert ws.close_code == 1000
         assert not ws.closed
@@ -536,7 +536,7 @@ def test_closed_is_only_true_when_everything_was_received(client: Client) -> Non
         assert ws.closed
 
 
-def test_limits_hold(client: Client) -> None:
+def test_limits_of_the_settings_apply(client: Client) -> None:
     with override_settings(WEBSOCKET_MAX_MESSAGE_SIZE=10), client.websocket("/echo/") as ws:
         ws.send("x" * 10)
         assert ws.receive() == "x" * 10
@@ -551,7 +551,7 @@ def test_keepalive_is_answered(client: Client) -> None:
         assert ws.close_code is None
 
 
-def test_view_that_stays_is_told_of_and_ended(client: Client) -> None:
+def test_view_that_stays_is_reported_and_ended(client: Client) -> None:
     with pytest.raises(TimeoutError) as timeout, client.websocket("/stays/", timeout=0.1) as ws:
         assert ws.receive() == "ready"
     assert "still ran 0.1 seconds after its client had left. The view waits here:" in str(timeout.value)
@@ -559,7 +559,7 @@ def test_view_that_stays_is_told_of_and_ended(client: Client) -> None:
     assert ended.pop() == "finally"
 
 
-def test_view_that_stays_does_not_hide_what_failed_in_the_block(client: Client) -> None:
+def test_view_that_stays_does_not_hide_an_error_in_the_block(client: Client) -> None:
     with pytest.raises(KeyError), client.websocket("/stays/", timeout=0.1):
         raise KeyError
     assert ended.pop() == "finally"
@@ -568,7 +568,7 @@ def test_view_that_stays_does_not_hide_what_failed_in_the_block(client: Client) 
 # --- exceptions ------------------------------------------------------------------------------------------------------
 
 
-def test_exception_of_a_view_is_raised_behind_its_messages_and_once(client: Client) -> None:
+def test_exception_of_a_view_is_raised_once_and_after_its_messages(client: Client) -> None:
     with client.websocket("/fails/") as ws:
         ws.send("this")
         assert [ws.receive(), ws.receive()] == ["one", "two"]
@@ -579,7 +579,7 @@ def test_exception_of_a_view_is_raised_behind_its_messages_and_once(client: Clie
         assert ws.close_code == 1011
 
 
-def test_exception_of_a_view_is_raised_by_what_follows(client: Client) -> None:
+def test_exception_of_a_view_is_raised_by_the_next_call(client: Client) -> None:
     with client.websocket("/fails/") as ws:
         ws.send("this")
         with pytest.raises(ValueError, match="cannot handle this"):
@@ -592,7 +592,7 @@ def test_exception_of_a_view_is_raised_by_what_follows(client: Client) -> None:
     assert isinstance(error.value.__context__, AssertionError)
 
 
-def test_exceptions_are_not_raised_where_that_is_not_wanted() -> None:
+def test_exceptions_are_not_raised_when_turned_off() -> None:
     with Client(raise_request_exception=False).websocket("/fails/") as ws:
         ws.send("this")
         assert [ws.receive(), ws.receive()] == ["one", "two"]
@@ -600,7 +600,7 @@ def test_exceptions_are_not_raised_where_that_is_not_wanted() -> None:
             ws.receive()
 
 
-def test_exceptions_of_others_are_theirs(client: Client) -> None:
+def test_exceptions_do_not_reach_the_clients_of_other_views(client: Client) -> None:
     with client.websocket("/echo/") as ws, client.websocket("/fails/") as other:
         other.send("this")
         ws.send("hello")
@@ -614,10 +614,10 @@ def test_sys_exit_in_a_view_ends_that_view_only(client: Client) -> None:
         ws.send("x")
 
 
-# --- what is published -----------------------------------------------------------------------------------------------
+# --- publishing ------------------------------------------------------------------------------------------------------
 
 
-def test_publishing_between_the_test_its_views_and_their_clients(client: Client, key: str) -> None:
+def test_messages_pass_between_the_test_its_views_and_their_clients(client: Client, key: str) -> None:
     with (
         client.websocket(f"/forward/{key}/") as forwarded,
         client.websocket(f"/listen/{key}/") as listening,
@@ -646,7 +646,7 @@ def test_captured_messages_are_those_of_the_block(client: Client, key: str) -> N
         with client.websocket(f"/forward/{key}/") as ws:
             ws.send(b"\xff\0")
             client.get(f"/publish/{key}-2/?text=by a page")
-            assert ws.receive() == b"\xff\0"  # it arrives all the same
+            assert ws.receive() == b"\xff\0"  # capturing does not keep it from arriving
         with captured_messages(f"{key}-2", f"{key}-3") as some:
             for number in range(1, 4):
                 publish(f"{key}-{number}", "x")
@@ -680,7 +680,7 @@ def test_no_test_publishes_to_a_real_broker(client: Client, key: str, monkeypatc
     publish(key, "in memory again")
 
 
-def test_publishing_in_a_test_warns_of_nothing(
+def test_publishing_in_a_test_logs_no_warning(
     caplog: pytest.LogCaptureFixture, key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory, "serves_clients", lambda: False)
@@ -691,7 +691,7 @@ def test_publishing_in_a_test_warns_of_nothing(
 
 
 def test_threads_have_subscriptions_of_their_own(key: str) -> None:
-    """A live server has its loop in a thread, which ends."""
+    """A live server runs its loop in a thread that ends."""
     got: list[Any] = []
     ready = threading.Event()
 
@@ -699,11 +699,11 @@ def test_threads_have_subscriptions_of_their_own(key: str) -> None:
         with subscribe(key) as messages:
             ready.set()
             got.append(messages.get(timeout=10))
-        gevent.idle()  # whatever delivered it has ended, too
+        gevent.idle()  # lets the delivering greenlet end as well
         get_hub().destroy(destroy_loop=True)
 
     with subscribe(key) as messages:
-        for text in ("first", "second"):  # the loop of the first thread is gone when the second comes
+        for text in ("first", "second"):  # the first thread's loop is gone when the second starts
             ready.clear()
             thread = threading.Thread(target=run)
             thread.start()
@@ -747,14 +747,14 @@ class InATransaction(TestCase):
             self.assertEqual(ws.receive(), "3")
         self.assertEqual(Note.objects.count(), 3)
 
-    def test_what_a_view_wrote_is_there_when_send_returns_and_gone_in_the_next_test(self) -> None:
+    def test_rows_of_a_view_are_there_when_send_returns_and_gone_in_the_next_test(self) -> None:
         self.assertEqual(Note.objects.count(), 1)
         with self.client.websocket("/writes-silently/") as ws:
             ws.send("a")
             ws.send("b")
             self.assertEqual(Note.objects.count(), 3)
 
-    def test_login(self) -> None:
+    def test_view_may_require_a_login(self) -> None:
         with self.assertRaises(HandshakeRefused) as refused:
             self.client.websocket("/members/")
         self.assertRedirects(refused.exception.response, "/login/?next=/members/")
@@ -771,13 +771,13 @@ class InATransaction(TestCase):
         with self.client.websocket("/members/") as ws, mock.patch.object(connection, "is_in_memory_db", return_value=0):
             self.assertEqual(ws.receive(), "hello ann")
             with self.assertRaises(TimeoutError):
-                ws.receive(timeout=0.2)  # its login was asked for, by whom must not close the test's connection
+                ws.receive(timeout=0.2)  # the check of its login must not close the test's connection
             self.client.logout()
             with self.assertRaises(ConnectionClosed):
                 ws.receive()
             self.assertEqual(ws.close_code, 4401)
 
-    def test_two_users_at_once(self) -> None:
+    def test_two_users_can_be_connected_at_once(self) -> None:
         get_user_model().objects.create(username="bob")
         with ExitStack() as stack:
             for name in ("ann", "bob"):
@@ -786,13 +786,13 @@ class InATransaction(TestCase):
                 ws = stack.enter_context(client.websocket("/members/"))
                 self.assertEqual(ws.receive(), f"hello {name}")
 
-    def test_refusal_has_what_the_test_client_adds(self) -> None:
+    def test_refusal_has_the_attributes_of_djangos_test_responses(self) -> None:
         with self.assertRaises(HandshakeRefused) as refused:
             self.client.websocket("/refuse/403/")
         self.assertContains(refused.exception.response, "no entry", status_code=403)
         self.assertEqual(refused.exception.response.request["PATH_INFO"], "/refuse/403/")
 
-    def test_waiting_in_a_transaction_of_the_view_is_an_error_here_as_well(self) -> None:
+    def test_view_cannot_wait_in_its_own_transaction(self) -> None:
         for what in ("receive", "select"):
             with (
                 self.assertRaisesMessage(RuntimeError, "A view cannot wait for a message inside a transaction"),
@@ -808,7 +808,7 @@ class InATransaction(TestCase):
         with self.client.websocket("/note/") as ws, self.assertNumQueries(2):
             ws.send("a")
 
-    def test_on_commit_as_in_djangos_own_tests(self) -> None:
+    def test_on_commit_works_as_in_djangos_own_tests(self) -> None:
         with captured_messages("notes") as messages, self.client.websocket("/commits/notes/") as ws:
             ws.send("never committed")
             self.assertEqual(messages, [])
@@ -816,7 +816,7 @@ class InATransaction(TestCase):
                 ws.send("committed")
             self.assertEqual(messages, [("notes", "committed")])
 
-    def test_the_connection_of_the_test_stays(self) -> None:
+    def test_the_database_connection_of_the_test_stays(self) -> None:
         before = connection.connection
         with self.client.websocket("/note/") as ws:
             ws.send("a")
@@ -829,7 +829,7 @@ class InATransaction(TestCase):
         with self.assertRaisesMessage(SynchronousOnlyOperation, "a plain `def`"):
             self.client.websocket("/echo/")
 
-    async def test_async_test_with_a_synchronous_function(self) -> None:
+    async def test_async_test_may_use_a_synchronous_function(self) -> None:
         def converse() -> None:
             with self.client.websocket("/note/") as ws:
                 ws.send("a")
@@ -847,13 +847,13 @@ class WithAtomicRequests(TestCase):
         self.addCleanup(settings.__setitem__, "ATOMIC_REQUESTS", settings["ATOMIC_REQUESTS"])
         settings["ATOMIC_REQUESTS"] = True
 
-    def test_conversation_is_outside_of_the_transaction_of_the_request(self) -> None:
+    def test_conversation_is_outside_the_transaction_of_the_request(self) -> None:
         with self.client.websocket("/note/") as ws:
             for number in range(3):
                 ws.send("x")
                 self.assertEqual(ws.receive(), f"{number + 1}")
 
-    def test_what_was_written_before_an_exception_is_rolled_back(self) -> None:
+    def test_rows_written_before_an_exception_are_rolled_back(self) -> None:
         with self.assertRaisesMessage(ValueError, "after writing"):
             self.client.websocket("/writes/raise/?key=a")
         with self.assertRaises(HandshakeRefused):
@@ -866,7 +866,7 @@ class Committing(TransactionTestCase):
     client: Client
     databases = {"default"}
 
-    def test_what_a_view_writes_is_committed(self) -> None:
+    def test_rows_of_a_view_are_committed(self) -> None:
         with self.client.websocket("/note/") as ws:
             ws.send("a")
             self.assertEqual(ws.receive(), "1")
@@ -875,12 +875,12 @@ class Committing(TransactionTestCase):
             self.assertEqual(ws.receive(), "3")
             self.assertFalse(connection.in_atomic_block)
 
-    def test_on_commit_runs(self) -> None:
+    def test_on_commit_callbacks_run(self) -> None:
         with captured_messages() as messages, self.client.websocket("/commits/notes/") as ws:
             ws.send("committed")
             self.assertEqual(messages, [("notes", "committed")])
 
-    def test_waiting_in_a_transaction_of_the_view_is_an_error_here_as_well(self) -> None:
+    def test_view_cannot_wait_in_its_own_transaction(self) -> None:
         with (
             self.assertRaisesMessage(RuntimeError, "A view cannot wait for a message inside a transaction"),
             self.client.websocket("/in-a-transaction/receive/"),
@@ -888,10 +888,10 @@ class Committing(TransactionTestCase):
             pass
 
 
-def test_a_waiting_view_gives_its_connection_back(
+def test_a_waiting_view_releases_its_database_connection(
     client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the memory of the process, where the default database is, a connection cannot be closed."""
+    """The default database is in memory, where a connection cannot be closed: use another one."""
     other = {**connections.databases["default"], "NAME": str(tmp_path / "other.sqlite3")}
     monkeypatch.setitem(connections.databases, "other", other)
     try:
@@ -905,7 +905,7 @@ def test_a_waiting_view_gives_its_connection_back(
         del connections["other"]
 
 
-def test_refusals_are_in_the_log_however_many_there_are(client: Client, caplog: pytest.LogCaptureFixture) -> None:
+def test_every_refusal_is_logged(client: Client, caplog: pytest.LogCaptureFixture) -> None:
     for number in range(1, 16):
         with pytest.raises(HandshakeRefused):
             client.websocket("/echo/", origin="https://evil.example")

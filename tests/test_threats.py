@@ -1,6 +1,6 @@
-"""What attackers, networks and outages do, and the tests that mount it: most of them against a running server.
+"""What attackers, networks and outages may do, and the tests that do it, most of them to a running server.
 
-Whoever adds a defence names its test here; whoever renames or deletes a test is told which threat it was for.
+Add the tests of a new defence here: if one is renamed or deleted later, this file's tests name the threat.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ HANDSHAKE = {
     ],
     "a handshake with a wrong key, version, method or HTTP version": [
         "test_handshake.py::test_malformed_handshake_is_refused_and_the_connection_closed",
-        "test_threats_handshake.py::test_no_handshake_however_garbled_is_an_error_of_the_server",
-        "test_threats_handshake.py::test_what_is_no_request_is_refused",
+        "test_threats_handshake.py::test_no_garbled_handshake_causes_an_error_in_the_server",
+        "test_threats_handshake.py::test_malformed_requests_are_refused",
         "test_application.py::test_plain_request_is_told_to_upgrade",
     ],
     "headers smuggled into a request or an answer": [
@@ -42,8 +42,8 @@ HANDSHAKE = {
     ],
     "a head that is too large, or has no end": [
         "test_worker.py::test_too_large_request_head_is_refused",
-        "test_threats_handshake.py::test_head_without_end_is_refused_and_not_kept",
-        "test_threats_handshake.py::test_head_that_is_too_much_to_be_kept_is_refused",
+        "test_threats_handshake.py::test_endless_head_is_refused_and_not_kept",
+        "test_threats_handshake.py::test_head_that_is_too_large_to_keep_is_refused",
         "test_memory.py::test_idle_client_keeps_little_of_a_large_head",
     ],
     "a head, a TLS handshake or a PROXY line that comes slowly or never": [
@@ -59,7 +59,7 @@ HANDSHAKE = {
         "test_bodies.py::test_slow_upload_that_goes_on_is_read_to_its_end",
     ],
     "a header on which a regular expression works for years": [
-        "test_threats_handshake.py::test_long_value_is_read_in_no_time",
+        "test_threats_handshake.py::test_long_value_is_parsed_at_once",
     ],
     "all limits reached at once, by one client or by many": [
         "test_memory.py::test_client_holds_no_more_than_is_documented",
@@ -71,19 +71,19 @@ HANDSHAKE = {
     "a second request hidden behind a handshake": [
         "test_handshake.py::test_malformed_handshake_is_refused_and_the_connection_closed",
         "test_handshake.py::test_refusal_is_an_http_response_that_passes_all_middleware",
-        "test_threats_handshake.py::test_what_is_no_request_is_refused",
+        "test_threats_handshake.py::test_malformed_requests_are_refused",
         "test_worker.py::test_upgrade_follows_ordinary_requests_on_one_connection",
     ],
     "frames in the segment of the handshake": [
         "test_handshake.py::test_messages_in_the_segment_of_the_handshake_are_answered_at_once",
         "test_handshake.py::test_half_a_message_in_the_segment_of_the_handshake_is_completed_later",
         "test_handshake.py::test_ping_in_the_segment_of_the_handshake_is_answered",
-        "test_worker.py::test_tls_messages_in_one_segment_and_in_that_of_the_handshake",
+        "test_worker.py::test_messages_in_one_segment_and_in_that_of_the_handshake_pass_over_tls",
     ],
     "headers in which a client claims to be a proxy": [
         "test_nginx.py::test_client_host_and_scheme_are_passed_on_but_not_what_the_client_claims",
-        "test_transports.py::test_forwarded_allow_ips",
-        "test_threats_handshake.py::test_claims_of_a_client_that_is_no_trusted_proxy_count_for_nothing",
+        "test_transports.py::test_only_trusted_proxies_are_believed",
+        "test_threats_handshake.py::test_claims_of_a_client_that_is_not_a_trusted_proxy_count_for_nothing",
         "test_threats_handshake.py::test_page_names_no_address_that_a_client_made_up",
         "test_origin.py::test_the_scheme_is_taken_from_a_trusted_proxy",
         "test_addresses.py::test_the_tag_never_reflects_an_unknown_host",
@@ -104,13 +104,13 @@ FRAMES = {
     ],
     "fragments without end, and messages that are never finished": [
         "test_threats_frames.py::test_message_of_fragments_without_end_is_refused",
-        "test_threats_frames.py::test_unfinished_messages_take_as_much_as_has_come_of_them",
+        "test_threats_frames.py::test_unfinished_messages_take_only_the_memory_of_what_has_come",
         "test_connection.py::test_message_that_does_not_come_to_its_end_is_closed_with_1008",
         "test_connection.py::test_slow_upload_that_goes_on_is_received",
     ],
     "frames that are not masked, reserved bits and opcodes, control frames of any kind, fragments in any order": [
         "test_threats_frames.py::test_broken_frame_ends_the_connection_at_once_with_its_code",
-        "test_stock_worker.py::test_protocol_errors_are_ours_to_judge",
+        "test_stock_worker.py::test_protocol_errors_are_judged_by_our_engine",
     ],
     "text that is not UTF-8, or comes in so many pieces that validating it takes minutes": [
         "test_threats_frames.py::test_broken_frame_ends_the_connection_at_once_with_its_code",
@@ -118,11 +118,11 @@ FRAMES = {
     ],
     "close frames with wrong codes, with data behind them, or without an answer": [
         "test_threats_frames.py::test_broken_frame_ends_the_connection_at_once_with_its_code",
-        "test_threats_frames.py::test_close_frame_is_answered_once_and_nothing_behind_it_counts",
-        "test_threats_frames.py::test_client_that_never_answers_a_close_is_let_go",
+        "test_threats_frames.py::test_close_frame_is_answered_once_and_nothing_after_it_counts",
+        "test_threats_frames.py::test_client_that_never_answers_a_close_is_disconnected",
     ],
-    "JSON that is nested too deeply, is no object, or is none; channels that a client names": [
-        "test_websocket.py::test_json_that_cannot_be_used_is_an_error_of_the_message",
+    "JSON that is nested too deeply, is not an object, or is not JSON at all; channels that a client names": [
+        "test_websocket.py::test_unusable_json_is_an_error_of_the_message",
         "test_docs.py::test_form_is_safe_from_what_is_sent_to_it",
         "test_docs.py::test_items_that_no_session_holds_are_refused",
     ],
@@ -132,10 +132,10 @@ FRAMES = {
     ],
     "two messages in one segment, for a view with select()": [
         "test_handshake.py::test_two_messages_in_one_segment_are_both_answered_at_once",
-        "test_worker.py::test_tls_select_sees_what_the_encryption_holds",
+        "test_worker.py::test_select_sees_messages_that_the_tls_layer_holds",
     ],
     "half a frame, and then silence": [
-        "test_threats_frames.py::test_member_with_half_a_frame_gets_what_is_published_as_everybody_does",
+        "test_threats_frames.py::test_member_with_half_a_frame_gets_published_messages_like_the_others",
     ],
     "a flood of pings or pongs": [
         "test_threats_frames.py::test_flood_of_empty_control_frames_disturbs_nobody",
@@ -149,10 +149,10 @@ FRAMES = {
     "compressed messages that inflate to much more, or were not agreed on": [
         "test_compression.py::test_client_that_breaks_the_rules_is_closed",
         "test_compression.py::test_client_of_a_view_that_receives_nothing_cannot_keep_the_server_busy",
-        "test_threats_frames.py::test_message_that_inflates_beyond_the_limit_is_refused_before_it_has",
+        "test_threats_frames.py::test_message_that_would_inflate_beyond_the_limit_is_refused_in_time",
         "test_threats_frames.py::test_messages_that_inflate_to_the_limit_disturb_nobody",
         "test_threats_frames.py::test_many_clients_whose_messages_inflate_to_the_limit_disturb_nobody",
-        "test_threats_frames.py::test_idle_clients_keep_nothing_of_what_was_compressed",
+        "test_threats_frames.py::test_idle_clients_keep_nothing_of_compression",
     ],
     "messages that are slow to compress when a view sends them on": [
         "test_flood_compressed.py::test_an_idle_client_is_answered_at_once_while_others_send_what_is_slow_to_compress",
@@ -162,7 +162,7 @@ FRAMES = {
     ],
     "several greenlets that write to one client": [
         "test_connection.py::test_frames_of_many_senders_never_mix",
-        "test_threats_frames.py::test_frames_of_all_who_write_to_one_client_never_mix",
+        "test_threats_frames.py::test_frames_of_several_writers_to_one_client_never_mix",
     ],
 }
 
@@ -176,20 +176,20 @@ CLIENTS = {
         "test_worker.py::test_listener_that_does_not_read_is_closed_with_1013_and_holds_up_nobody",
         "test_worker.py::test_view_is_told_when_its_client_does_not_read",
         "test_slow_readers.py::test_one_stuck_client_among_five_hundred_delays_nobody_and_its_messages_do_not_pile_up",
-        "test_threats_outages.py::test_slow_readers_take_an_outbox_each_and_no_more",
+        "test_threats_outages.py::test_slow_readers_take_no_more_than_an_outbox_each",
         "test_admission.py::test_clients_that_do_not_read_the_answers_give_up_their_places",
     ],
     "a connection that ends at any moment, in any way": [
         "test_closing.py::test_the_client_ends_after_any_byte",
         "test_handshake.py::test_client_that_leaves_during_the_handshake_leaves_nothing",
         "test_threats_leaks.py::test_connections_that_end_in_any_way_leave_nothing",
-        "test_threats_leaks.py::test_request_is_freed_with_its_conversation_and_needs_no_collector",
+        "test_threats_leaks.py::test_request_is_freed_with_its_conversation_without_the_collector",
     ],
     "descriptors that are at their end or not read, and wake the worker all the time": [
         "test_load.py::test_worker_does_nothing_while_its_clients_are_idle",
-        "test_threats_outages.py::test_worker_does_nothing_for_clients_that_are_gone_or_not_received",
+        "test_threats_outages.py::test_worker_does_nothing_for_clients_that_are_gone_or_not_read",
     ],
-    "memory that grows with the connections that came and went, or is taken by those that are idle": [
+    "memory that grows with past connections, or that idle ones take": [
         "test_load.py::test_connections_that_come_and_go_leave_nothing",
         "test_threats_leaks.py::test_names_and_values_that_a_client_makes_up_leave_with_it",
         "test_load.py::test_one_worker_serves_two_thousand_clients_with_the_settings_of_the_deployment",
@@ -207,7 +207,7 @@ CLIENTS = {
     ],
     "all clients that come back at once after a restart": [
         "test_browser.py::test_page_connects_again_when_the_server_is_back",
-        "test_worker.py::test_rolling_restart_under_load_loses_no_client_that_comes_again",
+        "test_worker.py::test_rolling_restart_under_load_loses_no_client_that_connects_again",
     ],
 }
 
@@ -217,7 +217,7 @@ OUTAGES = {
         "test_redis.py::test_restart_of_redis_is_noticed_by_everybody_and_messages_flow_again",
         "test_redis.py::test_redis_that_hangs_is_noticed",
         "test_pubsub.py::test_everybody_is_subscribed_within_ten_seconds_of_the_return_of_redis",
-        "test_threats_outages.py::test_redis_that_hangs_holds_up_nobody_who_does_not_need_it",
+        "test_threats_outages.py::test_redis_that_hangs_does_not_delay_clients_that_do_not_need_it",
     ],
     "a master that is replaced while clients are subscribed, and slots that move": [
         "test_redis_topologies.py::test_a_master_that_is_killed_is_replaced",
@@ -229,13 +229,13 @@ OUTAGES = {
         "test_redis.py::test_killed_subscription_is_noticed",
         "test_threats_outages.py::test_subscription_that_redis_ended_because_it_was_not_read_is_noticed",
     ],
-    "a Redis that answers no more, although nobody has closed the connection": [
+    "a Redis that no longer answers, although its connection is still open": [
         "test_pubsub.py::test_a_frozen_connection_is_noticed",
         "test_pubsub.py::test_a_redis_that_takes_over_the_address_is_used",
     ],
-    "a flood that one client or many make, whatever it is of": [
+    "a flood of any kind, from one client or from many": [
         "test_flood.py::test_an_idle_client_is_answered_at_once_while_others_flood_the_worker",
-        "test_turns.py::test_what_many_put_off_is_done_in_turns_that_are_bounded_by_time_together",
+        "test_turns.py::test_postponed_calls_run_in_turns_of_bounded_time",
         "test_turns.py::test_many_greenlets_with_much_to_do_take_turns",
     ],
     "a flood of messages through Redis": [
@@ -244,16 +244,16 @@ OUTAGES = {
         "test_turns.py::test_messages_of_many_channels_that_came_together_let_others_run",
     ],
     "a message that is published before the subscription is in force": [
-        "test_threats_outages.py::test_what_is_published_when_the_client_knows_that_it_is_connected_reaches_it",
+        "test_threats_outages.py::test_messages_published_once_the_client_is_accepted_reach_it",
         "test_pubsub.py::test_a_subscription_is_in_force_when_subscribe_returns",
     ],
     "as many connections to Redis as clients, or more than it takes": [
         "test_redis.py::test_worker_subscribes_to_a_channel_once_and_leaves_it_with_the_last_member",
-        "test_threats_outages.py::test_redis_that_takes_no_more_connections_is_said_and_does_not_stay_so",
+        "test_threats_outages.py::test_redis_without_free_connections_is_reported_and_used_again_later",
     ],
     "messages of other programs that are neither text nor binary, or larger than clients can take": [
         "test_redis.py::test_payload_that_is_neither_text_nor_binary_is_dropped_and_logged",
-        "test_threats_outages.py::test_message_that_no_client_could_take_is_refused_where_it_is_published",
+        "test_threats_outages.py::test_message_that_no_client_could_take_is_refused_by_publish",
     ],
     "markup in a chat's messages": [
         "test_browser.py::test_markup_is_shown_as_text",
@@ -271,7 +271,7 @@ PROCESS = {
         "test_clock.py::test_sessions_expire_by_the_time_of_day",
         "test_clock.py::test_client_that_answered_while_the_process_was_stopped_stays",
         "test_clock.py::test_client_that_read_while_the_process_stood_still_is_not_blamed_for_that",
-        "test_sweep.py::test_process_that_stood_still_makes_up_for_nothing",
+        "test_sweep.py::test_time_in_which_the_process_stood_still_does_not_count",
     ],
     "database connections and transactions that are held as long as a client stays": [
         "test_django.py::test_no_database_connection_is_held_while_a_view_waits",
@@ -281,7 +281,7 @@ PROCESS = {
         "test_databases.py::test_conn_max_age_keeps_no_connection_for_a_conversation",
         "test_application.py::test_request_is_over_for_django_when_the_conversation_begins",
     ],
-    "a conversation that goes on when its user has logged out": [
+    "a conversation that goes on after its user has logged out": [
         "test_logins.py::test_conversations_end_with_their_login",
         "test_logins.py::test_conversations_end_with_logout_and_expiry",
         "test_logins.py::test_disconnect_reaches_a_user_in_every_process",
@@ -291,39 +291,39 @@ PROCESS = {
         "test_logins.py::test_logins_of_tenants_are_kept_apart",
         "test_logins.py::test_users_of_tenants_are_kept_apart_without_a_session",
     ],
-    "orders to disconnect that are none, or that a client has made up": [
+    "orders to disconnect that are malformed, or that a client has made up": [
         "test_logins.py::test_malformed_order_harms_nobody",
         "test_logins.py::test_invalid_order_is_refused_before_it_is_sent",
         "test_logins.py::test_channels_reserved_for_the_package_are_refused",
     ],
-    "a restart that says nothing, or waits for the dead and the stuck": [
+    "a restart that tells clients nothing, or waits for dead or stuck ones": [
         "test_worker.py::test_clients_are_told_of_a_restart",
         "test_worker.py::test_stuck_view_does_not_hold_up_the_process_and_nobody_new_is_accepted",
         "test_worker.py::test_reload_closes_with_1012_and_goes_on_with_new_workers",
         "test_worker.py::test_worker_that_has_served_its_max_requests_closes_with_1012",
     ],
     "two gunicorns that meet on one control socket": [
-        "test_transports.py::test_gunicorns_of_the_deployment_s_configuration_do_not_share_a_control_socket",
+        "test_transports.py::test_gunicorns_with_the_deployed_configuration_do_not_share_a_control_socket",
     ],
     "lines forged in the log, secrets in it, or a disk that it fills": [
         "test_log.py::test_client_cannot_begin_a_line_of_its_own",
         "test_log.py::test_refused_handshake_is_logged_on_one_line",
         "test_log.py::test_attack_does_not_fill_the_disk",
     ],
-    "a view that keeps the process to itself": [
+    "a view that keeps the process busy": [
         "test_threats_outages.py::test_worker_that_a_view_keeps_busy_is_replaced",
     ],
     "a project that is loaded before the standard library is patched": [
         "test_application.py::test_preloaded_application_is_refused_with_a_clear_sentence",
         "test_application.py::test_django_that_something_imports_before_gevent_patches_is_refused_with_a_remedy",
     ],
-    "a child process that a view forks, and that reads, answers or closes what is its parent's": [
+    "a child process, forked by a view, that reads, answers or closes its parent's connections": [
         "test_forking.py::test_clients_of_the_worker_do_not_notice_a_child",
         "test_forking.py::test_child_ends_when_it_is_terminated",
     ],
     "conversations that wait for the garbage collector when their clients have left": [
-        "test_threats_leaks.py::test_view_that_ends_by_an_exception_is_freed_and_needs_no_collector",
-        "test_threats_leaks.py::test_request_is_freed_with_its_conversation_and_needs_no_collector",
+        "test_threats_leaks.py::test_view_that_ends_by_an_exception_is_freed_without_the_collector",
+        "test_threats_leaks.py::test_request_is_freed_with_its_conversation_without_the_collector",
     ],
     "a greenlet that waits for ever for a handshake that was refused": [
         "test_application.py::test_greenlet_that_accepts_after_the_view_has_answered_gets_an_error_at_once",
@@ -348,12 +348,12 @@ def names_in(file: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("threat", THREATS)
-def test_threat_is_mounted_by_tests_that_exist(threat: str) -> None:
+def test_the_tests_of_each_threat_exist(threat: str) -> None:
     assert THREATS[threat]
     for name in THREATS[threat]:
         assert name in names_in(TESTS / name.partition("::")[0])
 
 
-def test_each_test_that_mounts_a_threat_is_named() -> None:
+def test_each_test_of_a_threat_is_listed() -> None:
     written = {name for file in TESTS.glob("test_threats_*.py") for name in names_in(file)}
     assert written <= {name for names in THREATS.values() for name in names}

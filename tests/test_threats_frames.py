@@ -26,9 +26,9 @@ RSV1, RSV2, RSV3 = 0x40, 0x20, 0x10
 
 @pytest.fixture(scope="module")
 def server(start_site: StartSite) -> Iterator[Server]:
-    """The test site, in a process whose memory and time are looked at."""
+    """The test site, in a process whose memory and time are measured."""
     with start_site(env=NOT_MEASURED) as server:
-        with RawClient(server.port) as client:  # so that what is loaded with the first message counts for nobody
+        with RawClient(server.port) as client:  # the first message loads modules, which must not be counted
             client.open("/echo/", OFFER, behind=frame(packed(bytes(MIB)), BINARY | RSV1))
             client.frame(compressed=True)
         yield server
@@ -36,7 +36,7 @@ def server(start_site: StartSite) -> Iterator[Server]:
 
 @contextlib.contextmanager
 def at_most(server: Server, mebibytes: float) -> Iterator[None]:
-    """What happens in the block takes no more memory at any moment, and leaves no descriptor open."""
+    """Check that the block never takes more memory than that, and leaves no descriptor open."""
     worker = worker_of(server)
     begin, files = memory(worker), descriptors(worker)
     forget_peak(worker)
@@ -49,7 +49,7 @@ def at_most(server: Server, mebibytes: float) -> Iterator[None]:
 def connected(
     server: Server, stack: ExitStack, count: int, path: str, receive_buffer: int = 4096, **options: Any
 ) -> list[RawClient]:
-    """So many clients of a view, which leave at the latest with the stack."""
+    """Connect `count` clients to a view; they leave with the stack at the latest."""
     clients = [stack.enter_context(RawClient(server.port, receive_buffer=receive_buffer)) for _ in range(count)]
     for client in clients:
         client.open(path, **options)
@@ -64,9 +64,9 @@ def answer(server: Server) -> None:
 
 
 def pour(clients: Sequence[RawClient], data: bytes, size: int) -> list[bytes]:
-    """Send `data` again and again for as long as anything is taken, `size` bytes at most for each client.
+    """Send `data` repeatedly while anything is taken, to each client `size` bytes at most.
 
-    Nothing is received meanwhile. Returns what is missing of the last repetition of each.
+    Nothing is received meanwhile. Returns the unsent rest of the last repetition for each client.
     """
     sent = {client.sock: 0 for client in clients}
     going_on = set(sent)
@@ -92,7 +92,7 @@ def packed(payload: bytes) -> bytes:
 
 
 def head(first: int, size: int) -> bytes:
-    """The header of a frame that declares `size` bytes, in eight of its own."""
+    """The header of a frame that declares a length of `size` in eight bytes."""
     return bytes([first, 0xFF]) + size.to_bytes(8, "big") + b"mask"
 
 
@@ -101,7 +101,7 @@ def head(first: int, size: int) -> bytes:
 BROKEN = {
     "not masked": (b"\x81\x05hello", 1002),
     "not masked, empty": (b"\x81\x00", 1002),
-    "first reserved bit": (frame(b"x", BINARY | RSV1), 1002),  # nobody has agreed on compression
+    "first reserved bit": (frame(b"x", BINARY | RSV1), 1002),  # compression was not negotiated
     "second reserved bit": (frame(b"x", BINARY | RSV2), 1002),
     "third reserved bit": (frame(b"x", BINARY | RSV3), 1002),
     "reserved bit of a ping": (frame(b"x", PING | RSV1), 1002),
@@ -147,7 +147,7 @@ def test_broken_frame_ends_the_connection_at_once_with_its_code(server: Server, 
         fetch(server.port, f"/gate/{key}/")
 
 
-def test_close_frame_is_answered_once_and_nothing_behind_it_counts(server: Server, raw: Raw, key: str) -> None:
+def test_close_frame_is_answered_once_and_nothing_after_it_counts(server: Server, raw: Raw, key: str) -> None:
     client = raw(server)
     behind = (close_frame(3001, "again"), frame("too late"), frame(b"?", PING), b"\xff" * 1000)
     client.open(f"/echo/?key={key}", behind=frame("one") + close_frame(3000, "first") + b"".join(behind))
@@ -156,8 +156,8 @@ def test_close_frame_is_answered_once_and_nothing_behind_it_counts(server: Serve
 
 
 @pytest.mark.parametrize("chatter", [b"", frame("chatter"), frame(b"?", PING), b"\0" * 1000])
-def test_client_that_never_answers_a_close_is_let_go(server: Server, raw: Raw, chatter: bytes) -> None:
-    """It has `WEBSOCKET_CLOSE_TIMEOUT`, here a second, whatever it sends meanwhile."""
+def test_client_that_never_answers_a_close_is_disconnected(server: Server, raw: Raw, chatter: bytes) -> None:
+    """Whatever it sends meanwhile, it has only `WEBSOCKET_CLOSE_TIMEOUT`, here a second."""
     client = raw(server)
     client.open("/end/close/", behind=frame("go"))
     assert client.closing() == (4321, "bye")
@@ -176,7 +176,7 @@ def test_client_that_never_answers_a_close_is_let_go(server: Server, raw: Raw, c
 
 
 @pytest.mark.parametrize("begin", [frame("x" * 1000)[:500], frame("x", fin=False), frame("x" * 1000)[:1]])
-def test_member_with_half_a_frame_gets_what_is_published_as_everybody_does(
+def test_member_with_half_a_frame_gets_published_messages_like_the_others(
     server: Server, raw: Raw, key: str, begin: bytes
 ) -> None:
     members = [raw(server) for _ in range(8)]
@@ -201,11 +201,11 @@ def test_declared_length_takes_no_memory(server: Server) -> None:
     with at_most(server, 16), undisturbed(server.port), ExitStack() as stack:
         clients = connected(server, stack, 200, "/echo/")
         for number, client in enumerate(clients):
-            client.send(head(0x81 + number % 2, MIB), b"mask" * 10)  # as much as is allowed, and hardly any of it
+            client.send(head(0x81 + number % 2, MIB), b"mask" * 10)  # declares the most that is allowed
         answer(server)
         for client in clients:
             client.sock.setblocking(False)
-            with pytest.raises(BlockingIOError):  # nobody was refused
+            with pytest.raises(BlockingIOError):  # none was refused
                 client.sock.recv(1)
 
 
@@ -218,8 +218,8 @@ def test_message_of_fragments_without_end_is_refused(server: Server, path: str, 
         assert [client.closing()[0] for client in clients] == [1009] * 5
 
 
-def test_unfinished_messages_take_as_much_as_has_come_of_them(server: Server) -> None:
-    """Fifty thousand objects for the fragments of each would take three times as much."""
+def test_unfinished_messages_take_only_the_memory_of_what_has_come(server: Server) -> None:
+    """An object for each of the fifty thousand fragments would take three times as much."""
     with at_most(server, 20), undisturbed(server.port), ExitStack() as stack:
         clients = connected(server, stack, 10, "/echo/", behind=frame("begin", fin=False))
         for client in clients:
@@ -228,7 +228,7 @@ def test_unfinished_messages_take_as_much_as_has_come_of_them(server: Server) ->
 
 
 def test_text_in_small_pieces_is_validated_once(server: Server, raw: Raw) -> None:
-    """Whoever looks at all of it again with each piece is busy for minutes."""
+    """Validating all of it again with each piece would take minutes."""
     client = raw(server)
     client.open("/echo/", behind=frame("begin", fin=False))
     with undisturbed(server.port):
@@ -267,12 +267,12 @@ def test_flood_of_empty_control_frames_disturbs_nobody(server: Server, opcode: i
 
 
 @pytest.mark.parametrize("path", ["/echo/", "/selects/x/"])
-def test_message_that_inflates_beyond_the_limit_is_refused_before_it_has(server: Server, path: str) -> None:
+def test_message_that_would_inflate_beyond_the_limit_is_refused_in_time(server: Server, path: str) -> None:
     bomb = packed(bytes(64 * MIB))
     with at_most(server, 5 * 3), undisturbed(server.port), ExitStack() as stack:
         clients = connected(server, stack, 5, path, headers=OFFER, behind=frame(bomb, BINARY | RSV1))
         assert [client.closing()[0] for client in clients] == [1009] * 5
-        # The same in fragments, each of which is harmless.
+        # The same bomb in fragments that are harmless one by one.
         begin = frame(bomb[:100], BINARY | RSV1, fin=False)
         clients = connected(server, stack, 5, path, headers=OFFER, behind=begin)
         for client in clients:
@@ -287,7 +287,7 @@ def test_messages_that_inflate_to_the_limit_disturb_nobody(server: Server, path:
         pour(clients, frame(packed(bytes(MIB)), BINARY | RSV1), MIB // 2)
 
 
-def test_idle_clients_keep_nothing_of_what_was_compressed(server: Server) -> None:
+def test_idle_clients_keep_nothing_of_compression(server: Server) -> None:
     text = frame(packed(b"some text " * 1000), TEXT | RSV1)
     with ExitStack() as stack:
         before = memory(worker_of(server))
@@ -300,8 +300,8 @@ def test_idle_clients_keep_nothing_of_what_was_compressed(server: Server) -> Non
 # --- many writers ----------------------------------------------------------------------------------------------------
 
 
-def test_frames_of_all_who_write_to_one_client_never_mix(server: Server, key: str) -> None:
-    """The view's greenlets, what is published, and pongs; and the client reads so slowly that all of them wait."""
+def test_frames_of_several_writers_to_one_client_never_mix(server: Server, key: str) -> None:
+    """The view's greenlets, published messages and pongs all have to wait, since the client reads slowly."""
     with ExitStack() as stack:
         # With a window smaller than a segment, TCP would wait for its timers each time, 20 s and more in all.
         (client,) = connected(server, stack, 1, f"/crowd/{key}/", receive_buffer=1 << 17)

@@ -18,12 +18,12 @@ from .support.waiting import at_once, eventually
 
 @pytest.fixture(scope="module")
 def server(start_site: StartSite) -> Iterator[Server]:
-    """The test site, in a process whose memory and time are looked at."""
+    """The test site, in a process whose memory and time are measured."""
     with start_site(env=NOT_MEASURED) as server:
         yield server
 
 
-# --- where it comes from, and where it says it goes ------------------------------------------------------------------
+# --- origins, hosts and addresses ------------------------------------------------------------------------------------
 
 
 def test_page_whose_name_was_bound_to_this_address_is_refused(server: Server, raw: Raw, key: str) -> None:
@@ -33,10 +33,10 @@ def test_page_whose_name_was_bound_to_this_address_is_refused(server: Server, ra
     assert client.response().status == 400
     assert client.rest() == b""
     raw(server).open(f"/accepts/?key={key}")
-    assert notes(server.port, key, 2) == ["accepted", "finally"]  # of the second handshake alone
+    assert notes(server.port, key, 2) == ["accepted", "finally"]  # from the second handshake only
 
 
-def test_claims_of_a_client_that_is_no_trusted_proxy_count_for_nothing(start_site: StartSite, raw: Raw) -> None:
+def test_claims_of_a_client_that_is_not_a_trusted_proxy_count_for_nothing(start_site: StartSite, raw: Raw) -> None:
     claims = {"X-Forwarded-Proto": "https", "X-Forwarded-Host": "friend.example", "Forwarded": "proto=https"}
     with start_site(args=["--forwarded-allow-ips", "192.0.2.1"]) as server:
         raw(server).open("/echo/", {**claims, "Origin": "http://localhost"})
@@ -54,11 +54,11 @@ def test_page_names_no_address_that_a_client_made_up() -> None:
         assert b"evil.example" not in page.body
 
 
-# --- heads that are none ---------------------------------------------------------------------------------------------
+# --- malformed heads -------------------------------------------------------------------------------------------------
 
 
 def garbled(data: bytes, chance: random.Random) -> bytes:
-    """A request in which something was changed, doubled, lost or added."""
+    """The request with random parts changed, doubled, lost or added."""
     for _ in range(chance.randint(1, 3)):
         begin = chance.randrange(len(data))
         end = min(len(data), begin + chance.choice((1, 1, 1, 5, 40)))
@@ -67,7 +67,7 @@ def garbled(data: bytes, chance: random.Random) -> bytes:
     return data
 
 
-def test_no_handshake_however_garbled_is_an_error_of_the_server(start_site: StartSite) -> None:
+def test_no_garbled_handshake_causes_an_error_in_the_server(start_site: StartSite) -> None:
     chance = random.Random(1)
     statuses = set()
     offered = {"Origin": "http://localhost", "Sec-WebSocket-Protocol": "a, b", "Cookie": "sessionid=x; messages=y"}
@@ -77,7 +77,7 @@ def test_no_handshake_however_garbled_is_an_error_of_the_server(start_site: Star
             for _ in range(500):
                 with RawClient(server.port) as client:
                     client.send(garbled(request("/echo/?a=b", offered), chance))
-                    client.sock.shutdown(socket.SHUT_WR)  # nothing more will come
+                    client.sock.shutdown(socket.SHUT_WR)  # the end of the request
                     answer = client.rest()
                     if answer:
                         statuses.add(int(answer.split(b" ", 2)[1]))
@@ -107,7 +107,7 @@ def test_no_handshake_however_garbled_is_an_error_of_the_server(start_site: Star
         pytest.param(request("/echo/", {"Transfer-Encoding": "\tchunked, identity"}), id="chunked, and more"),
     ],
 )
-def test_what_is_no_request_is_refused(server: Server, raw: Raw, data: bytes) -> None:
+def test_malformed_requests_are_refused(server: Server, raw: Raw, data: bytes) -> None:
     client = raw(server)
     with at_once():
         client.send(data, request("/page/"))
@@ -120,7 +120,7 @@ def test_what_is_no_request_is_refused(server: Server, raw: Raw, data: bytes) ->
 )
 def test_nothing_but_a_line_break_ends_a_line(server: Server, raw: Raw, separator: str) -> None:
     session = f"sessionid={fetch(server.port, '/enter/').cookies['sessionid']}"
-    raw(server).open("/members/", {"Cookie": session})  # this is what a smuggled line would do
+    raw(server).open("/members/", {"Cookie": session})  # a smuggled line would let the client in like this
     for name in ("X-Note", "Origin", "Sec-WebSocket-Protocol", "Sec-WebSocket-Extensions"):
         client = raw(server)
         client.send(request("/members/", {name: f"a{separator}Cookie: {session}"}))
@@ -134,7 +134,7 @@ def test_nothing_but_a_line_break_ends_a_line(server: Server, raw: Raw, separato
 @pytest.mark.parametrize(
     ("path", "headers"),
     [
-        ("/members/?next=%0d%0aX-Bad:%201%0d%0a%0d%0a", {}),  # into a Location
+        ("/members/?next=%0d%0aX-Bad:%201%0d%0a%0d%0a", {}),  # for the Location header
         ("/members/%0d%0aX-Bad:%201/", {}),
         ("//evil.example/%0d%0aX-Bad:%201/", {}),
         ("/subprotocols/", {"Sec-WebSocket-Protocol": "v9.example, X-Bad"}),
@@ -154,7 +154,7 @@ def test_no_header_of_the_answer_repeats_what_was_sent(
     assert (response.status == 302) == response.headers.get("location", "").startswith("/login/?next=/members/")
 
 
-# --- heads that are too much -----------------------------------------------------------------------------------------
+# --- heads that are too large ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_no_header_of_the_answer_repeats_what_was_sent(
         pytest.param(b"GET /echo/ HTTP/1.1\r\nHost: localhost\r\n", b"X-Many: 1\r\n \tfolded" * 200, 431, id="folded"),
     ],
 )
-def test_head_without_end_is_refused_and_not_kept(
+def test_endless_head_is_refused_and_not_kept(
     server: Server, raw: Raw, begin: bytes, without_end: bytes, status: int
 ) -> None:
     worker = worker_of(server)
@@ -179,7 +179,7 @@ def test_head_without_end_is_refused_and_not_kept(
             with contextlib.suppress(ConnectionResetError, BrokenPipeError):
                 for _ in range(4 * 1024 * 1024 // len(without_end)):
                     client.send(without_end)
-                pytest.fail("a head of four mebibytes is read on")
+                pytest.fail("the server reads a head of 4 MiB")
             assert int(client.rest().split(b" ", 2)[1]) == status
     assert peak_memory(worker) - before[0] < 10 * 1024
     assert eventually(lambda: descriptors(worker) <= before[1])
@@ -201,7 +201,7 @@ LONG = "x" * 7000
     ],
     ids=["28 KB", "35 KB", "38 KB", "450 cookies", "550 cookies", "300 parameters and 300 cookies"],
 )
-def test_head_that_is_too_much_to_be_kept_is_refused(
+def test_head_that_is_too_large_to_keep_is_refused(
     server: Server, raw: Raw, path: str, query: str, headers: dict[str, str], fits: bool
 ) -> None:
     client = raw(server)
@@ -210,14 +210,14 @@ def test_head_that_is_too_much_to_be_kept_is_refused(
     assert (response.status == 431) == (not fits), response
     page = raw(server)
     page.send(request("/page/", {**headers, "Upgrade": None, "Connection": None}))
-    assert page.response().status == 200  # pages may have what gunicorn allows
+    assert page.response().status == 200  # pages may use all that gunicorn allows
 
 
 @pytest.mark.parametrize(
     "name", ["Sec-WebSocket-Protocol", "Sec-WebSocket-Extensions", "Connection", "Upgrade", "Origin"]
 )
-def test_long_value_is_read_in_no_time(server: Server, raw: Raw, name: str) -> None:
-    """An expression that tries each way to divide what it is given would take years for one of these."""
+def test_long_value_is_parsed_at_once(server: Server, raw: Raw, name: str) -> None:
+    """A regular expression that backtracks would take years for one of these."""
     for piece in (" ", "\t", ",", ", ", ";", "; ", "a;", ";a=", 'a="', '";a="\\', ";a=a", "a,a;", "a.", "a"):
         long = piece * (8000 // len(piece))
         for value in (long, f"a{long}", f"a{long}\x7f", f'a;a{long}"', f"websocket, upgrade{long}!"):

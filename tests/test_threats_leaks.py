@@ -1,4 +1,4 @@
-"""Connections that end in every way that there is, two thousand of them, and nothing of them stays."""
+"""Two thousand connections that end in every possible way, and leave nothing."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from .support.processes import memory, worker_of
 from .support.servers import NOT_MEASURED, Server, redis_server
 from .support.waiting import eventually
 
-EACH = 20  # connections of each view in each way
+EACH = 20  # connections to each view that end in each way
 VIEWS = ("/echo/", "/selects/{}/", "/forward/{}/", "/listen/{}/", "/by-number/{}/")
 
-# By how much the process may hold more when the connections of one way have ended: of some things not at all, of memory
-# blocks and of each type of objects not as many as if each connection of only one view left one.
+# How much more the process may hold when the connections of one way have ended. Some counts may not grow at all. Memory
+# blocks and the objects of each type must grow by less than one for each connection to a single view.
 EXACT = {"open connections", "views", "descriptors", "descriptors of readables", "open databases", "channels"}
 ALLOWED = dict.fromkeys(EXACT, 0) | {"active watchers": 1}
 ALLOWED_OF_ANYTHING_ELSE = EACH * 3 // 4
-# What is made once, and kept, was made in one of the first: Python 3.10 makes a cache for each function when it is
-# called for the 1024th time. A leak is there in each.
+# Objects that are made once and kept appear in an early attempt: Python 3.10 makes a cache for each function at its
+# 1024th call. A leak appears in every attempt.
 ATTEMPTS = 16
 
-UNMASKED = b"\x81\x00"  # a mistake, which the server answers with 1002
+UNMASKED = b"\x81\x00"  # a protocol error, which the server answers with 1002
 HEAD = request("/echo/", {"Cookie": "a=b"})
 
 
 class Way(NamedTuple):
-    """How connections come to their end: each begins, given the path of its view, and when all have begun each ends."""
+    """A way for connections to end: `begin` gets the path of the view, and `end` runs when all have begun."""
 
     name: str
     begin: Callable[[RawClient, str], object]
@@ -44,7 +44,7 @@ class Way(NamedTuple):
 
 
 def opened(data: bytes = b"", path: str = "") -> Callable[[RawClient, str], object]:
-    """Open a WebSocket, with `data` behind the request."""
+    """Open a WebSocket, with `data` right after the request."""
     return lambda client, view: client.open(path or view, behind=data)
 
 
@@ -124,8 +124,8 @@ WAYS = [
 
 
 def census(server: Server) -> dict[str, int]:
-    """What the process holds."""
-    with RawClient(server.port) as client:  # what Redis sent last is kept until it sends more: let it be little
+    """Count what the process holds."""
+    with RawClient(server.port) as client:  # the last data from Redis are kept until the next: make them small
         client.open("/listen/last/", behind=close_frame(1000))
         client.rest()
     found: dict[str, int] = fetch_json(server.port, "/census/")
@@ -138,7 +138,7 @@ def is_quiet(server: Server) -> bool:
 
 
 def come_and_go(server: Server, way: Way, channels: str) -> None:
-    """Have connections of each view, on channels of their own, come to their end, and wait until they have."""
+    """Open connections to each view, on channels of their own, end them, and wait until they are gone."""
     with ExitStack() as stack:
         clients = []
         for number in range(EACH):
@@ -152,7 +152,7 @@ def come_and_go(server: Server, way: Way, channels: str) -> None:
 
 
 def leave_nothing(server: Server, ways: Sequence[Way], redis: Server, channels: str) -> None:
-    """Have connections end in each way, and compare what the server holds before and after."""
+    """End connections in each way, and compare what the server holds before and after."""
 
     def more() -> dict[str, int]:
         grown = {name: count - before.get(name, 0) for name, count in census(server).items()}
@@ -172,7 +172,7 @@ def leave_nothing(server: Server, ways: Sequence[Way], redis: Server, channels: 
     assert memory(worker) - kibibytes < 16 * 1024
     with redis_py.Redis(port=redis.port) as client:
         assert not client.pubsub_channels()
-        assert len(client.client_list()) <= 16 + 2  # who publishes, who is subscribed, and this one
+        assert len(client.client_list()) <= 16 + 2  # the publisher, the subscriber, and this client
 
 
 @pytest.mark.alone
@@ -194,7 +194,7 @@ def test_clients_that_vanished_leave_nothing(start_site: StartSite, key: str) ->
         leave_nothing(server, [Way("vanished", opened(), stay)], redis, key)
 
 
-def test_request_is_freed_with_its_conversation_and_needs_no_collector(start_site: StartSite) -> None:
+def test_request_is_freed_with_its_conversation_without_the_collector(start_site: StartSite) -> None:
     def alive(way: Callable[[RawClient], None] = close) -> str:
         with RawClient(server.port) as client:
             client.open("/counts-requests/")
@@ -206,13 +206,13 @@ def test_request_is_freed_with_its_conversation_and_needs_no_collector(start_sit
         for _ in range(3):
             alive(RawClient.reset)
             alive()
-        if sys.version_info < (3, 11):  # whose contextlib keeps the frames of an exception that passes through asgiref
-            fetch_json(server.port, "/census/")  # which calls the collector
-        assert eventually(lambda: alive() == "AnonymousUser 1 1")  # its own
+        if sys.version_info < (3, 11):  # its contextlib keeps the frames of an exception that passes through asgiref
+            fetch_json(server.port, "/census/")  # runs the collector
+        assert eventually(lambda: alive() == "AnonymousUser 1 1")  # this connection's own
 
 
 @pytest.mark.parametrize("how", ["gets", "selects"])
-def test_view_that_ends_by_an_exception_is_freed_and_needs_no_collector(start_site: StartSite, how: str) -> None:
+def test_view_that_ends_by_an_exception_is_freed_without_the_collector(start_site: StartSite, how: str) -> None:
     def left() -> int:
         with RawClient(server.port) as client:
             client.open(f"/ends/count/?of={how}")
@@ -227,7 +227,7 @@ def test_view_that_ends_by_an_exception_is_freed_and_needs_no_collector(start_si
 
 
 def test_names_and_values_that_a_client_makes_up_leave_with_it(start_site: StartSite) -> None:
-    """Also in Python 3.12, where interned strings stay for as long as the process."""
+    """This includes Python 3.12, where interned strings stay for as long as the process."""
 
     def come_and_go(times: int) -> None:
         for _ in range(times):
@@ -241,4 +241,4 @@ def test_names_and_values_that_a_client_makes_up_leave_with_it(start_site: Start
         come_and_go(200)
         before = memory(worker_of(server))
         come_and_go(1200)
-        assert memory(worker_of(server)) - before < 6 * 1024  # of 20 MiB that were sent
+        assert memory(worker_of(server)) - before < 6 * 1024  # while 20 MiB were sent

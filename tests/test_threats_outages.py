@@ -23,7 +23,7 @@ from .support.waiting import DEADLINE, at_once, eventually
 
 
 def selecting(stack: ExitStack, server: Server, channel: str) -> RawClient:
-    """A client of the view with select(), subscribed to the channel."""
+    """Connect to the view that uses select(); return the subscribed client."""
     client = stack.enter_context(RawClient(server.port))
     client.open(f"/selects/{channel}/")
     client.frame()
@@ -34,10 +34,8 @@ def selecting(stack: ExitStack, server: Server, channel: str) -> RawClient:
 # --- Redis -----------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_published_when_the_client_knows_that_it_is_connected_reaches_it(
-    start_site: StartSite, key: str
-) -> None:
-    """It learns that it is when Redis has said that the subscription is in force, however long that takes."""
+def test_messages_published_once_the_client_is_accepted_reach_it(start_site: StartSite, key: str) -> None:
+    """The 101 is sent once Redis has confirmed the subscription, however long that takes."""
     with (
         redis_server() as redis,
         start_site({"WEBSOCKET_BROKER": f"redis://{redis.address}/0"}) as server,
@@ -87,7 +85,7 @@ def test_subscription_that_redis_ended_because_it_was_not_read_is_noticed(start_
             pass
 
 
-def test_redis_that_takes_no_more_connections_is_said_and_does_not_stay_so(start_site: StartSite, key: str) -> None:
+def test_redis_without_free_connections_is_reported_and_used_again_later(start_site: StartSite, key: str) -> None:
     with (
         redis_server(args=["--maxclients", "10"]) as redis,
         start_site({"WEBSOCKET_BROKER": f"redis://{redis.address}/0"}) as server,
@@ -111,8 +109,8 @@ def test_redis_that_takes_no_more_connections_is_said_and_does_not_stay_so(start
         assert client.frame().text == "hello"
 
 
-def test_redis_that_hangs_holds_up_nobody_who_does_not_need_it(start_site: StartSite, key: str) -> None:
-    """More views publish than there are connections for that."""
+def test_redis_that_hangs_does_not_delay_clients_that_do_not_need_it(start_site: StartSite, key: str) -> None:
+    """More views publish than there are connections to publish on."""
     with (
         redis_server() as redis,
         start_site({"WEBSOCKET_BROKER": f"redis://{redis.address}/0"}) as server,
@@ -137,12 +135,12 @@ def test_redis_that_hangs_holds_up_nobody_who_does_not_need_it(start_site: Start
             redis.send_signal(signal.SIGCONT)
         again = stack.enter_context(RawClient(server.port))
         again.open(f"/forward/{key}/", behind=frame("hello"))
-        while again.frame().text != "hello":  # what hung may still be published
+        while again.frame().text != "hello":  # the delayed messages may still be published
             pass
         assert "Traceback" not in server.log
 
 
-def test_message_that_no_client_could_take_is_refused_where_it_is_published(site: Server, raw: Raw, key: str) -> None:
+def test_message_that_no_client_could_take_is_refused_by_publish(site: Server, raw: Raw, key: str) -> None:
     client = raw(site)
     client.open(f"/listen/{key}/")
     assert fetch(site.port, f"/publish/{key}/?text=x&times=1048577").status == 500
@@ -153,23 +151,23 @@ def test_message_that_no_client_could_take_is_refused_where_it_is_published(site
 # --- clients that are slow or gone -----------------------------------------------------------------------------------
 
 
-def test_slow_readers_take_an_outbox_each_and_no_more(start_site: StartSite, key: str) -> None:
+def test_slow_readers_take_no_more_than_an_outbox_each(start_site: StartSite, key: str) -> None:
     with start_site(env=NOT_MEASURED) as server, undisturbed(server.port), ExitStack() as stack:
         worker = worker_of(server)
         files = descriptors(worker)
         begin = memory(worker)
         forget_peak(worker)
-        for number in range(10):  # each on a channel of its own, so that they do not share what waits for them
+        for number in range(10):  # each on a channel of its own, so that they share no waiting messages
             client = stack.enter_context(RawClient(server.port, receive_buffer=4096))
             client.open(f"/listen/{key}-{number}/")
             for _ in range(40):
                 assert fetch(server.port, f"/publish/{key}-{number}/?text=x&times=500000").status == 200
         assert peak_memory(worker) - begin < 20 * 1024  # KiB
-        assert eventually(lambda: descriptors(worker) <= files)  # they were given up
+        assert eventually(lambda: descriptors(worker) <= files)  # they were closed
 
 
-def test_worker_does_nothing_for_clients_that_are_gone_or_not_received(start_site: StartSite, key: str) -> None:
-    """Descriptors that are readable, or at their end, while nobody reads them must wake nobody."""
+def test_worker_does_nothing_for_clients_that_are_gone_or_not_read(start_site: StartSite, key: str) -> None:
+    """A descriptor that is readable or at its end must wake nobody while nobody reads it."""
     settings = {"WEBSOCKET_PING_INTERVAL": 3.0, "WEBSOCKET_PING_TIMEOUT": 60.0, "WEBSOCKET_CLOSE_TIMEOUT": 60.0}
     with start_site(settings, env=NOT_MEASURED) as server, ExitStack() as stack:
         worker = worker_of(server)
@@ -180,15 +178,15 @@ def test_worker_does_nothing_for_clients_that_are_gone_or_not_received(start_sit
             how = number // 3 % 5
             if how == 0:  # more than its view receives
                 client.send(*(frame("x" * 10_000) for _ in range(40)))
-            elif how == 1:  # a close frame behind a message, and the end of the stream behind that
+            elif how == 1:  # a message, a close frame, and the end of the stream
                 client.send(frame("x"), close_frame(1000))
                 client.sock.shutdown(socket.SHUT_WR)
-            elif how == 2:  # a mistake, of which it does not hear
+            elif how == 2:  # a protocol error, and no reading of the answer
                 client.send(b"\x81\x00", frame("x") * 1000)
-            elif how == 3:  # half a frame, and the end
+            elif how == 3:  # half a frame, and the end of the stream
                 client.send(frame("x" * 100)[:50])
                 client.sock.shutdown(socket.SHUT_WR)
-            else:  # a close frame, and nothing any more
+            else:  # a close frame, and then nothing
                 client.send(close_frame(1000))
         clock.open("/echo/")
         begin, computed = time.monotonic(), processor_time(worker)

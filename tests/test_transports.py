@@ -1,4 +1,4 @@
-"""Each way on which a client reaches gunicorn: TCP, Unix socket, IPv6, several binds, TLS, the PROXY protocol."""
+"""Every way for a client to reach gunicorn: TCP, Unix socket, IPv6, several binds, TLS, the PROXY protocol."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Opened = Callable[..., Client]
 
 @pytest.fixture
 def opened() -> Iterator[Opened]:
-    """Opens a WebSocket over a connected socket; `before` is what is sent ahead of the request, in clear."""
+    """Open a WebSocket over a connected socket; `before` is sent ahead of the request, unencrypted."""
     with ExitStack() as stack:
 
         def open_over(sock: socket.socket, path: str = "/echo/", *, before: bytes = b"", **options: Any) -> Client:
@@ -47,7 +47,7 @@ def opened() -> Iterator[Opened]:
 
 
 def carries_messages(client: Client) -> None:
-    """A small and a large message come back, and the end does."""
+    """Check that small and large messages come back, and that closing works."""
     for message in ("hello", os.urandom(1_000_000), "x" * 1_000_000):
         client.send(message)
         assert client.recv() == message
@@ -56,7 +56,7 @@ def carries_messages(client: Client) -> None:
 
 
 def about(client: Client) -> dict[str, Any]:
-    """What the view knows of its request."""
+    """Ask the view what it knows of its request."""
     client.send("tell me")
     known: dict[str, Any] = json.loads(client.recv())
     return known
@@ -66,11 +66,11 @@ def tcp(port: int, host: str = "127.0.0.1") -> socket.socket:
     return socket.create_connection((host, port), DEADLINE)
 
 
-def test_tcp(site: Server, opened: Opened) -> None:
+def test_messages_pass_over_tcp(site: Server, opened: Opened) -> None:
     carries_messages(opened(tcp(site.port)))
 
 
-def test_unix_socket(tmp_path: Path, opened: Opened) -> None:
+def test_messages_pass_over_a_unix_socket(tmp_path: Path, opened: Opened) -> None:
     path = tmp_path / "websocket.sock"
     with gunicorn(args=["-b", f"unix:{path}"]):
         sock = socket.socket(socket.AF_UNIX)
@@ -78,7 +78,7 @@ def test_unix_socket(tmp_path: Path, opened: Opened) -> None:
         carries_messages(opened(sock))
 
 
-def test_several_binds_ipv6_among_them(tmp_path: Path, opened: Opened) -> None:
+def test_several_addresses_can_be_bound_including_ipv6(tmp_path: Path, opened: Opened) -> None:
     port, path = free_port(), tmp_path / "websocket.sock"
     with gunicorn(args=["-b", f"[::1]:{port}", "-b", f"unix:{path}"]) as server:
         unix = socket.socket(socket.AF_UNIX)
@@ -88,11 +88,11 @@ def test_several_binds_ipv6_among_them(tmp_path: Path, opened: Opened) -> None:
             carries_messages(client)
 
 
-def test_tls(start_site: StartSite, certificate: tuple[Path, Path], raw: Raw) -> None:
+def test_messages_pass_over_tls(start_site: StartSite, certificate: tuple[Path, Path], raw: Raw) -> None:
     arguments: list[str | Path] = ["--certfile", certificate[0], "--keyfile", certificate[1]]
     with start_site(args=arguments, probe=b"") as server:
         # Not the library's client: it reads in one thread and writes in another, which OpenSSL does not allow. While
-        # the one reads the session tickets that the server sends first, the other may take the handshake for
+        # the first reads the session tickets that the server sends first, the second may take the handshake for
         # unfinished, and wait instead of sending its request.
         client = raw(server, tls=True)
         client.open("/echo/")
@@ -118,11 +118,11 @@ V2 = b"\r\n\r\n\0\r\nQUIT\n\x21\x11" + struct.pack(
 
 
 @pytest.mark.parametrize("line", [V1, V2], ids=["version 1", "version 2"])
-def test_proxy_protocol(start_site: StartSite, opened: Opened, line: bytes) -> None:
+def test_proxy_protocol_names_the_client(start_site: StartSite, opened: Opened, line: bytes) -> None:
     with start_site(args=["--proxy-protocol", "auto"], probe=b"") as server:
         carries_messages(opened(tcp(server.port), before=line))
         assert about(opened(tcp(server.port), "/about/1/", before=line))["address"] == "203.0.113.7"
-        # A proxy that speaks it passes on what clients claim to be.
+        # Such a proxy passes the X-Forwarded-For of its clients on.
         bad = opened(tcp(server.port), before=line, additional_headers={"X-Forwarded-For": "198.51.100.9"})
         bad.socket.sendall(b"\x81\x00")  # not masked
         assert bad.closing()[0] == 1002
@@ -130,7 +130,7 @@ def test_proxy_protocol(start_site: StartSite, opened: Opened, line: bytes) -> N
 
 
 @pytest.mark.parametrize("believed", [True, False], ids=["a proxy that is believed", "one that is not"])
-def test_forwarded_allow_ips(start_site: StartSite, opened: Opened, believed: bool) -> None:
+def test_only_trusted_proxies_are_believed(start_site: StartSite, opened: Opened, believed: bool) -> None:
     headers = {"X-Forwarded-Proto": "https", "X-Forwarded-For": "198.51.100.9, 203.0.113.7"}
     allowed = "127.0.0.0/8" if believed else "192.0.2.1"
     with start_site(args=["--forwarded-allow-ips", allowed]) as server:
@@ -147,12 +147,12 @@ def test_forwarded_allow_ips(start_site: StartSite, opened: Opened, believed: bo
 # --- several gunicorns of one user -----------------------------------------------------------------------------------
 
 
-def test_gunicorns_of_the_deployment_s_configuration_do_not_share_a_control_socket(tmp_path: Path) -> None:
+def test_gunicorns_with_the_deployed_configuration_do_not_share_a_control_socket(tmp_path: Path) -> None:
     configuration = Path(__file__).resolve().parent.parent / "deploy" / "gunicorn.conf.py"
     environment = {"HOME": str(tmp_path), "XDG_RUNTIME_DIR": str(tmp_path)}
     with ExitStack() as stack:
         for _ in range(2):
             server = gunicorn(args=["-c", configuration], env=environment)
-            server.args.remove("--no-control-socket")  # so that the configuration has to say it
+            server.args.remove("--no-control-socket")  # so that only the configuration turns it off
             assert worker_of(stack.enter_context(server))
         assert not list(tmp_path.rglob("*.ctl"))

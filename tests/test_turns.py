@@ -1,4 +1,4 @@
-"""Whatever has much to do lets the loop look at the sockets of all others in between."""
+"""Code with much to do lets the loop look at the other sockets in between."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .support.waiting import until
 
 
 class Polls:
-    """Counts how often the loop has found that a socket is readable, which one always is."""
+    """Counts how often the loop has looked at sockets, by one that is always readable."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -74,7 +74,7 @@ def test_an_interrupted_turn_leaves_nothing_behind() -> None:
     assert waiting.dead
 
 
-def test_what_many_put_off_is_done_in_turns_that_are_bounded_by_time_together(polls: Polls) -> None:
+def test_postponed_calls_run_in_turns_of_bounded_time(polls: Polls) -> None:
     turns = turns_of_loop()
     seen: list[int] = []
 
@@ -102,10 +102,10 @@ def test_many_greenlets_with_much_to_do_take_turns(polls: Polls) -> None:
     before = polls.count
     gevent.joinall([gevent.spawn(work, number) for number in range(10)], raise_error=True)
     assert polls.count - before >= 15
-    assert len(set(order[-9:])) == 9  # nobody is done long before the others
+    assert len(set(order[-9:])) == 9  # no greenlet was done long before the others
 
 
-def test_what_fails_in_its_turn_keeps_nothing_from_having_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_postponed_call_that_fails_does_not_affect_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(get_hub(), "handle_error", lambda *args: None)
     done: list[int] = []
     turns = turns_of_loop()
@@ -127,7 +127,7 @@ def test_a_loop_that_does_not_count_its_turns_is_bounded_by_time_alone() -> None
     assert not turns.spent()
 
 
-def test_select_that_only_looks_lets_others_run(polls: Polls) -> None:
+def test_select_with_a_timeout_of_zero_lets_others_run(polls: Polls) -> None:
     for _ in range(50):
         select([], [], [], 0)
     assert polls.count >= 49
@@ -148,7 +148,7 @@ def test_select_that_always_finds_something_lets_others_run(polls: Polls) -> Non
 
 
 class Slow:
-    """A listener that takes two milliseconds for what it gets, and notes how often the loop had looked."""
+    """A listener that takes two milliseconds for each batch, and notes how often the loop had looked."""
 
     def __init__(self, polls: Polls) -> None:
         self.polls = polls
@@ -171,7 +171,7 @@ def test_a_redis_that_always_has_more_lets_others_run(
     redis_url: str, polls: Polls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = redis.Redis.from_url(redis_url)
-    client.ping()  # by a socket of the standard library, which keeps the loop from reading
+    client.ping()  # connects by a standard socket, so that publishing keeps the loop from reading
     monkeypatch.setattr(redis.connection, "socket", gevent.socket)
     broker = RedisBroker(redis_url)
     listener = Slow(polls)
@@ -191,7 +191,7 @@ def test_a_redis_that_always_has_more_lets_others_run(
 
 
 class SlowMember:
-    """A member for whom a message takes a millisecond."""
+    """A member that takes a millisecond for each delivery."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -231,7 +231,7 @@ def test_many_messages_to_few_members_let_others_run(polls: Polls) -> None:
     hub.close()
 
 
-def test_a_greenlet_that_publishes_without_end_in_memory_lets_others_run(polls: Polls) -> None:
+def test_a_greenlet_that_publishes_in_memory_without_pause_lets_others_run(polls: Polls) -> None:
     broker = MemoryBroker("memory://tests")
     hub = Hub(broker)
     member = SlowMember()

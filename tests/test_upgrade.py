@@ -14,7 +14,7 @@ ACCEPTED = "101 Switching Protocols"
 
 
 class Nobody:
-    """Takes no socket."""
+    """A taker that must not be called."""
 
     def opened(self, sock: Any, early: bytes, head: bytes) -> Any:
         raise AssertionError
@@ -33,13 +33,13 @@ def answered(status: str, headers: list[tuple[str, str]], *, accepted: bool = Tr
     return upgrade, passed
 
 
-def test_the_101_is_kept_back_and_written_as_the_application_has_it() -> None:
+def test_the_101_is_held_back_and_written_as_the_application_made_it() -> None:
     upgrade, passed = answered(ACCEPTED, [("Upgrade", "websocket"), ("Set-Cookie", "a=é")])
     assert passed == []
     assert upgrade.head() == b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nSet-Cookie: a=\xe9\r\n\r\n"
 
 
-def test_any_other_answer_is_the_server_s() -> None:
+def test_any_other_answer_is_left_to_the_server() -> None:
     for status, accepted in (("403 Forbidden", True), (ACCEPTED, False)):
         upgrade, passed = answered(status, [("A", "b")], accepted=accepted)
         assert passed == [(status, [("A", "b")])]
@@ -59,14 +59,14 @@ def test_header_that_http_cannot_carry_is_not_sent() -> None:
         upgrade.head()
 
 
-def test_environment_keeps_what_a_view_may_ask_for_in_its_order() -> None:
+def test_environment_keeps_the_entries_for_views_in_their_order() -> None:
     kept: list[tuple[str, Any]] = [("PATH_INFO", "/chat/"), ("HTTP_HOST", "localhost"), ("wsgi.multithread", True)]
     environ: dict[str, Any] = {KEY: 1, "wsgi.input": 2, **dict(kept), HANDSHAKE_KEY: 3}
     forget_request(environ)
     assert list(environ.items()) == kept
 
 
-def test_what_two_clients_send_alike_is_there_once() -> None:
+def test_equal_headers_of_two_clients_are_kept_once() -> None:
     first, second = ({"".join(["HTTP_", "HOST"]): "".join(["local", "host"])} for _ in range(2))
     forget_request(first)
     forget_request(second)

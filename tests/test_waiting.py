@@ -1,4 +1,4 @@
-"""How greenlets wait: one waiter for each source, nothing lost, nothing switched to that does not wait any more."""
+"""How greenlets wait: one for each source, nothing is lost, and no greenlet is woken that no longer waits."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def signal(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
 
 
 def readable(fd: int) -> bool:
-    """What the kernel says."""
+    """Ask the kernel."""
     poller = select.poll()
     poller.register(fd, select.POLLIN)
     return bool(poller.poll(0))
 
 
 class Box(Readable):
-    """Holds things to take."""
+    """A source of things to take."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,12 +67,12 @@ class Box(Readable):
 
 @pytest.fixture
 def patched(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in the worker, where the standard library's select() is ours."""
+    """Pretend to be in a worker, where the standard library's select() is ours."""
     monkeypatch.setitem(monkey.saved, "select", {})  # type: ignore[attr-defined]
 
 
 class View(ViewGreenlet):
-    """Runs a function as a view is run."""
+    """A greenlet that runs a function as if it were a view."""
 
     def __init__(self, function: Callable[[], Any]) -> None:
         super().__init__()
@@ -116,7 +116,7 @@ def test_the_descriptor_is_made_on_demand_and_stays_the_same() -> None:
     assert readable_with(number) is None
 
 
-def test_the_descriptor_shows_what_is_there_when_it_is_made() -> None:
+def test_a_new_descriptor_shows_whether_something_is_there() -> None:
     box = Box()
     box.put(1)
     assert readable(box.fileno())
@@ -135,7 +135,7 @@ def test_the_descriptor_is_not_inherited() -> None:
 # --- waiting ----------------------------------------------------------------------------------------------------
 
 
-def test_whoever_waits_gets_what_comes() -> None:
+def test_a_waiting_greenlet_gets_what_comes() -> None:
     box = Box()
     taker = gevent.spawn(box.take)
     gevent.sleep(0)
@@ -144,7 +144,7 @@ def test_whoever_waits_gets_what_comes() -> None:
     assert taker.get(timeout=5) == "thing"
 
 
-def test_what_comes_is_not_lost_with_the_one_who_waited_for_it() -> None:
+def test_nothing_is_lost_with_a_greenlet_that_was_killed_while_it_waited() -> None:
     box = Box()
     taker = gevent.spawn(box.take)
     gevent.sleep(0)
@@ -166,7 +166,7 @@ def test_a_second_waiter_gets_an_error_that_says_what_to_do(timeout: float | Non
     assert taker.get(timeout=5) == 1
 
 
-def test_a_second_waiter_gives_back_what_it_had_claimed() -> None:
+def test_a_second_waiter_releases_the_sources_that_it_had_claimed() -> None:
     taken, free = Box(), Box()
     taker = gevent.spawn(taken.take)
     gevent.sleep(0)
@@ -188,7 +188,7 @@ def test_waiting_ends_after_its_timeout_and_only_then() -> None:
     assert wait((box,), 5) is True
 
 
-def test_a_timeout_of_somebody_else_passes_through() -> None:
+def test_a_gevent_timeout_of_the_caller_passes_through() -> None:
     box = Box()
     with pytest.raises(gevent.Timeout), gevent.Timeout(0.01):
         wait((box,), 5)
@@ -199,7 +199,7 @@ def test_a_timeout_of_somebody_else_passes_through() -> None:
     assert box._waiter is None
 
 
-def test_a_source_wakes_nobody_whom_an_exception_has_taken_away() -> None:
+def test_a_source_does_not_wake_a_greenlet_that_an_exception_took_away() -> None:
     """A switch to a greenlet that waits for something else by now would be an error in the hub, or worse."""
     box = Box()
     log = []
@@ -240,7 +240,7 @@ def test_the_first_of_several_sources_ends_the_wait() -> None:
 # --- views ------------------------------------------------------------------------------------------------------
 
 
-def test_a_view_is_told_before_it_waits(pairs: Pairs) -> None:
+def test_before_waiting_is_called_before_each_wait(pairs: Pairs) -> None:
     connection, peer = pairs()
     calls = []
 
@@ -257,7 +257,7 @@ def test_a_view_is_told_before_it_waits(pairs: Pairs) -> None:
     assert calls == [0, 1, 2]
 
 
-def test_a_view_is_not_told_when_it_need_not_wait(pairs: Pairs) -> None:
+def test_before_waiting_is_not_called_without_a_wait(pairs: Pairs) -> None:
     connection, peer = pairs()
     peer.text("a", "b")
     until(lambda: connection.inbox)
@@ -268,7 +268,7 @@ def test_a_view_is_not_told_when_it_need_not_wait(pairs: Pairs) -> None:
 
 
 @pytest.mark.parametrize("timeout", [None, 5])
-def test_what_is_raised_before_waiting_reaches_the_view_which_can_go_on(pairs: Pairs, timeout: float | None) -> None:
+def test_an_exception_of_before_waiting_reaches_the_view(pairs: Pairs, timeout: float | None) -> None:
     connection, peer = pairs()
 
     def refuse() -> None:
@@ -289,7 +289,7 @@ def test_what_is_raised_before_waiting_reaches_the_view_which_can_go_on(pairs: P
 
 
 @pytest.mark.parametrize("timeout", [None, 5])
-def test_a_message_that_comes_while_the_view_gives_back_is_not_slept_over(pairs: Pairs, timeout: float | None) -> None:
+def test_a_message_that_comes_during_before_waiting_is_noticed(pairs: Pairs, timeout: float | None) -> None:
     connection, peer = pairs()
 
     def give_back() -> None:
@@ -314,7 +314,7 @@ class Opened:
         self.closed += 1
 
 
-def test_what_a_view_opened_is_closed_when_it_ends_however_it_ends() -> None:
+def test_what_a_view_opened_is_closed_however_it_ends() -> None:
     for failure in (None, ValueError, gevent.GreenletExit):
         opened = [Opened(), Opened()]
 
@@ -346,7 +346,7 @@ def test_what_a_view_opened_learns_that_the_client_has_left() -> None:
     assert opened.left == [(1001, "bye")]
 
 
-def test_what_a_view_opened_is_not_kept_alive_for_that() -> None:
+def test_what_a_view_opened_is_not_kept_alive_until_its_end() -> None:
     def function() -> None:
         opened = Opened()
         close_at_end(opened)
@@ -380,14 +380,14 @@ def test_the_descriptor_of_a_websocket_lives_until_the_view_returns_and_no_longe
             pass
         until(lambda: not connection.open)
         gevent.sleep(0.001)
-        assert readable(numbers[0])  # people keep the number
+        assert readable(numbers[0])  # views keep the number
         assert readable_with(numbers[0]) is connection
 
     view = View(function)
     view.start()
     view.get(timeout=10)
     assert readable_with(numbers[0]) is None
-    assert len(descriptors()) == len(before) - 1  # nor is the connection's socket there
+    assert len(descriptors()) == len(before) - 1  # the connection's socket is gone as well
 
 
 def test_a_connection_with_a_descriptor_is_not_kept_for_ever(pairs: Pairs, patched: None) -> None:

@@ -43,7 +43,7 @@ ENVIRON = {
 
 
 class Handshake:
-    """Accepts when the view asks for it."""
+    """Accepts whenever it is called, and keeps the subprotocols."""
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
@@ -63,7 +63,7 @@ def websocket(pairs: Pairs, environ: dict[str, Any] | None = None) -> tuple[WebS
 # --- the handshake ----------------------------------------------------------------------------------------------
 
 
-def test_nothing_is_accepted_by_looking(pairs: Pairs) -> None:
+def test_reading_attributes_does_not_accept(pairs: Pairs) -> None:
     ws, _, handshake = websocket(pairs)
     assert ws.closed is False
     assert ws.close_code is None
@@ -121,7 +121,7 @@ def test_accept_takes_a_subprotocol(pairs: Pairs) -> None:
     assert handshake.accepted == ["superchat"]
 
 
-def test_a_failed_handshake_is_an_error_of_gevent_websockets_kind() -> None:
+def test_a_failed_handshake_raises_gevent_websockets_error() -> None:
     def refuse(subprotocol: str | None) -> Connection:
         raise HandshakeFailed("the client has left")
 
@@ -153,7 +153,7 @@ def test_a_failed_handshake_is_an_error_of_gevent_websockets_kind() -> None:
         (memoryview(b"abcdef")[::2], True, Frame(BINARY, b"ace")),
     ],
 )
-def test_messages_are_sent_as_what_they_are_or_as_binary_says(
+def test_messages_are_sent_by_their_type_or_as_binary_says(
     pairs: Pairs, message: Any, binary: bool | None, frame: Frame
 ) -> None:
     ws, peer, _ = websocket(pairs)
@@ -172,7 +172,7 @@ def test_other_types_are_refused_before_anything_is_sent(pairs: Pairs, message: 
     assert peer.until_frames(1) == [text("still open")]
 
 
-def test_what_is_no_utf8_cannot_be_text(pairs: Pairs) -> None:
+def test_invalid_utf8_cannot_be_sent_as_text(pairs: Pairs) -> None:
     ws, peer, _ = websocket(pairs)
     with pytest.raises(ValueError):
         ws.send(b"\xff", binary=False)
@@ -182,7 +182,7 @@ def test_what_is_no_utf8_cannot_be_text(pairs: Pairs) -> None:
     assert peer.until_frames(1) == [text("still open")]
 
 
-def test_sending_to_a_closed_one_raises_what_gevent_websocket_raises(pairs: Pairs) -> None:
+def test_sending_to_a_closed_websocket_raises_gevent_websockets_error(pairs: Pairs) -> None:
     ws, peer, _ = websocket(pairs)
     ws.accept()
     peer.close_frame(1001, "bye")
@@ -205,7 +205,7 @@ def test_messages_keep_their_types_and_the_end_is_none(pairs: Pairs) -> None:
     assert ws.closed is True
 
 
-def test_iteration_goes_over_all_messages_and_can_be_taken_up_again(pairs: Pairs) -> None:
+def test_iteration_yields_all_messages_and_can_be_resumed(pairs: Pairs) -> None:
     ws, peer, _ = websocket(pairs)
     peer.text("a", "", "b", b"c", "d")
     peer.close_frame()
@@ -250,7 +250,7 @@ def test_the_answers_of_an_iteration_are_sent_before_the_close(pairs: Pairs) -> 
     assert peer.until_end() == [text("a"), text("b"), text("c"), close(1000)]
 
 
-def test_receive_with_a_timeout(pairs: Pairs) -> None:
+def test_receive_raises_after_its_timeout(pairs: Pairs) -> None:
     ws, peer, _ = websocket(pairs)
     with pytest.raises(TimeoutError):
         ws.receive(timeout=0.01)
@@ -264,7 +264,7 @@ def test_receive_with_a_timeout(pairs: Pairs) -> None:
 
 
 @pytest.mark.parametrize("value", [{"a": [1, 2.5, None, True]}, [], "\u00e9\u2028", 0, None, {"deep": {"er": ["x"]}}])
-def test_json_goes_as_text_and_comes_back(pairs: Pairs, value: Any) -> None:
+def test_json_is_sent_as_text_and_comes_back(pairs: Pairs, value: Any) -> None:
     ws, peer, _ = websocket(pairs)
     ws.send_json(value)
     (frame,) = peer.until_frames(1)
@@ -272,17 +272,17 @@ def test_json_goes_as_text_and_comes_back(pairs: Pairs, value: Any) -> None:
     assert json.loads(frame.payload) == value
     peer.text(frame.payload.decode())
     assert ws.receive_json() == value
-    peer.text(frame.payload)  # binary will do
+    peer.text(frame.payload)  # a binary message will do
     assert ws.receive_json(timeout=5) == value
 
 
-def test_dates_and_decimals_are_sent_as_django_has_them_in_json(pairs: Pairs) -> None:
+def test_dates_and_decimals_are_sent_in_djangos_json_form(pairs: Pairs) -> None:
     ws, peer, _ = websocket(pairs)
     ws.send_json({"day": date(2026, 1, 2), "price": Decimal("1.10")})
     assert peer.until_frames(1) == [text('{"day":"2026-01-02","price":"1.10"}')]
 
 
-def test_what_json_has_no_form_for_is_refused(pairs: Pairs) -> None:
+def test_values_without_a_json_form_are_refused(pairs: Pairs) -> None:
     ws, peer, _ = websocket(pairs)
     for value in (object(), {1, 2}, b"bytes", {(1, 2): 3}):
         with pytest.raises(TypeError):
@@ -316,7 +316,7 @@ NOT_USABLE = {
 
 
 @pytest.mark.parametrize("message", NOT_USABLE.values(), ids=NOT_USABLE)
-def test_json_that_cannot_be_used_is_an_error_of_the_message(pairs: Pairs, message: str | bytes) -> None:
+def test_unusable_json_is_an_error_of_the_message(pairs: Pairs, message: str | bytes) -> None:
     ws, peer, _ = websocket(pairs)
     peer.text(message, "[1]")
     with pytest.raises(ValueError):
@@ -354,13 +354,13 @@ def test_json_that_cannot_be_received_is_not_sent(pairs: Pairs) -> None:
             ws.send_json(value)
         with pytest.raises(ValueError):
             publish("channel", value)
-    while nested:  # by hand: to free all of it at once would recurse as deeply
+    while nested:  # level by level: freeing all at once would recurse as deeply
         nested = nested[0]
     ws.send_json(1)
     assert peer.until_frames(1)[0].payload == b"1"
 
 
-def test_what_is_no_json_is_an_error_of_the_message_not_of_the_connection(pairs: Pairs) -> None:
+def test_malformed_json_is_an_error_of_the_message_not_of_the_connection(pairs: Pairs) -> None:
     ws, peer, _ = websocket(pairs)
     for bad in ("{", "", b"\xff\xfe"):
         peer.text(bad)
@@ -418,7 +418,7 @@ def test_close_refuses_codes_that_may_not_be_sent(pairs: Pairs) -> None:
     assert ws.closed is False
 
 
-def test_the_codes_that_say_why_are_plain_numbers_wherever_they_come_from(pairs: Pairs) -> None:
+def test_close_codes_are_plain_numbers(pairs: Pairs) -> None:
     ws, _, _ = websocket(pairs)
     ws.accept()
     ws.close()
@@ -483,7 +483,7 @@ def test_the_handlers_socket_has_the_same_descriptor(pairs: Pairs) -> None:
     assert ws.handler.socket.fileno() == ws.fileno()
 
 
-def test_repr_tells_path_and_state(pairs: Pairs) -> None:
+def test_repr_shows_path_and_state(pairs: Pairs) -> None:
     ws, peer, _ = websocket(pairs)
     assert "/chat/lobby/" in repr(ws) and "handshake" in repr(ws)
     ws.accept()
@@ -493,7 +493,7 @@ def test_repr_tells_path_and_state(pairs: Pairs) -> None:
     assert "closed" in repr(ws)
 
 
-def test_it_can_be_kept_in_a_weak_set_and_is_freed_with_its_view(pairs: Pairs) -> None:
+def test_a_websocket_can_be_in_a_weak_set_and_is_freed_with_its_view(pairs: Pairs) -> None:
     ws, _, _ = websocket(pairs)
     everybody = weakref.WeakSet([ws])
     assert ws in everybody

@@ -27,11 +27,11 @@ from .support.waiting import DEADLINE, at_once, eventually
 
 
 def as_typed(line: str, home: Path, probe: bytes = HTTP_PROBE, **environment: str) -> Server:
-    """A command line as the documentation has it, run in test_project with another port, on the loopback only."""
+    """A command line of the documentation, run in test_project on another port, for local clients only."""
     port = free_port()
     command = shlex.split(line.replace("0.0.0.0:8001", f"127.0.0.1:{port}").replace("{port}", str(port)))
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
-    # gunicorn has its control socket in HOME.
+    # gunicorn puts its control socket into HOME.
     environment = {"PATH": path, "HOME": str(home), **environment}
     command[0] = str(Path(sys.executable).parent / command[0])
     return Server(command, port=port, probe=probe, cwd=TEST_PROJECT, env=environment)
@@ -51,7 +51,7 @@ def test_command_line_of_the_documentation_serves_beside_runserver(connect: Conn
         with pages:
             for path in ("/chat/", "/echo/", "/ping/"):
                 assert f"ws://localhost:{server.port}{path}" in fetch(pages.port, path).body.decode()
-        # A page of port 8000 may connect.
+        # Pages from port 8000 may connect.
         for host in ("localhost", "127.0.0.1", "[::1]"):
             for path, answer in {"/echo/": "ping", "/ping/": "pong", "/chat/": "ping"}.items():
                 with connect(server, path, origin=f"http://{host}:8000") as client:
@@ -72,7 +72,7 @@ def test_echo_keeps_text_and_binary_and_the_empty_message(any_project: Server, c
         assert client.ask(message) == message
 
 
-def test_chat_sends_every_text_to_all_members_its_sender_too(any_project: Server, connect: Connect) -> None:
+def test_chat_sends_every_text_to_all_members_including_its_sender(any_project: Server, connect: Connect) -> None:
     members = [connect(any_project, "/chat/") for _ in range(3)]
     for number, member in enumerate(members):
         member.send(f"message {number}")
@@ -107,7 +107,7 @@ def test_clients_are_told_of_a_restart(
         server.send_signal(number)
         assert [client.closing()[0] for client in clients] == [1012] * 4
         server.wait(10 - (time.monotonic() - begin))
-        # The views came to their end, and left through it.
+        # The views have run to their end.
         for key in ("term", "mute"):
             assert f"note {key}: 1012" in server.log
         assert "Traceback" not in server.log
@@ -117,19 +117,19 @@ def test_clients_are_told_of_a_restart(
 def test_worker_without_clients_ends_at_once() -> None:
     took = []
     with gunicorn() as server:
-        for _ in range(3):  # the machine itself may stand still in one of them
-            fetch(server.port, "/")  # gunicorn has started another one
+        for _ in range(3):  # the machine itself may stall during one of them
+            fetch(server.port, "/")  # waits until gunicorn has started a new worker
             worker = os.pidfd_open(worker_of(server))
             begin = time.monotonic()
             signal.pidfd_send_signal(worker, signal.SIGTERM)
             select.select([worker], [], [], DEADLINE)
             took.append(time.monotonic() - begin)
             os.close(worker)
-        fetch(server.port, "/")  # a worker that is only just forked would miss the signal to end
+        fetch(server.port, "/")  # a worker that was just forked would miss the signal to end
     assert min(took) < 0.3, took
 
 
-def test_clients_are_told_at_once_when_a_quick_end_is_asked_for_meanwhile(
+def test_clients_are_told_at_once_when_a_second_signal_asks_for_a_quick_end(
     start_site: StartSite, connect: Connect
 ) -> None:
     with start_site({"WEBSOCKET_DRAIN_WINDOW": 10.0}, args=["--graceful-timeout", "30"]) as server:
@@ -162,7 +162,7 @@ def test_stuck_view_does_not_hold_up_the_process_and_nobody_new_is_accepted(
         assert (client.closing()[0], other.closing()[0]) == (1012, 1012)
         assert eventually(refused)
         server.wait(10)
-        assert time.monotonic() - begin < 5  # a second is gunicorn's own
+        assert time.monotonic() - begin < 5  # one second is gunicorn's own
         assert "SIGKILL" not in server.log
 
 
@@ -181,14 +181,14 @@ def test_finally_blocks_run_in_a_short_graceful_timeout(
         assert server.log.count(f"note {key}: tidy") == 50
 
 
-def test_tls_handshake_that_the_end_of_the_service_meets_is_carried_through(
+def test_tls_handshake_is_completed_although_the_service_ends_meanwhile(
     start_site: StartSite, certificate: tuple[Path, Path], raw: Raw
 ) -> None:
     arguments: list[str | Path] = ["--certfile", certificate[0], "--keyfile", certificate[1]]
     with start_site(args=arguments, probe=b"") as server:
         late = raw(server)
         other = raw(server, tls=True)
-        other.open("/echo/")  # so that both were taken
+        other.open("/echo/")  # by now the server has accepted both
         server.send_signal(signal.SIGTERM)
         assert other.closing()[0] == 1012
         late.sock = unverified().wrap_socket(late.sock)
@@ -209,7 +209,7 @@ def test_reload_closes_with_1012_and_goes_on_with_new_workers(start_site: StartS
 
 
 def test_worker_that_has_served_its_max_requests_closes_with_1012(start_site: StartSite, connect: Connect) -> None:
-    with start_site(args=["--max-requests", "4"]) as server:  # the first one was whether it serves
+    with start_site(args=["--max-requests", "4"]) as server:  # the first request was the probe
         clients = [connect(server, "/echo/") for _ in range(3)]
         assert [client.closing()[0] for client in clients] == [1012] * 3
         assert connect(server, "/echo/").ask("hello") == "hello"
@@ -220,7 +220,7 @@ def test_change_of_the_code_closes_with_1012_and_goes_on_with_the_new_code(
 ) -> None:
     shutil.copytree(TEST_PROJECT, tmp_path / "site")
     with (tmp_path / "site" / "project" / "settings.py").open("a") as settings:
-        settings.write("WEBSOCKET_DRAIN_WINDOW = 30.0\n")  # which a reload does not use
+        settings.write("WEBSOCKET_DRAIN_WINDOW = 30.0\n")  # must not matter to a reload
         settings.write("WEBSOCKET_CLOSE_TIMEOUT = 1.0\n")
     with gunicorn(cwd=tmp_path / "site", args=["--reload", "--reload-engine", "poll"]) as server:
         clients = [connect(server, path) for path in ("/echo/", "/chat/", "/ping/") * 7]
@@ -234,13 +234,13 @@ def test_change_of_the_code_closes_with_1012_and_goes_on_with_the_new_code(
 
 
 class Persistent(threading.Thread):
-    """A client that talks all the time, and comes again when it is told of a restart."""
+    """A client that talks all the time, and connects again when it is told of a restart."""
 
     def __init__(self, server: Server) -> None:
         super().__init__()
         self.server = server
         self.over = threading.Event()
-        self.workers: list[str] = []  # in which it was, one after the other
+        self.workers: list[str] = []  # the process ids of its workers, in turn
         self.error: BaseException | None = None
 
     def run(self) -> None:
@@ -267,7 +267,7 @@ class Persistent(threading.Thread):
                 number += 1
 
 
-def test_rolling_restart_under_load_loses_no_client_that_comes_again(start_site: StartSite) -> None:
+def test_rolling_restart_under_load_loses_no_client_that_connects_again(start_site: StartSite) -> None:
     with start_site({"WEBSOCKET_DRAIN_WINDOW": 1.0}, args=["-w", "2"]) as server:
         clients = [Persistent(server) for _ in range(40)]
         for client in clients:
@@ -292,7 +292,7 @@ def test_rolling_restart_under_load_loses_no_client_that_comes_again(start_site:
 
 @pytest.fixture(scope="module")
 def impatient(start_site: StartSite) -> Iterator[Server]:
-    """A server that asks and gives up soon."""
+    """A server that sends pings early and gives up soon."""
     settings = {
         "WEBSOCKET_PING_INTERVAL": 0.5,
         "WEBSOCKET_PING_TIMEOUT": 1.0,
@@ -317,7 +317,7 @@ def test_silent_client_gets_a_ping_and_is_closed_with_1011(impatient: Server, ra
         assert notes(impatient.port, key)[0].startswith("1011")
 
 
-def test_client_that_answers_pings_stays(impatient: Server, raw: Raw) -> None:
+def test_client_that_answers_pings_stays_connected(impatient: Server, raw: Raw) -> None:
     client = raw(impatient)
     client.open("/echo/")
     for _ in range(4):
@@ -372,12 +372,12 @@ def test_listener_that_does_not_read_is_closed_with_1013_and_holds_up_nobody(
 
 @pytest.fixture(scope="module")
 def tls_site(start_site: StartSite, certificate: tuple[Path, Path]) -> Iterator[Server]:
-    """The test site over TLS, which gunicorn does itself."""
+    """The test site over gunicorn's own TLS."""
     with start_site(args=["--certfile", certificate[0], "--keyfile", certificate[1]], probe=b"") as server:
         yield server
 
 
-def test_tls_small_and_large_messages(tls_site: Server, raw: Raw) -> None:
+def test_small_and_large_messages_pass_over_tls(tls_site: Server, raw: Raw) -> None:
     # Not the library's client: it reads in one thread and writes in another, which OpenSSL does not allow.
     client = raw(tls_site, tls=True)
     client.open("/echo/")
@@ -388,7 +388,7 @@ def test_tls_small_and_large_messages(tls_site: Server, raw: Raw) -> None:
         assert received.opcode == (TEXT if isinstance(message, str) else BINARY)
 
 
-def test_tls_messages_in_one_segment_and_in_that_of_the_handshake(tls_site: Server, raw: Raw) -> None:
+def test_messages_in_one_segment_and_in_that_of_the_handshake_pass_over_tls(tls_site: Server, raw: Raw) -> None:
     client = raw(tls_site, tls=True)
     with at_once():
         client.open("/echo/", behind=frame("one") + frame("two"))
@@ -397,7 +397,7 @@ def test_tls_messages_in_one_segment_and_in_that_of_the_handshake(tls_site: Serv
         assert [client.frame().text for _ in range(3)] == ["three", "four", "five"]
 
 
-def test_tls_select_sees_what_the_encryption_holds(tls_site: Server, raw: Raw, key: str) -> None:
+def test_select_sees_messages_that_the_tls_layer_holds(tls_site: Server, raw: Raw, key: str) -> None:
     client = raw(tls_site, tls=True)
     client.open(f"/selects/{key}/", behind=frame("one"))
     client.frame()
@@ -408,7 +408,7 @@ def test_tls_select_sees_what_the_encryption_holds(tls_site: Server, raw: Raw, k
         assert [len(client.frame().text) for _ in range(30)] == [5000] * 30
 
 
-def test_tls_pings_refusals_and_the_end(tls_site: Server, raw: Raw, key: str) -> None:
+def test_pings_refusals_and_the_end_work_over_tls(tls_site: Server, raw: Raw, key: str) -> None:
     client = raw(tls_site, tls=True)
     client.send(request("/refuse/403/"))
     assert client.response().status == 403
@@ -428,14 +428,14 @@ def test_tls_pings_refusals_and_the_end(tls_site: Server, raw: Raw, key: str) ->
     assert connected.frame().text == "others live"
 
 
-def test_tls_reader_that_is_slow_gets_everything(tls_site: Server, raw: Raw) -> None:
+def test_slow_reader_gets_everything_over_tls(tls_site: Server, raw: Raw) -> None:
     client = raw(tls_site, tls=True, receive_buffer=4096)
     client.open("/flood/")
     for _ in range(100):
         assert client.frame() == Frame(TEXT, b"x" * 65536)
 
 
-def test_unix_socket(tmp_path: Path, raw: Raw) -> None:
+def test_messages_pass_over_a_unix_socket(tmp_path: Path, raw: Raw) -> None:
     path = tmp_path / "websocket.sock"
     with gunicorn(args=["-b", f"unix:{path}"]) as server:
         client = raw(str(path))
@@ -444,7 +444,7 @@ def test_unix_socket(tmp_path: Path, raw: Raw) -> None:
         client.send(close_frame(1000))
         assert client.closing() == (1000, "")
         assert client.rest() == b""
-        assert fetch(server.port, "/").status == 426  # the port serves too
+        assert fetch(server.port, "/").status == 426  # the port is served, too
 
 
 # --- requests around an upgrade --------------------------------------------------------------------------------------
