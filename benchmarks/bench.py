@@ -1,4 +1,4 @@
-"""Putting a server under a load: start it, measure, end it."""
+"""Puts servers under loads: starts a server, measures it, and ends it."""
 
 import os
 import subprocess
@@ -12,14 +12,14 @@ from processes import Process, free_port, memory, wait_until_accepts, wait_until
 from servers import ECHO
 
 START_SECONDS = 20
-OPENED_PER_SECOND = 300  # at least, when many clients connect
+OPENED_PER_SECOND = 300  # the least that is expected when many clients connect
 NOT_INHERITED = {"DJANGO_SETTINGS_MODULE", "GUNICORN_CMD_ARGS", "WEB_CONCURRENCY"}
 
 
 class Bench:
-    """What all measurements of a run share: the environment, cores, services, where logs go, and the servers.
+    """Everything that the measurements of a run share: environment, cores, services, logs, and running servers.
 
-    A server is started when it is needed, and stays until `stop()`: what takes turns with the others waits idle.
+    A server is started when it is needed, and runs until `stop()`: while others have their turn, it is idle.
     """
 
     def __init__(self, bin_directory, logs, *, cores=(None, None, None), seconds=3.0, idle_seconds=2.5, smoke=False):
@@ -28,8 +28,8 @@ class Bench:
         self.server_core, self.load_core, self.redis_core = cores
         self.seconds = seconds
         self.idle_seconds = idle_seconds
-        self.smoke = smoke  # nothing is measured: no time is spent on making figures comparable
-        self.rate = 5000.0  # messages/s of the loads at one rate
+        self.smoke = smoke  # nothing is measured, so no time is spent on comparable figures
+        self.rate = 5000.0  # messages/s of the loads at a fixed rate
         self.cookie = None
         self.redis = None
         self.redis_port = free_port()
@@ -47,7 +47,7 @@ class Bench:
 
     @contextmanager
     def services(self):
-        """Redis, and the database with somebody who is logged in."""
+        """Run Redis, and make the database with a user who is logged in."""
         made = subprocess.run(
             [self.bin / "python", "-m", "djangosite.prepare"],
             env=self.environ(),
@@ -72,7 +72,7 @@ class Bench:
             process.stop()
 
     def calibrate(self, server, share):
-        """Have loads at one rate use that share of what `server` carries."""
+        """Set the fixed rate of loads to that share of what `server` carries."""
         result = self.measure(server, echo("calibration", "", 100))
         if wrong := faults(result):
             raise SystemExit(f"{server.name}, which sets the rate for the others: {wrong}")
@@ -85,7 +85,7 @@ class Bench:
         inherited = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
         return inherited | {
             "PYTHONPATH": str(APPS),
-            "PYTHONDONTWRITEBYTECODE": "1",  # the checkouts stay as they are
+            "PYTHONDONTWRITEBYTECODE": "1",  # leaves the checkouts as they are
             "DATABASE": str(self.logs / "db.sqlite3"),
             "REDIS_URL": f"redis://127.0.0.1:{self.redis_port}/0",
             "CHANNEL": server.name if server else "",
@@ -93,7 +93,7 @@ class Bench:
         }
 
     def start(self, server):
-        """A process of the server and its port. RuntimeError says why it does not serve."""
+        """Start the server; return its process and its port. A RuntimeError says why it does not serve."""
         port = free_port()
         command = server.command_line(self.bin, port)
         try:
@@ -115,10 +115,10 @@ class Bench:
         return process, port
 
     def measure(self, server, load):
-        """The result of the load on the server, or `{"failed": why}`."""
+        """Put the server under the load; return the result, or `{"failed": why}`."""
         if not self.redis.alive():
             self.start_redis()
-        alone = load.measures_memory and not self.smoke  # in a new process: clients that left have left memory behind
+        alone = load.measures_memory and not self.smoke  # in a new process, since former clients leave memory behind
         if server.name in self.running and (alone or not self.running[server.name][0].alive()):
             self.stop(server.name)
         try:
@@ -133,11 +133,11 @@ class Bench:
         if alone:
             self.stop(server.name)
         elif not self.smoke and not wait_until_quiet(process.pids()):
-            self.stop(server.name)  # it would take the core from the next
+            self.stop(server.name)  # it would take CPU time from the next server
         return result
 
     def put_under(self, server, load, process, port):
-        """The result of wsload, with what the server's memory or CPU had to do with it."""
+        """Run wsload; return its result, with the server's memory or CPU time added."""
         pids = process.pids()
         arguments = ["--port", port, "--path", server.paths[load.path], *load.arguments]
         arguments += ["--connect-timeout", 5 if self.smoke else 20 + load.clients // OPENED_PER_SECOND]

@@ -12,7 +12,7 @@ REQUIREMENTS = HERE / "requirements.txt"
 
 
 def compile_programs():
-    """`make`, which does nothing where nothing has changed."""
+    """Run `make`, which does nothing if nothing has changed."""
     if not shutil.which("make"):
         raise SystemExit("benchmarks need make and a C compiler (Debian: apt-get install build-essential)")
     made = subprocess.run(["make", "-C", HERE], capture_output=True, text=True)
@@ -21,10 +21,10 @@ def compile_programs():
 
 
 def given_bin(directory):
-    """The bin directory that --bin names."""
+    """Check and return the bin directory that --bin names."""
     directory = directory.absolute()
     if not (directory / "python").exists():
-        raise SystemExit(f"--bin {directory}: there is no python; give the bin directory of a virtual environment")
+        raise SystemExit(f"--bin {directory}: it has no python; give the bin directory of a virtual environment")
     return directory
 
 
@@ -36,7 +36,7 @@ def redis_server():
 
 
 def imported_from(bin_directory, environ):
-    """The directory that `import django_websocket` finds the package in."""
+    """The directory in which `import django_websocket` finds the package."""
     code = "import os, django_websocket; print(os.path.dirname(os.path.dirname(django_websocket.__file__)))"
     found = subprocess.run(
         [bin_directory / "python", "-c", code], capture_output=True, text=True, env={**os.environ, **environ}, cwd=APPS
@@ -47,7 +47,7 @@ def imported_from(bin_directory, environ):
 
 
 def versions(bin_directory):
-    """Names and versions of what requirements.txt lists, as installed."""
+    """Names and installed versions of the packages that requirements.txt lists."""
     names = [re.split(r"[\[>]", line)[0] for line in REQUIREMENTS.read_text().splitlines() if line and line[0] != "#"]
     code = (
         "import platform, sys\nfrom importlib.metadata import PackageNotFoundError, version\n"

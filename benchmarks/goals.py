@@ -1,16 +1,16 @@
-"""What is to be reached, in the same run: ratios to others, and sizes."""
+"""The goals of each run: ratios to other servers, and sizes."""
 
 from dataclasses import dataclass
 
 OURS = "django_websocket"
-CHANNELS = ("channels-uvicorn", "channels-uvicorn-core")  # the better of its Redis layers
+CHANNELS = ("channels-uvicorn", "channels-uvicorn-core")  # the better of its two Redis layers counts
 
 
 @dataclass(frozen=True)
 class Goal:
-    """At least `least` times what the best of `others` does under the load, or at most `most`, a ratio as well.
+    """The ratio to the best of `others` under the load must be at least `least`, or at most `most`.
 
-    Without others, `most` is in the load's unit. `load_of_others` is where theirs differs from ours.
+    Without others, `most` is in the load's unit. `load_of_others` names their load if it differs from ours.
     """
 
     load: str

@@ -1,4 +1,4 @@
-"""The loads that servers are put under, and the generator that does it (wsload.c)."""
+"""The loads that servers are put under, and the generator that makes them (wsload.c)."""
 
 import json
 import subprocess
@@ -8,8 +8,8 @@ from environment import HERE
 from processes import pinned_to
 
 WSLOAD = HERE / "wsload"
-LOWER_BOUND = 0.9  # share of its core above which the generator, not the server, may have set the figure
-REACHED = 0.97  # of a rate that was asked for, below which the server was overloaded
+LOWER_BOUND = 0.9  # above this share of its core, the generator may have limited the figure instead of the server
+REACHED = 0.97  # below this share of the rate that was asked for, the server was overloaded
 
 
 @dataclass(frozen=True)
@@ -17,20 +17,20 @@ class Load:
     """`path` is the key in Server.paths: a server without it is not put under this load.
 
     `value` is the key of the figure that matters in the result. With `login` the clients are logged in; with `redis`
-    the generator publishes in Redis itself; with `rated` messages come at a rate, the same for all servers. `rounds` is
-    in how many it is measured, None for all; `many` are clients in such a number that not every server is tried.
-    `curve` and `at` place it in a plot.
+    the generator publishes in Redis itself; with `rated` messages come at the same fixed rate for all servers. The load
+    is measured in `rounds` rounds, or in all if that is None. `many` means so many clients that only some servers are
+    tried. `curve` and `at` place it in a plot.
     """
 
     name: str
     what: str
-    mode: str  # of wsload
+    mode: str  # the mode of wsload
     path: str
     clients: int
     options: tuple = ()
     value: str = "rate"
     unit: str = "messages/s"
-    factor: float = 1  # from what `value` is in
+    factor: float = 1  # turns `value` into `unit`
     login: bool = False
     redis: bool = False
     rated: bool = False
@@ -81,7 +81,7 @@ def memory(clients, **more):
 
 
 def curve(name, points, make):
-    """A load at several sizes, of which each message's cost is plotted."""
+    """A load at several sizes, for a plot of what each message costs."""
     shared = {"value": "cpu_per_message", "unit": "µs of CPU", "factor": 1e6, "many": True, "rounds": 1, "curve": name}
     return [replace(make(point), name=f"{name}-{point}", at=point, **shared) for point in points]
 
@@ -93,7 +93,7 @@ GROWTH = [
     *curve("channels", (1, 10, 100, 1000), lambda n: rooms(n, members=10)),
 ]
 
-# In this order in each round. What is measured in one round only is left out by --quick.
+# Each round has this order. --quick leaves out loads that are measured in one round only.
 LOADS = [
     *memory(2000, rounds=2),
     *memory(15000, rounds=1, many=True),
@@ -124,7 +124,7 @@ LOADS = [
 
 
 def smoke_loads():
-    """Each load, small and short: not to measure, but to see that every message arrives. No two of them are alike."""
+    """Each load, small and short, not to measure but to see that every message arrives; without repetitions."""
     small = {}
     for load in LOADS:
         if not load.curve or load.at == 10:
@@ -135,9 +135,9 @@ def smoke_loads():
 
 
 def run_wsload(mode, arguments, *, core=None, on_open=None):
-    """The generator's result; `{"failed": why}` without one. It ends by itself: each of its waits has a limit.
+    """Return the generator's result, or `{"failed": why}`. It ends by itself: each of its waits has a limit.
 
-    `on_open` is called with the number of clients when those of an idle load are open.
+    `on_open` is called with the number of open clients when an idle load has opened all of them.
     """
     command = [str(word) for word in (WSLOAD, mode, *arguments)]
     with pinned_to(core):
@@ -152,7 +152,7 @@ def run_wsload(mode, arguments, *, core=None, on_open=None):
                     on_open(int(line.split()[1]))
             complaint = process.stderr.read().strip()
         finally:
-            process.kill()  # nothing, if it has ended
+            process.kill()  # has no effect if it has ended
     return result or {"failed": complaint[-200:] or "no result"}
 
 
@@ -175,5 +175,5 @@ def generator_bound(result):
 
 
 def overloaded(result):
-    """Whether the server did not keep up with the rate that it was asked for."""
+    """Whether the server failed to keep up with the rate that was asked for."""
     return result.get("rate", 0) < REACHED * result.get("asked", 0)

@@ -1,4 +1,4 @@
-"""The processes of a run: start, watch, end. Only what was started here is ended, by its id."""
+"""Starts, watches and ends the processes of a run. Only processes started here are ended, by their ids."""
 
 import ctypes
 import os
@@ -15,7 +15,7 @@ libc = ctypes.CDLL(None)
 
 @contextmanager
 def pinned_to(core):
-    """What is started here runs on that core alone; on any that we may use if it is None."""
+    """Run the processes started in the block on that core alone, or on any that we may use if it is None."""
     allowed = os.sched_getaffinity(0)
     if core is not None:
         os.sched_setaffinity(0, {core})
@@ -26,12 +26,12 @@ def pinned_to(core):
 
 
 def end_with_parent():
-    """In a child: the kernel sends it SIGTERM if this process is killed before it could end it."""
+    """Called in a child: let the kernel send it SIGTERM if its parent is killed before it can end it."""
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 class Process:
-    """A child, with all that it starts; its output goes to the file `log`. As a context manager it is ended."""
+    """A child and all that it starts; its output goes to the file `log`. A context manager that ends it."""
 
     def __init__(self, command, *, log, core=None, environ=None, cwd=None):
         self.log = Path(log)
@@ -55,7 +55,7 @@ class Process:
         self.stop()
 
     def pids(self):
-        """The child and what it started: it leads a session, and nobody else is in that."""
+        """The child and all that it started: they have a session of their own."""
         leader = str(self.process.pid)
         entries = [entry for entry in os.listdir("/proc") if entry.isdigit()]
         return [int(pid) for pid in entries if (fields := stat_fields(pid)) and fields[3] == leader]
@@ -64,7 +64,7 @@ class Process:
         return self.process.poll() is None
 
     def stop(self, seconds=4):
-        """SIGTERM to the child; what is left of its session after `seconds` is killed."""
+        """Send SIGTERM to the child; kill what is left of its session after `seconds`."""
         if self.stopped:
             return
         self.stopped = True
@@ -112,7 +112,7 @@ def memory(pids, key):
 
 
 def wait_until_quiet(pids, seconds=6):
-    """Whether the processes stopped using CPU, so that what one load leaves to do is not counted to the next."""
+    """Wait for the processes to stop using CPU, which would count for the next load; return whether they did."""
     deadline = time.monotonic() + seconds
     before = cpu_ticks(pids)
     while time.monotonic() < deadline:
@@ -137,7 +137,7 @@ def accepts(port):
 
 
 def wait_until_accepts(process, port, seconds):
-    """Whether the port opened while the process lived."""
+    """Wait for the port to open; return whether it did while the process lived."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and process.alive():
         if accepts(port):
@@ -147,7 +147,7 @@ def wait_until_accepts(process, port, seconds):
 
 
 def pick_cores():
-    """Three of the cores that we may use, on different physical cores where there are as many."""
+    """Three of the cores that we may use, on different physical cores if there are that many."""
     picked, siblings = [], set()
     allowed = sorted(os.sched_getaffinity(0))
     for core in allowed:

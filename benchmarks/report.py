@@ -9,7 +9,7 @@ NONE = "–"
 
 
 class Results:
-    """What was measured, by load, server and round."""
+    """The results of a run, by load, server and round."""
 
     def __init__(self, records):
         self.about = next((record["about"] for record in records if "about" in record), {})
@@ -70,7 +70,7 @@ def tables(records, baselines):
 
 
 NOTES = (
-    "≥: the load generator had no time left, the server can do more. †: something went wrong, or the server did not "
+    "≥: the load generator had no time left; the server can do more. †: something went wrong, or the server did not "
     "keep up with the rate: see the details."
 )
 
@@ -89,7 +89,7 @@ def goal_table(results):
             rows.append(row)
     if not rows:
         return ""
-    text = "The rounds' median [least, most]. By CPU: by what a message costs the server, which noise changes less."
+    text = "The rounds' median [least, most]. By CPU: by what a message costs the server, which varies less."
     return f"### Goals\n\n{text}\n\n" + table(["load", "compared with", "goal", "reached", "by CPU", ""], rows)
 
 
@@ -123,14 +123,14 @@ def goal_row(results, goal):
 
 
 def best_of(values, load, servers, choose):
-    """{round: the best of them}."""
+    """{round: the best of the servers' values}."""
     rounds = [values(load, server) for server in servers]
     numbers = {number for found in rounds for number in found}
     return {number: choose(found[number] for found in rounds if number in found) for number in numbers}
 
 
 def families(results):
-    """Title, loads: what stands in one table."""
+    """The title and the loads of each table."""
     loads = [load for load in results.loads if not load.curve]
     yield "Messages", [load for load in loads if load.mode == "echo" and not load.rated]
     yield "At one rate", [load for load in loads if load.rated]
@@ -281,7 +281,7 @@ def generator_share(result):
 
 
 def share(found, of):
-    """Of a core, in per cent."""
+    """The share of a core, in percent."""
     shares = [of(result) for result in found if "failed" not in result]
     return f"{median(shares):.0%}" if shares else NONE
 

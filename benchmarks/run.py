@@ -1,4 +1,4 @@
-"""Measures WebSocket servers side by side: README.md says how to read what comes out."""
+"""Measures WebSocket servers side by side. README.md says how to read the results."""
 
 import argparse
 import fcntl
@@ -24,28 +24,28 @@ from processes import pick_cores
 from servers import INSTALLED, PEERS, ours, parse_ours
 
 MAX_OPEN_FILES = 65536
-RATE = 0.5  # of what the first peer carries, for the loads at one rate
+RATE = 0.5  # the share of what the first peer carries, for the loads at a fixed rate
 DOCS = HERE.parent / "docs"
 BEGIN, END = "<!-- figures: scripts/bench --docs -->", "<!-- end of figures -->"
 TITLES = {"servers": "This server beside others", "growth": "The cost of a message as clients and channels grow"}
 
 
 def turns(servers, number):
-    """The order of the servers: reversed in each second round, and each pair of rounds begins elsewhere."""
+    """The order of the servers: each pair of rounds begins with another one, and its second round is reversed."""
     first = number // 2 % max(1, len(servers))
     order = servers[first:] + servers[:first]
     return order[::-1] if number % 2 else order
 
 
 def due(server, load, number):
-    """Whether the server is put under the load in this round. Of less important ones, only one of the two may be it."""
+    """Whether the server gets the load in this round. Less important servers never get less important loads."""
     if server.rounds == 1 and load.rounds == 1:
         return False
     return all(limit is None or number < limit for limit in (server.rounds, load.rounds))
 
 
 def compare(bench, servers, loads, options, keep):
-    """Measures all of them, load by load and side by side; `keep` is called with each record."""
+    """Measure all servers, load by load and side by side, and call `keep` with each record."""
     end = time.monotonic() + options.max_minutes * 60
     for number in range(options.rounds):
         for load in loads:
@@ -73,7 +73,7 @@ def progress(number, server, load, result):
 
 
 def describe_run(bin_directory, checkouts, cores):
-    """What somebody who reads the figures later will want to know."""
+    """Return what somebody who reads the figures later will want to know."""
     cpu_lines = Path("/proc/cpuinfo").read_text().splitlines()
     cpu = [line.split(":")[1].strip() for line in cpu_lines if line.startswith("model name")]
     about = {
@@ -101,12 +101,12 @@ def revision(directory):
 
 @contextmanager
 def only_run():
-    """Two runs at a time would spoil both: the second waits."""
+    """Let no other run measure meanwhile: two at a time would spoil both."""
     with open(HERE / ".lock", "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print("another run is measuring; waiting for its end", flush=True)
+            print("another run is measuring; waiting for it to end", flush=True)
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
@@ -114,12 +114,12 @@ def only_run():
 def measure_and_report(bin_directory, servers, loads, checkouts, options):
     cores = options.cores or pick_cores()
     if cores[0] == cores[1]:
-        print("there is one core only: server and load share it, and the figures say little", flush=True)
+        print("there is only one core: server and load share it, and the figures say little", flush=True)
     baselines = options.baseline or default_baselines(checkouts)
     results = HERE / "results"
     logs = results / options.name
     if logs.exists():
-        raise SystemExit(f"--name {options.name}: there is a run of that name in {results}")
+        raise SystemExit(f"--name {options.name}: a run of that name is in {results}")
     logs.mkdir(parents=True)
     records = [{"about": describe_run(bin_directory, checkouts, cores)}]
     tables = results / f"{options.name}.md"
@@ -143,11 +143,11 @@ def measure_and_report(bin_directory, servers, loads, checkouts, options):
             write_report(records, baselines, results / options.name)
     if options.docs:
         update_docs(records, baselines)
-    print(f"\n{tables.read_text()}\nin {tables}, every single result in {lines.name}, what the servers said in {logs}")
+    print(f"\n{tables.read_text()}\ntables: {tables}; single results: {lines.name}; the servers' output: {logs}")
 
 
 def write_report(records, baselines, path):
-    """NAME.md, and the pictures beside it."""
+    """Write NAME.md, and the pictures beside it."""
     path.with_suffix(".md").write_text(report.tables(records, baselines))
     for name, picture in pictures(records):
         path.with_name(f"{path.name}-{name}.svg").write_text(picture)
@@ -160,12 +160,12 @@ def pictures(records):
 
 
 def update_docs(records, baselines):
-    """Put the figures and pictures of a run into docs/performance.md, in the place of those that are there."""
+    """Replace the figures and pictures of docs/performance.md with those of a run."""
     page = DOCS / "performance.md"
     before, _, rest = page.read_text().partition(BEGIN)
     _, end, after = rest.partition(END)
     if not end:
-        raise SystemExit(f"{page} has no place for figures, between {BEGIN} and {END}")
+        raise SystemExit(f"{page} has no place for figures between {BEGIN} and {END}")
     drawn = pictures(records)
     images = "\n\n".join(f"![{TITLES[name]}](performance-{name}.svg)" for name, _ in drawn)
     for name, picture in drawn:
@@ -177,13 +177,13 @@ def update_docs(records, baselines):
 
 
 def default_baselines(checkouts):
-    """Two checkouts are compared with each other, one with the bare server; where that has no figure, the stock one."""
+    """Two checkouts are compared with each other; a single one with the bare server, or else with the stock one."""
     first = next(iter(checkouts), None)
     return [first] if len(checkouts) > 1 else ["asgi-uvicorn", "gevent-websocket"]
 
 
 def choose(things, names, what):
-    """For each of the comma-separated `names` the one called so, or those that contain it; without names, all."""
+    """Return the things that have one of the comma-separated `names`, or contain it; all, if there are no names."""
     if not names:
         return things
     known = [thing.name for thing in things]
@@ -215,21 +215,21 @@ def parse_options():
     add = parser.add_argument
     add("--ours", action="append", metavar="DIR[=NAME]",
         help="a checkout of our package to measure; may be repeated, to compare them. 'installed' is the one in the "
-        "environment. Without it: the checkout that these benchmarks are in")  # fmt: skip
+        "environment. Default: the checkout of these benchmarks")  # fmt: skip
     add("--no-peers", action="store_true", help="only ours")
     add("--servers", metavar="A,B", help="only these, by name or part of it")
     add("--loads", metavar="A,B", help="only these, by name or part of it")
     add("--quick", action="store_true", help="the most important servers and loads, in two short rounds: 8 minutes")
-    add("--rounds", type=int, metavar="N", help="default: 5, of which some loads take part in the first ones only")
+    add("--rounds", type=int, metavar="N", help="default: 5; some loads take part in the first ones only")
     add("--time", type=float, metavar="S", help="seconds for each load, default: 1.5")
-    add("--idle", type=float, metavar="S", help="seconds that idle clients stay, default: 2")
-    add("--max-minutes", type=float, metavar="N", help="starts nothing after that, default: 24")
+    add("--idle", type=float, metavar="S", help="seconds for which idle clients stay, default: 2")
+    add("--max-minutes", type=float, metavar="N", help="start nothing after that, default: 24")
     add("--baseline", type=lambda text: text.split(","), metavar="A,B",
-        help="what ratios refer to: for each load the first of these that has a figure")  # fmt: skip
-    add("--cores", type=core_list, metavar="A,B[,C]", help="for the server, the load and Redis")
+        help="servers that ratios refer to: for each load the first that has a figure")  # fmt: skip
+    add("--cores", type=core_list, metavar="A,B[,C]", help="cores for the server, the load and Redis")
     add("--bin", type=Path, metavar="DIR", default=Path(sys.executable).parent,
         help="bin directory of the environment that the servers run in, default: that of this Python")  # fmt: skip
-    add("--name", default=time.strftime("%Y%m%d-%H%M%S"), help="of the files in results/, default: date and time")
+    add("--name", default=time.strftime("%Y%m%d-%H%M%S"), help="name of the files in results/, default: date and time")
     add("--docs", action="store_true", help="put the figures into docs/performance.md")
     add("--report", type=Path, metavar="JSONL", help="print the tables of an earlier run; measure nothing")
     add("--smoke", action="store_true", help="measure nothing: does every message arrive, once, whole, in order?")
@@ -254,13 +254,13 @@ def find_checkouts(texts):
     checkouts = {}
     for directory, name in map(parse_ours, texts or [f"{HERE.parent}=django_websocket"]):
         if name in checkouts:
-            raise SystemExit(f"--ours: two are called {name}; DIR=NAME gives one another name")
+            raise SystemExit(f"--ours: two are called {name}; give one another name with DIR=NAME")
         checkouts[name] = directory
     return checkouts
 
 
 def check_import(bin_directory, server, directory):
-    """Nothing is more misleading than figures of another checkout than the one that was named."""
+    """Fail if a checkout other than the named one would be measured: nothing is more misleading."""
     found = imported_from(bin_directory, server.environ)
     if directory not in (INSTALLED, found):
         raise SystemExit(f"{server.name}: django_websocket is imported from {found}, not from {directory}")
@@ -274,7 +274,7 @@ def main():
     if not sys.platform.startswith("linux"):
         raise SystemExit("benchmarks need Linux: epoll and /proc")
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: sys.exit(1))  # an exception: what was started is ended
+        signal.signal(number, lambda *_: sys.exit(1))  # raises an exception, so that all processes are ended
     raise_open_files()
     compile_programs()
     bin_directory = given_bin(options.bin)

@@ -1,4 +1,4 @@
-"""Does the load generator notice what a server does wrong, and nothing where nothing is wrong?"""
+"""Does the load generator notice each mistake of a server, and nothing where there is none?"""
 
 import tempfile
 from pathlib import Path
@@ -45,7 +45,7 @@ CASES = [
 
 
 def run(bin_directory):
-    """0 if every case is as it should be, else 1."""
+    """Return 0 if every case is as it should be, else 1."""
     failed = 0
     port = free_port()
     with tempfile.TemporaryDirectory() as logs:

@@ -12,7 +12,7 @@ GUNICORN = (
     *("gunicorn", "-w", "1", "-b", "127.0.0.1:{port}", "--worker-connections", "20000", "--backlog", "2048"),
     *("--graceful-timeout", "1", "--log-level", "warning", "--no-control-socket"),
 )
-# It counts no conversation as a request, and needs some time to tell its clients that it stops.
+# It does not count conversations as requests, and needs time to tell its clients that it stops.
 OUR_WORKER = (
     *("-k", "django_websocket.worker.GeventWebSocketWorker"),
     *("--worker-connections", "1000", "--graceful-timeout", "10"),
@@ -21,7 +21,7 @@ UVICORN = (
     *("uvicorn", "--host", "127.0.0.1", "--port", "{port}", "--loop", "uvloop", "--ws", "websockets-sansio"),
     *("--no-access-log", "--log-level", "warning"),
 )
-H11, HTTPTOOLS = ("--http", "h11"), ("--http", "httptools")  # uvicorn's own parser of requests, and that of an extra
+H11, HTTPTOOLS = ("--http", "h11"), ("--http", "httptools")  # uvicorn's default HTTP parser, and that of an extra
 GRANIAN = (
     *("granian", "--interface", "asgi", "--host", "127.0.0.1", "--port", "{port}", "--loop", "uvloop"),
     *("--backlog", "2048", "--backpressure", "20000", "--no-access-log", "--log-level", "warning"),
@@ -30,24 +30,24 @@ DAPHNE = ("daphne", "-b", "127.0.0.1", "-p", "{port}", "-v", "0")
 ASGI_WORKER = ("-k", "asgi", "--asgi-loop", "uvloop")
 STOCK_WORKER = ("-k", "geventwebsocket.gunicorn.workers.GeventWebSocketWorker")
 
-# Every server answers here, whatever else it is measured with.
+# Every server has an echo here, whatever else is measured.
 ECHO = "/echo/"
 
 
 @dataclass(frozen=True)
 class Server:
-    """`paths` are those of the kinds of loads that it can take: what it has no path for is not measured.
+    """`paths` has a path for each kind of load that the server can take: other loads are not measured.
 
-    Where `publisher` is given, members of its chat only listen, and that is the path of the one who publishes.
-    `rounds` is how many it takes part in, None for all. `only` is the mode of the loads that it is there for, None for
-    all. `skips` are loads that it cannot take, and why.
+    If `publisher` is given, members of its chat only listen, and `publisher` is the path of the one who publishes. The
+    server takes part in `rounds` rounds, or in all if that is None. `only` is the mode of the loads that it is there
+    for, None for all. `skips` says why the server cannot take some loads.
     """
 
     name: str
     command: tuple  # {port} is replaced; a bare first word is a program of the environment
     paths: dict = field(default_factory=lambda: {"echo": ECHO, "chat": "/chat/"})
     publisher: str | None = None
-    raw_channel: bool = True  # whether what any program publishes in Redis reaches its chat
+    raw_channel: bool = True  # whether messages that any program publishes in Redis reach its chat
     environ: dict = field(default_factory=dict)
     many: bool = False  # whether it is measured with very many clients
     rounds: int | None = None
@@ -55,7 +55,7 @@ class Server:
     skips: dict = field(default_factory=dict)
 
     def takes(self, load):
-        """Whether it has what the load is for."""
+        """Whether the load can be put on it."""
         if load.many and not self.many or self.only not in (None, load.mode):
             return False
         return load.path in self.paths and (self.raw_channel or not load.redis)
@@ -68,7 +68,7 @@ class Server:
 def ours(directory, name):
     """Our package from a checkout (a pathlib.Path), or as the environment has it (INSTALLED).
 
-    Beside the chat in views, one whose views have returned `listen()`, and one that sends in a bare loop.
+    It is measured with its chat in views, with views that have returned `listen()`, and with sends in a bare loop.
     """
     path = [str(APPS)] if directory == INSTALLED else [str(APPS), str(directory)]
     in_views = Server(
@@ -91,7 +91,7 @@ def ours(directory, name):
         paths={"chat": "/bare-loop/"},
         raw_channel=False,
         many=False,
-        skips={"members2000": "there for comparing fan-outs only"},
+        skips={"members2000": "only there to compare fan-outs"},
     )
     return [in_views, listening, bare_loop]
 
@@ -110,7 +110,7 @@ def parse_ours(text):
 
 
 def channels(name, *command, rounds=None):
-    """Channels on a server, with the better of its Redis layers for everything, and the chat with both."""
+    """Channels on a server: everything with the better of its Redis layers, the chat with the other one as well."""
     pubsub = Server(
         name,
         (*command, "djangosite.channels_asgi:application"),
@@ -145,7 +145,7 @@ PEERS = [
     replace(ASGI_UVICORN, name="asgi-uvicorn-httptools", command=(*UVICORN, *HTTPTOOLS, BARE_ASGI), only="connect"),
     replace(
         channels("channels-uvicorn-httptools", *UVICORN, *HTTPTOOLS)[0],
-        only="connect",  # what is parsed differs in handshakes alone
+        only="connect",  # the parsers matter in handshakes only
     ),
     STOCK,
     Server("picows", ("python", "picows_server.py", "{port}")),

@@ -13,7 +13,7 @@ from servers import C_EPOLL, STOCK
 
 
 def run(bin_directory, ours):
-    """0 if all is well, else 1. `ours` are our servers; beside them, those that need nothing else are tried."""
+    """Try `ours`, our servers, and those that need nothing else installed. Return 0 if all is well, else 1."""
     servers = [*ours, STOCK, C_EPOLL]
     with ThreadPoolExecutor(len(servers)) as threads:
         records = [
@@ -27,7 +27,7 @@ def run(bin_directory, ours):
 
 
 def try_one(bin_directory, server):
-    """The records of its loads. Each server has a Redis of its own, in which nobody else uses the same channels."""
+    """Return the records of its loads. Each server has a Redis of its own, where no other uses the same channels."""
     with tempfile.TemporaryDirectory() as logs:
         bench = Bench(bin_directory, logs, seconds=0.4, idle_seconds=0.1, smoke=True)
         with bench.services():
@@ -42,5 +42,5 @@ def measure(bench, server):
             records.append({"round": 0, "server": server.name, "load": load.name, "result": result})
             print(f"{server.name:26} {load.name:14} {faults(result) or 'ok'}", flush=True)
     if any(faults(record["result"]) for record in records) and bench.log(server).exists():
-        print(f"what {server.name} said:\n{bench.log(server).read_text(errors='replace')[-10000:]}", file=sys.stderr)
+        print(f"output of {server.name}:\n{bench.log(server).read_text(errors='replace')[-10000:]}", file=sys.stderr)
     return records
