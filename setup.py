@@ -1,4 +1,4 @@
-"""A shim for tools that still call setup.py; everything stands in pyproject.toml."""
+"""A shim for tools that still call setup.py; everything is in pyproject.toml."""
 
 from setuptools import setup
 
