@@ -113,7 +113,7 @@ FLOODS = {
 
 
 @pytest.mark.parametrize(("path", "count", "senders", "rate", "size"), FLOODS.values(), ids=FLOODS)
-def test_an_idle_client_is_answered_at_once_while_others_send_what_is_slow_to_compress(
+def test_an_idle_client_is_answered_at_once_while_others_send_data_slow_to_compress(
     tmp_path: Path, path: str, count: int, senders: int, rate: int, size: int
 ) -> None:
     rest = tmp_path / "rest"

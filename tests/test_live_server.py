@@ -91,7 +91,7 @@ class Live(WebSocketLiveServerTestCase):
 
 @override_settings(WEBSOCKET_URLCONF=__name__, STATIC_URL="/static/")
 class PagesAndWebSockets(Live):
-    def test_pages_and_websockets_on_one_port(self) -> None:
+    def test_pages_and_websockets_share_one_port(self) -> None:
         self.assertEqual(self.fetch("/echo/"), "page /echo/")
         ws = self.connect("/echo/", origin=self.live_server_url)
         for message in ("hello", b"\0", "x" * 500_000):
@@ -157,7 +157,7 @@ class BeginAndEnd(TransactionTestCase):
             finally:
                 Live.doClassCleanups()
 
-    def test_clients_are_told_of_the_end_and_nothing_stays(self) -> None:
+    def test_clients_are_told_of_the_end_and_nothing_is_left(self) -> None:
         Live.setUpClass()
         port = Live.server_thread.port
         live = Live()

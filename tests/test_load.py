@@ -122,7 +122,7 @@ def visit(server: Server, stack: ExitStack) -> list[RawClient]:
 
 
 def leave(clients: Sequence[RawClient]) -> None:
-    """Half of them say goodbye, half vanish."""
+    """Close half of the connections properly, and reset the others."""
     for client in clients[::2]:
         client.send(close_frame(1000))
     for client in clients[::2]:

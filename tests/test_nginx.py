@@ -232,7 +232,7 @@ def test_page_names_the_websocket_of_its_own_host_and_port(site: Server) -> None
 
 
 @pytest.mark.parametrize("target", ["/echo/", "/echo/?a=%2F%20b", "/%65cho/"])
-def test_echo_through_nginx(site: Server, target: str) -> None:
+def test_echo_works_through_nginx(site: Server, target: str) -> None:
     with connect(f"ws://{site.address}{target}", origin=Origin(f"http://{site.address}")) as websocket:
         websocket.send("hello")
         assert websocket.recv(timeout=10) == "hello"

@@ -61,7 +61,7 @@ def edit(path: Path, old: str, new: str) -> None:
     os.utime(path, (before + 2, before + 2))
 
 
-def test_pages_static_files_and_websockets_on_one_port(project: Project, connect: Connect) -> None:
+def test_pages_static_files_and_websockets_share_one_port(project: Project, connect: Connect) -> None:
     project.write("chat/static/chat/test.css", "body {}")
     project.write("mysite/settings.py", 'WEBSOCKET_SERVER = ":8001"', add=True)  # for runserver; ignored here
     with runwebsocket(project.directory) as server:

@@ -124,7 +124,7 @@ def test_each_source_wakes_the_greenlet(pairs: Pairs, channel: Channel, pipe: tu
         assert waiting.get(timeout=5) == ([thing], [], [])
 
 
-def test_two_that_become_ready_together_are_both_returned(pairs: Pairs, channel: Channel) -> None:
+def test_sources_that_become_ready_together_are_all_returned(pairs: Pairs, channel: Channel) -> None:
     ws, peer = websocket(pairs)
     peer.text("x")
     channel.publish("y")

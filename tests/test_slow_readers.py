@@ -160,7 +160,7 @@ def test_latest_keeps_the_newest_of_messages_that_came_together(pairs: Pairs) ->
 
 
 @pytest.mark.parametrize("on_slow", LOSSY)
-def test_a_client_that_keeps_up_gets_everything_in_as_many_segments(pairs: Pairs, on_slow: Any) -> None:
+def test_a_client_that_keeps_up_gets_everything_in_the_same_batches(pairs: Pairs, on_slow: Any) -> None:
     connection, peer = pairs(sockets=packet_pair)
     with forward(connection, "news", "weather", on_slow=on_slow):
         for _ in range(50):
@@ -275,7 +275,7 @@ def test_getting_stuck_repeatedly_costs_nothing(pairs: Pairs, on_slow: Any) -> N
 
 @pytest.mark.parametrize("on_slow", LOSSY)
 @pytest.mark.parametrize("how", ["vanishes", "is given up"])
-def test_nothing_stays_of_a_client_that_never_reads_again(pairs: Pairs, on_slow: Any, how: str) -> None:
+def test_nothing_is_kept_for_a_client_that_never_reads_again(pairs: Pairs, on_slow: Any, how: str) -> None:
     connection, peer = stuck(pairs)
     forwarding = forward(connection, "news", on_slow=on_slow)
     numbered(100)

@@ -461,7 +461,7 @@ def test_messages_of_a_view_can_be_read_when_it_has_ended(client: Client) -> Non
     assert response.wsgi_request.META["wsgi.websocket"].closed
 
 
-def test_header_that_middleware_takes_from_the_101_is_missed(client: Client) -> None:
+def test_header_that_middleware_removes_from_the_101_is_missed(client: Client) -> None:
     with (
         override_settings(MIDDLEWARE=[f"{__name__}.mutilate"]),
         pytest.raises(HandshakeError, match="does not answer the key"),
@@ -592,7 +592,7 @@ def test_exception_of_a_view_is_raised_by_the_next_call(client: Client) -> None:
     assert isinstance(error.value.__context__, AssertionError)
 
 
-def test_exceptions_are_not_raised_when_turned_off() -> None:
+def test_exceptions_are_not_raised_if_that_is_turned_off() -> None:
     with Client(raise_request_exception=False).websocket("/fails/") as ws:
         ws.send("this")
         assert [ws.receive(), ws.receive()] == ["one", "two"]

@@ -103,8 +103,8 @@ FRAMES = {
         "test_threats_frames.py::test_declared_length_takes_no_memory",
     ],
     "fragments without end, and messages that are never finished": [
-        "test_threats_frames.py::test_message_of_fragments_without_end_is_refused",
-        "test_threats_frames.py::test_unfinished_messages_take_only_the_memory_of_what_has_come",
+        "test_threats_frames.py::test_message_of_endless_fragments_is_refused",
+        "test_threats_frames.py::test_unfinished_messages_take_only_the_memory_of_what_has_arrived",
         "test_connection.py::test_message_that_does_not_come_to_its_end_is_closed_with_1008",
         "test_connection.py::test_slow_upload_that_goes_on_is_received",
     ],
@@ -155,7 +155,7 @@ FRAMES = {
         "test_threats_frames.py::test_idle_clients_keep_nothing_of_compression",
     ],
     "messages that are slow to compress when a view sends them on": [
-        "test_flood_compressed.py::test_an_idle_client_is_answered_at_once_while_others_send_what_is_slow_to_compress",
+        "test_flood_compressed.py::test_an_idle_client_is_answered_at_once_while_others_send_data_slow_to_compress",
         "test_compression.py::test_compression_takes_a_share_of_the_time",
         "test_compression.py::test_messages_leave_uncompressed_when_there_is_no_time",
         "test_compression.py::test_what_several_views_send_is_compressed_once_for_all_with_the_same_window",

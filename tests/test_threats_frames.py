@@ -211,14 +211,14 @@ def test_declared_length_takes_no_memory(server: Server) -> None:
 
 @pytest.mark.parametrize("path", ["/echo/", "/listen/x/"])
 @pytest.mark.parametrize("fragment", [b"", b"x"], ids=["empty", "one byte"])
-def test_message_of_fragments_without_end_is_refused(server: Server, path: str, fragment: bytes) -> None:
+def test_message_of_endless_fragments_is_refused(server: Server, path: str, fragment: bytes) -> None:
     with at_most(server, 8), undisturbed(server.port), ExitStack() as stack:
         clients = connected(server, stack, 5, path, behind=frame("", fin=False))
         pour(clients, frame(fragment, CONTINUATION, fin=False) * 10_000, 8 * MIB)
         assert [client.closing()[0] for client in clients] == [1009] * 5
 
 
-def test_unfinished_messages_take_only_the_memory_of_what_has_come(server: Server) -> None:
+def test_unfinished_messages_take_only_the_memory_of_what_has_arrived(server: Server) -> None:
     """An object for each of the fifty thousand fragments would take three times as much."""
     with at_most(server, 20), undisturbed(server.port), ExitStack() as stack:
         clients = connected(server, stack, 10, "/echo/", behind=frame("begin", fin=False))

@@ -135,7 +135,7 @@ def test_the_descriptor_is_not_inherited() -> None:
 # --- waiting ----------------------------------------------------------------------------------------------------
 
 
-def test_a_waiting_greenlet_gets_what_comes() -> None:
+def test_a_waiting_greenlet_gets_what_arrives() -> None:
     box = Box()
     taker = gevent.spawn(box.take)
     gevent.sleep(0)
