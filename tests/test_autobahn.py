@@ -59,7 +59,7 @@ def test_container_image_is_named_with_the_cases_where_there_is_no_python_2_7() 
     for python in ("/does/not/exist", sys.executable):
         result = script("5.*", "6.4.1", PYTHON27=python)
         assert result.returncode == 1
-        assert f"{python} is none" in result.stderr
+        assert f"which {python} is not" in result.stderr
         assert "crossbario/autobahn-testsuite wstest" in result.stderr
         assert "scripts/autobahn 5.* 6.4.1\n" in result.stderr
 

@@ -240,7 +240,7 @@ def test_bad_header_of_the_response_is_not_logged_as_a_mistake_of_the_client(tal
 
 def test_connection_that_ends_normally_is_not_logged(talkative: Server, raw: Raw) -> None:
     def refused(path: str) -> None:
-        """Provoke a line in the log; whatever was logged earlier stands before it."""
+        """Provoke a line in the log, so that everything logged earlier stands before it."""
         client = raw(talkative)
         client.send(request(path))
         client.response()

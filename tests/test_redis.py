@@ -31,7 +31,7 @@ def redis_site(start_site: StartSite, redis_url: str) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def stock_redis_site(start_site: StartSite, redis_url: str) -> Iterator[Server]:
-    """The same site with one worker of gevent-websocket's kind."""
+    """The same site under a single worker of gevent-websocket."""
     with start_site({"WEBSOCKET_BROKER": redis_url}, worker=STOCK_WORKER) as server:
         yield server
 

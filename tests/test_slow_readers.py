@@ -120,7 +120,7 @@ def test_drop_oldest_keeps_the_newest_messages_that_fit(pairs: Pairs) -> None:
         publish("news", "the end")
         got = texts(peer.until_frames(1)) and until_text(peer, "the end")
     assert connection.close_code is None
-    first = next(number for number, message in enumerate(got) if message != messages[number])  # after the kernel's
+    first = next(number for number, message in enumerate(got) if message != messages[number])  # not in the kernel
     assert got[first:-1] == messages[-(len(got) - first - 1) :]
     assert LIMIT * 0.8 < sum(map(len, got[first:])) <= LIMIT
 
@@ -147,7 +147,7 @@ def test_latest_keeps_the_newest_of_each_channel(pairs: Pairs) -> None:
     assert connection.close_code is None
     assert got[-3:] == ["c 99", "b end", "a end"]  # in the order of their arrival
     assert all(message.startswith("a ") and len(message) == 2000 for message in got[:-3])
-    assert len(got) < 10  # the kernel had the others
+    assert len(got) < 10  # the kernel had taken the first ones
 
 
 def test_latest_keeps_the_newest_of_messages_that_came_together(pairs: Pairs) -> None:

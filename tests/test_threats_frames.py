@@ -36,7 +36,7 @@ def server(start_site: StartSite) -> Iterator[Server]:
 
 @contextlib.contextmanager
 def at_most(server: Server, mebibytes: float) -> Iterator[None]:
-    """Check that the block never takes more memory than that, and leaves no descriptor open."""
+    """Check that the block never takes more than that much memory, and leaves no descriptor open."""
     worker = worker_of(server)
     begin, files = memory(worker), descriptors(worker)
     forget_peak(worker)
