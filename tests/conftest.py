@@ -1,4 +1,4 @@
-"""What all tests share: servers that are started once, clients, and that nothing is left behind."""
+"""What all tests share: servers that are started once, clients, and the check that nothing is left behind."""
 
 from __future__ import annotations
 
@@ -47,50 +47,50 @@ from .support.servers import (
 from .support.waiting import DEADLINE, eventually
 from .support.wire import Pairs
 
-# For this process, where tests use the package without a server, and read settings.
+# Some tests use the package and its settings in this process, without a server.
 sys.path += [str(SITE), str(SITE.parent)]
 os.environ["DJANGO_SETTINGS_MODULE"] = "testsite.settings"
 django.setup()
 
-# Set for this process, and so inherited by all that it starts, by which they are found at the end.
+# This process and all that it starts have this in their environment, so that they can be found at the end.
 MARK = f"DJANGO_WEBSOCKET_TESTS={uuid.uuid4().hex}"
 
 
 @pytest.fixture(autouse=True)
 def nothing_is_summed_up() -> Iterator[None]:
-    """Each test gets its own lines in the log, however many alike there were in those before."""
+    """Give each test its own log lines, however many like them earlier tests logged."""
     log.begin_anew()
     log._waiting.clear()
     yield
 
 
-# --- nothing is skipped where everything is there, and nothing is left ------------------------------------------------
+# --- nothing is skipped in CI, and nothing is left --------------------------------------------------------------------
 
 
-# What takes longest begins first, or one process would end long after the others. In the order of their seconds.
+# The slowest files begin first, or one process would end long after the others. The slowest of all comes first.
 LONGEST = ("docs", "admission", "runwebsocket", "autobahn", "redis_topologies", "browser", "worker", "pubsub")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the files that take longest first."""
+    """Put the slowest files first."""
     rank = {f"test_{name}.py": number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
 
 
 def pytest_collection_finish() -> None:
-    """Spare the collector, which many tests call, to look through all that was imported each time."""
+    """Save the garbage collector, which many tests call, from looking through everything that was imported."""
     gc.collect()
     gc.freeze()
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
-    """Name bytes by their argument: frames have random masks, and a test has one name in all processes."""
+    """Name bytes by their argument: frames have random masks, but a test must have the same id in all processes."""
     return argname if isinstance(val, bytes) else None
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
-    """Count a skipped test as failed where CI is set, and show the logs of the servers that a failed test had."""
+    """Count a skipped test as failed where CI is set, and show the logs of the servers that a failed test used."""
     report: pytest.TestReport = yield  # type: ignore[assignment]
     if report.skipped and os.environ.get("CI") and not hasattr(report, "wasxfail"):
         report.outcome = "failed"
@@ -104,7 +104,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 
 @pytest.fixture(scope="session", autouse=True)
 def nothing_is_left() -> Iterator[None]:
-    """After all tests, no process that they started runs."""
+    """Check that no process that the tests started is still running after them."""
     name, value = MARK.split("=")
     os.environ[name] = value
     yield
@@ -112,19 +112,19 @@ def nothing_is_left() -> Iterator[None]:
 
 
 def marked_processes() -> list[str]:
-    """The command lines of this process's children, and of theirs, whoever may be their parent now."""
+    """Return the command lines of this process's descendants, also of those whose parent has ended."""
     found = []
     for directory in Path("/proc").glob("[0-9]*"):
         try:
             marked = MARK.encode() in (directory / "environ").read_bytes().split(b"\0")
             if marked and int(directory.name) != os.getpid():
                 found.append(f"{directory.name} {(directory / 'cmdline').read_bytes().replace(bytes(1), b' ')!r}")
-        except OSError:  # it has ended meanwhile, or is somebody else's
+        except OSError:  # it has ended meanwhile, or belongs to another user
             continue
     return found
 
 
-# What these start runs unmeasured: it takes half as long, and others meet the same lines.
+# The processes that these files start are not measured: that halves their time, and other tests run the same lines.
 UNMEASURED = (
     "autobahn",
     "benchmarks",
@@ -140,7 +140,7 @@ UNMEASURED = (
 
 @pytest.fixture(scope="module", autouse=True)
 def coverage_of_what_is_started(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Measure what the processes cover that a test starts, apart from those that are large and many."""
+    """Measure the coverage of the processes that a test starts, apart from those of the slow files above."""
     with pytest.MonkeyPatch.context() as patched:
         if request.path.name in {f"test_{name}.py" for name in UNMEASURED}:
             for name, value in NOT_MEASURED.items():
@@ -202,28 +202,28 @@ def site(start_site: StartSite) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def stock_site(start_site: StartSite) -> Iterator[Server]:
-    """The same under gevent-websocket's worker."""
+    """The test site under gevent-websocket's worker."""
     with start_site(worker=STOCK_WORKER) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def project() -> Iterator[Server]:
-    """The project that people try, under our worker."""
+    """The test project under our worker."""
     with gunicorn("project.wsgi:websocket", WORKER) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def stock_project() -> Iterator[Server]:
-    """The same under gevent-websocket's worker."""
+    """The test project under gevent-websocket's worker."""
     with gunicorn("project.wsgi:websocket", STOCK_WORKER) as server:
         yield server
 
 
 @pytest.fixture(params=["ours", "stock"])
 def any_project(request: pytest.FixtureRequest) -> Server:
-    """The project that people try, under either worker."""
+    """The test project under either worker."""
     server: Server = request.getfixturevalue("project" if request.param == "ours" else "stock_project")
     return server
 
@@ -237,13 +237,13 @@ def redis() -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def redis_url(redis: Server) -> str:
-    """Its address, as `WEBSOCKET_BROKER` takes it."""
+    """The URL of `redis`, as `WEBSOCKET_BROKER` takes it."""
     return f"redis://{redis.address}/0"
 
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Server]:
-    """A PostgreSQL for all tests, for few clients, with the tables of the test site in its database `postgres`."""
+    """A PostgreSQL for all tests; it takes few clients, and its database `postgres` has the test site's tables."""
     with postgresql(["-c", "max_connections=20", "-c", "client_connection_check_interval=100"]) as server:
         make_tables({"TESTSITE_SETTINGS": json.dumps({"DATABASES": {"default": settings_of(server, "migrate")}})})
         yield server
@@ -251,7 +251,7 @@ def postgres() -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def database(postgres: Server) -> Iterator[Database]:
-    """What it knows itself."""
+    """What `postgres` itself knows of its clients and tables."""
     database = Database(postgres)
     yield database
     database.close()
@@ -259,14 +259,14 @@ def database(postgres: Server) -> Iterator[Database]:
 
 @pytest.fixture(scope="session")
 def sentinel() -> Iterator[Sentinel]:
-    """Sentinels for all tests, in which nothing fails; any of the two servers may be the master."""
+    """Sentinels for tests in which no server fails; either of the two servers may be the master."""
     with redis_sentinel() as sentinel:
         yield sentinel
 
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    """A Cluster for all tests, in which nothing fails."""
+    """A Redis Cluster for tests in which no server fails."""
     with redis_cluster() as cluster:
         yield cluster
 
@@ -279,7 +279,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 @pytest.fixture(scope="session")
 def tls_redis(authority: Authority) -> Iterator[Server]:
-    """A Redis with the password s3cret that speaks TLS, with those who show a certificate of the authority."""
+    """A Redis that speaks TLS, asks clients for a certificate of `authority`, and has the password s3cret."""
     certificate, key = authority.sign("server")
     port = free_port()
     args = ["--port", "0", "--tls-port", str(port), "--tls-cert-file", str(certificate), "--tls-key-file", str(key)]
@@ -290,7 +290,7 @@ def tls_redis(authority: Authority) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A certificate that nobody has signed, and its key."""
+    """A self-signed certificate and its key."""
     directory = tmp_path_factory.mktemp("tls")
     paths = directory / "cert.pem", directory / "key.pem"
     subject = ["-subj", "/CN=localhost", "-days", "2"]
@@ -302,7 +302,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="module")
 def test_runner() -> Iterator[None]:
-    """What a test runner of Django sets up, for tests that are those of a project."""
+    """Set up what Django's test runner does, for tests written as a project's own."""
     setup_test_environment(debug=False)
     names = setup_databases(verbosity=0, interactive=False)
     yield
@@ -315,7 +315,7 @@ def test_runner() -> Iterator[None]:
 
 @pytest.fixture
 def key() -> str:
-    """A name that nobody else uses, for notes and channels."""
+    """A name for notes and channels that no other test uses."""
     return uuid.uuid4().hex
 
 
@@ -359,6 +359,6 @@ def raw() -> Iterator[Raw]:
 
 @pytest.fixture
 def pairs() -> Iterator[Pairs]:
-    """Makes connections with their clients, in this process, of which nothing may be left after the test."""
+    """Makes connections and their clients in this process, and checks that nothing of them is left after the test."""
     with Pairs() as pairs:
         yield pairs
