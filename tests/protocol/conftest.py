@@ -1,6 +1,6 @@
 """The other end of the engine under test: frames made by hand, and the ways in which bytes arrive.
 
-Sections, here and in the tests, are those of RFC 6455 where nothing else is said.
+Here and in the tests, sections are those of RFC 6455 unless another document is named.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MASK = bytes.fromhex("37fa213d")  # that of the examples in section 5.7
 
 @pytest.fixture(params=Role, ids=lambda role: role.value)
 def role(request: pytest.FixtureRequest) -> Role:
-    """Which end the engine under test is: each rule of section 5 binds both."""
+    """Which end of the connection the engine under test is: each rule of section 5 binds both."""
     role: Role = request.param
     return role
 
@@ -34,13 +34,13 @@ def make_engine(role: Role) -> Callable[..., Engine]:
 
 @pytest.fixture
 def engine(role: Role) -> Engine:
-    """An engine with the limits that it has by default."""
+    """An engine with the default limits."""
     return Engine(role)
 
 
 @pytest.fixture
 def frame(role: Role) -> Callable[..., bytes]:
-    """Makes frames of the engine's peer, right and wrong ones; `masked` is as section 5.1 wants it."""
+    """Makes frames of the engine's peer, right and wrong ones; by default `masked` is as section 5.1 wants it."""
 
     def make(
         opcode: int,
@@ -62,7 +62,7 @@ def frame(role: Role) -> Callable[..., bytes]:
 
 @pytest.fixture
 def tagged() -> Callable[[Sequence[Event]], list[tuple[Any, ...]]]:
-    """Puts each event's type in front of what it carries: a ping and a pong of the same payload are equal as tuples."""
+    """Puts each event's type in front of its fields: without it, a ping equals a pong with the same payload."""
 
     def tag(events: Sequence[Event]) -> list[tuple[Any, ...]]:
         return [(type(event), *event) for event in events]
@@ -76,11 +76,11 @@ def feed(
     frame: Callable[..., bytes],
     tagged: Callable[[Sequence[Event]], list[tuple[Any, ...]]],
 ) -> Callable[..., tuple[list[str | bytes], list[tuple[Any, ...]]]]:
-    """Gives engines what a peer sent, one in each way, and returns the messages and tagged events that all had.
+    """Gives a peer's bytes to an engine for each way of arriving, and returns the messages and tagged events of all.
 
-    What is sent must end with a frame: a ping follows, to see that the engine has found the frame's end; or, where
-    the connection has ended, that it takes nothing any more. `prepare` is called with each engine before; the limits
-    are those of the engine.
+    The bytes must end with a whole frame. A ping follows them, to check that the engine has found the frame's end or,
+    where the connection has ended, that it takes nothing any more. `prepare` is called with each engine first;
+    `limits` are the engine's.
     """
     behind = frame(PING, b"behind")
 
@@ -97,7 +97,7 @@ def feed(
             messages.extend(engine.messages)
             engine.messages.clear()
         if any(isinstance(event, (Close, Failure)) for event in events):
-            assert isinstance(events[-1], (Close, Failure)), "the engine went on after the end"
+            assert isinstance(events[-1], (Close, Failure)), "the engine read on after the end"
             assert not engine.receive(behind)
         else:
             assert tagged(events[-1:]) == [(Ping, b"behind")]
@@ -116,7 +116,7 @@ def feed(
             engine = make_engine(**limits)
             prepare(engine)
             results[how] = run(engine, pieces)
-            assert results[how] == results["whole"], f"{how}, it was not the same"
+            assert results[how] == results["whole"], f"the result differs when fed {how}"
         return results["whole"]
 
     return feed
@@ -124,7 +124,7 @@ def feed(
 
 @pytest.fixture
 def allocated() -> Iterator[Callable[[], int]]:
-    """Returns the most bytes that were allocated at any moment since the test began, or since it was last asked."""
+    """Returns the most bytes that were allocated at any moment since the test began, or since the last call."""
     tracemalloc.start()
 
     def peak() -> int:

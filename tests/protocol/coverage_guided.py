@@ -1,4 +1,4 @@
-"""The coverage-guided search of scripts/fuzz; the arguments are those of libFuzzer."""
+"""The coverage-guided search of scripts/fuzz; the arguments are libFuzzer's."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""What holds of any bytes that a peer may send, in either role; test_fuzz.py and scripts/fuzz try to break it.
+"""What must hold for any bytes that a peer may send, in either role; test_fuzz.py and scripts/fuzz try to break it.
 
-No exception, nothing held beyond the limits, the same result however the bytes are cut, and what the `websockets`
-library makes of them. A file of `corpus/` is one case: a byte that says how (see `check_input`), then the stream.
+The engine raises no exception, holds nothing beyond the limits, comes to the same result however the bytes are cut,
+and agrees with the `websockets` library. A file of `corpus/` is one case: a byte that says how the stream is fed to
+the engine (see `check_input`), then the stream.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from django_websocket.protocol.engine import Engine, Event, Role
 
 from .test_engine_against_websockets import LIMIT, Ours, Theirs, compare
 
-MAX_INCOMPLETE = 2 + 8 + 4 + 125  # bytes that may have to wait for the rest: of a header, or a control frame
+MAX_INCOMPLETE = 2 + 8 + 4 + 125  # bytes of a header or control frame that may wait for the rest
 
 
 class BoundedEngine(Engine):
@@ -37,7 +38,7 @@ class BoundedEngine(Engine):
 
 
 class Slow(Ours):
-    """Takes one message after each piece, whether the queue is full or not, and the others in the end."""
+    """Takes one message after each piece, whether the queue is full or not, and the others at the end."""
 
     def receive(self, data: bytes) -> None:
         self.note(self._engine.receive(data))
@@ -50,7 +51,7 @@ class Slow(Ours):
 
 
 def check(role: Role, pieces: Iterable[bytes], *, max_queued_messages: int = 16, max_queued_bytes: int = LIMIT) -> Ours:
-    """Fail unless everything holds of what arrives in these pieces; return what the engine made of it."""
+    """Fail unless everything holds for a stream that arrives in these pieces; return what the engine made of it."""
     limits: dict[str, Any] = {"max_queued_messages": max_queued_messages, "max_queued_bytes": max_queued_bytes}
     cut = Ours(role, BoundedEngine(role, max_message_size=LIMIT, **limits))
     slow = Slow(role, BoundedEngine(role, max_message_size=LIMIT, **limits))
@@ -72,10 +73,10 @@ def check(role: Role, pieces: Iterable[bytes], *, max_queued_messages: int = 16,
 
 
 def check_input(data: bytes) -> None:
-    """Check a case as the corpus holds it.
+    """Check a case in the form of the corpus.
 
     The lowest bit of its first byte is the role of this end, 1 for the client; the others are the size of the pieces
-    that the stream arrives in, 0 for one piece, and the number of messages that may wait.
+    in which the stream arrives, 0 for one piece, and the number of messages that may wait.
     """
     if data:
         role = Role.CLIENT if data[0] & 1 else Role.SERVER

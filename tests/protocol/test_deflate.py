@@ -55,19 +55,19 @@ PROTOCOL_ERROR, INVALID, TOO_BIG = ([(Failure, code, ANY)] for code in (1002, 10
 
 
 def packed(*payloads: bytes, bits: int = 15, flush: int = zlib.Z_SYNC_FLUSH) -> list[bytes]:
-    """Payloads of messages that share a window, compressed as section 7.2.1 says, without the code under test."""
+    """Compress messages that share a window as section 7.2.1 says, without the code under test."""
     packer = zlib.compressobj(wbits=-bits)
     return [(packer.compress(payload) + packer.flush(flush))[:-4] for payload in payloads]
 
 
 def finished(payload: bytes) -> bytes:
-    """A stream that ends with a final block."""
+    """Return a compressed stream that ends with a final block."""
     packer = zlib.compressobj(wbits=-15)
     return packer.compress(payload) + packer.flush(zlib.Z_FINISH)
 
 
 def lines(count: int, seed: int = 0) -> list[bytes]:
-    """Messages that are like each other, each with something new."""
+    """Return similar messages, each with something new in it."""
     rng = random.Random(seed)
     return [b"A message of %d, with %s." % (number, rng.randbytes(150).hex().encode()) * 3 for number in range(count)]
 
@@ -84,7 +84,7 @@ OFFERS: list[tuple[str, Compression, str | None, Agreement | None]] = [
     (NAME, Compression(), RESET, PLAIN),
     (NAME, Compression(threshold=5), RESET, Agreement(threshold=5)),
     (NAME, WITH_TAKEOVER, NAME, TAKEOVER),
-    # What browsers send.
+    # The offers of browsers.
     (f"{NAME}; client_max_window_bits", Compression(), RESET, PLAIN),
     (f"{NAME}; client_max_window_bits", WITH_TAKEOVER, NAME, TAKEOVER),
     (f"{NAME}, {NAME}; client_max_window_bits", WITH_TAKEOVER, NAME, TAKEOVER),
@@ -114,7 +114,7 @@ OFFERS: list[tuple[str, Compression, str | None, Agreement | None]] = [
     ),
     (NAME, Compression(window_bits=9), f"{RESET}; server_max_window_bits=9", Agreement(9)),
     (f"{NAME}; server_max_window_bits=8", Compression(), None, None),
-    # 7.1.2.2: the client's, for which the server may only ask whoever offers it
+    # 7.1.2.2: the client's window, which the server may limit only if the client offers that
     (f"{NAME}; client_max_window_bits=8", Compression(), f"{RESET}; client_max_window_bits=8", Agreement(15, False, 8)),
     (
         f"{NAME}; client_max_window_bits=11",
@@ -128,7 +128,7 @@ OFFERS: list[tuple[str, Compression, str | None, Agreement | None]] = [
         f"{RESET}; server_max_window_bits=9; client_max_window_bits=9",
         Agreement(9, False, 9),
     ),
-    # The first that can be met.
+    # The server takes the first offer that it can meet.
     (
         f"{NAME}; server_max_window_bits=8, foo, {NAME}; server_max_window_bits=9",
         Compression(),
@@ -162,7 +162,7 @@ def test_server_answers_an_offer(
 
 
 @pytest.mark.parametrize("parameters", WRONG)
-def test_server_declines_what_is_no_offer(parameters: str) -> None:  # section 7.1
+def test_server_declines_a_malformed_offer(parameters: str) -> None:  # section 7.1
     assert negotiate(parse_extensions(f"{NAME}; {parameters}"), Compression()) is None
     assert negotiate(parse_extensions(f"{NAME}; {parameters}, {NAME}"), Compression()) == (RESET, PLAIN)
 
@@ -191,12 +191,12 @@ def agreement_of(theirs: PerMessageDeflate) -> Agreement:
 
 
 def turned(agreement: Agreement) -> Agreement:
-    """The same, as the other end sees it."""
+    """Return the agreement as the other end sees it."""
     bits, takeover = agreement.window_bits, agreement.takeover
     return Agreement(agreement.peer_window_bits, agreement.peer_takeover, bits, takeover, agreement.threshold)
 
 
-# --- messages that come (section 7.2.2) -------------------------------------------------------------------------------
+# --- messages received (section 7.2.2) --------------------------------------------------------------------------------
 
 
 EXAMPLES = {
@@ -241,7 +241,7 @@ class TestFragments:
         pings = [(Ping, b"%d" % at) for at in range(1, len(payload))]
         assert feed(wire, agreement=PLAIN) == (["Grüße" * 100, "plain"], [*pings, (Ping, b"last")])
 
-    def test_empty_ones_stand_between(self, frame: Frame, feed: Feed) -> None:
+    def test_empty_fragments_stand_between(self, frame: Frame, feed: Feed) -> None:
         wire = frame(BINARY, fin=False, rsv=RSV1) + frame(CONTINUATION, fin=False) + frame(CONTINUATION, HELLO)
         assert feed(wire * 2, agreement=PLAIN) == ([b"Hello"] * 2, [])
 
@@ -264,7 +264,7 @@ class TestWindows:
         assert feed(wire, agreement=agreement) == (expected, [])
 
     @pytest.mark.parametrize("bits", range(9, 15))
-    def test_what_is_not_in_the_window_any_more_is_1007(self, frame: Frame, feed: Feed, bits: int) -> None:
+    def test_reference_to_bytes_beyond_the_window_is_1007(self, frame: Frame, feed: Feed, bits: int) -> None:
         long = b"begin" + random.Random(1).randbytes(1000 + (1 << bits))
         first, second = packed(long, b"begin")
         wire = frame(BINARY, first, rsv=RSV1) + frame(BINARY, second, rsv=RSV1)
@@ -276,7 +276,7 @@ class TestWindows:
 
 
 class TestReservedBits:
-    """Section 6: RSV1 stands in the first frame of a message that is compressed, and nowhere else."""
+    """Section 6: RSV1 is set in the first frame of a compressed message, and nowhere else."""
 
     @pytest.mark.parametrize("opcode", [TEXT, BINARY, CONTINUATION, CLOSE, PING])
     def test_without_agreement(self, frame: Frame, feed: Feed, opcode: int) -> None:
@@ -293,7 +293,7 @@ class TestReservedBits:
 
     @pytest.mark.parametrize("rsv", [RSV2, RSV3, RSV1 | RSV2, RSV1 | RSV3, 7])
     @pytest.mark.parametrize("opcode", [TEXT, BINARY, PING])
-    def test_others(self, frame: Frame, feed: Feed, rsv: int, opcode: int) -> None:
+    def test_rsv2_and_rsv3(self, frame: Frame, feed: Feed, rsv: int, opcode: int) -> None:
         assert feed(frame(opcode, HELLO, rsv=rsv), agreement=PLAIN) == ([], PROTOCOL_ERROR)
 
     def test_inside_another_message(self, frame: Frame, feed: Feed) -> None:
@@ -327,7 +327,7 @@ class TestBrokenData:
     def test_is_1007(self, frame: Frame, feed: Feed, payload: bytes, agreement: Agreement) -> None:
         assert feed(frame(BINARY, payload, rsv=RSV1), agreement=agreement) == ([], INVALID)
 
-    def test_message_that_breaks_off_is_1007_wherever(self, frame: Frame, feed: Feed, agreement: Agreement) -> None:
+    def test_message_that_breaks_off_anywhere_is_1007(self, frame: Frame, feed: Feed, agreement: Agreement) -> None:
         payload = packed(lines(1)[0])[0]
         for size in range(len(payload) - 1):
             assert feed(frame(BINARY, payload[:size], rsv=RSV1), agreement=agreement) == ([], INVALID)
@@ -337,13 +337,13 @@ class TestBrokenData:
         assert isinstance(failure, Failure) and failure.code == 1007
 
     @pytest.mark.parametrize("text", [b"\xff", b"a\xc3", b"\xed\xa0\x80", "ä".encode() * 40 + b"\x80" + b"a" * 100])
-    def test_text_is_utf8_when_it_is_inflated(
+    def test_inflated_text_must_be_utf8(
         self, frame: Frame, feed: Feed, agreement: Agreement, text: bytes
     ) -> None:  # RFC 6455, section 8.1
         assert feed(frame(TEXT, packed(text)[0], rsv=RSV1), agreement=agreement) == ([], INVALID)
         assert feed(frame(BINARY, packed(text)[0], rsv=RSV1), agreement=agreement) == ([text], [])
 
-    def test_text_that_is_no_utf8_fails_before_its_end(
+    def test_text_that_is_not_utf8_fails_before_its_end(
         self, make_engine: MakeEngine, frame: Frame, agreement: Agreement
     ) -> None:
         payload = packed(b"a\xff" + os.urandom(100), flush=zlib.Z_FULL_FLUSH)[0]
@@ -356,18 +356,18 @@ class TestBrokenData:
 
 class TestSize:
     @pytest.mark.parametrize("limit", [0, 1, 10, 126, 3000])
-    def test_inflated_message_may_have_just_the_size_of_the_limit(self, frame: Frame, feed: Feed, limit: int) -> None:
+    def test_inflated_message_may_be_exactly_as_large_as_the_limit(self, frame: Frame, feed: Feed, limit: int) -> None:
         fits = frame(TEXT, packed(b"x" * limit)[0], rsv=RSV1)
         too_big = frame(TEXT, packed(b"x" * (limit + 1))[0], rsv=RSV1)
         assert feed(fits + too_big, max_message_size=limit, agreement=PLAIN) == (["x" * limit], TOO_BIG)
 
-    def test_message_grows_over_its_fragments(self, frame: Frame, feed: Feed) -> None:
+    def test_sizes_of_inflated_fragments_are_added_up(self, frame: Frame, feed: Feed) -> None:
         payload = packed(b"x" * 5001)[0]
         wire = frame(TEXT, payload[:5], fin=False, rsv=RSV1) + frame(CONTINUATION, payload[5:])
         assert feed(wire, max_message_size=5000, agreement=PLAIN) == ([], TOO_BIG)
         assert feed(wire, max_message_size=5001, agreement=PLAIN) == (["x" * 5001], [])
 
-    def test_what_breaks_first_is_said(self, frame: Frame, feed: Feed) -> None:
+    def test_first_error_in_a_message_decides_the_close_code(self, frame: Frame, feed: Feed) -> None:
         for payload, events in (
             (b"\xff" + b"x" * 200, INVALID),
             (b"x" * 99 + b"\xff" + b"x" * 100, INVALID),
@@ -388,7 +388,7 @@ class TestSize:
         assert feed(wire * 30, max_message_size=3000, agreement=PLAIN) == ([message] * 30, [])
 
     @pytest.mark.parametrize("fragments", [1, 2, 3])
-    def test_bytes_that_hold_nothing_are_counted(self, make_engine: MakeEngine, frame: Frame, fragments: int) -> None:
+    def test_bytes_that_inflate_to_nothing_count(self, make_engine: MakeEngine, frame: Frame, fragments: int) -> None:
         limit = 7 * KIB
         room = limit + KIB + DEFLATE_OVERHEAD
         empty = b"\x00\x00\x00\xff\xff"  # a block without content
@@ -451,7 +451,7 @@ class TestBombs:
             assert not engine.receive(b"")
         assert allocated() - begin < 6 * MIB
 
-    def test_whoever_drops_messages_inflates_none(
+    def test_engine_that_drops_messages_does_not_inflate_them(
         self, make_engine: MakeEngine, frame: Frame, allocated: Callable[[], int]
     ) -> None:
         bomb = packed(bytes(MIB))[0]
@@ -465,7 +465,7 @@ class TestBombs:
         assert allocated() - begin < 512 * KIB
         assert allocated() < begin - 4 * KIB  # without the window that it had
 
-    def test_final_block_makes_no_new_room(self) -> None:
+    def test_final_block_does_not_reset_the_limit(self) -> None:
         unpacker = Deflate(PLAIN)
         unpacker.begin()
         assert len(unpacker.inflate(finished(b"x" * 10) + finished(b"x" * 1000), 50)) == 51
@@ -514,11 +514,11 @@ def test_connection_that_has_ended_keeps_no_window(
     assert allocated() < len(engines) * 4 * KIB
 
 
-# --- messages that go (section 7.2.1) ---------------------------------------------------------------------------------
+# --- messages sent (section 7.2.1) ------------------------------------------------------------------------------------
 
 
 class Theirs:
-    """The `websockets` library as the other end of an engine that has `agreement`."""
+    """The `websockets` library as the other end of an engine with this `agreement`."""
 
     def __init__(self, role: Role, agreement: Agreement) -> None:
         self.protocol = Protocol(Side.CLIENT if role is Role.SERVER else Side.SERVER, state=OPEN)
@@ -529,7 +529,7 @@ class Theirs:
         ]
 
     def receive(self, data: bytes) -> list[str | bytes]:
-        """The messages in `data`, each in one frame."""
+        """Return the messages in `data`, each of which is one frame."""
         self.protocol.receive_data(data)
         assert self.protocol.parser_exc is None
         messages: list[str | bytes] = []
@@ -560,7 +560,7 @@ class TestAgainstWebsockets:
                 assert theirs.receive(encode_compressed(line * 5, smaller, 100)) == [line * 5]
             ours.forget_sent()
 
-    def test_messages_that_they_send(self, role: Role, bits: int, takeover: bool) -> None:
+    def test_messages_that_the_library_sends(self, role: Role, bits: int, takeover: bool) -> None:
         agreement = Agreement(peer_window_bits=bits, peer_takeover=takeover)
         ours, theirs = Engine(role, agreement=agreement), Theirs(role, agreement)
         for line in lines(10):
@@ -575,7 +575,7 @@ class TestAgainstWebsockets:
 
 
 class TestSending:
-    def test_both_ends_are_ours(self, make_engine: MakeEngine, role: Role) -> None:
+    def test_our_engine_understands_its_own_messages(self, make_engine: MakeEngine, role: Role) -> None:
         other = Engine(Role.CLIENT if role is Role.SERVER else Role.SERVER, agreement=TAKEOVER)
         engine = make_engine(agreement=TAKEOVER)
         for line in lines(20):
@@ -604,7 +604,7 @@ class TestSending:
             assert encode_compressed(message, 15, 100)[0] & 0x40
 
     @pytest.mark.parametrize("takeover", [True, False])
-    def test_what_does_not_shrink_goes_as_it_is(self, make_engine: MakeEngine, takeover: bool) -> None:
+    def test_message_that_does_not_shrink_is_sent_uncompressed(self, make_engine: MakeEngine, takeover: bool) -> None:
         noise = random.Random(4).randbytes(2000)
         engine = make_engine(agreement=Agreement(takeover=takeover))
         assert engine.send(noise)[0] == 0x82
@@ -617,11 +617,11 @@ class TestSending:
         assert engine.send("x" * 10000)[0] == 0x81
 
 
-# --- the time for it --------------------------------------------------------------------------------------------------
+# --- time for compression ---------------------------------------------------------------------------------------------
 
 
 class Pieces(Allowance):
-    """Has time for so many pieces of each message, and for no message if that is -1."""
+    """Has time for `count` pieces of each message, and for no message if that is -1."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -644,7 +644,7 @@ CONTENTS = st.tuples(st.sampled_from([40, 150, 3000, 2 * PIECE + 5, LARGE]), st.
 @given(
     bits=st.integers(9, 15), takeover=st.booleans(), messages=st.lists(st.tuples(KINDS, CONTENTS, st.integers(9, 15)))
 )
-def test_messages_may_be_compressed_or_not_and_for_one_or_for_many_in_any_order(
+def test_messages_compressed_or_not_and_for_one_or_many_may_follow_in_any_order(
     bits: int, takeover: bool, messages: list[tuple[str, tuple[int, int, bool], int]]
 ) -> None:
     agreement = Agreement(bits, takeover, threshold=100)
@@ -677,7 +677,7 @@ def test_message_is_compressed_piece_by_piece_as_long_as_there_is_time(role: Rol
 
 
 @pytest.mark.parametrize(("threshold", "size"), [(0, 0), (1, 1), (1023, 256), (1024, 256), (1025, 257)])
-def test_message_that_is_too_short_to_be_compressed_whatever_its_characters(threshold: int, size: int) -> None:
+def test_message_below_some_length_is_never_compressed_whatever_its_characters(threshold: int, size: int) -> None:
     agreement = Agreement(threshold=threshold)
     assert agreement.plain_below == size
     assert Engine(Role.SERVER, agreement=agreement).send("\U0001f600" * max(0, size - 1))[0] & 0x40 == 0
@@ -692,6 +692,6 @@ def test_message_that_is_too_short_to_be_compressed_whatever_its_characters(thre
         (Agreement(window_bits=9, takeover=True, threshold=0), 512),
     ],
 )
-def test_message_that_is_compressed_for_many(agreement: Agreement, size: int) -> None:
+def test_only_messages_that_fill_a_kept_window_are_compressed_for_many(agreement: Agreement, size: int) -> None:
     assert agreement.is_shared(size)
     assert not size or not agreement.is_shared(size - 1)

@@ -1,4 +1,4 @@
-"""Messages, control frames and the close handshake, from bytes and to bytes. Sections are those of RFC 6455."""
+"""Messages, control frames and the close handshake, received and sent. Sections are those of RFC 6455."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Tagged = Callable[[Sequence[Event]], list[tuple[Any, ...]]]
 
 PROTOCOL_ERROR = [(Failure, 1002, ANY)]
 
-SIZES = [0, 1, 125, 126, 127, 65535, 65536, 100000]  # the ends of each form that a length can have (section 5.2)
+SIZES = [0, 1, 125, 126, 127, 65535, 65536, 100000]  # around the bounds of each form of length (section 5.2)
 BYTES = bytes(range(256)) * 391
 
 
@@ -41,7 +41,7 @@ class TestSizes:
         wire = frame(TEXT, text.encode())
         if size < 1000:
             assert feed(wire) == ([text], [])
-        else:  # byte by byte comes the binary one
+        else:  # the binary message arrives byte by byte
             assert not engine.receive(wire[:-10])
             assert not engine.receive(wire[-10:])
             assert list(engine.messages) == [text]
@@ -49,7 +49,7 @@ class TestSizes:
     def test_binary_frame_is_bytes(self, frame: Frame, feed: Feed, size: int) -> None:  # section 5.6
         messages, events = feed(frame(BINARY, BYTES[:size]))
         assert messages == [BYTES[:size]]
-        assert type(messages[0]) is bytes  # no view of what was received, which would keep all of it
+        assert type(messages[0]) is bytes  # a memoryview would keep everything that was received
         assert events == []
 
     def test_mask_goes_on_wherever_the_payload_is_cut(
@@ -95,7 +95,7 @@ def test_messages_keep_their_order_and_type(frame: Frame, feed: Feed) -> None:  
     assert feed(wire) == (expected, [])
 
 
-# By the role of the end that receives them.
+# By the role of the receiving end.
 EXAMPLES: dict[Role, list[tuple[str, str | bytes | tuple[Any, ...]]]] = {
     Role.SERVER: [("818537fa213d7f9f4d5158", "Hello"), ("8a8537fa213d7f9f4d5158", (Pong, b"Hello"))],
     Role.CLIENT: [
@@ -130,7 +130,7 @@ fragments = pytest.mark.parametrize("parts", FRAGMENTS.values(), ids=FRAGMENTS)
 
 
 def fragmented(frame: Frame, opcode: int, parts: Sequence[str], between: bytes = b"") -> bytes:
-    """The frames of a message in fragments, with others `between` them."""
+    """Return the frames of a fragmented message, with others `between` them."""
     last = len(parts) - 1
     return between.join(
         frame(CONTINUATION if i else opcode, part.encode(), fin=i == last) for i, part in enumerate(parts)
@@ -202,7 +202,7 @@ class TestOrderOfFragments:
 
 # --- what no frame may be ---------------------------------------------------------------------------------------------
 
-# The frames, and how many of their bytes say that they are wrong: nobody need send a payload, or take one.
+# The frames, and how many of their bytes show that they are wrong: no payload need be sent or read.
 WRONG: dict[str, tuple[int, list[dict[str, Any]]]] = {
     **{
         f"5.2 reserved bits of opcode {opcode}": (
@@ -299,12 +299,12 @@ def test_pings_and_pongs_keep_their_order(frame: Frame, feed: Feed) -> None:  # 
     assert feed(wire) == ([], [(Pong if i % 3 else Ping, b"%d" % i) for i in range(30)])
 
 
-def test_ping_between_messages_is_no_message(frame: Frame, feed: Feed) -> None:  # section 5.5.2
+def test_ping_between_messages_is_not_a_message(frame: Frame, feed: Feed) -> None:  # section 5.5.2
     wire = frame(TEXT, b"one") + frame(PING, b"?") + frame(TEXT, b"two")
     assert feed(wire) == (["one", "two"], [(Ping, b"?")])
 
 
-def test_ping_is_no_event_before_it_is_whole(engine: Engine, frame: Frame) -> None:  # section 5.5.2
+def test_ping_is_not_an_event_until_it_is_whole(engine: Engine, frame: Frame) -> None:  # section 5.5.2
     wire = frame(PING, b"are you there")
     for cut in range(len(wire)):
         assert not engine.receive(wire[:cut])
@@ -347,7 +347,7 @@ def test_close_of_one_byte_is_1002(frame: Frame, feed: Feed, byte: int) -> None:
     assert feed(frame(CLOSE, bytes((byte,)))) == ([], PROTOCOL_ERROR)
 
 
-def test_close_is_no_event_before_it_is_whole(engine: Engine, frame: Frame, tagged: Tagged) -> None:  # section 5.5.1
+def test_close_is_not_an_event_until_it_is_whole(engine: Engine, frame: Frame, tagged: Tagged) -> None:  # section 5.5.1
     wire = frame(CLOSE, b"\x03\xe9bye")
     for at in range(len(wire) - 1):
         assert not engine.receive(wire[at : at + 1])
@@ -371,7 +371,7 @@ ENDS = {
 
 @pytest.mark.parametrize(("options", "end"), ENDS.values(), ids=ENDS)
 class TestEnd:
-    """After the peer's close frame, or after it broke the protocol, nothing that it sends counts."""
+    """Nothing that the peer sends after its close frame, or after it broke the protocol, counts."""
 
     def test_keeps_what_came_before(
         self, frame: Frame, feed: Feed, options: dict[str, Any], end: tuple[Any, ...]
@@ -424,7 +424,7 @@ def test_other_end_understands_a_close(
     assert tagged(other_end.receive(engine.close(code, "so long \u20ac"))) == [(Close, code, "so long \u20ac")]
 
 
-def test_close_is_1000_when_nothing_is_said(engine: Engine, other_end: Engine, tagged: Tagged) -> None:  # section 7.4.1
+def test_close_is_1000_by_default(engine: Engine, other_end: Engine, tagged: Tagged) -> None:  # section 7.4.1
     assert tagged(other_end.receive(engine.close())) == [(Close, 1000, "")]
 
 
@@ -434,7 +434,7 @@ def test_close_1005_has_no_payload(engine: Engine, other_end: Engine, tagged: Ta
     assert tagged(other_end.receive(wire)) == [(Close, 1005, "")]
 
 
-def test_close_frame_of_a_long_reason_is_a_control_frame_still(
+def test_close_frame_with_a_long_reason_is_still_a_control_frame(
     engine: Engine, other_end: Engine, tagged: Tagged
 ) -> None:  # section 5.5
     assert tagged(other_end.receive(engine.close(1000, "\u20ac" * 100))) == [(Close, 1000, "\u20ac" * 41)]
@@ -450,11 +450,11 @@ def test_close_frame_is_sent_once(engine: Engine) -> None:  # section 5.5.1
 def test_close_code_that_may_not_be_sent_is_a_value_error(engine: Engine, code: int) -> None:  # section 7.4
     with pytest.raises(ValueError, match=str(code)):
         engine.close(code)
-    assert engine.close() != b"", "the close frame that was not sent counts as sent"
+    assert engine.close() != b"", "the close frame counts as sent, but was not"
 
 
 def test_peer_is_heard_after_our_close(frame: Frame, feed: Feed) -> None:  # sections 1.4 and 5.5.1
-    """What it sent before it saw ours is on its way still, and its own close frame ends the handshake."""
+    """What it sent before it saw our close frame is still on its way, and its own close frame ends the handshake."""
     wire = frame(TEXT, b"crossed yours") + frame(PING, b"?") + frame(CLOSE, b"\x03\xe8")
     expected = (["crossed yours"], [(Ping, b"?"), (Close, 1000, "")])
     assert feed(wire, prepare=lambda engine: engine.close()) == expected
@@ -506,6 +506,6 @@ def test_fragments_can_be_sent(engine: Engine, other_end: Engine) -> None:  # se
     assert list(other_end.messages) == ["Hello"]
 
 
-def test_text_that_is_no_unicode_is_not_sent(engine: Engine) -> None:  # section 8.1
+def test_text_that_is_not_valid_unicode_is_not_sent(engine: Engine) -> None:  # section 8.1
     with pytest.raises(UnicodeEncodeError):
         engine.send("\ud83d")

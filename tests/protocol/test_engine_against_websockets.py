@@ -1,6 +1,6 @@
-"""The engine beside another one, the `websockets` library's: same bytes, same messages, same close code.
+"""The engine beside that of the `websockets` library: the same bytes give the same messages and close code.
 
-The streams are random, and the same ones each time. Where the two may differ is said once, in `difference`.
+The streams are random, but the same each time. `difference` lists where the two may differ.
 Sections are those of RFC 6455.
 """
 
@@ -42,7 +42,7 @@ class Ours:
     def __init__(self, role: Role, engine: Engine | None = None) -> None:
         self._engine = engine or Engine(role, max_message_size=LIMIT)
         self.messages: list[str | bytes] = []
-        self.control: list[tuple[int, bytes]] = []  # opcode and payload of pings and pongs
+        self.control: list[tuple[int, bytes]] = []  # opcodes and payloads of pings and pongs
         self.end: tuple[Any, ...] | None = None  # the peer's close code and reason, or the code of a failure alone
         self.reason = ""  # of a failure
 
@@ -67,13 +67,13 @@ class Ours:
 
 
 def kept(text: str) -> int:
-    """The bytes that Python keeps for a text's characters, as PEP 393 has it."""
+    """Return how many bytes Python uses for a text's characters (PEP 393)."""
     widest = ord(max(text, default=" "))
     return len(text) * (1 if widest < 0x100 else 2 if widest < 0x10000 else 4)
 
 
 class Theirs:
-    """What the library makes of it. It gives out frames: here they become messages, and text is validated."""
+    """What the library makes of a stream. It yields frames; this class makes messages of them and validates text."""
 
     def __init__(self, role: Role) -> None:
         self._protocol = Protocol(Side.SERVER if role is Role.SERVER else Side.CLIENT, state=OPEN, max_size=LIMIT)
@@ -120,20 +120,20 @@ class Theirs:
                 self._utf8.decode(bytes(frame.data), frame.fin)
             if frame.fin:
                 message = bytes(self._message) if self._utf8 is None else self._message.decode()
-                if isinstance(message, str) and kept(message) > LIMIT:  # a rule of the engine alone
+                if isinstance(message, str) and kept(message) > LIMIT:  # only the engine has this rule
                     self.end = (1009,)
                 else:
                     self.messages.append(message)
 
     def close_between_fragments(self) -> tuple[Any, ...] | None:
-        """The peer's close frame, if the library refused it for where it stood."""
+        """Return the peer's close frame, if the library refused it because of its place between fragments."""
         close = self._protocol.close_rcvd
         if self.between_fragments and close is not None and not isinstance(self.error, UnicodeDecodeError):
             return (int(close.code), close.reason)
         return None
 
     def finish_frame(self) -> None:
-        """Let the frame that has begun end, with zeros: a frame is judged only when it is whole."""
+        """Fill the frame that has begun with zeros: the library judges a frame only when it is whole."""
         frames = self.frames
         for _ in range(LIMIT + 14):
             if self.end is not None or self.frames > frames:
@@ -143,7 +143,7 @@ class Theirs:
 
 
 def takes_a_length_that_is_too_long(ours: Ours, theirs: Theirs) -> bool:
-    """Whether the engine stopped at a length that is not in its shortest form (section 5.2), and the library went on.
+    """Whether the engine stopped at a length that is not in its shortest form (section 5.2) and the library did not.
 
     In a control frame the longer forms stand for a payload that is too long (section 5.5).
     """
@@ -156,22 +156,20 @@ def takes_a_length_that_is_too_long(ours: Ours, theirs: Theirs) -> bool:
 def difference(ours: Ours, theirs: Theirs) -> str | None:
     """Why the two may end differently, or None if they may not."""
     if ours.end == (1002,) and theirs.end == (1009,):
-        # The length is what the library looks at first: before its highest bit (5.2), the reserved bits (5.2), and
-        # whether a frame like this may come here at all (5.4, 5.5).
+        # The library looks at the length first: before the length's highest bit (5.2), the reserved bits (5.2), and the
+        # # question whether such a frame may come here at all (5.4, 5.5).
         return "a wrong frame that is too large as well is 1009 for the library"
     if ours.end == (1002,) and "close frame has a code" in ours.reason and isinstance(theirs.error, UnicodeDecodeError):
-        return (
-            "7.4 and 8.1: of a close frame that has a wrong code and a wrong reason the library reads the reason first"
-        )
+        return "7.4 and 8.1: where a close frame's code and reason are both wrong, the library reads the reason first"
     if theirs.end == (1002,) and ours.end is not None and ours.end == theirs.close_between_fragments():
         return "5.4: a close frame between fragments is refused by the library"
     return None
 
 
 def compare(ours: Ours, theirs: Theirs, case: str) -> str | None:
-    """Fail unless both made the same of one stream, or differ as they may; return how, or None."""
+    """Fail unless both made the same of one stream or differ in a way that is allowed; return that way, or None."""
     if ours.end is not None and theirs.end is None and "shortest form" not in ours.reason:
-        theirs.finish_frame()  # which the engine does not wait for
+        theirs.finish_frame()  # the engine does not wait for its end
     if takes_a_length_that_is_too_long(ours, theirs):
         assert ours.messages == theirs.messages[: len(ours.messages)], case
         assert ours.control == theirs.control[: len(ours.control)], case
@@ -193,7 +191,7 @@ def compare(ours: Ours, theirs: Theirs, case: str) -> str | None:
 
 
 class Stream:
-    """Random frames of a peer, all valid, and what is to come of them."""
+    """Random valid frames of a peer, and the messages and events that they must give."""
 
     def __init__(self, rng: random.Random, frame: Frame) -> None:
         self.frames: list[bytes] = []
@@ -237,13 +235,13 @@ class Stream:
 
 
 def mutated(rng: random.Random, frame: Frame, frames: Sequence[bytes]) -> bytes:
-    """A stream in which something is wrong, in most cases with a header."""
+    """Return a stream in which something is wrong, mostly with a header."""
     frames = list(frames)
     for _ in range(rng.choice([1, 1, 1, 2, 3])):
         at = rng.randrange(len(frames))
         victim = bytearray(frames[at])
         kind = rng.randrange(10)
-        if kind < 4 and victim:  # a bit turns, of the header or anywhere
+        if kind < 4 and victim:  # a bit flips, in the header or anywhere
             place = rng.randrange(min(len(victim), rng.choice([1, 2, 4, 14, 5000])))
             victim[place] ^= 1 << rng.randrange(8)
         elif kind == 4:  # bytes are missing
@@ -252,13 +250,13 @@ def mutated(rng: random.Random, frame: Frame, frames: Sequence[bytes]) -> bytes:
         elif kind == 5:  # bytes are too many
             start = rng.randrange(len(victim) + 1)
             victim[start:start] = rng.randbytes(rng.choice([1, 2, 4]))
-        elif kind == 6:  # frames change places
+        elif kind == 6:  # frames are swapped
             other = rng.randrange(len(frames))
             frames[at], frames[other] = frames[other], frames[at]
             continue
         elif kind == 7:  # a frame is missing
             victim.clear()
-        else:  # a frame comes in between that may not, or may not here
+        else:  # a frame is inserted that is never allowed, or not here
             victim += rng.choice(
                 [
                     frame(rng.randrange(16), rng.randbytes(rng.choice([0, 2, 125, 126])), fin=rng.random() < 0.7),
@@ -278,7 +276,7 @@ def mutated(rng: random.Random, frame: Frame, frames: Sequence[bytes]) -> bytes:
 
 
 def pieces(rng: random.Random, data: bytes) -> Iterator[bytes]:
-    """The bytes as they may arrive: in segments of any size, and of one size."""
+    """Return the bytes as they may arrive: in segments of different sizes, or all of one size."""
     longest = rng.choice([1, 2, 10, 100, 1000, 100000])
     while data:
         size = rng.randrange(1, longest + 1)
@@ -290,7 +288,7 @@ def pieces(rng: random.Random, data: bytes) -> Iterator[bytes]:
 
 
 def test_valid_streams_give_the_same_messages(role: Role, frame: Frame) -> None:
-    """And the ones that were put into them."""
+    """They are also the messages that the streams were made of."""
     for seed in range(150):
         rng = random.Random(seed)
         stream = Stream(rng, frame)
@@ -319,12 +317,12 @@ def test_mutated_streams_end_with_the_same_code(role: Role, frame: Frame) -> Non
         reason = compare(ours, theirs, f"seed {seed}: {data.hex()}")
         if reason is not None:
             differences[reason] += 1
-    # Each end was seen often enough to mean something, and differing is the exception.
+    # Each outcome was seen often enough to mean something, and differences are the exception.
     assert min(ends[end] for end in [None, ("close",), (1002,), (1007,), (1009,)]) >= 10, ends
     assert sum(differences.values()) < seeds / 10, differences
 
 
-# --- what they send ---------------------------------------------------------------------------------------------------
+# --- sending ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("opcode", TheirOpcode)

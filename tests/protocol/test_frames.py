@@ -34,7 +34,7 @@ def test_opcodes_are_those_of_section_5_2(name: str, number: int) -> None:
     assert Opcode[name] == number
 
 
-def test_no_opcode_is_made_up() -> None:  # section 5.2
+def test_there_is_no_other_opcode() -> None:  # section 5.2
     assert [int(opcode) for opcode in Opcode] == [0, 1, 2, 8, 9, 10]
 
 
@@ -88,7 +88,7 @@ def test_length_of_text_counts_its_bytes(text: str, length: str) -> None:
     assert encode_message(text) == b"\x81" + bytes.fromhex(length) + text.encode()
 
 
-def test_text_that_is_no_unicode_is_not_sent() -> None:  # section 8.1: a text frame is UTF-8
+def test_text_that_is_not_valid_unicode_is_not_sent() -> None:  # section 8.1: a text frame is UTF-8
     with pytest.raises(UnicodeEncodeError):
         encode_message("\ud800")
 
@@ -115,7 +115,7 @@ def test_examples_of_section_5_7(encoded: bytes, wire: str) -> None:
 
 @pytest.fixture(params=["in C", "in Python"])
 def apply_mask(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[..., bytes]:
-    """The routine that the package takes, and the one that it takes where the other could not be built."""
+    """The C routine that the package prefers, and the Python one that it uses where the other could not be built."""
     if request.param == "in C":
         return frames.apply_mask
     monkeypatch.setitem(sys.modules, "websockets.speedups", None)
@@ -148,7 +148,7 @@ def test_mask_has_four_bytes(mask: bytes) -> None:  # section 5.2
 
 # --- close frames -----------------------------------------------------------------------------------------------------
 
-# Section 7.4.1, with 1012 to 1014 of the IANA registry; section 7.4.2: from 3000 to 4999 anybody may use them.
+# Section 7.4.1, and 1012 to 1014 of the IANA registry; section 7.4.2: anybody may use 3000 to 4999.
 VALID = {1000, 1001, 1002, 1003, *range(1007, 1015), *range(3000, 5000)}
 
 

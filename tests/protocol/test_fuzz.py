@@ -1,6 +1,6 @@
-"""Streams that nobody has thought of: random ones, random frames, and right ones in which something turns wrong.
+"""Streams that nobody has thought of: random bytes, random frames, and valid streams that are then damaged.
 
-What must hold of each is in `fuzz.py`. With CI in the environment the streams are the same ones each time.
+`fuzz.py` checks what must hold for each of them. With CI in the environment the streams are the same each time.
 Sections are those of RFC 6455.
 """
 
@@ -24,7 +24,7 @@ from .test_engine_against_websockets import LIMIT, Ours
 CORPUS = sorted(Path(__file__).with_name("corpus").iterdir())
 OPCODES = [CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG]
 
-pytestmark = pytest.mark.timeout(400)  # for hypothesis to find the shortest stream that does it too
+pytestmark = pytest.mark.timeout(400)  # Hypothesis needs time to find the shortest stream that fails
 both_roles = pytest.mark.parametrize("role", Role, ids=lambda role: role.value)
 
 
@@ -45,7 +45,7 @@ sizes = st.sampled_from([0, 1, 125, 126, 127, LIMIT, LIMIT + 1, 65535, 65536, 1 
 
 @st.composite
 def right_frames(draw: st.DrawFn, role: Role) -> bytes:
-    """A frame with nothing wrong in it, wherever it may come to stand."""
+    """A frame that is right in itself, if perhaps not in its place."""
     opcode = draw(st.sampled_from(OPCODES))
     fin = opcode >= CLOSE or draw(st.booleans())
     payload = draw(close_payloads | st.just(b"") if opcode == CLOSE else payloads)
@@ -54,7 +54,7 @@ def right_frames(draw: st.DrawFn, role: Role) -> bytes:
 
 @st.composite
 def any_frames(draw: st.DrawFn, role: Role) -> bytes:
-    """A frame with anything wrong in it."""
+    """A frame in which anything may be wrong."""
     payload = draw(payloads)
     return encode(
         draw(st.integers(0, 15)),
@@ -79,7 +79,7 @@ def encode(
     size: int | None = None,
     width: int | None = None,
 ) -> bytes:
-    """A frame for this end; `size` is what it says of its length, in `width` bytes (0, 2 or 8; section 5.2)."""
+    """Encode a frame for this end; it declares the length `size` in `width` bytes (0, 2 or 8; section 5.2)."""
     if size is None:
         size = len(payload)
     if width is None or size >= 1 << 16:
@@ -94,7 +94,7 @@ def encode(
 
 @st.composite
 def conversations(draw: st.DrawFn, role: Role) -> bytes:
-    """Messages, some in fragments, with control frames in between, and maybe a close: all of it right."""
+    """Messages, some in fragments, with control frames in between, and maybe a close, all of them valid."""
     stream = b""
     for opcode, parts in draw(
         st.lists(st.tuples(st.sampled_from([TEXT, BINARY]), st.lists(payloads, min_size=1, max_size=4)), max_size=6)
@@ -116,7 +116,7 @@ def conversations(draw: st.DrawFn, role: Role) -> bytes:
 
 @st.composite
 def mutated(draw: st.DrawFn, role: Role) -> bytes:
-    """A conversation in which bits have turned, and bytes are missing or too many."""
+    """A conversation in which bits are flipped and bytes are missing or added."""
     stream = bytearray(draw(conversations(role)))
     for _ in range(draw(st.integers(1, 3))):
         at = draw(st.integers(0, len(stream)))
@@ -132,7 +132,7 @@ def mutated(draw: st.DrawFn, role: Role) -> bytes:
 
 @st.composite
 def bursts(draw: st.DrawFn, role: Role) -> bytes:
-    """Short messages, more than may wait, with a ping here and there."""
+    """Short messages, more than the queue takes, with a ping here and there."""
     short = st.tuples(st.sampled_from([TEXT, TEXT, BINARY, PING]), st.text("ab\u20ac", max_size=3).map(str.encode))
     frames = draw(st.lists(short, min_size=4, max_size=40))
     return b"".join(encode(opcode, payload, fin=True, mask=bytes(4), role=role) for opcode, payload in frames)
@@ -153,12 +153,12 @@ def segments(draw: st.DrawFn, role: Role) -> list[bytes]:
     return [data[start:end] for start, end in zip([0, *cuts], [*cuts, len(data)], strict=True)]
 
 
-# --- what holds of them -----------------------------------------------------------------------------------------------
+# --- what must hold for them ------------------------------------------------------------------------------------------
 
 
 @both_roles
 def test_any_stream_in_any_segments(role: Role) -> None:
-    """No exception, nothing beyond the limits, the same result however it is cut, and that of the library."""
+    """Nothing is raised or held beyond the limits, and the result is the library's, however the stream is cut."""
 
     @examples(400)
     @given(segments(role), st.integers(1, 16), st.sampled_from([1, 200, LIMIT]))
@@ -169,7 +169,7 @@ def test_any_stream_in_any_segments(role: Role) -> None:
 
 
 @both_roles
-def test_conversation_that_is_right_is_taken_whole(role: Role) -> None:
+def test_valid_conversation_is_taken_whole(role: Role) -> None:
     @examples(100)
     @given(conversations(role), st.integers(1, 5000))
     def run(data: bytes, size: int) -> None:

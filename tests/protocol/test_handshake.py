@@ -1,4 +1,7 @@
-"""The opening handshake: what is accepted, and each refusal. Sections are those of RFC 6455 if nothing else is said."""
+"""The opening handshake: what is accepted, and each refusal.
+
+Sections are those of RFC 6455 unless another document is named.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ from django_websocket.protocol.handshake import (
     upgrade_required,
 )
 
-KEY = "dGhlIHNhbXBsZSBub25jZQ=="  # of the example in section 1.3
+KEY = "dGhlIHNhbXBsZSBub25jZQ=="  # from the example in section 1.3
 ACCEPT = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
 REQUEST = {
     "host": "server.example.com",
@@ -36,13 +39,13 @@ UPGRADE_REQUIRED = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSoc
 
 
 def request(**headers: str | None) -> dict[str, str]:
-    """The headers of a handshake, with others in the place of some; None leaves one out."""
+    """Return the headers of a handshake, some of them replaced; None leaves one out."""
     changed = {**REQUEST, **{name.replace("_", "-"): value for name, value in headers.items()}}
     return {name: value for name, value in changed.items() if value is not None}
 
 
 def refusal(headers: Mapping[str, str], method: str = "GET", http_version: str = "HTTP/1.1") -> HandshakeError:
-    """The error that a handshake is refused with."""
+    """Return the error with which a handshake is refused."""
     with pytest.raises(HandshakeError) as caught:
         check_request(method, http_version, headers)
     assert caught.value.reason
@@ -65,7 +68,7 @@ def test_handshake_without_subprotocols_is_accepted() -> None:  # section 4.2.1,
 @pytest.mark.parametrize(
     "value", ["websocket", "WebSocket", "WEBSOCKET", " websocket\t", "h2c, websocket", "a,,websocket"]
 )
-def test_upgrade_is_a_list_without_case(value: str) -> None:  # section 4.2.1, 3; RFC 9110, section 7.8
+def test_upgrade_is_a_case_insensitive_list(value: str) -> None:  # section 4.2.1, 3; RFC 9110, section 7.8
     assert is_upgrade(value)
     assert check_request("GET", "HTTP/1.1", request(upgrade=value)).key == KEY
 
@@ -84,7 +87,7 @@ def test_upgrade_is_a_list_without_case(value: str) -> None:  # section 4.2.1, 3
         "Upgrade, Upgrade",
     ],
 )
-def test_connection_is_a_list_without_case(value: str) -> None:  # section 4.2.1, 4; RFC 9110, section 7.6.1
+def test_connection_is_a_case_insensitive_list(value: str) -> None:  # section 4.2.1, 4; RFC 9110, section 7.6.1
     assert check_request("GET", "HTTP/1.1", request(connection=value)).key == KEY
 
 
@@ -100,12 +103,12 @@ def test_key_is_16_bytes_in_base64(key: str) -> None:  # section 4.2.1, 5
 
 
 @pytest.mark.parametrize("host", ["example.com", "example.com:8001", "[::1]:8001", " 127.0.0.1 "])
-def test_host_is_what_it_may_be(host: str) -> None:  # section 4.2.1, 2: what it must be, the framework knows
+def test_any_host_is_accepted(host: str) -> None:  # section 4.2.1, 2: the framework knows which hosts are allowed
     assert check_request("GET", "HTTP/1.1", request(host=host)).key == KEY
 
 
 @pytest.mark.parametrize("length", ["0", " 0 "])
-def test_body_of_no_bytes_is_no_body(length: str) -> None:  # RFC 9110, section 8.6
+def test_body_of_zero_bytes_is_accepted(length: str) -> None:  # RFC 9110, section 8.6
     assert check_request("GET", "HTTP/1.1", request(content_length=length)).key == KEY
 
 
@@ -117,7 +120,7 @@ def test_body_of_no_bytes_is_no_body(length: str) -> None:  # RFC 9110, section 
         ("superchat,chat", ["superchat", "chat"]),
         (" chat\t,\tsuperchat ", ["chat", "superchat"]),
         (",chat,, superchat,", ["chat", "superchat"]),
-        ("Chat, chat", ["Chat", "chat"]),  # they have case (section 4.2.2, 5)
+        ("Chat, chat", ["Chat", "chat"]),  # case matters (section 4.2.2, 5)
         (
             "v1.chat.example.com, graphql-ws, !#$%&'*+-.^_`|~9Az",
             ["v1.chat.example.com", "graphql-ws", "!#$%&'*+-.^_`|~9Az"],
@@ -136,7 +139,7 @@ def test_subprotocols_in_two_headers_are_one_list() -> None:  # section 11.3.4; 
     assert check_request("GET", "HTTP/1.1", headers).subprotocols == ["chat", "superchat", "mqtt"]
 
 
-def test_extensions_that_nobody_knows_and_other_headers_are_ignored() -> None:  # sections 4.2.1, 9 and 10, and 9.1
+def test_unknown_extensions_and_other_headers_are_ignored() -> None:  # sections 4.2.1, 9 and 10, and 9.1
     headers = request(sec_websocket_extensions="x-unknown; nonsense=1", cookie="a=b", x_unknown="\xff")
     assert check_request("GET", "HTTP/1.1", headers).key == KEY
 
@@ -182,7 +185,7 @@ def test_extensions_are_a_list_with_parameters(value: str, extensions: list[Any]
         "foo" + " ; a" * 3000 + " =" * 3000,
     ],
 )
-def test_extensions_that_are_no_such_list_are_400(value: str) -> None:  # section 9.1
+def test_malformed_list_of_extensions_is_400(value: str) -> None:  # section 9.1
     begin = time.process_time()
     assert refusal(request(sec_websocket_extensions=value)).status == 400
     assert time.process_time() - begin < 1
@@ -207,8 +210,8 @@ def test_client_takes_extensions_that_it_offered() -> None:  # section 9.1
     [None, "", "h2c", "websocket/13", "websockets", "web socket", "websocket;q=1", '"websocket"', "TLS/1.0, h2c"],
 )
 @pytest.mark.parametrize("method", ["GET", "POST", "HEAD"])
-def test_request_that_is_no_upgrade_is_426(value: str | None, method: str) -> None:
-    """Whatever else it is (section 4.2.1, 3; RFC 9110, section 15.5.22)."""
+def test_request_that_is_not_an_upgrade_is_426(value: str | None, method: str) -> None:
+    """This holds whatever else is wrong with it (section 4.2.1, 3; RFC 9110, section 15.5.22)."""
     error = refusal(request(upgrade=value), method=method)
     assert (error.status, error.headers) == (426, UPGRADE_REQUIRED)
     assert not is_upgrade(value or "")
@@ -329,7 +332,7 @@ def test_refusals_share_no_headers() -> None:
         (",, a ,, ,b,", ["a", "b"]),
         ("a b, c", ["a b", "c"]),
         ("A, a", ["A", "a"]),
-        ("a\xa0, \x0bb", ["a\xa0", "\x0bb"]),  # white space is space and tab
+        ("a\xa0, \x0bb", ["a\xa0", "\x0bb"]),  # only space and tab are white space
     ],
     ids=ascii,
 )
@@ -366,7 +369,7 @@ def test_accepting_headers() -> None:  # section 4.2.2, 5
         (["chat", "superchat"], ["superchat", "chat"], "superchat"),  # the server's order
         (["mqtt", "chat"], ["superchat", "chat"], "chat"),
         (["mqtt"], ["superchat", "chat"], None),
-        (["Chat"], ["chat"], None),  # they have case
+        (["Chat"], ["chat"], None),  # case matters
     ],
 )
 def test_subprotocol_is_one_that_both_speak(
@@ -379,7 +382,7 @@ def test_subprotocol_is_one_that_both_speak(
 
 
 def response(client: ClientRequest, **headers: str | None) -> dict[str, str]:
-    """The headers with which a server accepts, some changed; None leaves one out."""
+    """Return the headers with which a server accepts, some of them replaced; None leaves one out."""
     right = {name.lower(): value for name, value in accept_headers(client.key).items()}
     changed = {**right, **{name.replace("_", "-"): value for name, value in headers.items()}}
     return {name: value for name, value in changed.items() if value is not None}
@@ -401,7 +404,7 @@ def test_each_client_has_a_key_of_16_random_bytes(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("name", ["Sec-WebSocket-Protocol", "sec-websocket-protocol", "SEC-WEBSOCKET-PROTOCOL"])
-def test_client_knows_what_it_offered(name: str) -> None:  # RFC 9110, section 5.1: names have no case
+def test_client_knows_what_it_offered(name: str) -> None:  # RFC 9110, section 5.1: names are case-insensitive
     client = ClientRequest({name: "chat, superchat"})
     for chosen in ("chat", "superchat", None):
         assert client.check_response(101, response(client, sec_websocket_protocol=chosen)) == chosen
@@ -418,7 +421,7 @@ GOOD_RESPONSES = {
 
 
 @pytest.mark.parametrize("headers", GOOD_RESPONSES.values(), ids=GOOD_RESPONSES)
-def test_client_takes_what_it_must(headers: dict[str, str]) -> None:
+def test_client_accepts_any_spelling_that_http_allows(headers: dict[str, str]) -> None:
     client = ClientRequest()
     assert client.check_response(101, response(client, **headers)) is None
 
@@ -430,7 +433,7 @@ def test_client_ignores_spaces_around_the_accept_value() -> None:  # section 4.1
 
 
 @pytest.mark.parametrize("status", [100, 200, 204, 301, 302, 400, 401, 403, 404, 426, 500, 503])
-def test_client_gives_the_status_that_is_not_101(status: int) -> None:  # section 4.1, 1
+def test_client_reports_a_status_that_is_not_101(status: int) -> None:  # section 4.1, 1
     client = ClientRequest()
     with pytest.raises(HandshakeError) as caught:
         client.check_response(status, response(client))
@@ -460,7 +463,7 @@ BAD_RESPONSES = {
 
 
 @pytest.mark.parametrize("headers", BAD_RESPONSES.values(), ids=BAD_RESPONSES)
-def test_client_fails_where_it_must(headers: dict[str, str | None]) -> None:
+def test_client_fails_on_a_bad_response(headers: dict[str, str | None]) -> None:
     offers = {"Sec-WebSocket-Protocol": "chat, superchat", "Sec-WebSocket-Extensions": "x-offered"}
     client = ClientRequest(offers)
     with pytest.raises(HandshakeError) as caught:
@@ -468,7 +471,7 @@ def test_client_fails_where_it_must(headers: dict[str, str | None]) -> None:
     assert caught.value.status == 101
 
 
-def test_client_fails_when_the_accept_value_has_another_case() -> None:  # section 4.1, 4: base64 has case
+def test_client_fails_when_the_accept_value_differs_in_case() -> None:  # section 4.1, 4: case matters in base64
     client = ClientRequest()
     wrong = accept_value(client.key).swapcase()
     with pytest.raises(HandshakeError):

@@ -1,6 +1,6 @@
-"""What a peer can make the engine hold, and how long it can keep it busy: the limits, and how parsing goes on at them.
+"""How much a peer can make the engine hold and how long it can keep it busy: the limits, and parsing beyond them.
 
-Sections are those of RFC 6455; limits are its section 10.4, and their close code, 1009, is of section 7.4.1.
+Sections are those of RFC 6455; its section 10.4 asks for limits, and section 7.4.1 has their close code, 1009.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ KIB, MIB = 1024, 1024 * 1024
 
 @pytest.mark.parametrize("limit", [0, 1, 10, 124, 125, 126, 3000])
 class TestMessageSize:
-    def test_message_may_have_just_the_size_of_the_limit(self, frame: Frame, feed: Feed, limit: int) -> None:
+    def test_message_may_be_exactly_as_large_as_the_limit(self, frame: Frame, feed: Feed, limit: int) -> None:
         wire = frame(TEXT, b"x" * limit) + frame(BINARY, b"x" * limit)
         assert feed(wire, max_message_size=limit) == (["x" * limit, b"x" * limit], [])
 
@@ -49,13 +49,13 @@ class TestMessageSize:
         for opcode in (TEXT, BINARY):
             assert feed(frame(opcode, b"x" * (limit + 1)), max_message_size=limit) == ([], TOO_BIG)
 
-    def test_fragments_may_have_the_limit_together(self, frame: Frame, feed: Feed, limit: int) -> None:
+    def test_fragments_may_add_up_to_the_limit(self, frame: Frame, feed: Feed, limit: int) -> None:
         parts = [b"x" * (limit // 3), b"x" * (limit // 3), b"x" * (limit - limit // 3 * 2), b""]
         for opcode, expected in ((TEXT, "x" * limit), (BINARY, b"x" * limit)):
             wire = b"".join(frame(CONTINUATION if i else opcode, part, fin=i == 3) for i, part in enumerate(parts))
             assert feed(wire, max_message_size=limit) == ([expected], [])
 
-    def test_fragments_that_are_larger_together_are_1009(self, frame: Frame, feed: Feed, limit: int) -> None:
+    def test_fragments_that_add_up_to_more_are_1009(self, frame: Frame, feed: Feed, limit: int) -> None:
         for opcode in (TEXT, BINARY):
             wire = frame(opcode, b"x" * limit, fin=False) + frame(CONTINUATION, b"x")
             assert feed(wire, max_message_size=limit) == ([], TOO_BIG)
@@ -81,10 +81,10 @@ def test_text_is_measured_in_bytes(frame: Frame, feed: Feed) -> None:
 )
 @pytest.mark.parametrize("whole", [True, False], ids=["whole", "in fragments"])
 @pytest.mark.parametrize("limit", [400, 4000])
-def test_text_is_measured_as_python_keeps_it_too(
+def test_text_is_also_measured_as_python_stores_it(
     frame: Frame, feed: Feed, character: str, bytes_of_each: int, whole: bool, limit: int
 ) -> None:
-    """A single wide character makes all of a text as wide."""
+    """A single wide character makes all characters of a text as wide."""
 
     def wire(text: str) -> bytes:
         payload = text.encode()
@@ -96,7 +96,7 @@ def test_text_is_measured_as_python_keeps_it_too(
     assert feed(wire(too_big), max_message_size=limit) == ([], TOO_BIG)
 
 
-def test_queue_of_texts_is_measured_as_python_keeps_it(
+def test_queue_of_texts_is_measured_as_python_stores_them(
     make_engine: MakeEngine, frame: Frame, allocated: Callable[[], int]
 ) -> None:
     engine = make_engine()
@@ -107,7 +107,7 @@ def test_queue_of_texts_is_measured_as_python_keeps_it(
     assert allocated() < MIB + 4 * len(text)
 
 
-def test_message_that_has_begun_is_told_until_it_ends(make_engine: MakeEngine, frame: Frame) -> None:
+def test_unfinished_message_is_reported_until_it_ends(make_engine: MakeEngine, frame: Frame) -> None:
     engine = make_engine()
     assert engine.unfinished == (0, 0)
     for number in (1, 2):
@@ -120,7 +120,7 @@ def test_message_that_has_begun_is_told_until_it_ends(make_engine: MakeEngine, f
         assert engine.unfinished == (0, 0)
 
 
-def test_limit_is_one_mebibyte_when_nothing_is_said(frame: Frame, feed: Feed, engine: Engine, tagged: Tagged) -> None:
+def test_limit_is_one_mebibyte_by_default(frame: Frame, feed: Feed, engine: Engine, tagged: Tagged) -> None:
     assert MAX_MESSAGE_SIZE == MIB
     assert not engine.receive(frame(BINARY, bytes(MIB)))
     assert len(engine.messages.pop()) == MIB
@@ -132,7 +132,7 @@ def test_limit_is_one_mebibyte_when_nothing_is_said(frame: Frame, feed: Feed, en
 def test_declared_length_that_is_too_big_is_1009_with_its_last_byte(
     engine: Engine, frame: Frame, tagged: Tagged, allocated: Callable[[], int], size: int, fragment: bool
 ) -> None:
-    """Neither mask nor payload is waited for, and no byte is set aside for what was announced."""
+    """The engine waits for neither mask nor payload, and allocates nothing for the declared length."""
     if fragment:
         assert not engine.receive(frame(BINARY, b"x", fin=False))
     head = frame(CONTINUATION if fragment else BINARY, size=size, fin=False)[:10]
@@ -169,7 +169,7 @@ def test_message_in_small_pieces_takes_little_more_than_its_size(
     for at in range(0, len(wire), 4096):
         assert not engine.receive(wire[at : at + 4096])
     assert len(engine.messages[0]) == MIB
-    assert allocated() < len(wire) + 2.5 * MIB  # `wire` itself, what was gathered, the message that it became
+    assert allocated() < len(wire) + 2.5 * MIB  # `wire`, the gathered pieces, and the message
 
 
 def test_nothing_is_kept_of_a_message_that_was_refused(
@@ -190,7 +190,7 @@ def test_nothing_is_kept_of_a_message_that_was_refused(
 def test_flood_of_fragments_is_1009(
     make_engine: MakeEngine, frame: Frame, tagged: Tagged, allocated: Callable[[], int], payload: bytes
 ) -> None:
-    """No size would ever be reached with empty ones, and each costs more to read than it has bytes."""
+    """Empty fragments would never reach the limit of size, but reading each of them costs time."""
     engine = make_engine(max_message_size=16 * KIB)
     allowed = 16 * KIB // MIN_FRAGMENT_SIZE + MAX_SHORT_FRAGMENTS
     piece = frame(CONTINUATION, payload, fin=False)
@@ -199,16 +199,14 @@ def test_flood_of_fragments_is_1009(
     assert allocated() < 64 * KIB
 
 
-def test_flood_of_fragments_ends_by_itself_with_the_limits_by_default(
-    engine: Engine, frame: Frame, tagged: Tagged
-) -> None:
+def test_flood_of_fragments_ends_with_the_default_limits(engine: Engine, frame: Frame, tagged: Tagged) -> None:
     flood = frame(CONTINUATION, fin=False) * 1000
     assert not engine.receive(frame(BINARY, fin=False))
     ends = (engine.receive(flood) for _ in range(100))
     assert tagged(next(filter(None, ends))) == TOO_BIG
 
 
-def test_pings_are_no_fragments(make_engine: MakeEngine, frame: Frame) -> None:
+def test_pings_do_not_count_as_fragments(make_engine: MakeEngine, frame: Frame) -> None:
     engine = make_engine(max_message_size=0)
     pings = frame(PING) * (MAX_SHORT_FRAGMENTS + 1)
     assert engine.receive(frame(TEXT, fin=False) + pings) == [Ping(b"")] * (MAX_SHORT_FRAGMENTS + 1)
@@ -221,7 +219,7 @@ def test_pings_are_no_fragments(make_engine: MakeEngine, frame: Frame) -> None:
     [(MAX_SHORT_FRAGMENTS, 0), (MAX_SHORT_FRAGMENTS, 1), (KIB // MIN_FRAGMENT_SIZE, MIN_FRAGMENT_SIZE)],
     ids=["many empty ones", "many of a byte", "short ones up to the size of a message"],
 )
-def test_honest_fragments_are_taken_in_message_after_message(frame: Frame, feed: Feed, count: int, size: int) -> None:
+def test_fragments_within_the_limits_are_always_accepted(frame: Frame, feed: Feed, count: int, size: int) -> None:
     part = b"x" * size
     wire = frame(TEXT, part, fin=False) + frame(CONTINUATION, part, fin=False) * (count - 2) + frame(CONTINUATION, part)
     assert feed(wire * 2, max_message_size=KIB) == (["x" * size * count] * 2, [])
@@ -258,13 +256,13 @@ def test_parsing_stops_at_sixteen_messages(engine: Engine, frame: Frame) -> None
     assert take(engine) == []
 
 
-def test_full_queue_with_nothing_behind_is_no_pause(engine: Engine, frame: Frame) -> None:
+def test_full_queue_with_nothing_behind_it_does_not_pause(engine: Engine, frame: Frame) -> None:
     engine.receive(wire_of(frame, texts(0, 16)))
     assert not engine.paused
     assert take(engine) == texts(0, 16)
 
 
-def test_place_for_one_is_used_for_one(engine: Engine, frame: Frame) -> None:
+def test_room_for_one_message_lets_in_one_message(engine: Engine, frame: Frame) -> None:
     engine.receive(wire_of(frame, texts(0, 20)))
     for number in range(20):
         assert engine.messages.pop(0) == f"message {number}"
@@ -294,7 +292,7 @@ def test_what_comes_during_a_pause_waits_behind(engine: Engine, frame: Frame) ->
 
 
 def test_control_frames_behind_a_full_queue_come_later(engine: Engine, frame: Frame, tagged: Tagged) -> None:
-    """Else a pong would say that messages were received which were not, and a close would overtake them."""
+    """Otherwise a pong would answer, and a close overtake, messages that have not been received yet."""
     wire = wire_of(frame, texts(0, 16)) + frame(PING, b"?") + frame(TEXT, b"last") + frame(CLOSE, b"\x03\xe8")
     assert not engine.receive(wire)
     assert engine.paused
@@ -329,8 +327,8 @@ def test_fragments_wait_like_messages(engine: Engine, frame: Frame, waiting: int
     assert take(engine) == texts(16, 20)
 
 
-def test_frame_that_has_begun_is_taken_in(engine: Engine, frame: Frame) -> None:
-    """It was begun while there was room for its message, which so never makes more than the limit."""
+def test_frame_that_has_begun_is_finished_although_the_queue_is_full(engine: Engine, frame: Frame) -> None:
+    """There was room for its message when it began, so the queue never exceeds its limit."""
     long = frame(BINARY, bytes(1000))
     assert not engine.receive(wire_of(frame, texts(0, 15)) + long[:500])
     assert not engine.paused
@@ -368,7 +366,7 @@ def test_message_over_the_limit_of_bytes_is_delivered_alone(make_engine: MakeEng
     assert take(engine) == []
 
 
-def test_limit_of_bytes_is_one_mebibyte_when_nothing_is_said(engine: Engine, frame: Frame) -> None:
+def test_limit_of_bytes_is_one_mebibyte_by_default(engine: Engine, frame: Frame) -> None:
     wire = frame(BINARY, bytes(MIB // 2))
     assert not engine.receive(wire * 3)
     assert engine.paused
@@ -380,8 +378,8 @@ def test_limit_of_bytes_is_one_mebibyte_when_nothing_is_said(engine: Engine, fra
 @pytest.mark.parametrize(
     "limits", [{}, {"max_queued_messages": 1}, {"max_queued_bytes": 500}, {"max_queued_bytes": 0}], ids=str
 )
-def test_nothing_is_lost_or_changes_places(make_engine: MakeEngine, frame: Frame, limits: dict[str, int]) -> None:
-    """Whoever waits until `paused` is false before the next segment never has more in the queue than the limits."""
+def test_nothing_is_lost_or_reordered(make_engine: MakeEngine, frame: Frame, limits: dict[str, int]) -> None:
+    """A caller that feeds no segment while `paused` is true never has more in the queue than the limits allow."""
     sizes = [0, 1, 124, 125, 126, 200, 3, 70, 300]
     expected, pings = [], []
     wire = b""
@@ -404,7 +402,7 @@ def test_nothing_is_lost_or_changes_places(make_engine: MakeEngine, frame: Frame
             events += engine.receive(wire[at : at + segment])
             while engine.paused:
                 assert 0 < len(engine.messages) <= engine.max_queued_messages
-                # Short messages are counted, not measured.
+                # Short messages count by number only.
                 long = [len(message) for message in engine.messages if len(message) > 125]
                 assert sum(long[:-1]) <= engine.max_queued_bytes
                 got += take(engine)
@@ -445,7 +443,7 @@ def segments_of_a_byte(frame: Frame, count: int) -> list[bytes]:
 def test_four_times_as_much_takes_about_four_times_as_long(
     make_engine: MakeEngine, frame: Frame, pieces: Callable[[Frame, int], list[bytes]]
 ) -> None:
-    """Ten thousand, and a quarter of them. Sixteen times as long it would take if each looked at all before it."""
+    """It would take sixteen times as long if each of the ten thousand looked at all that came before it."""
 
     def seconds(segments: list[bytes]) -> float:
         engine = make_engine()
@@ -457,11 +455,11 @@ def test_four_times_as_much_takes_about_four_times_as_long(
                 engine.receive(b"")
                 engine.messages.clear()
         end = time.process_time()
-        assert engine.receive(frame(CLOSE)), "it had failed"
+        assert engine.receive(frame(CLOSE)), "the engine had failed"
         return end - start
 
     few, many = pieces(frame, 2500), pieces(frame, 10000)
-    # The few four times, which takes as long: a machine that slows down for a moment meets both alike.
+    # Running `few` four times takes as long as `many`, so a machine that slows down for a moment slows both alike.
     assert min(seconds(many) / (sum(seconds(few) for _ in range(4)) / 4) for _ in range(5)) < 8
 
 
@@ -474,7 +472,7 @@ def test_ten_thousand_messages_in_one_piece_cost_one_call_for_sixteen(engine: En
     assert take(engine) == []
 
 
-def test_some_frames_are_taken_at_a_time_so_that_others_get_their_turn(make_engine: MakeEngine, frame: Frame) -> None:
+def test_frames_are_taken_a_few_at_a_time_so_that_others_get_their_turn(make_engine: MakeEngine, frame: Frame) -> None:
     engine = make_engine(max_frames=10)
     taken = [len(engine.receive(frame(PING, b"?") * 25))]
     while engine.paused:
@@ -483,7 +481,7 @@ def test_some_frames_are_taken_at_a_time_so_that_others_get_their_turn(make_engi
     assert taken == [10, 10, 5]
 
 
-def test_bytes_for_which_there_is_no_time_are_kept_for_later(engine: Engine, frame: Frame) -> None:
+def test_bytes_can_be_kept_for_later_when_there_is_no_time(engine: Engine, frame: Frame) -> None:
     data = wire_of(frame, texts(0, 3))
     engine.receive(data[:1])
     engine.keep(data[1:])
@@ -500,7 +498,7 @@ def test_nothing_is_kept_after_the_end(engine: Engine, frame: Frame) -> None:
     assert not engine.paused
 
 
-def test_queue_is_full_with_so_many_messages_or_bytes(make_engine: MakeEngine, frame: Frame) -> None:
+def test_queue_is_full_at_its_limit_of_messages_or_of_bytes(make_engine: MakeEngine, frame: Frame) -> None:
     by_number, by_size = make_engine(max_queued_messages=2), make_engine(max_queued_bytes=100)
     assert not by_number.full and not by_size.full
     by_number.receive(frame(BINARY, b"x") * 3)

@@ -1,4 +1,4 @@
-"""docs/protocol.md: each rule has tests, and each test that is named there exists."""
+"""Each rule of docs/protocol.md has tests, and each test that is named there exists."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 TESTS = Path(__file__).resolve().parent.parent
 PAGE = TESTS.parent / "docs" / "protocol.md"
-# The sections of which a table must have something, by the RFC in its heading.
+# The sections that a table must cover, by the RFC in its heading.
 SECTIONS = {
     "RFC 6455": [
         *("4.1", "4.2.1", "4.2.2", "4.4", "5.1", "5.2", "5.3", "5.4", "5.5", "5.5.1", "5.5.2", "5.5.3", "5.6", "6.1"),
@@ -22,7 +22,7 @@ SECTIONS = {
 
 
 def rows() -> list[tuple[str, str, str, str]]:
-    """The RFC, the sections, the rule and the tests of each row."""
+    """Return the RFC, the sections, the rule and the tests of each row."""
     found, heading = [], ""
     for line in PAGE.read_text().splitlines():
         if line.startswith("## "):
@@ -34,7 +34,7 @@ def rows() -> list[tuple[str, str, str, str]]:
 
 
 def names(file: Path) -> set[str]:
-    """What can stand behind a file in the id of a test: functions, classes, and functions in classes."""
+    """Return what can follow the file in a test's id: functions, classes, and functions in classes."""
     found = set()
     for node in ast.parse(file.read_text()).body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
@@ -47,7 +47,7 @@ def names(file: Path) -> set[str]:
 @pytest.mark.parametrize(("rule", "tests"), [pytest.param(row[2], row[3], id=" ".join(row[:3])) for row in rows()])
 def test_rule_has_tests_that_exist(rule: str, tests: str) -> None:
     ids = re.findall(r"`([^`]+)`", tests)
-    assert ids, "nothing holds this rule"
+    assert ids, "no test checks this rule"
     assert ", ".join(f"`{name}`" for name in ids) == tests
     for name in ids:
         file, _, test = name.partition("::")

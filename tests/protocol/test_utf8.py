@@ -1,6 +1,6 @@
 """Text is UTF-8 (RFC 6455, sections 5.6 and 8.1), and the connection fails with the first byte that shows it is not.
 
-Byte by byte in the order of RFC 3629, section 4, whose grammar stands below.
+The grammar of RFC 3629, section 4, stands below.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ GRAMMAR = [
 
 
 def may_begin_text(data: bytes) -> bool:
-    """Whether valid text can begin with `data`, by the grammar."""
+    """Whether the grammar allows a text to begin with `data`."""
     at = 0
     while at < len(data):
         for form in GRAMMAR:
@@ -51,11 +51,11 @@ def may_begin_text(data: bytes) -> bool:
 
 
 def may_begin_surrogate(data: bytes) -> bool:
-    """Whether `data` has a surrogate's first two bytes: Python's decoder waits for the third to refuse it."""
+    """Whether `data` is a surrogate's first two bytes: Python's decoder refuses it only at the third."""
     return len(data) == 2 and data[0] == 0xED and 0xA0 <= data[1] < 0xC0
 
 
-# Every first byte; every second one behind each that is not ASCII; third and fourth ones at the grammar's corners.
+# Every first byte; every second byte behind each that is not ASCII; third and fourth bytes at the grammar's corners.
 PREFIXES = [
     b"",
     *(bytes((first,)) for first in range(0x80, 0x100)),
@@ -66,7 +66,7 @@ PREFIXES = [
 
 @pytest.mark.parametrize("opening", [TEXT, CONTINUATION], ids=["inside a frame", "across fragments"])
 def test_text_fails_with_the_first_byte_that_is_wrong(opening: int) -> None:  # section 8.1
-    """The client's role spares the masks: there are forty thousand cases."""
+    """The engine is a client, so that none of the forty thousand cases need be masked."""
     early, late = [], []
     for prefix in PREFIXES:
         if not may_begin_text(prefix):
@@ -94,7 +94,7 @@ def test_surrogate_fails_with_its_third_byte_at_the_latest(tagged: Tagged) -> No
             assert tagged(Engine(Role.CLIENT).receive(data)) == INVALID, data.hex()
 
 
-# Each is wrong in itself. The ids say why (RFC 3629, sections 3 and 4).
+# Each of these is invalid by itself; the ids say why (RFC 3629, sections 3 and 4).
 WRONG = {
     "continuation alone": b"\x80",
     "two continuations": b"\x80\xbf",
@@ -133,7 +133,7 @@ def test_fragments_that_are_not_utf_8_are_1007(frame: Frame, feed: Feed, data: b
 
 
 @wrong
-def test_binary_is_any_bytes(frame: Frame, feed: Feed, data: bytes) -> None:  # section 5.6
+def test_binary_message_may_be_any_bytes(frame: Frame, feed: Feed, data: bytes) -> None:  # section 5.6
     wire = frame(BINARY, data) + frame(BINARY, data[:1], fin=False) + frame(CONTINUATION, data[1:])
     assert feed(wire) == ([data, data], [])
 
@@ -145,7 +145,7 @@ def test_close_reason_that_is_not_utf_8_is_1007(frame: Frame, feed: Feed, data: 
 
 @pytest.mark.parametrize("end", [b"\xc3", b"\xe2", b"\xe2\x82", b"\xf0", b"\xf0\x9f", b"\xf0\x9f\x98"], ids=bytes.hex)
 class TestCodePointThatIsNotComplete:
-    """A message's end is a code point's end, a fragment's is not (sections 5.6 and 8.1)."""
+    """A message must end with a whole code point, a fragment need not (sections 5.6 and 8.1)."""
 
     def test_at_the_end_of_a_frame(self, frame: Frame, feed: Feed, end: bytes) -> None:
         for before in (0, 10, 200):
@@ -162,7 +162,7 @@ class TestCodePointThatIsNotComplete:
     def test_at_the_end_of_a_close_reason(self, frame: Frame, feed: Feed, end: bytes) -> None:
         assert feed(frame(CLOSE, b"\x03\xe8" + end)) == ([], INVALID)
 
-    def test_is_no_failure_before_the_end(self, engine: Engine, frame: Frame, end: bytes) -> None:
+    def test_is_not_a_failure_before_the_end(self, engine: Engine, frame: Frame, end: bytes) -> None:
         wire = frame(TEXT, end, fin=False) + frame(CONTINUATION, fin=False) + frame(PING)
         assert engine.receive(wire) == [Ping(b"")]
 
@@ -212,10 +212,10 @@ def test_code_points_may_be_split_between_segments(
 
 @pytest.mark.parametrize("cut", [False, True], ids=["whole", "in segments"])
 def test_all_of_unicode_is_text(make_engine: Callable[..., Engine], frame: Frame, cut: bool) -> None:  # section 5.6
-    """Non-characters and the byte order mark too, unchanged."""
+    """Non-characters and the byte order mark arrive unchanged, too."""
     text = "".join(map(chr, [*range(0xD800), *range(0xE000, 0x110000)]))
     wire = frame(TEXT, text.encode())
-    engine = make_engine(max_message_size=4 * len(text))  # as Python keeps it
+    engine = make_engine(max_message_size=4 * len(text))  # as Python stores it
     for at in range(0, len(wire), step := 65521 if cut else len(wire)):
         assert engine.receive(wire[at : at + step]) == []
     assert engine.messages.pop(0) == text
@@ -226,7 +226,7 @@ def test_text_is_not_changed(frame: Frame, feed: Feed, text: str) -> None:  # se
     assert feed(frame(TEXT, text.encode())) == ([text], [])
 
 
-def test_each_message_is_validated_for_itself(frame: Frame, feed: Feed) -> None:  # section 5.6
+def test_each_message_is_validated_on_its_own(frame: Frame, feed: Feed) -> None:  # section 5.6
     first = frame(TEXT, b"\xe2\x82", fin=False) + frame(CONTINUATION, b"\xac")
     assert feed(first * 2 + frame(BINARY, b"\xe2\x82") + frame(TEXT, b"\xac")) == (
         ["\u20ac", "\u20ac", b"\xe2\x82"],
