@@ -1,1 +1,1 @@
-"""What the tests share: servers, clients, brokers, and how a test waits. Nothing here is a test."""
+"""Servers, clients, brokers and ways of waiting that the tests share. Nothing here is a test."""

@@ -1,6 +1,6 @@
-"""The Autobahn TestSuite against the test site; scripts/autobahn prepares its environment and runs this.
+"""The Autobahn TestSuite against the test site; scripts/autobahn prepares its environment and runs this module.
 
-    WSTEST=.../wstest python -m tests.autobahn [--quick | CASES...]
+    WSTEST=.../wstest python -m tests.support.autobahn [--quick | CASES...]
 
 A case passes when its behavior and its way of closing are OK or, where the suite only looks on, INFORMATIONAL.
 """
@@ -21,10 +21,10 @@ from pathlib import Path
 from .servers import ROOT, gunicorn
 
 REPORT = ROOT / "autobahn-report"
-ALL = [f"{group}.*" for group in (1, 2, 3, 4, 5, 6, 7, 9, 10, 12, 13)]  # of 8 and 11 the suite has no cases
-# Without the large messages of group 9 and the compressed ones of 12 and 13, which take the time.
+ALL = [f"{group}.*" for group in (1, 2, 3, 4, 5, 6, 7, 9, 10, 12, 13)]  # the suite has no cases in 8 and 11
+# Without the slow groups: large messages (9) and compression (12 and 13).
 QUICK = ["1.*", "2.*", "3.*", "4.*", "5.*", "6.*", "7.*", "10.*"]
-LARGEST_MESSAGE = 16 * 1024 * 1024  # bytes; of group 9
+LARGEST_MESSAGE = 16 * 1024 * 1024  # bytes; in group 9
 AGENT = "django_websocket"
 PASSED = ("OK", "INFORMATIONAL")
 
@@ -32,10 +32,10 @@ Results = Mapping[str, Mapping[str, str]]
 
 
 def run(cases: Sequence[str], report: Path, wstest: Sequence[str]) -> Results:
-    """Run the cases against `/echo/`, and return what the suite says of each; `report` is the directory it fills.
+    """Run the cases against `/echo/`, and return what the suite says of each; its report goes to `report`.
 
     Raises:
-        SystemExit: The suite did not come to its end, or there is no such case.
+        SystemExit: The suite did not finish, or there is no such case.
     """
     shutil.rmtree(report, ignore_errors=True)
     report.mkdir()
@@ -59,7 +59,7 @@ def run(cases: Sequence[str], report: Path, wstest: Sequence[str]) -> Results:
 
 
 def shortfalls(results: Results) -> dict[str, str]:
-    """The cases that did not pass, and what the suite says of them."""
+    """Return the cases that did not pass, and what the suite says of them."""
     return {
         case: verdict
         for case in sorted(results, key=lambda case: [int(part) for part in case.split(".")])
@@ -68,7 +68,7 @@ def shortfalls(results: Results) -> dict[str, str]:
 
 
 def judge(result: Mapping[str, str]) -> str:
-    """The worse of the suite's two judgements: of what was answered, and of how the connection was closed."""
+    """Return the worse of the suite's two verdicts, on the answers and on how the connection was closed."""
     behavior, closing = result["behavior"], result["behaviorClose"]
     return behavior if behavior not in PASSED or closing in PASSED else f"{closing} at the close"
 

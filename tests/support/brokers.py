@@ -1,4 +1,4 @@
-"""The broker of the settings in the tests' own process, and what must not stay of it."""
+"""The broker of the settings in the tests' own process, and the check that none of its connections stays."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CLOSE_WAIT = "08"  # the state of a connection that the other side has ended
 
 @contextmanager
 def in_use(setting: str | Mapping[str, Any], **settings: Any) -> Iterator[None]:
-    """Have `WEBSOCKET_BROKER` name a broker, and close it afterwards; nobody may be subscribed then."""
+    """Set `WEBSOCKET_BROKER`, and afterwards close the broker, to which nobody may be subscribed by then."""
     with override_settings(WEBSOCKET_BROKER=setting, **settings):
         key = conf.current().broker_key
         try:
@@ -31,12 +31,12 @@ def in_use(setting: str | Mapping[str, Any], **settings: Any) -> Iterator[None]:
 
 
 def connections_to(port: int) -> list[str]:
-    """The states of the connections that this process has to a port of its machine, as the kernel numbers them."""
+    """Return the states of this process's connections to a local port, as the kernel numbers them."""
     own = set()
     for number in os.listdir("/proc/self/fd"):
         try:
             own.add(os.readlink(f"/proc/self/fd/{number}"))
-        except FileNotFoundError:  # that of the listing itself
+        except FileNotFoundError:  # the descriptor of the listing itself
             continue
     with open("/proc/self/net/tcp") as table:
         rows = [line.split() for line in table.readlines()[1:]]

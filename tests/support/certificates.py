@@ -25,7 +25,7 @@ class Authority:
         self._write(self.certificate, builder.add_extension(usage, critical=True))
 
     def sign(self, name: str, password: bytes = b"") -> tuple[Path, Path]:
-        """Return the paths of a certificate for 127.0.0.1, and of its key, encrypted if there is a password."""
+        """Return the paths of a certificate for 127.0.0.1 and of its key, which is encrypted if there is a password."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
         alternatives = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
@@ -56,6 +56,6 @@ class Authority:
         path.write_bytes(builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
 
     def redis_options(self, name: str, **options: Any) -> dict[str, Any]:
-        """Return what a Redis client named so needs, in the words of redis-py."""
+        """Return redis-py's options for a client whose certificate has this name."""
         certificate, key = self.sign(name, options.get("ssl_password", "").encode())
         return {"ssl_ca_certs": self.certificate, "ssl_certfile": certificate, "ssl_keyfile": key, **options}

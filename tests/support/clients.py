@@ -1,4 +1,4 @@
-"""Clients that the tests talk to servers with: raw bytes over a socket, HTTP, and the `websockets` library's."""
+"""Clients of the servers under test: raw bytes over a socket, HTTP, and the `websockets` library."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ACCEPT = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
 
 
 class Response(NamedTuple):
-    """The head of an HTTP response, and the body where there is one. The names of headers are in lower case."""
+    """The head of an HTTP response, with its body if it has one. The names of headers are in lower case."""
 
     status: int
     headers: dict[str, str]  # repeated ones joined with commas
@@ -42,7 +42,7 @@ def request(
     version: str = "HTTP/1.1",
     more: str = "",
 ) -> bytes:
-    """Return a handshake: `headers` replace its own, None takes one away, `more` are lines that stand behind them."""
+    """Return a handshake: `headers` replace its own, None removes one, and the lines in `more` follow them."""
     all_headers: dict[str, str | None] = {
         "Host": "localhost",
         "Upgrade": "websocket",
@@ -56,12 +56,12 @@ def request(
 
 
 class RawClient:
-    """A TCP connection to a server, for the bytes that no library sends. Every wait has a deadline."""
+    """A TCP connection to a server, for bytes that no library would send. Every wait has a deadline."""
 
     def __init__(
         self, address: int | str, *, receive_buffer: int | None = None, segment: int | None = None, tls: bool = False
     ) -> None:
-        """`address` is a port of 127.0.0.1 or the path of a Unix socket; the others are sizes in bytes.
+        """`address` is a port of 127.0.0.1 or the path of a Unix socket; the other arguments are sizes in bytes.
 
         With a `segment` as small as on the Internet, the system takes far less from a server for a client that does not
         read than with loopback's 64 KiB.
@@ -92,7 +92,7 @@ class RawClient:
         self.sock.close()
 
     def send(self, *data: bytes) -> None:
-        """Send everything at once: what fits into one segment travels in one."""
+        """Send everything at once, so that it travels in one segment if it fits."""
         self.sock.sendall(b"".join(data))
 
     def reset(self) -> None:
@@ -170,7 +170,7 @@ class RawClient:
 
 
 def unverified() -> ssl.SSLContext:
-    """For servers whose certificate nobody has signed."""
+    """Return a context that accepts any certificate, for servers with a self-signed one."""
     context = ssl.create_default_context()
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -201,7 +201,7 @@ def fetch_json(port: int, path: str) -> Any:
 
 
 def notes(port: int, key: str, count: int = 1) -> list[str]:
-    """What the views of the test site have noted under `key`, once that are `count` notes."""
+    """Return what the views of the test site have noted under `key`, once there are `count` notes."""
     found: list[str] = fetch_json(port, f"/notes/{key}/{count}/")
     return found
 
@@ -232,7 +232,7 @@ class Client(ClientConnection):
 
 @contextmanager
 def undisturbed(port: int) -> Iterator[None]:
-    """Whatever happens in the block, another client of the server is answered within two seconds, all the time."""
+    """Check that all through the block another client of the server is answered within two seconds."""
     over = threading.Event()
     waits: list[float] = []
 

@@ -1,8 +1,8 @@
-"""The examples of README.md and docs/, and a project in which they are put where they say.
+"""The examples of README.md and docs/, and a project with each of them in the file that it names.
 
-A block of code begins with a comment that names its file: `# chat/views.py` is the file's beginning, and whatever was
-there is replaced; `# chat/views.py: add` stands at its end. Blocks in `sh` are commands, one in each line,
-and blocks of `text` what a program says.
+A block of code begins with a comment that names its file: `# chat/views.py` replaces the whole file, and
+`# chat/views.py: add` is added at its end. Blocks in `sh` are commands, one on each line, and blocks in `text` are
+the output of a program.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FILE = re.compile(r"(?:#|<!--) (\S+\.\w+)(: add)?(?: -->)?\n")
 
 ENVIRONMENT = {
     "PYTHONDONTWRITEBYTECODE": "1",
-    # The default path is the same for every gunicorn of one user.
+    # Every gunicorn of one user has the same default path.
     "GUNICORN_CMD_ARGS": "--no-control-socket",
 }
 
@@ -41,12 +41,12 @@ class Block:
 
     @property
     def file(self) -> str:
-        """The path in the project that its first line names."""
+        """The path in the project that the block's first line names."""
         return self._named[1]
 
     @property
     def adds(self) -> bool:
-        """Whether it belongs at the end of the file."""
+        """Whether the block is added at the end of its file."""
         return bool(self._named[2])
 
     @property
@@ -57,7 +57,7 @@ class Block:
 
 
 def blocks(page: str) -> list[Block]:
-    """Return the fenced blocks of a page, in their order."""
+    """Return the fenced blocks of a page in order."""
     text = (ROOT / page).read_text()
     found = [Block(page, match[2], textwrap.dedent(match[3])) for match in BLOCK.finditer(text)]
     assert len(found) * 2 == text.count("```"), f"{page} has a fence that is not closed"
@@ -77,13 +77,13 @@ def command(page: str, *parts: str) -> str:
 
 
 class Project:
-    """A Django project in a directory, made from the commands and the files of the pages."""
+    """A Django project in a directory, made from the pages' commands and files."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
 
     def put(self, page: str, replacements: Mapping[str, str] | None = None) -> None:
-        """Put the blocks of a page where they say, with some strings of theirs replaced."""
+        """Write a page's blocks to the files that they name, with some strings replaced."""
         for block in blocks(page):
             if block.language in ("sh", "text"):
                 continue
@@ -93,13 +93,13 @@ class Project:
             self.write(block.file, code, add=block.adds)
 
     def write(self, file: str, code: str, *, add: bool = False) -> None:
-        """Write a file, or the end of one."""
+        """Write a file, or add to its end."""
         path = self.directory / file
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"{path.read_text()}\n\n{code}" if add else code)
 
     def run(self, line: str, *, cwd: Path | None = None, errors: bool = False) -> str:
-        """Run a command and return what it writes to standard output, and with `errors` to standard error."""
+        """Run a command and return its standard output, with `errors` its standard error, too."""
         result = subprocess.run(
             arguments(line),
             cwd=cwd or self.directory,
@@ -118,7 +118,7 @@ class Project:
         return self.run(f"python manage.py shell --no-imports -c {shlex.quote(textwrap.dedent(code))}")
 
     def gunicorn(self, line: str, port: int | None = None, args: Sequence[str] = ()) -> Server:
-        """A gunicorn started with a page's command, on a port of its own, with further arguments."""
+        """Return a gunicorn that a page's command starts, on a port of its own and with further arguments."""
         port = port or free_port()
         words = arguments(line)
         assert words[0].endswith("gunicorn")
@@ -129,7 +129,7 @@ class Project:
         return Server([*words, *args], port=port, probe=HTTP_PROBE, cwd=self.directory, env=ENVIRONMENT)
 
     def runserver(self, line: str, port: int) -> Server:
-        """A server for development, on a port of its own, which does not watch for changes."""
+        """Return a development server on a port of its own that does not watch for changes."""
         words = [*arguments(line), f"127.0.0.1:{port}", "--noreload"]
         return Server(words, port=port, probe=HTTP_PROBE, cwd=self.directory, env=ENVIRONMENT)
 
@@ -139,7 +139,7 @@ class Project:
 
 
 def arguments(line: str) -> list[str]:
-    """Return the words of a command, with programs of this Python environment by their paths."""
+    """Return the words of a command, with the full paths of programs of this Python environment."""
     program, *rest = shlex.split(line)
     if program == "python":
         return [sys.executable, *rest]
@@ -149,7 +149,7 @@ def arguments(line: str) -> list[str]:
 
 
 def readme_project(directory: Path) -> Project:
-    """Follow README.md: make the project, and put everything where it says."""
+    """Follow README.md: make the project, and write each block to the file that it names."""
     start, change, app = (
         line for line in commands("README.md") if line.startswith(("django-admin", "cd", "python manage.py startapp"))
     )

@@ -1,4 +1,4 @@
-"""The types of the fixtures in conftest.py that make servers and clients, for the tests that take them."""
+"""The types of conftest.py's fixtures that make servers and clients, for the annotations of tests."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ STOCK_WORKER = "geventwebsocket.gunicorn.workers.GeventWebSocketWorker"
 
 
 class StartSite(Protocol):
-    """Makes a server of the test site; it starts with the `with` block."""
+    """Makes a server of the test site, which starts when its `with` block begins."""
 
     def __call__(
         self,

@@ -1,10 +1,10 @@
-"""What floods a server: a program of its own, so that whoever measures is not busy with it.
+"""A program that floods a server. It is a process of its own, so that the one that measures is not slowed down.
 
     python -m tests.support.floods PORT REDIS_PORT
 
-Each line of its input has the name of a flood and the seconds that it lasts. It opens the clients and writes "ready";
-after one more line it floods the server, and writes how many bytes it sent and received, and how often it published or
-connected.
+Each line of its input has the name of a flood and its duration in seconds. It opens the clients and writes "ready";
+after one more line it floods the server, and writes how many bytes it sent and received, and how often it published
+or connected.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from typing import NamedTuple
 from .clients import request
 from .frames import BINARY, CLOSE, CONTINUATION, PING, TEXT, build
 
-MASK = bytes(4)  # by which a payload stays as it is
-BLOCK = 64 * 1024  # bytes, about, that a client sends again and again
+MASK = bytes(4)  # a mask that leaves the payload as it is
+BLOCK = 64 * 1024  # about how many bytes a client sends over and over
 DEFLATE = "permessage-deflate; client_no_context_takeover"
 PIECE = 16 * 1024  # bytes of a published message
-PUBLISHES = 500  # that are sent to Redis at once
+PUBLISHES = 500  # sent to Redis at once
 CHANNELS = [f"flood-{number:02}" for number in range(30)]
 
 
 class Figures(NamedTuple):
-    """What a flood came to."""
+    """What a flood amounted to."""
 
     sent: int = 0
     received: int = 0
-    times: int = 0  # published, or connected
+    times: int = 0  # how often it published or connected
 
 
 class Client:
-    """One of the clients that flood: sends a block of bytes over and over, and reads, unless it is not to."""
+    """One client of a flood, which sends a block of bytes over and over and, if `reads`, reads the answers."""
 
     def __init__(self, port: int, path: str, block: bytes = b"", reads: bool = True, bits: int | None = None) -> None:
         offer = DEFLATE if bits is None else f"{DEFLATE}; server_max_window_bits={bits}"
@@ -84,14 +84,14 @@ def run(clients: list[Client], seconds: float, publish: Callable[[], int] | None
                         client.at = (client.at + size) % len(client.block)
                 except BlockingIOError:
                     pass
-                except ConnectionError:  # it was closed: that ends its flood
+                except ConnectionError:  # the server closed this client, which ends its part
                     selector.unregister(client.sock)
                     client.sock.close()
     return Figures(sent, received, times)
 
 
 class Publisher:
-    """Publishes at a rate at which Redis does not close the connection of the worker for being too slow."""
+    """Publishes so slowly that Redis does not close the worker's connection for falling behind."""
 
     def __init__(self, port: int, rate: float, at_once: int, message: bytes, channels: list[str]) -> None:
         self.sock = socket.create_connection(("127.0.0.1", port))
@@ -104,7 +104,7 @@ class Publisher:
         self.begun = 0.0
 
     def __call__(self) -> int:
-        """Publish what is due, if anything is, and return how much that was."""
+        """Publish what is due, and return the number of messages, maybe 0."""
         self.begun = self.begun or time.monotonic()
         if time.monotonic() < self.begun + self.published / self.rate:
             return 0
@@ -117,7 +117,7 @@ class Publisher:
 
 
 def reconnect(port: int, data: bytes, until: bytes, seconds: float, clients: int = 100) -> Figures:
-    """Have so many clients connect, send something, read until something came (nothing: the end), and begin anew."""
+    """Have clients connect, send `data`, read up to `until` (if empty: to the end), and begin anew, over and over."""
     sent = received = times = 0
     end = time.monotonic() + seconds
     with selectors.DefaultSelector() as selector:
@@ -154,7 +154,7 @@ def reconnect(port: int, data: bytes, until: bytes, seconds: float, clients: int
 
 
 def repeated(*frames: bytes) -> bytes:
-    """Return so many of the frames as make a block."""
+    """Return the frames, repeated until they fill a block."""
     data = b"".join(frames)
     return data * (BLOCK // len(data) + 1)
 
@@ -172,9 +172,9 @@ def deflated(data: bytes, level: int = 9) -> bytes:
 
 
 def hard_to_compress(size: int) -> bytes:
-    """Return so many bytes that become small when they are compressed, and of which zlib takes very long to do so.
+    """Return `size` bytes that compress well, but that zlib takes very long to compress.
 
-    What repeats is further back than the shorter matches at which the usual level of compression gives up.
+    The long repetitions lie further back than the short matches after which zlib's usual level gives up.
     """
     block = bytes(random.Random(1).choices(b"ab", k=min(size // 8, 16_000)))
     return (block * (size // len(block) + 1))[:size]
@@ -194,12 +194,12 @@ MESSAGES = {
 
 # --- the floods -------------------------------------------------------------------------------------------------------
 
-Begun = Callable[[float], Figures]  # floods for so many seconds
-Flood = Callable[[int, int], Begun]  # of the server's port and that of Redis; opens the clients
+Begun = Callable[[float], Figures]  # floods for a number of seconds
+Flood = Callable[[int, int], Begun]  # takes the ports of the server and of Redis; opens the clients
 
 
 def messages(kind: str, clients: int, *paths: str, reads: bool = True) -> Flood:
-    """Return the flood of so many clients that send messages of a kind to some views."""
+    """Return a flood in which clients send one kind of message to some views."""
 
     def begin(port: int, redis: int) -> Begun:
         opened = [Client(port, paths[number % len(paths)], MESSAGES[kind], reads) for number in range(clients)]
@@ -209,7 +209,7 @@ def messages(kind: str, clients: int, *paths: str, reads: bool = True) -> Flood:
 
 
 def one_of_each(port: int, redis: int) -> Begun:
-    """Have one client for each view and kind of message."""
+    """Return a flood with one client for each view and kind of message."""
     opened = [Client(port, path, MESSAGES[kind]) for kind, paths in VIEWS.items() for path in paths]
     return lambda seconds: run(opened, seconds)
 
@@ -217,7 +217,7 @@ def one_of_each(port: int, redis: int) -> Begun:
 def published(
     path: str, members: int, rate: float, at_once: int, message: bytes, channels: list[str], *, reads: bool = True
 ) -> Flood:
-    """Return the flood of messages that are published to members with windows of all sizes."""
+    """Return a flood of messages published to members with compression windows of all sizes."""
 
     def begin(port: int, redis: int) -> Begun:
         bits = range(9, 16)
@@ -229,7 +229,7 @@ def published(
 
 
 def chat(port: int, redis: int) -> Begun:
-    """Have one member of a chat send what is hard to compress; members with windows of all sizes get it."""
+    """Have one member of a chat send what is hard to compress to members with windows of all sizes."""
     bits = range(9, 16)
     members = [Client(port, "/selects/flood-d/", b"", True, bits[number % len(bits)]) for number in range(280)]
     sender = Client(port, "/selects/flood-d/", MESSAGES["hard"])
@@ -237,7 +237,7 @@ def chat(port: int, redis: int) -> Begun:
 
 
 def connections(data: bytes, until: bytes = b"") -> Flood:
-    """Return the flood of a hundred clients that come and go."""
+    """Return a flood of a hundred clients that come and go."""
     return lambda port, redis: lambda seconds: reconnect(port, data, until, seconds)
 
 
@@ -262,7 +262,7 @@ def bodies(port: int, redis: int) -> Begun:
 
 
 RANDOM = b"\xff" + os.urandom(128 * 1024)  # FF marks it as binary
-TEXTS = base64.b64encode(os.urandom(PIECE * 3 // 4))  # becomes smaller by a quarter only
+TEXTS = base64.b64encode(os.urandom(PIECE * 3 // 4))  # shrinks by a quarter only
 EVERY_CHANNEL = "/listen/flood-00/?on_slow=drop_oldest" + "".join(f"&and={name}" for name in CHANNELS)
 
 VIEWS = {
@@ -312,7 +312,7 @@ def main() -> None:
         print("ready", flush=True)
         sys.stdin.readline()
         print(json.dumps(begun(seconds)), flush=True)
-        del begun  # and with it its clients
+        del begun  # this frees its clients, too
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Frames as they stand on the wire, written and read without the code under test (RFC 6455, section 5.2)."""
+"""Frames on the wire, written and read without the code under test (RFC 6455, section 5.2)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
 
 
 class Frame(NamedTuple):
-    """A frame as the server sent it; `rsv` are the three reserved bits as a number."""
+    """A frame from the server; `rsv` is the number that the three reserved bits make."""
 
     opcode: int
     payload: bytes
@@ -23,18 +23,18 @@ class Frame(NamedTuple):
 
     @property
     def close(self) -> tuple[int, str]:
-        """Code and reason of a close frame."""
+        """The code and reason of a close frame."""
         assert self.opcode == CLOSE, self
         return int.from_bytes(self.payload[:2], "big"), self.payload[2:].decode()
 
 
 def text(payload: str) -> Frame:
-    """The frame of a text message."""
+    """Return the frame of a text message from the server."""
     return Frame(TEXT, payload.encode())
 
 
 def close(code: int, reason: str = "") -> Frame:
-    """A close frame."""
+    """Return a close frame from the server."""
     return Frame(CLOSE, code.to_bytes(2, "big") + reason.encode())
 
 
@@ -60,10 +60,10 @@ def build(
     size: int | None = None,
     width: int | None = None,
 ) -> bytes:
-    """Return the bytes of any frame, also of a wrong one.
+    """Return the bytes of any frame, even of a wrong one.
 
-    `size` is the length that is declared, if it is not that of `payload`; `width` the bytes that it is written in
-    behind the seven bits (0, 2 or 8), if not as few as possible; `rsv` the three reserved bits as a number.
+    `size` is the declared length, by default that of `payload`; `width` is the number of bytes that hold it behind the
+    first seven bits (0, 2 or 8), by default as few as possible; `rsv` is the number that the three reserved bits make.
     """
     if size is None:
         size = len(payload)
@@ -80,7 +80,7 @@ def build(
 
 
 def first(data: bytes | bytearray) -> tuple[Frame, int] | None:
-    """Return the server's frame at the beginning of `data` and the bytes that it takes, or None if some are missing."""
+    """Return the server's frame at the beginning of `data` and its length in bytes, or None if it is incomplete."""
     if len(data) < 2:
         return None
     assert data[1] < 128, "a server masks nothing"
@@ -89,7 +89,7 @@ def first(data: bytes | bytearray) -> tuple[Frame, int] | None:
         size, body = int.from_bytes(data[2:4], "big"), 4
     elif size == 127:
         size, body = int.from_bytes(data[2:10], "big"), 10
-    assert size < 1 << 62, "no frame: the bytes of two have mixed"
+    assert size < 1 << 62, "not a frame: the bytes of two have mixed"
     if len(data) < body or len(data) < body + size:
         return None
     payload = bytes(data[body : body + size])
@@ -97,7 +97,7 @@ def first(data: bytes | bytearray) -> tuple[Frame, int] | None:
 
 
 def parse(data: bytes) -> tuple[list[Frame], bytes]:
-    """Return the server's frames at the beginning of `data`, and the bytes of an incomplete one."""
+    """Return the server's whole frames at the beginning of `data`, and the bytes left over."""
     frames = []
     while found := first(data):
         frames.append(found[0])

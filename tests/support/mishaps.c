@@ -1,6 +1,7 @@
-/* Mishaps of the system, for a process that has this in LD_PRELOAD: a test writes them into the file that MISHAPS names.
+/* Mishaps of the operating system for a process that has this library in LD_PRELOAD.
 
-   struct mishaps at its beginning: by how many seconds the time of day differs, and the errors of accept and socket. */
+   A test writes them to the file that MISHAPS names. The file begins with struct mishaps: the seconds by which the time
+   of day is off, and the errors of accept and socket. */
 
 #define _GNU_SOURCE
 #include <dlfcn.h>

@@ -1,4 +1,4 @@
-"""Mishaps of the system that a test can have whenever it likes, in a server that it starts: mishaps.c does them."""
+"""Mishaps of the operating system that a test can cause in a server that it starts, by means of mishaps.c."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FIELDS = struct.Struct("=qqq")
 
 @functools.cache
 def library() -> tuple[Path, tempfile.TemporaryDirectory[str]]:
-    """What LD_PRELOAD is to name, with the directory that it is in for as long as this process runs."""
+    """Build the library for LD_PRELOAD; return its path and its directory, which lasts as long as this process."""
     directory = tempfile.TemporaryDirectory()
     path = Path(directory.name, "mishaps.so")
     command = [executable("cc"), "-Wall", "-Werror", "-shared", "-fPIC", "-O1", "-o", str(path), str(SOURCE), "-ldl"]
@@ -25,10 +25,10 @@ def library() -> tuple[Path, tempfile.TemporaryDirectory[str]]:
 
 
 class Mishaps:
-    """Those of the servers that have `env` in their environment.
+    """The mishaps of all servers that have `env` in their environment.
 
     Args:
-        path: A file for it, which is written anew.
+        path: The file that tells the servers of mishaps; it is overwritten.
     """
 
     def __init__(self, path: Path) -> None:
@@ -37,6 +37,6 @@ class Mishaps:
         self.env = {"LD_PRELOAD": str(library()[0]), "MISHAPS": str(path)}
 
     def happen(self, *, seconds: int = 0, accept: int = 0, socket: int = 0) -> None:
-        """From now on the time of day differs by so many seconds, and `accept` and `socket` have these errors."""
+        """From now on, set the time of day off by `seconds`, and make `accept` and `socket` fail with these errors."""
         with self._path.open("r+b") as file:
             file.write(FIELDS.pack(seconds, accept, socket))

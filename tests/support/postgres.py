@@ -1,4 +1,4 @@
-"""What PostgreSQL itself knows of its clients, and how Django's settings name it."""
+"""What PostgreSQL itself knows of its clients, and its entry in Django's settings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .servers import Server
 
 
 def settings_of(server: Server, name: str, **settings: Any) -> dict[str, Any]:
-    """An entry for Django's DATABASES; under `name` the connections are known to the server."""
+    """Return an entry for Django's DATABASES; the server knows its connections by `name`."""
     return {
         "ENGINE": "django.db.backends.postgresql",
         "HOST": "127.0.0.1",
@@ -39,11 +39,11 @@ class Database:
         return int(row[0])
 
     def held(self, name: str) -> int:
-        """How many connections the clients have that call themselves `name`."""
+        """Count the connections of the clients that call themselves `name`."""
         return self._count("SELECT count(*) FROM pg_stat_activity WHERE application_name = %s", name)
 
     def asleep(self, name: str) -> int:
-        """How many of these clients are in the middle of `pg_sleep`."""
+        """Count those of these clients that are in the middle of `pg_sleep`."""
         return self._count(
             "SELECT count(*) FROM pg_stat_activity "
             "WHERE application_name = %s AND state = 'active' AND query LIKE 'SELECT pg_sleep%%'",
@@ -57,11 +57,11 @@ class Database:
         )
 
     def written(self, key: str) -> int:
-        """How many notes with this text are in the table."""
+        """Count the notes with this text in the table."""
         return self._count("SELECT count(*) FROM testsite_note WHERE text = %s", key)
 
     def make_schema(self, name: str, tables: Sequence[str]) -> None:
-        """Make a schema that has empty tables as those of the public one."""
+        """Make a schema with empty tables like those of the public one."""
         self._connection.execute(SQL("CREATE SCHEMA {}").format(Identifier(name)))
         for table in tables:
             self._connection.execute(

@@ -1,4 +1,4 @@
-"""What a process uses, as Linux tells it in /proc."""
+"""What a process uses, as Linux reports it in /proc."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ def memory(pid: int) -> int:
 
 
 def proportional_memory(pid: int) -> int:
-    """Resident memory in KiB, of what it shares with other processes its part."""
+    """Resident memory in KiB, with its share of what several processes use."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
 
 
 def peak_memory(pid: int) -> int:
-    """The most resident memory in KiB that it had since `forget_peak()`."""
+    """The most resident memory in KiB that the process had since `forget_peak()`."""
     return _status(pid, "VmHWM:")
 
 
 def forget_peak(pid: int) -> None:
-    """Let `peak_memory` begin anew with what is resident now."""
+    """Let `peak_memory` start again from what is resident now."""
     Path(f"/proc/{pid}/clear_refs").write_text("5")
 
 
 def processor_time(pid: int) -> float:
-    """Seconds that the process has computed."""
+    """Processor time of the process in seconds."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 

@@ -1,6 +1,6 @@
 """Real servers for tests: gunicorn, Redis, nginx and PostgreSQL as child processes on free loopback ports.
 
-Each is a context manager: it has started when the block begins and has ended when the block is left.
+Each is a context manager, started when the block begins and ended when the block is left.
 
     with gunicorn(args=["--workers", "2"]) as server:
         connect(f"ws://127.0.0.1:{server.port}/echo/")
@@ -39,7 +39,7 @@ WORKER = "django_websocket.worker.GeventWebSocketWorker"
 HTTP_PROBE = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
 
 MASTERS = 3  # of a Redis Cluster
-# What a developer's shell may hold and a server under test must not see.
+# Variables that a developer's shell may have and a server under test must not see.
 NOT_INHERITED = (
     "ALLOWED_HOSTS",
     "DATABASE_NAME",
@@ -55,17 +55,17 @@ NOT_INHERITED = (
     "WEB_CONCURRENCY",
 )
 
-NOT_MEASURED = {"COVERAGE_PROCESS_CONFIG": ""}  # measuring coverage would cost four times what such a test measures
+NOT_MEASURED = {"COVERAGE_PROCESS_CONFIG": ""}  # coverage would cost four times what the test measures
 
 
 PORTS = range(20000, 32768)  # below the range from which the kernel takes ports for outgoing connections
-SHARES = 32  # so many processes can run tests on one machine at once
+SHARES = 32  # how many processes can run tests on one machine at once
 
 
 def ports_of_this_process() -> Iterator[int]:
-    """Ports that no other process that runs tests on this machine is given, again and again.
+    """Yield this process's share of ports over and over; no other process that runs tests here gets them.
 
-    This process has the share whose file it locks, until it ends.
+    A process owns the share whose file it locks, until it ends.
     """
     for share in range(SHARES):
         with Path(tempfile.gettempdir(), f"django_websocket-tests-{os.getuid()}-{share}.lock").open("wb") as lock:
@@ -82,7 +82,7 @@ _ports_lock = threading.Lock()  # some tests start several servers at once
 
 
 def free_port() -> int:
-    """A port on which nothing listens; it is given again only when all others of this process were."""
+    """Return a port on which nothing listens; it is not reused before all other ports of this process."""
     for _ in range(len(PORTS) // SHARES):
         with _ports_lock:
             port = next(_ports)
@@ -93,15 +93,15 @@ def free_port() -> int:
 
 
 def unavailable(reason: str) -> NoReturn:
-    """Skip the test that cannot run on this machine; with CI in the environment that is a failure."""
+    """Skip the test, which cannot run on this machine; with CI in the environment, fail it."""
     if os.environ.get("CI"):
         pytest.fail(reason)
     pytest.skip(reason)
 
 
 def executable(name: str) -> str:
-    """The path of a system's program, on which the test depends."""
-    # Debian has PostgreSQL's in a directory for each version.
+    """Return the path of a system program on which the test depends."""
+    # Debian keeps PostgreSQL's programs in a directory for each version.
     places = [os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", "/sbin"]
     places += sorted(map(str, Path("/usr/lib/postgresql").glob("*/bin")))
     found = shutil.which(name, path=os.pathsep.join(places))
@@ -116,12 +116,12 @@ class Server:
     Args:
         args: The command line.
         port: Where it will listen.
-        probe: What is sent to see whether it serves; it does when an answer comes. Without a probe it is enough that
-            a connection is accepted, which gunicorn does before its workers have loaded the application.
+        probe: A request that the server answers once it serves. Without one, an accepted connection is enough, which
+            gunicorn grants before its workers have loaded the application.
         host: The address at which it is probed.
         cwd: The directory it runs in.
         env: Environment variables on top of this process's own, without `NOT_INHERITED`.
-        user: Whose it is, if not this process's.
+        user: The user it runs as, by default this process's.
         start_timeout, stop_timeout: Deadlines in seconds.
     """
 
@@ -157,12 +157,12 @@ class Server:
 
     @property
     def running(self) -> bool:
-        """Whether it was started and not stopped since."""
+        """Whether it was started and has not been stopped since."""
         return self._process is not None
 
     @property
     def pid(self) -> int:
-        """The process id, while it runs."""
+        """The process id while it runs."""
         assert self._process is not None, "the server does not run"
         return self._process.pid
 
@@ -178,8 +178,8 @@ class Server:
         Raises:
             RuntimeError: It ended, or did not serve in time; the message has the end of its log.
         """
-        # A session of its own, so that a Ctrl-C meant for the tests does not reach it, and that what it has started
-        # can be killed with it.
+        # It has a session of its own, so that a Ctrl-C meant for the tests does not reach it and its children can be
+        # # killed with it.
         self._process = subprocess.Popen(
             self.args,
             cwd=self.cwd,
@@ -219,10 +219,10 @@ class Server:
         os.kill(self.pid, number)
 
     def wait(self, timeout: float | None = None) -> int:
-        """Wait until it has ended, for whatever reason, and return its status.
+        """Wait until it has ended for whatever reason, and return its status.
 
         Raises:
-            subprocess.TimeoutExpired: It still runs after `timeout` seconds (default: `stop_timeout`).
+            subprocess.TimeoutExpired: It is still running after `timeout` seconds (default: `stop_timeout`).
         """
         assert self._process is not None, "the server does not run"
         status = self._process.wait(self.stop_timeout if timeout is None else timeout)
@@ -230,9 +230,9 @@ class Server:
         return status
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int | None:
-        """Ask it to end, and kill it and its children when it does not in time.
+        """Ask it to end, and kill it and its children if it does not do so in time.
 
-        Returns its status, or None when it did not run.
+        Returns its status, or None if it was not running.
         """
         if self._process is None:
             return None
@@ -271,9 +271,9 @@ def gunicorn(
     port: int | None = None,
     probe: bytes = HTTP_PROBE,
 ) -> Server:
-    """The gunicorn of this environment; it serves when a worker has answered a request (with any status).
+    """This environment's gunicorn; it serves once a worker has answered a request, with any status.
 
-    For TLS pass `probe=b""`: the request is not encrypted.
+    For TLS pass `probe=b""`, since the request is not encrypted.
     """
     port = port or free_port()
     binary = Path(sys.executable).parent / "gunicorn"
@@ -292,17 +292,17 @@ def redis_server(port: int | None = None, args: Sequence[str] = (), probe: bytes
 
 
 class Sentinel:
-    """Two Redis, of which the first is the master at the start, and the three sentinels that watch over them."""
+    """Two Redis servers, the first of which is the master at the start, and the three sentinels that watch them."""
 
     service = "main"
-    password = "of-the-servers"  # the sentinels' is twice the same
+    password = "of-the-servers"  # the sentinels' is this one twice
 
     def __init__(self, servers: Sequence[Server], sentinels: Sequence[Server]) -> None:
         self.servers = servers
         self.sentinels = sentinels
 
     def broker(self, *first: str) -> dict[str, str]:
-        """A `WEBSOCKET_BROKER`, whose URL names the sentinels after some that are none."""
+        """Return a `WEBSOCKET_BROKER` whose URL names the hosts in `first` before the sentinels."""
         hosts = ",".join([*first, *(server.address for server in self.sentinels)])
         return {
             "url": f"redis+sentinel://:{quote(self.password)}@{hosts}/{self.service}/1",
@@ -316,7 +316,7 @@ class Sentinel:
             return client.execute_command(*words)
 
     def master(self) -> Server | None:
-        """Who is the master, if all sentinels that run agree upon that and it agrees with them."""
+        """Return the master, if all running sentinels agree on it and it agrees with them."""
         question = "SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.service
         answers = {int(self.ask(sentinel, *question)[1]) for sentinel in self.sentinels if sentinel.running}
         for server in self.servers:
@@ -325,12 +325,12 @@ class Sentinel:
         return None
 
     def hurry(self) -> None:
-        """Have failures noticed after a second; before, a busy machine is not taken for one."""
+        """Have failures noticed within a second; until now the deadline was longer, to be safe on a busy machine."""
         for sentinel in self.sentinels:
             self.ask(sentinel, "SENTINEL", "SET", self.service, "down-after-milliseconds", 1000)
 
     def complete(self) -> bool:
-        """Whether all run, know each other, and the replica has the master."""
+        """Whether all servers run and know each other, and the replica follows the master."""
         master = self.master()
         if master is None or len(self.ask(master, "ROLE")[2]) != 1:
             return False
@@ -356,7 +356,7 @@ def redis_sentinel() -> Iterator[Sentinel]:
         for _ in range(3):
             port = free_port()
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            configuration = directory / "sentinel.conf"  # a file of its own, to which it writes
+            configuration = directory / "sentinel.conf"  # a file for each, since a sentinel writes to it
             configuration.write_text(
                 f"port {port}\n"
                 f"bind 127.0.0.1\n"
@@ -375,7 +375,7 @@ def redis_sentinel() -> Iterator[Sentinel]:
 
 
 class Cluster:
-    """Nodes that share the slots of a Redis Cluster, and behind them one replica of the first."""
+    """Nodes that share the slots of a Redis Cluster, followed by one replica of the first."""
 
     def __init__(self, nodes: Sequence[Server], ids: Sequence[str]) -> None:
         self.nodes = nodes
@@ -388,15 +388,15 @@ class Cluster:
 
     @staticmethod
     def slots_of(master: int) -> range:
-        """The slots that one of the masters has at the start."""
+        """Return the slots that a master has at the start."""
         return range(master * REDIS_CLUSTER_HASH_SLOTS // MASTERS, (master + 1) * REDIS_CLUSTER_HASH_SLOTS // MASTERS)
 
     def masters(self) -> list[Server]:
-        """The nodes that run and may have slots."""
+        """Return the running nodes that may have slots."""
         return [node for node in self.nodes if node.running and self.ask(node, "ROLE")[0] == b"master"]
 
     def owner(self, slot: int) -> Server | None:
-        """The node that has a slot, if all masters agree upon that and say that the cluster is well."""
+        """Return the node that has a slot, if all masters agree on it and find the cluster healthy."""
         found = set()
         for node in self.masters():
             if b"cluster_state:ok" not in self.ask(node, "CLUSTER", "INFO"):
@@ -406,7 +406,7 @@ class Cluster:
         return next((node for node in self.nodes if found == {node.port}), None)
 
     def complete(self) -> bool:
-        """Whether all run, and there is a replica that has its master."""
+        """Whether all nodes run, and the replica follows its master."""
         if not all(self.owner(slot) for slot in (0, 8000, 16383)):
             return False
         roles = [self.ask(node, "ROLE") for node in self.nodes]
@@ -415,7 +415,7 @@ class Cluster:
         )
 
     def hurry(self) -> None:
-        """Have failures noticed after a second; before, a busy machine is not taken for one."""
+        """Have failures noticed within a second; until now the deadline was longer, to be safe on a busy machine."""
         for node in self.nodes:
             self.ask(node, "CONFIG", "SET", "cluster-node-timeout", 1000)
 
@@ -431,16 +431,16 @@ class Cluster:
                 self.ask(node, "CLUSTER", "SETSLOT", slot, "NODE", ids[target])
 
     def taking_over(self, replica: Server, slot: int) -> Callable[[], bool]:
-        """Have a replica take over a slot; the function that this returns says whether it has."""
+        """Return a function that has a replica take over a slot; call it until it returns true."""
         asked = -math.inf
 
         def done() -> bool:
             nonlocal asked
             if self.owner(slot) is replica:
                 return True
-            if time.monotonic() - asked > 6:  # Redis gives up after five, when others had no time to vote
+            if time.monotonic() - asked > 6:  # Redis gives up after five if the others did not vote
                 asked = time.monotonic()
-                with suppress(redis.ResponseError):  # it is the master already, which not all have heard
+                with suppress(redis.ResponseError):  # it is the master already, but not all know
                     self.ask(replica, "CLUSTER", "FAILOVER", "FORCE")
             return False
 
@@ -449,7 +449,7 @@ class Cluster:
 
 @contextmanager
 def redis_cluster() -> Iterator[Cluster]:
-    """A Redis Cluster, whose nodes know each other from the start: introducing them would take seconds."""
+    """A Redis Cluster whose nodes know each other from the start, since introducing them would take seconds."""
     version = subprocess.run(
         [executable("redis-server"), "--version"], capture_output=True, text=True, check=True
     ).stdout
@@ -457,7 +457,7 @@ def redis_cluster() -> Iterator[Cluster]:
     if major < 7:
         unavailable("redis-server is older than 7.0, and knows no sharded publish/subscribe")
     ids = [os.urandom(20).hex() for _ in range(MASTERS + 1)]
-    # From 7.2 on, and in Valkey, a master and its replicas share an id; without it SPUBLISH crashes the server.
+    # From 7.2 on, and in Valkey, a master and its replicas share an id, without which SPUBLISH crashes the server.
     shards = ["" if (major, minor) < (7, 2) else f",,shard-id={ids[number % MASTERS]}" for number in range(len(ids))]
     ports = [(free_port(), free_port()) for _ in ids]
     with ExitStack() as stack:
@@ -488,7 +488,7 @@ def redis_cluster() -> Iterator[Cluster]:
 
 @contextmanager
 def nginx(configuration: str, port: int) -> Iterator[Server]:
-    """An nginx with the text of a configuration file that listens on `port` and logs errors to stderr."""
+    """An nginx with this configuration, which must have it listen on `port` and log errors to stderr."""
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory, "nginx.conf")
         path.write_text(configuration)
@@ -498,7 +498,7 @@ def nginx(configuration: str, port: int) -> Iterator[Server]:
 
 
 class PostgreSQL(Server):
-    """Serves when it lets clients in, and ends without waiting until they have left."""
+    """A PostgreSQL that counts as serving once it lets clients in, and ends without waiting for them to leave."""
 
     def _answers(self) -> bool:
         command = [
@@ -521,9 +521,9 @@ class PostgreSQL(Server):
 
 @contextmanager
 def postgresql(args: Sequence[str] = ()) -> Iterator[Server]:
-    """A PostgreSQL of its own that syncs nothing to the disk; its user `test` needs no password and may do all."""
+    """A PostgreSQL of its own that syncs nothing to the disk; its user `test` needs no password and may do anything."""
     port = free_port()
-    user = "postgres" if os.geteuid() == 0 else None  # root may not run it; the package has made this user
+    user = "postgres" if os.geteuid() == 0 else None  # root may not run it; its package makes this user
     with tempfile.TemporaryDirectory() as directory:
         if user is not None:
             shutil.chown(directory, user)

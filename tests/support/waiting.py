@@ -1,4 +1,4 @@
-"""How a test waits: for what must happen, with a deadline, and never for a time to pass."""
+"""How a test waits: with a deadline, for something to happen, and never just for time to pass."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import TypeVar
 
 import gevent
 
-DEADLINE = 10.0  # seconds within which whatever is waited for must happen
+DEADLINE = 10.0  # seconds within which the awaited event must happen
 
 T = TypeVar("T")
 
 
 def eventually(condition: Callable[[], object], within: float = DEADLINE) -> bool:
-    """Block this process until a condition holds that another process brings about; return whether it was in time.
+    """Block until another process has made a condition true; return whether it did so in time.
 
-    No loop runs meanwhile: what happens in this process is waited for with `until`.
+    This process's loop does not run meanwhile; use `until` to wait for something in this process.
     """
     deadline = time.monotonic() + within
     while not condition():
@@ -28,10 +28,10 @@ def eventually(condition: Callable[[], object], within: float = DEADLINE) -> boo
 
 
 def until(condition: Callable[[], T], within: float = DEADLINE) -> T:
-    """Let this process's loop run until `condition()` is true, and return what it returned.
+    """Let this process's loop run until `condition()` is true, and return its result.
 
     Raises:
-        AssertionError: It was not within so many seconds.
+        AssertionError: It was not true within that many seconds.
     """
     deadline = time.monotonic() + within
     while not (result := condition()):
@@ -42,7 +42,7 @@ def until(condition: Callable[[], T], within: float = DEADLINE) -> T:
 
 @contextmanager
 def at_once() -> Iterator[None]:
-    """What happens in the block is done without waiting for anything else to happen."""
+    """Check that the block does not wait for anything."""
     begin = time.monotonic()
     yield
     took = time.monotonic() - begin

@@ -1,4 +1,4 @@
-"""Connections in this process, with the client's end of each, byte by byte."""
+"""Connections in this process, with control over each byte at the client's end."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from .waiting import until
 
 
 def descriptors() -> set[str]:
-    """What this process has open, as "number -> what it is"."""
+    """Return the open descriptors of this process, as "number -> target"."""
     found = set()
     for name in os.listdir("/dev/fd"):
-        with contextlib.suppress(OSError):  # the directory's own
+        with contextlib.suppress(OSError):  # the descriptor of the directory itself
             found.add(f"{name} -> {os.readlink(f'/dev/fd/{name}')}")
     return found
 
@@ -36,8 +36,8 @@ def descriptors() -> set[str]:
 class Peer:
     """A client on its end of a connected socket.
 
-    `frames` has what came whole, `rest` the bytes behind, `ended` is true after the end of the stream and `reset`
-    when the end was a reset. Each of them is as new as the last `pump()`, which `until_...` do.
+    `frames` has the whole frames that came, `rest` the bytes behind them; `ended` is true after the end of the stream,
+    and `reset` if that was a reset. `pump()`, which the `until_...` methods call, brings them up to date.
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -45,7 +45,7 @@ class Peer:
         self.sock = sock
         self.frames: list[Frame] = []
         self.rest = b""
-        self.segments: list[bytes] = []  # what each recv returned
+        self.segments: list[bytes] = []  # the result of each recv
         self.ended = False
         self.reset = False
 
@@ -62,35 +62,35 @@ class Peer:
         self.write(close_frame(code, reason))
 
     def write(self, data: bytes) -> None:
-        """Send bytes, and wait while the kernel takes none."""
+        """Send bytes, and wait whenever the kernel takes none."""
         view = memoryview(data)
         while view:
             view = view[until(functools.partial(self.offer, view)) :]
 
     def offer(self, data: bytes | memoryview) -> int:
-        """Send what the kernel takes, and return how much that was."""
+        """Send as much as the kernel takes, and return the number of bytes."""
         try:
             return self.sock.send(data)
         except BlockingIOError:
             return 0
 
     def half_close(self) -> None:
-        """Say that nothing will follow, as TCP has it."""
+        """Shut down this direction of the connection with a FIN."""
         self.sock.shutdown(socket.SHUT_WR)
 
     def abort(self) -> None:
-        """Vanish with a reset (on TCP)."""
+        """Vanish, on TCP with a reset."""
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.sock.close()
 
-    # --- what it is sent -----------------------------------------------------------------------------------------
+    # --- what it receives ----------------------------------------------------------------------------------------
 
     def readable(self) -> bool:
-        """Whether something has arrived that was not taken yet."""
+        """Whether something has arrived that has not been read yet."""
         return bool(select.select([self.sock], [], [], 0)[0])
 
     def pump(self, limit: int = 1 << 20) -> bool:
-        """Take what has arrived, of `limit` bytes at most; true when something had, the end included."""
+        """Read what has arrived, at most `limit` bytes; return whether anything had, even if only the end."""
         if self.ended:
             return False
         try:
@@ -109,7 +109,7 @@ class Peer:
         return True
 
     def until_frames(self, count: int) -> list[Frame]:
-        """Wait until `count` frames came in all, and return them."""
+        """Wait until `count` frames have come in all, and return them."""
         until(lambda: self.pump() and len(self.frames) >= count or len(self.frames) >= count)
         return self.frames
 
@@ -120,7 +120,7 @@ class Peer:
 
 
 def tcp_pair() -> tuple[socket.socket, socket.socket]:
-    """Two ends of a TCP connection, the accepted one first."""
+    """Return the two ends of a TCP connection, the accepted one first."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         client = socket.create_connection(listener.getsockname())
         server, _ = listener.accept()
@@ -130,19 +130,19 @@ def tcp_pair() -> tuple[socket.socket, socket.socket]:
 
 
 def unix_pair() -> tuple[socket.socket, socket.socket]:
-    """Two connected sockets."""
+    """Return two connected sockets."""
     return socket.socketpair()
 
 
 def packet_pair() -> tuple[socket.socket, socket.socket]:
-    """Two connected sockets that keep apart what each `send` was given: a `recv` returns one segment."""
+    """Return two connected sockets that preserve boundaries: each `recv` returns the bytes of one `send`."""
     return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
 
 class Pairs:
-    """Makes connections with clients for one test, and sees in the end that nothing of them is left.
+    """Makes connections and their clients for one test, and checks at the end that nothing of them is left.
 
-    Called, it returns a `Connection` and its client. The arguments are those of `Connection`; `sockets` makes the two
+    A call returns a `Connection` and its client. The arguments are those of `Connection`; `sockets` makes the two
     sockets; `narrow` asks the kernel for the smallest buffers on the way to the client.
     """
 
@@ -172,7 +172,7 @@ class Pairs:
         return connection, peer
 
     def __enter__(self) -> Pairs:
-        gevent.sleep(0.001)  # the loop makes its own descriptors when it first runs
+        gevent.sleep(0.001)  # the loop opens its own descriptors when it first runs
         gc.collect()
         self._before = descriptors()
         self._others = set(open_connections())
@@ -182,7 +182,7 @@ class Pairs:
         return self
 
     def _note_error(self, context: Any, kind: Any, value: Any, traceback: Any) -> None:
-        if not isinstance(context, gevent.Greenlet):  # that a test lets fail
+        if not isinstance(context, gevent.Greenlet):  # a test may let a greenlet fail
             self.errors.append((context, kind, value))
         self._handle_error(context, kind, value, traceback)
 
@@ -191,13 +191,13 @@ class Pairs:
     ) -> None:
         try:
             for made, peer in self._made:
-                made.drop_input()  # a full inbox would keep it from noticing the end
+                made.drop_input()  # with a full inbox it would not notice the end
                 peer.sock.close()
             until(lambda: not any(connection.open for connection, _ in self._made))
             assert open_connections() == self._others, "a connection that has ended is still listed"
             assert not self.errors, f"raised in the event loop: {self.errors}"
             for made, _ in self._made:
-                made.close_fileno()  # where no view has done it
+                made.close_fileno()  # the end of a view would do this
             self._made.clear()
             gc.collect()
             left = descriptors() - self._before
