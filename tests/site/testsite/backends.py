@@ -1,4 +1,4 @@
-"""A backend of authentication that fails for some users."""
+"""An authentication backend that fails for some users."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from django.contrib.auth.backends import ModelBackend
 
 
 class FailingBackend(ModelBackend):
-    """Finds everybody, except that it raises an error for whoever has a certain first name."""
+    """Finds every user, but raises an error for those with a certain first name."""
 
     def get_user(self, user_id: Any) -> Any:
         user = super().get_user(user_id)

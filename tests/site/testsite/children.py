@@ -21,17 +21,17 @@ event = threading.Event()
 
 
 class Over(Exception):
-    """The code of a child ends with it."""
+    """Ends the code of a child."""
 
 
 def keep_a_copy(request: HttpRequest) -> None:
-    """Keep the client's connection open in this process, as a program does that was started without Python's help."""
+    """Keep the client's connection open in this process, as a child would that was not started by Python."""
     os.dup(request.META["gunicorn.socket"].fileno())
 
 
 def start(request: HttpRequest, how: str) -> None:
-    """Start a child, note its process id, and how it ended; it does so when the gate of the request is open."""
-    read, write = os.pipe()  # for the child: it has no gate of this process
+    """Start a child that ends when the request's gate opens; note its process id and how it ended."""
+    read, write = os.pipe()  # tells the child, which has no gate, to end
     try:
         if how == "work":
             queue = FORK.SimpleQueue()
@@ -69,7 +69,7 @@ def start(request: HttpRequest, how: str) -> None:
 
 
 def wait(read: int) -> None:
-    """Wait in the loop of the child, until there is something to read."""
+    """Wait in the child's loop until there is something to read."""
     os.set_blocking(read, False)
     deadline = time.monotonic() + probe.WAIT
     while time.monotonic() < deadline:
@@ -82,7 +82,7 @@ def wait(read: int) -> None:
 
 
 def work(queue: Any) -> None:
-    """Do what children do."""
+    """Use threads, programs, processes, a pool and an event, as children do."""
     done = []
     thread = threading.Thread(target=lambda: done.append("a thread"))
     thread.start()

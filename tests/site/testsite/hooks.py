@@ -1,4 +1,4 @@
-"""Middleware with every hook that Django has, of the kinds that people write."""
+"""Middleware of the kinds that people write, with every hook that Django has."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ GetResponse = Callable[[HttpRequest], HttpResponse]
 
 
 class Outer:
-    """Notes each of its hooks, and answers in place of the view or of an exception where the query says so."""
+    """Notes each call of a hook, and answers in place of the view or of an exception if the query says so."""
 
     def __init__(self, get_response: GetResponse) -> None:
         self.get_response = get_response
@@ -52,7 +52,7 @@ class Outer:
 
 
 class Inner(Outer):
-    """The same, within."""
+    """The same, inside `Outer`."""
 
 
 @sync_and_async_middleware
@@ -68,7 +68,7 @@ def both(get_response: GetResponse) -> GetResponse:
 
 
 def local_time(get_response: GetResponse) -> GetResponse:
-    """Set the time zone that the query names, for the time of the request."""
+    """Set the time zone that the query names for the duration of the request."""
 
     def middleware(request: HttpRequest) -> HttpResponse:
         with timezone.override(request.GET.get("zone")):
@@ -78,7 +78,7 @@ def local_time(get_response: GetResponse) -> GetResponse:
 
 
 def urlconf(get_response: GetResponse) -> GetResponse:
-    """Have other pages under another name of the host, as middleware for subdomains does."""
+    """Serve other pages under another host name, as middleware for subdomains does."""
 
     def middleware(request: HttpRequest) -> HttpResponse:
         if request.get_host() == "testserver":
@@ -89,7 +89,7 @@ def urlconf(get_response: GetResponse) -> GetResponse:
 
 
 def tenant(get_response: GetResponse) -> GetResponse:
-    """Set the tenant on the database's wrapper (tenants/base.py)."""
+    """Set the tenant on the database wrapper (tenants/base.py)."""
 
     def middleware(request: HttpRequest) -> HttpResponse:
         connection.tenant = request.GET.get("tenant", "public")  # type: ignore[attr-defined]

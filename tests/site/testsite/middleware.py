@@ -12,7 +12,7 @@ current_tenant: ContextVar[str] = ContextVar("current_tenant", default="nobody")
 
 
 def mark(get_response: GetResponse) -> GetResponse:
-    """Set a header of every response."""
+    """Set a header on every response."""
 
     def middleware(request: HttpRequest) -> HttpResponse:
         response = get_response(request)
@@ -36,7 +36,7 @@ def tenant(get_response: GetResponse) -> GetResponse:
 
 
 def bearer(get_response: GetResponse) -> GetResponse:
-    """Know the user by a header, as an API does, and without a session."""
+    """Identify the user by a header and without a session, as an API does."""
 
     def middleware(request: HttpRequest) -> HttpResponse:
         scheme, _, name = request.headers.get("Authorization", "").partition(" ")
@@ -48,7 +48,7 @@ def bearer(get_response: GetResponse) -> GetResponse:
 
 
 def interfere(get_response: GetResponse) -> GetResponse:
-    """Where the query says so, give another answer than the view's 101."""
+    """Replace the view's 101 by another answer if the query says so."""
 
     def middleware(request: HttpRequest) -> HttpResponse:
         response = get_response(request)

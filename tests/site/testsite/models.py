@@ -1,4 +1,4 @@
-"""Something to write into the database."""
+"""A model for tests that write to the database."""
 
 from django.db import models
 

@@ -38,7 +38,7 @@ from . import probe
 
 
 def describe(request: HttpRequest) -> dict[str, Any]:
-    """Return what a view finds in its request, and in what middleware has set for it."""
+    """Return what a view finds in its request and in what middleware has set for it."""
     match = request.resolver_match
     assert match is not None
     return {
@@ -61,13 +61,13 @@ def describe(request: HttpRequest) -> dict[str, Any]:
 
 
 def described(request: HttpRequest, number: int, slug: str) -> JsonResponse:
-    """The page."""
+    """Describe the request of a page."""
     return JsonResponse(describe(request))
 
 
 @websocket
 def describes(request: HttpRequest, websocket: WebSocket, number: int, slug: str) -> None:
-    """The same for each message, and before there was one."""
+    """Describe the request before the first message, and again for each message."""
     websocket.send_json(describe(request))
     for _ in websocket:
         websocket.send_json(describe(request))
@@ -75,7 +75,7 @@ def describes(request: HttpRequest, websocket: WebSocket, number: int, slug: str
 
 @websocket
 def says_where(request: HttpRequest, websocket: WebSocket) -> None:
-    """Which pages there are under the name of the host."""
+    """Send the address of a page under this host name, before and after a wait."""
     websocket.send(reverse("page"))
     websocket.receive()
     websocket.send(reverse("page"))
@@ -83,7 +83,7 @@ def says_where(request: HttpRequest, websocket: WebSocket) -> None:
 
 @websocket
 def tells(request: HttpRequest, websocket: WebSocket) -> None:
-    """Take the messages that wait for the user, and leave one."""
+    """Take the messages that Django keeps for the user, and leave one."""
     websocket.response["X-Messages"] = ",".join(map(str, messages.get_messages(request)))
     messages.success(request, "from the WebSocket")
     websocket.accept()
@@ -95,7 +95,7 @@ OPTIONS = {"origins": ["https://partner.example"], "subprotocols": ["v1.example"
 
 
 class OnMethod(View):
-    """Options for a method."""
+    """Sets options on a method."""
 
     @method_decorator(websocket(**OPTIONS))  # type: ignore[call-overload]
     def get(self, request: HttpRequest, websocket: WebSocket) -> None:
@@ -105,7 +105,7 @@ class OnMethod(View):
 
 @method_decorator(websocket(**OPTIONS), name="dispatch")  # type: ignore[call-overload]
 class OnDispatch(View):
-    """Options for the class."""
+    """Sets options on the class, through `dispatch`."""
 
     def get(self, request: HttpRequest, websocket: WebSocket) -> None:
         for message in websocket:
@@ -114,7 +114,7 @@ class OnDispatch(View):
 
 @method_decorator(websocket(**OPTIONS), name="get")  # type: ignore[call-overload]
 class OnNamedMethod(View):
-    """Options for a method, from outside."""
+    """Sets options on a method from outside it."""
 
     def get(self, request: HttpRequest, websocket: WebSocket) -> None:
         for message in websocket:
@@ -123,7 +123,7 @@ class OnNamedMethod(View):
 
 @method_decorator(login_required, name="dispatch")
 class MembersOnly(View):
-    """A decorator around the whole class, and one on the method."""
+    """Has a decorator around the whole class and one on the method."""
 
     @method_decorator(websocket)
     def get(self, request: HttpRequest, websocket: WebSocket) -> None:
@@ -131,7 +131,7 @@ class MembersOnly(View):
 
 
 class MembersOnlyByMixin(LoginRequiredMixin, View):
-    """The same with Django's mixin."""
+    """Does the same with Django's mixin."""
 
     @method_decorator(websocket)
     def get(self, request: HttpRequest, websocket: WebSocket) -> None:
@@ -152,7 +152,7 @@ GUARDS: dict[str, Callable[[Any], Any]] = {
     "test": user_passes_test(lambda user: user.get_username() == "ann"),
 }
 
-# What changes the response, or looks at it.
+# Decorators that change the response, or look at it.
 CHANGES: dict[str, Callable[[Any], Any]] = {
     "never-cache": never_cache,
     "cache-control": cache_control(private=True),
@@ -168,7 +168,7 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
 
 @websocket
 def changed(request: HttpRequest, websocket: WebSocket, how: str) -> HttpResponseBase | None:
-    """Refuse, accept by returning, or converse."""
+    """Refuse, answer, accept by returning, or converse."""
     if how == "refuse":
         raise PermissionDenied
     if how == "answer":
@@ -183,7 +183,7 @@ def changed(request: HttpRequest, websocket: WebSocket, how: str) -> HttpRespons
 @transaction.atomic
 @websocket
 def whole_in_atomic(request: HttpRequest, websocket: WebSocket) -> None:
-    """A transaction around all of it cannot be."""
+    """Send inside a transaction around the whole view, which is an error."""
     websocket.send("hello")
 
 
@@ -192,7 +192,7 @@ def whole_in_atomic(request: HttpRequest, websocket: WebSocket) -> None:
 
 @websocket
 def hooked(request: HttpRequest, websocket: WebSocket, how: str) -> HttpResponseBase | None:
-    """Each way to answer."""
+    """Answer in each of the possible ways."""
     if how == "template":
         template = engines["django"].from_string("{{ View }}, {{ Inner }}, {{ Outer }}")
         return TemplateResponse(request, template, {"View": "was here"}, status=404)
@@ -211,7 +211,7 @@ def hooked(request: HttpRequest, websocket: WebSocket, how: str) -> HttpResponse
 
 @websocket
 def reports(request: HttpRequest, websocket: WebSocket) -> None:
-    """Report each message to Sentry, or raise it."""
+    """Report each message to Sentry, or raise an exception."""
     import sentry_sdk
 
     sentry_sdk.set_tag("client", request.GET["client"])
@@ -248,14 +248,14 @@ urlpatterns = [
 
 @never_cache
 def message(request: HttpRequest) -> HttpResponse:
-    """Say what waits for the user, and leave a message."""
+    """Show the messages that Django keeps for the user, and leave one."""
     answer = HttpResponse(",".join(map(str, messages.get_messages(request))))
     messages.info(request, "from the page")
     return answer
 
 
 def post(request: HttpRequest) -> HttpResponse:
-    """Only with a token."""
+    """Answer a POST, for which Django wants a CSRF token."""
     return HttpResponse("posted")
 
 

@@ -1,4 +1,4 @@
-"""The pages under another name of the host."""
+"""The pages under another host name."""
 
 from django.urls import path
 

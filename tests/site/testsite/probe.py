@@ -1,4 +1,4 @@
-"""What a test wants to know of what went on in the server: views leave notes, and pages (urls.py) show them."""
+"""What went on in the server: views leave notes, and pages (urls.py) show them to the tests."""
 
 from __future__ import annotations
 
@@ -31,24 +31,24 @@ signals: Counter[str] = Counter()
 
 
 def note(request: HttpRequest, text: str) -> None:
-    """Write a note under the request's `key`, a parameter of the query; without one it is of no interest."""
+    """Write a note under `key`, a parameter of the request's query; without a key, do nothing."""
     key = request.GET.get("key")
     if key:
         with _changed:
             _notes[key].append(text)
             _changed.notify_all()
-        print(f"note {key}: {text}", file=sys.stderr, flush=True)  # when the process has ended, its log tells
+        print(f"note {key}: {text}", file=sys.stderr, flush=True)  # the log outlives the process
 
 
 def notes(key: str, count: int) -> list[str]:
-    """Return the notes under `key` as soon as there are `count`, or those that are there after a while."""
+    """Return the notes under `key` as soon as there are `count`, or after `WAIT` those that are there."""
     with _changed:
         _changed.wait_for(lambda: len(_notes[key]) >= count, WAIT)
         return list(_notes[key])
 
 
 def wait_at_gate(request: HttpRequest) -> None:
-    """Wait, with nothing of the WebSocket involved, until a test opens the gate of the request's `key`."""
+    """Wait, without using the WebSocket, until a test opens the gate of the request's `key`."""
     _gates[request.GET["key"]].wait(WAIT)
 
 
@@ -58,7 +58,7 @@ def open_gate(key: str) -> None:
 
 
 def state() -> dict[str, Any]:
-    """What the process holds."""
+    """Return what the process holds."""
     gc.collect()
     return {
         "pid": os.getpid(),
@@ -69,10 +69,10 @@ def state() -> dict[str, Any]:
 
 
 def census() -> dict[str, Any]:
-    """What the process holds, in numbers: whatever a connection leaves behind makes one of them grow."""
+    """Count what the process holds: anything that a connection leaves behind makes one of the numbers grow."""
     gc.collect()
-    urllib.parse.clear_cache()  # type: ignore[attr-defined] # of addresses
-    sys._clear_type_cache()  # which keeps thousands of the names that were looked up last
+    urllib.parse.clear_cache()  # type: ignore[attr-defined] # of parsed addresses
+    sys._clear_type_cache()  # it keeps thousands of recently looked-up names
     things = gc.get_objects()
     types = Counter(map(type, things))
     wrappers = tuple(kind for kind in types if issubclass(kind, BaseDatabaseWrapper))

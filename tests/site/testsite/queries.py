@@ -1,4 +1,4 @@
-"""WebSocket views that use databases, pages that look at what they hold, and what ends them in the middle of it."""
+"""WebSocket views that use databases, and pages that look at what the views hold or end them in the middle."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ greenlets: dict[str, Greenlet[..., object]] = {}  # of views, by the request's `
 
 @websocket
 def asks(request: HttpRequest, websocket: WebSocket) -> None:
-    """Use the ORM before acceptance, and then for each message."""
+    """Use the ORM before acceptance and for each message."""
     websocket.send(str(Note.objects.count()))
     for _ in websocket:
         websocket.send(str(Note.objects.count()))
@@ -38,7 +38,7 @@ def asks(request: HttpRequest, websocket: WebSocket) -> None:
 
 @websocket
 def asks_all(request: HttpRequest, websocket: WebSocket) -> None:
-    """Use several databases, for each message."""
+    """Use several databases for each message."""
     for _ in websocket:
         answers = {}
         for alias in connections:
@@ -58,7 +58,7 @@ def sleeps(request: HttpRequest, websocket: WebSocket) -> None:
 
 @websocket
 def ends(request: HttpRequest, websocket: WebSocket, how: str) -> None:
-    """Write within a transaction, and end in the middle of it."""
+    """Write in a transaction, and end in the middle of it."""
     greenlets[request.GET["key"]] = gevent.getcurrent()  # type: ignore[assignment]
     Note.objects.count()
     websocket.accept()
@@ -84,7 +84,7 @@ def ends(request: HttpRequest, websocket: WebSocket, how: str) -> None:
 
 @websocket
 def listens(request: HttpRequest, websocket: WebSocket) -> HttpResponse:
-    """Use the ORM, and be over."""
+    """Use the ORM, then end and let the client listen."""
     requests[request.GET["key"]] = weakref.ref(request)
     websocket.accept()
     Note.objects.count()
@@ -93,7 +93,7 @@ def listens(request: HttpRequest, websocket: WebSocket) -> HttpResponse:
 
 @websocket
 def impatient(request: HttpRequest, websocket: WebSocket) -> None:
-    """Ask for a database, and wait for it for a moment only."""
+    """Use the database, but wait for it only for a moment."""
     websocket.accept()
     try:
         with gevent.Timeout(0.1, TimeoutError):
@@ -104,7 +104,7 @@ def impatient(request: HttpRequest, websocket: WebSocket) -> None:
 
 @websocket
 def tenant(request: HttpRequest, websocket: WebSocket) -> None:
-    """Say which schema the database looks into."""
+    """Send the schemas that the database searches."""
     websocket.accept()
     if "schema" in request.GET:
         connection.tenant = request.GET["schema"]  # type: ignore[attr-defined]
@@ -117,7 +117,7 @@ def tenant(request: HttpRequest, websocket: WebSocket) -> None:
 
 @websocket
 def in_atomic(request: HttpRequest, websocket: WebSocket, what: str) -> None:
-    """Wait for something in a transaction, while it is there already."""
+    """Wait in a transaction for something that is there already."""
     websocket.accept()
     websocket.send("open")
     with subscribe(request.GET["key"]) as messages:
@@ -158,7 +158,7 @@ ACCEPTING: dict[str, Callable[[WebSocket], object]] = {
 
 @websocket
 def accepts_in_atomic(request: HttpRequest, websocket: WebSocket, how: str) -> HttpResponse:
-    """Accept in a transaction, in each of the ways there are; and answer with what becomes of it."""
+    """Accept in a transaction, in each possible way, and answer with the result."""
     try:
         with transaction.atomic():
             ACCEPTING[how](websocket)
@@ -179,7 +179,7 @@ def loop_in_atomic(request: HttpRequest, websocket: WebSocket) -> None:
 
 @websocket
 def library_in_atomic(request: HttpRequest, websocket: WebSocket) -> None:
-    """Call something that waits for a socket of its own, as drivers of databases do, in a transaction."""
+    """Call, in a transaction, a library that waits for its own socket, as database drivers do."""
     websocket.accept()
 
     def backend() -> int:
@@ -197,7 +197,7 @@ def library_in_atomic(request: HttpRequest, websocket: WebSocket) -> None:
 
 @websocket
 def without_autocommit(request: HttpRequest, websocket: WebSocket) -> None:
-    """Wait with a transaction open that is no `atomic()`."""
+    """Wait with an open transaction that is not an `atomic()` block."""
     websocket.accept()
     try:
         transaction.set_autocommit(False)
@@ -226,19 +226,19 @@ urlpatterns = [
 
 
 def kill(request: HttpRequest, key: str) -> HttpResponse:
-    """End a view's greenlet, wherever it is."""
+    """Kill a view's greenlet, whatever it is doing."""
     greenlets.pop(key).kill(block=False)
     return HttpResponse("killed")
 
 
 def request_is_alive(request: HttpRequest, key: str) -> JsonResponse:
-    """Whether the request of a view is still in memory."""
+    """Tell whether a view's request is still in memory."""
     gc.collect()
     return JsonResponse(requests[key]() is not None, safe=False)
 
 
 def pool(request: HttpRequest) -> JsonResponse:
-    """What Django's connection pool says of itself."""
+    """Show the statistics of Django's connection pool."""
     return JsonResponse(connection.pool.get_stats())  # type: ignore[attr-defined]
 
 

@@ -1,4 +1,4 @@
-"""Receivers of the package's signals, which note what they were told."""
+"""Receivers of the package's signals that note what they were told."""
 
 from __future__ import annotations
 

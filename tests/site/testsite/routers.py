@@ -1,4 +1,4 @@
-"""A router of a site whose tenants have a database each."""
+"""A database router for a site whose tenants each have a database."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from .middleware import current_tenant
 
 
 class ByTenant:
-    """Goes by the context variable that a middleware has set, as many a package for tenants does."""
+    """Uses the context variable that a middleware has set, as many packages for tenants do."""
 
     def db_for_read(self, model: type, **hints: Any) -> str | None:
         tenant = current_tenant.get()

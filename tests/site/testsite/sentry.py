@@ -1,4 +1,4 @@
-"""The site under the eyes of Sentry's SDK, whose reports stay in the log; gunicorn serves `application`."""
+"""The site with Sentry's SDK, whose reports go to the log; gunicorn serves `application`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sentry_sdk.transport import Transport
 
 
 class Log(Transport):
-    """Writes what would be sent."""
+    """Writes reports to the log instead of sending them."""
 
     def capture_envelope(self, envelope: Envelope) -> None:
         for item in envelope.items:
@@ -24,4 +24,4 @@ sentry_sdk.init(dsn="http://key@localhost/1", transport=Log, traces_sample_rate=
 
 from . import wsgi  # noqa: E402
 
-application = SentryWsgiMiddleware(wsgi.application)  # for what is not Django's; of the rest the SDK sees to itself
+application = SentryWsgiMiddleware(wsgi.application)  # reports what fails outside Django

@@ -1,4 +1,4 @@
-"""Sessions in a database that may break."""
+"""Sessions in a database that can be made to fail."""
 
 from typing import Any
 

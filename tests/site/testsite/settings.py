@@ -1,11 +1,11 @@
-"""Settings of the site that the tests run. TESTSITE_SETTINGS in the environment, a JSON object, replaces some."""
+"""Settings of the test site; a JSON object in the environment variable TESTSITE_SETTINGS replaces some of them."""
 
 import json
 import os
 import sys
 
 CHANGES = json.loads(os.environ.get("TESTSITE_SETTINGS", "{}"))
-if "TESTSITE_WITHOUT" in os.environ:  # a package that is as if it were not installed
+if "TESTSITE_WITHOUT" in os.environ:  # a package that must seem not to be installed
     sys.modules[os.environ["TESTSITE_WITHOUT"]] = None  # type: ignore[assignment]
 
 SECRET_KEY = "for-tests-only"
@@ -15,10 +15,10 @@ ALLOWED_HOSTS = ["localhost", "127.0.0.1", "testserver"]
 WEBSOCKET_URLCONF = "testsite.websocket_urls"
 WEBSOCKET_ALLOWED_ORIGINS = ["https://friend.example"]
 WEBSOCKET_DRAIN_WINDOW = 0.2
-WEBSOCKET_CLOSE_TIMEOUT = 1.0  # for raw clients that answer nothing
+WEBSOCKET_CLOSE_TIMEOUT = 1.0  # for raw clients, which do not answer a close frame
 
 ROOT_URLCONF = "testsite.urls"
-LOGIN_URL = "login"  # a name: it resolves among the pages, not among the WebSockets
+LOGIN_URL = "login"  # a name, which resolves among the pages and not among the WebSockets
 INSTALLED_APPS = [
     "django.contrib.auth",
     "django.contrib.contenttypes",
@@ -54,7 +54,7 @@ DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 LANGUAGES = [("en", "English"), ("de", "German")]
 TIME_ZONE = "UTC"
 
-# Warnings and errors go to standard error, as Python has it without any configuration; Django would mail them.
+# Warnings and errors go to standard error, Python's default; Django would mail them.
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,

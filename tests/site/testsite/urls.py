@@ -1,4 +1,4 @@
-"""The pages: some that a WebSocket has the path of as well, and some by which a test looks into the process."""
+"""The pages: some share their path with a WebSocket, and some let a test look into the process."""
 
 import time
 from collections.abc import Iterator
@@ -56,7 +56,7 @@ def change(request: HttpRequest, what: str) -> HttpResponse:
 
 
 def end(request: HttpRequest) -> HttpResponse:
-    """Disconnect whom the query names, and say how many that were."""
+    """Disconnect those whom the query names, and answer with their number."""
     whom: dict[str, Any] = request.GET.dict()
     if "user" in whom:
         whom["user"] = get_user_model().objects.get(username=whom["user"])
@@ -88,7 +88,7 @@ def publish_page(request: HttpRequest, channel: str) -> HttpResponse:
 
 @csrf_exempt
 def upload(request: HttpRequest, how: str) -> HttpResponseBase:
-    """Say how much was sent."""
+    """Answer with the size of the request's body."""
     if how == "answer-first":
         return StreamingHttpResponse(begun_and_then(request))
     if how == "pause":
@@ -110,7 +110,7 @@ def sleep(seconds: float) -> int:
 
 
 def hang_up(request: HttpRequest) -> HttpResponse:
-    """End all WebSockets of the process, whatever is still to be read from them."""
+    """End all WebSockets of the process, even if something is still to be read from them."""
     for connection in tuple(open_connections()):
         cast(Connection, connection)._terminate(1006)
     return HttpResponse("done")
@@ -134,14 +134,14 @@ def census(request: HttpRequest) -> JsonResponse:
 
 
 def database(request: HttpRequest, key: str) -> JsonResponse:
-    """Whether a view's greenlet holds a connection of the database, and how many notes others see."""
+    """Tell whether a view's greenlet holds a database connection, and how many of its notes others see."""
     wrapper = probe.databases.get(key)
     held = wrapper is not None and wrapper.connection is not None
     return JsonResponse({"held": held, "notes": Note.objects.filter(text=key).count()})
 
 
 def keeps_a_copy(request: HttpRequest) -> HttpResponse:
-    """Leave a copy of the connection."""
+    """Leave a copy of the connection open."""
     children.keep_a_copy(request)
     return HttpResponse("kept")
 

@@ -58,7 +58,7 @@ def echo(request: HttpRequest, websocket: WebSocket) -> None:
 
 
 def observed(request: HttpRequest, how: str) -> HttpResponseBase:
-    """Something of each kind, of which receivers of signals are told (receivers.py); its own decorator is inside."""
+    """End in one of several ways; the decorator is inside, so that receivers.py can name this function as sender."""
     return observed_view(request, how=how)
 
 
@@ -78,7 +78,7 @@ def observed_view(request: HttpRequest, websocket: WebSocket, how: str) -> HttpR
 
 
 def undecorated(request: HttpRequest) -> None:
-    """The same, without a decorator."""
+    """An echo without a decorator."""
     websocket = request.META["wsgi.websocket"]
     while not websocket.closed:
         message = websocket.receive()
@@ -87,7 +87,7 @@ def undecorated(request: HttpRequest) -> None:
 
 
 class Echo(View):
-    """The same, as a class."""
+    """An echo as a class."""
 
     answer = "echo: {}"
 
@@ -99,19 +99,19 @@ class Echo(View):
 
 @websocket_loop
 def loop(request: HttpRequest, websocket: WebSocket, name: str) -> None:
-    """Called for each message."""
+    """Answer a message; the decorator calls this for each one."""
     websocket.send(f"{name}: {websocket.receive()!s}")
 
 
 @websocket
 def returns_nothing(request: HttpRequest, websocket: WebSocket) -> None:
-    """Accepts by returning."""
+    """Accept by returning."""
     probe.note(request, "returned")
 
 
 @websocket
 def about(request: HttpRequest, websocket: WebSocket, number: int) -> None:
-    """Tell what the conversation knows of its request, again for each message."""
+    """Send what the conversation knows of its request, anew for each message."""
     for _ in websocket:
         match = request.resolver_match
         assert match is not None
@@ -160,7 +160,7 @@ def end(request: HttpRequest, websocket: WebSocket, how: str) -> HttpResponseBas
 
 @websocket
 def receive_within(request: HttpRequest, websocket: WebSocket) -> None:
-    """Wait for a while only."""
+    """Wait for a message, but only for a while."""
     try:
         websocket.receive(timeout=0.05)
     except TimeoutError:
@@ -179,7 +179,7 @@ def takes(request: HttpRequest, websocket: WebSocket, how: str) -> None:
 
 @websocket
 def send_after_the_end(request: HttpRequest, websocket: WebSocket) -> None:
-    """Wait until the client has left, and send."""
+    """Wait until the client has left, then send."""
     while websocket.receive() is not None:
         pass
     try:
@@ -205,13 +205,13 @@ def busy(request: HttpRequest, websocket: WebSocket) -> None:
 
 
 def ask_for_all(request: HttpRequest) -> str:
-    """Have Django make all that it can of the head of a request, which it keeps."""
+    """Have Django parse everything in a request's head, and so keep the results in memory."""
     return f"{request.GET} {request.COOKIES} {request.headers} {request.get_full_path()}"
 
 
 @websocket
 def heads(request: HttpRequest, websocket: WebSocket) -> None:
-    """Wait, with all of the request's head in memory."""
+    """Wait for messages with the whole parsed head of the request in memory."""
     ask_for_all(request)
     for message in websocket:
         websocket.send(message)
@@ -219,12 +219,12 @@ def heads(request: HttpRequest, websocket: WebSocket) -> None:
 
 @websocket
 def hoards(request: HttpRequest, websocket: WebSocket, channel: str) -> None:
-    """Neither receive nor end; publish what cannot be compressed, until nearly as much waits for the client as may."""
+    """Publish incompressible data until the client's outbox is nearly full, then neither receive nor end."""
     ask_for_all(request)
     with websocket.subscribe(channel):
         connection = websocket.connection
         assert connection is not None and connection._sock is not None
-        connection._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # or the system takes megabytes, too
+        connection._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # else the system takes megabytes, too
         while connection._outbox.size < 900 * 1024:
             publish(channel, os.urandom(64 * 1024))
             gevent.sleep(0.001)
@@ -237,7 +237,7 @@ def hoards(request: HttpRequest, websocket: WebSocket, channel: str) -> None:
 
 @websocket
 def deaf(request: HttpRequest, websocket: WebSocket) -> None:
-    """Does not care that the service ends."""
+    """Ignore that the server is shutting down."""
     websocket.accept()
     probe.note(request, "busy")
     while True:
@@ -246,7 +246,7 @@ def deaf(request: HttpRequest, websocket: WebSocket) -> None:
 
 @websocket
 def computes(request: HttpRequest, websocket: WebSocket) -> None:
-    """Keep the process to itself."""
+    """Compute without end, so that nothing else in the process runs."""
     websocket.receive()
     while True:
         pass
@@ -254,7 +254,7 @@ def computes(request: HttpRequest, websocket: WebSocket) -> None:
 
 @websocket
 def crowd(request: HttpRequest, websocket: WebSocket, channel: str) -> None:
-    """Five greenlets send at once, beside what is published."""
+    """Send from five greenlets at once while messages are published to the client, too."""
 
     def send(letter: str) -> None:
         for size in range(1, 200):
@@ -263,12 +263,12 @@ def crowd(request: HttpRequest, websocket: WebSocket, channel: str) -> None:
     with websocket.subscribe(channel):
         gevent.joinall([gevent.spawn(send, letter) for letter in "abcde"], raise_error=True)
         websocket.send("over")
-        websocket.receive()  # not before it has read all of this does the time for its close frame begin
+        websocket.receive()  # the time for its close frame begins once it has read all this
 
 
 @websocket
 def flood(request: HttpRequest, websocket: WebSocket) -> None:
-    """Send without end."""
+    """Send without end, and note how that fails."""
     try:
         while True:
             websocket.send("x" * 65536)
@@ -279,7 +279,7 @@ def flood(request: HttpRequest, websocket: WebSocket) -> None:
 
 @websocket
 def answers_at_length(request: HttpRequest, websocket: WebSocket) -> None:
-    """Send without end, once asked for it: what compresses well, or not at all."""
+    """Send without end, when asked to, messages that compress well or not at all."""
     message = "x" * 65536 if websocket.receive() == "" else os.urandom(65536)
     while True:
         websocket.send(message)
@@ -290,33 +290,33 @@ def answers_at_length(request: HttpRequest, websocket: WebSocket) -> None:
 
 @websocket(subprotocols=["v2.example", "v1.example"])
 def subprotocols(request: HttpRequest, websocket: WebSocket) -> None:
-    """Speaks two subprotocols."""
+    """Offer two subprotocols."""
     websocket.send(str(websocket.protocol))
 
 
 @websocket
 def chooses(request: HttpRequest, websocket: WebSocket) -> None:
-    """Chooses a subprotocol itself."""
+    """Choose a subprotocol in the view."""
     websocket.accept(subprotocol=request.GET["choice"])
 
 
 @websocket(origins=["https://partner.example"])
 def partners(request: HttpRequest, websocket: WebSocket) -> None:
-    """Open to the pages of one more site."""
+    """Accept clients from the pages of one more site."""
     probe.note(request, "the view runs")
     websocket.send(str(websocket.origin))
 
 
 @websocket(max_message_size=100)
 def small(request: HttpRequest, websocket: WebSocket) -> None:
-    """Takes small messages only."""
+    """Accept small messages only."""
     for message in websocket:
         websocket.send(str(len(message)))
 
 
 @websocket(receive=False)
 def sends_only(request: HttpRequest, websocket: WebSocket) -> None:
-    """Is not interested in what the client sends."""
+    """Send only; drop what the client sends."""
     websocket.send("ready")
     probe.wait_at_gate(request)
     websocket.send("done")
@@ -324,7 +324,7 @@ def sends_only(request: HttpRequest, websocket: WebSocket) -> None:
 
 @websocket(receive=False)
 def ignores(request: HttpRequest, websocket: WebSocket) -> None:
-    """Is not interested in what the client sends, and does not end."""
+    """Drop what the client sends, and ignore that the server is shutting down."""
     deaf(request)
 
 
@@ -359,7 +359,7 @@ def refuse(request: HttpRequest, websocket: WebSocket, how: str) -> HttpResponse
 
 @websocket(refuse="close")
 def refuse_by_closing(request: HttpRequest, websocket: WebSocket, how: str) -> HttpResponseBase | None:
-    """The same, so that a page can read it."""
+    """Refuse by a close frame, whose code a page can read."""
     request.session["refused"] = how
     if how == "limit":
         return HttpResponse(status=429)
@@ -374,14 +374,14 @@ def refuse_by_closing(request: HttpRequest, websocket: WebSocket, how: str) -> H
 
 @websocket(refuse="http")
 def refuse_by_status(request: HttpRequest, websocket: WebSocket, how: str) -> HttpResponseBase | None:
-    """The same, whatever the setting says."""
+    """Refuse by an HTTP status, whatever the setting says."""
     return refuse(request, how=how)
 
 
 @login_required
 @websocket
 def members(request: HttpRequest, websocket: WebSocket) -> None:
-    """Greets whoever has logged in."""
+    """Greet a user who has logged in, and echo."""
     websocket.send(f"hello {request.user.get_username()}")
     for message in websocket:
         websocket.send(message)
@@ -390,21 +390,21 @@ def members(request: HttpRequest, websocket: WebSocket) -> None:
 @login_required
 @websocket
 def members_who_listen(request: HttpRequest, websocket: WebSocket) -> HttpResponseBase:
-    """The same without a greenlet."""
+    """Let users who have logged in listen, without a greenlet."""
     return websocket.listen("members")
 
 
 @login_required
 @websocket(until_logout=False)
 def members_who_stay(request: HttpRequest, websocket: WebSocket) -> None:
-    """The same, whatever becomes of the login."""
+    """An echo for users who have logged in, which outlives their login."""
     for message in websocket:
         websocket.send(message)
 
 
 @websocket
 def whoever(request: HttpRequest, websocket: WebSocket) -> None:
-    """Greets anybody by name."""
+    """Greet anybody by name, and echo."""
     websocket.send(f"hello {request.user.get_username() or 'stranger'}")
     for message in websocket:
         websocket.send(message)
@@ -412,7 +412,7 @@ def whoever(request: HttpRequest, websocket: WebSocket) -> None:
 
 @websocket
 def looks_later(request: HttpRequest, websocket: WebSocket) -> None:
-    """Keeps the user, and looks only when a message has come."""
+    """Keep the lazy user, and evaluate it only when a message has come."""
     user = request.user
     websocket.accept()
     for message in websocket:
@@ -434,7 +434,7 @@ def updates_the_session(request: HttpRequest, websocket: WebSocket) -> None:
 
 @websocket
 def sets_cookies(request: HttpRequest, websocket: WebSocket) -> None:
-    """Starts a session, and sets a cookie and a header of its own."""
+    """Start a session, and set a cookie and a header."""
     request.session["colour"] = "blue"
     websocket.response.set_cookie("flavour", "oat")
     websocket.response["X-Greeting"] = "hello"
@@ -444,7 +444,7 @@ def sets_cookies(request: HttpRequest, websocket: WebSocket) -> None:
 
 @websocket
 def accepts(request: HttpRequest, websocket: WebSocket) -> None:
-    """Accept explicitly, and note what comes of it."""
+    """Accept explicitly, and note the result."""
     try:
         websocket.accept()
     except Exception as error:
@@ -467,7 +467,7 @@ def hesitates(request: HttpRequest, websocket: WebSocket) -> None:
 
 @websocket
 def takes_its_time(request: HttpRequest, websocket: WebSocket) -> None:
-    """Accept when the client may have left."""
+    """Accept late, when the client may have left."""
     gevent.sleep(0.5)
 
 
@@ -476,7 +476,7 @@ def takes_its_time(request: HttpRequest, websocket: WebSocket) -> None:
 
 @websocket
 def listen(request: HttpRequest, websocket: WebSocket, channel: str) -> HttpResponseBase:
-    """Over at once; the client stays. The query has further channels and the options."""
+    """End at once and let the client listen; the query may name further channels and options."""
     query = request.GET
     options: Any = {name: query[name] for name in ("on_slow", "on_missed") if name in query}
     try:
@@ -487,7 +487,7 @@ def listen(request: HttpRequest, websocket: WebSocket, channel: str) -> HttpResp
 
 @websocket
 def relay(request: HttpRequest, websocket: WebSocket, channel: str) -> None:
-    """Sends what is published by itself."""
+    """Send what is published from the view's own loop."""
     with subscribe(channel) as messages:
         websocket.send("subscribed")
         for message in messages:
@@ -496,7 +496,7 @@ def relay(request: HttpRequest, websocket: WebSocket, channel: str) -> None:
 
 @websocket
 def subscribed(request: HttpRequest, websocket: WebSocket, channel: str) -> None:
-    """What is published goes to the client."""
+    """Have what is published sent to the client."""
     with websocket.subscribe(channel):
         websocket.send("subscribed")
         websocket.receive()
@@ -504,7 +504,7 @@ def subscribed(request: HttpRequest, websocket: WebSocket, channel: str) -> None
 
 @websocket
 def tells_its_id(request: HttpRequest, websocket: WebSocket, when: str) -> None:
-    """Asks for its id before the acceptance or after."""
+    """Send the connection's id, looked up before or after acceptance."""
     if when == "after":
         websocket.accept()
     websocket.send(websocket.id)
@@ -514,16 +514,16 @@ def tells_its_id(request: HttpRequest, websocket: WebSocket, when: str) -> None:
 
 @websocket
 def ends_itself(request: HttpRequest, websocket: WebSocket) -> None:
-    """Disconnects its own client, and would tell how many that were."""
+    """Disconnect its own client, and check that one client was reached."""
     websocket.accept()
     while not (reached := disconnect(connection=websocket, code=4001, reason="1")):
-        gevent.sleep(0.05)  # until the process listens to orders
+        gevent.sleep(0.05)  # until the process listens for such orders
     assert reached == 1
 
 
 @websocket
 def forward(request: HttpRequest, websocket: WebSocket, channel: str) -> None:
-    """What is published goes to the client, what it sends is published."""
+    """Have what is published sent to the client, and publish what the client sends."""
     with websocket.subscribe(channel):
         probe.note(request, "subscribed")
         for message in websocket:
@@ -533,7 +533,7 @@ def forward(request: HttpRequest, websocket: WebSocket, channel: str) -> None:
 
 @websocket
 def selects(request: HttpRequest, websocket: WebSocket, channel: str) -> None:
-    """The same with select(); begins with the worker's process id, and tells when messages were missed."""
+    """Do the same with select(); first send the worker's process id, and report missed messages."""
     websocket.send(str(os.getpid()))
     with subscribe(channel) as messages:
         websocket.send("subscribed")
@@ -554,7 +554,7 @@ def selects(request: HttpRequest, websocket: WebSocket, channel: str) -> None:
 
 @websocket
 def by_number(request: HttpRequest, websocket: WebSocket, channel: str) -> None:
-    """The same with the numbers of descriptors; and with a use of the database whenever there is something to do."""
+    """Select on the numbers of descriptors, and use the database for each message."""
     Note.objects.count()
     messages = subscribe(channel)
     sources = {websocket.handler.socket.fileno(): websocket.receive, messages.fileno(): messages.get}
@@ -571,7 +571,7 @@ def by_number(request: HttpRequest, websocket: WebSocket, channel: str) -> None:
 
 @websocket
 def as_in_2017(request: HttpRequest, websocket: WebSocket, *args: Any, **kwargs: Any) -> None:
-    """The chat of the original's page: the standard select() over descriptors, and redis-py's own subscription."""
+    """The chat of version 0.2's page: the standard select() over descriptors, and redis-py's own subscription."""
     from select import select
 
     import redis
@@ -625,7 +625,7 @@ def waits(request: HttpRequest, websocket: WebSocket, how: str) -> None:
 
 @websocket_loop
 def waits_in_a_loop(request: HttpRequest, websocket: WebSocket) -> None:
-    """The same, called for each message."""
+    """Use the database for each message; the decorator waits for them."""
     probe.databases[request.GET["key"]] = connections["default"]
     websocket.receive()
     Note.objects.count()
@@ -634,7 +634,7 @@ def waits_in_a_loop(request: HttpRequest, websocket: WebSocket) -> None:
 
 @websocket
 def writes(request: HttpRequest, websocket: WebSocket, how: str) -> HttpResponseBase | None:
-    """Write a note, and then accept or not."""
+    """Write a note, then refuse or accept."""
     Note.objects.create(text=request.GET["key"])
     if how == "raise":
         raise ValueError("after writing")
@@ -673,7 +673,7 @@ def inside_atomic(request: HttpRequest, websocket: WebSocket, what: str) -> None
 
 @websocket
 def keeps_the_session(request: HttpRequest, websocket: WebSocket) -> None:
-    """Change the session before acceptance, and stay."""
+    """Change the session before acceptance, then echo."""
     request.session["colour"] = "blue"
     for message in websocket:
         websocket.send(message)
@@ -685,7 +685,7 @@ databases: weakref.WeakSet[object] = weakref.WeakSet()
 
 @websocket
 def counts_requests(request: HttpRequest, websocket: WebSocket) -> None:
-    """Tells how many requests of this view and databases used there are, in a process without a collector."""
+    """Count this view's requests and databases that are in memory, with the garbage collector off."""
     gc.disable()
     requests.add(request)
     get_messages(request)
@@ -701,10 +701,10 @@ kept: dict[str, weakref.WeakSet[object]] = {}
 
 @websocket
 def ends(request: HttpRequest, websocket: WebSocket, how: str) -> HttpResponseBase | None:
-    """End by an exception, in a process without a collector; or tell how much there is of those that did."""
+    """Be ended by an exception, with the garbage collector off, or count what such views left in memory."""
     gc.disable()
     if how == "count":
-        if sys.version_info < (3, 11):  # whose contextlib leaves a cycle when asgiref says that an attribute is missing
+        if sys.version_info < (3, 11):  # contextlib leaves a cycle when asgiref misses an attribute
             gc.collect()
         websocket.send(str(len(kept[request.GET["of"]])))
         return None
@@ -722,7 +722,7 @@ def ends(request: HttpRequest, websocket: WebSocket, how: str) -> HttpResponseBa
 
 @websocket
 def accepts_again(request: HttpRequest, websocket: WebSocket) -> None:
-    """Is interrupted while it accepts."""
+    """Be interrupted while accepting."""
     gevent.get_hub().loop.run_callback(gevent.getcurrent().throw, InterruptedError())
     try:
         websocket.accept()
@@ -733,7 +733,7 @@ def accepts_again(request: HttpRequest, websocket: WebSocket) -> None:
 
 @websocket_loop
 def leaves_its_message(request: HttpRequest, websocket: WebSocket, how: str) -> None:
-    """Take a message at every second call, or never."""
+    """Take a message at every second call or never."""
     if how == "queries":
         Note.objects.count()
     calls = request.META["calls"] = request.META.get("calls", 0) + 1
@@ -744,7 +744,7 @@ def leaves_its_message(request: HttpRequest, websocket: WebSocket, how: str) -> 
 
 @websocket
 def tidies_up(request: HttpRequest, websocket: WebSocket) -> None:
-    """Need a moment for the end."""
+    """Take a moment to end."""
     try:
         for _ in websocket:
             pass
@@ -755,7 +755,7 @@ def tidies_up(request: HttpRequest, websocket: WebSocket) -> None:
 
 @websocket
 def helpers(request: HttpRequest, websocket: WebSocket, how: str) -> None:
-    """An echo, whose first messages come from greenlets of its own, with the first of which it accepts."""
+    """An echo that first sends from greenlets of its own, the first of which accepts by sending."""
     Note.objects.count()
     senders = [gevent.spawn(websocket.send, letter) for letter in "abc"]
     if how == "joins":
@@ -770,7 +770,7 @@ def helpers(request: HttpRequest, websocket: WebSocket, how: str) -> None:
 
 @websocket
 def answers_before_its_helper(request: HttpRequest, websocket: WebSocket, how: str) -> HttpResponseBase:
-    """Refuse, and have a greenlet that does not know."""
+    """Refuse, while a greenlet of the view, unaware of that, tries to send."""
 
     def send() -> None:
         probe.wait_at_gate(request)
@@ -796,7 +796,7 @@ def answers_before_its_helper(request: HttpRequest, websocket: WebSocket, how: s
 
 @websocket
 def keeps_a_copy(request: HttpRequest, websocket: WebSocket) -> None:
-    """An echo, of whose connection there is a copy, as in a child process."""
+    """An echo whose connection is also open elsewhere, as in a child process."""
     children.keep_a_copy(request)
     for message in websocket:
         websocket.send(message)
@@ -804,7 +804,7 @@ def keeps_a_copy(request: HttpRequest, websocket: WebSocket) -> None:
 
 @websocket
 def forks(request: HttpRequest, websocket: WebSocket, how: str) -> None:
-    """Start a child process, and go on as an echo."""
+    """Start a child process, then echo."""
     websocket.accept()
     children.start(request, how)
     for message in websocket:

@@ -18,7 +18,7 @@ application = get_wsgi_websocket_application(http=get_wsgi_application())
 
 
 class Monitored:
-    """A response as monitoring wraps it: with an object of its own."""
+    """A response in a wrapper of its own, as monitoring tools make it."""
 
     def __init__(self, response: Iterable[bytes]) -> None:
         self.response = response
@@ -32,7 +32,7 @@ class Monitored:
 
 
 def monitored(environ: dict[str, Any], start_response: Callable[..., Any]) -> Monitored:
-    """The application within somebody else's."""
+    """The application inside another one, as monitoring tools wrap it."""
 
     def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
         return start_response(status, [*headers, ("X-Monitored", "yes")], exc_info)
@@ -41,12 +41,12 @@ def monitored(environ: dict[str, Any], start_response: Callable[..., Any]) -> Mo
 
 
 def late(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterator[bytes]:
-    """The same within one that begins when its answer is asked for, and passes on a copy of the environment."""
+    """The same inside a generator, which begins only when iterated, and which passes on a copy of the environment."""
     yield from monitored({**environ}, start_response)
 
 
 def generating(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-    """The application within one that calls it at once, and passes its answer on by a generator."""
+    """The application inside one that calls it at once and passes its answer on through a generator."""
     response = application(environ, start_response)
 
     def body() -> Iterator[bytes]:
@@ -60,7 +60,7 @@ def generating(environ: dict[str, Any], start_response: Callable[..., Any]) -> I
 
 
 class FailsAtTheEnd(Monitored):
-    """A response that cannot be closed."""
+    """A response whose `close()` raises."""
 
     def close(self) -> None:
         super().close()
@@ -68,5 +68,5 @@ class FailsAtTheEnd(Monitored):
 
 
 def failing_at_the_end(environ: dict[str, Any], start_response: Callable[..., Any]) -> Monitored:
-    """The application within one that is no more than that."""
+    """The application inside one whose responses fail when closed."""
     return FailsAtTheEnd(application(environ, start_response))

@@ -1,1 +1,1 @@
-"""A database engine as projects with tenants have one: what a middleware sets on it holds for each connection."""
+"""A database engine like those of projects with tenants: what a middleware sets on it holds for each connection."""

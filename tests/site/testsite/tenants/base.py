@@ -1,10 +1,10 @@
-"""The engine of PostgreSQL, with the tenant in the search path."""
+"""Django's PostgreSQL engine, with the tenant in the search path."""
 
 from django.db.backends.postgresql import base
 
 
 class DatabaseWrapper(base.DatabaseWrapper):
-    """Looks into the schema of its `tenant`."""
+    """Uses the schema of its `tenant`."""
 
     tenant = "public"
 
