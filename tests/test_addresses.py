@@ -19,8 +19,8 @@ def view(request: HttpRequest, **kwargs: Any) -> HttpResponse:
     raise NotImplementedError
 
 
-class urls:  # stands for a module
-    """Where the WebSockets are."""
+class urls:  # stands in for a module
+    """The urlconf of the WebSockets."""
 
     rooms = ([path("<slug:room>/", view, name="room")], "rooms")
     urlpatterns = [
@@ -33,7 +33,7 @@ class urls:  # stands for a module
 
 
 class pages:
-    """Where they are not: names here must not be found."""
+    """The urlconf of the pages, whose names must not be found."""
 
     urlpatterns = [path("page/", view, name="page"), path("wrong/", view, name="chat")]
 
@@ -50,8 +50,8 @@ def settings() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def urlconf_as_a_string(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The settings hold the name of a module, here of one that no file has."""
+def importable_urlconfs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the urlconfs importable by name, as the settings want them, without files."""
     import sys
 
     monkeypatch.setitem(sys.modules, "addresses_websockets", urls)
@@ -147,7 +147,7 @@ def test_without_a_request_a_server_without_a_host_is_an_error_that_says_what_to
         "[::1",
     ],
 )
-def test_a_server_of_which_no_address_can_be_made_is_named(server: str) -> None:
+def test_a_server_that_gives_no_address_is_an_error_that_names_the_setting(server: str) -> None:
     with (
         override_settings(WEBSOCKET_SERVER=server),
         pytest.raises(ImproperlyConfigured, match="WEBSOCKET_SERVER"),
@@ -160,7 +160,7 @@ def test_a_server_of_which_no_address_can_be_made_is_named(server: str) -> None:
 
 def test_https_at_the_proxy_is_wss() -> None:
     forwarded = request(HTTP_X_FORWARDED_PROTO="https")
-    assert websocket_url("chat", request=forwarded) == "ws://testserver/chat/"  # anybody can send that
+    assert websocket_url("chat", request=forwarded) == "ws://testserver/chat/"  # anybody can send this header
     with override_settings(SECURE_PROXY_SSL_HEADER=("HTTP_X_FORWARDED_PROTO", "https")):
         assert websocket_url("chat", request=forwarded) == "wss://testserver/chat/"
         assert websocket_url("chat", request=request(HTTP_X_FORWARDED_PROTO="http")) == "ws://testserver/chat/"
@@ -198,7 +198,7 @@ def test_names_and_arguments_are_those_of_the_websockets_urlconf() -> None:
 @pytest.mark.parametrize(
     "name, args, kwargs",
     [
-        ("page", None, None),  # a page's
+        ("page", None, None),  # the name of a page
         ("nowhere", None, None),
         ("chat", ["extra"], None),
         ("chat-room", None, None),
@@ -207,7 +207,7 @@ def test_names_and_arguments_are_those_of_the_websockets_urlconf() -> None:
         ("nowhere:room", None, None),
     ],
 )
-def test_what_does_not_resolve_is_djangos_error(
+def test_a_name_that_does_not_resolve_is_djangos_error(
     name: str, args: list[Any] | None, kwargs: dict[str, Any] | None
 ) -> None:
     with pytest.raises(NoReverseMatch):
@@ -263,7 +263,7 @@ def test_the_tag_is_wss_on_a_secure_page() -> None:
     assert render("{% websocket_url 'chat' %}", request(secure=True)) == "wss://testserver/chat/"
 
 
-def test_the_tag_gives_nothing_that_ends_a_script() -> None:
+def test_the_tag_renders_nothing_that_ends_a_script() -> None:
     nasty = "</script><script>alert('\"&"
     rendered = render("{% websocket_url 'any' nasty %}", request(), nasty=nasty)
     assert not set("<>'\"") & set(rendered)
@@ -288,6 +288,6 @@ def test_the_tag_never_reflects_an_unknown_host() -> None:
         render("{% websocket_url 'chat' %}", request("evil.example"))
 
 
-def test_the_tag_is_found_by_the_engine_that_projects_use() -> None:
+def test_the_tag_is_found_by_the_template_engine_of_projects() -> None:
     template = engines["django"].from_string("{% load websockets %}{% websocket_url 'chat' %}")
     assert template.render({}, request()) == "ws://testserver/chat/"

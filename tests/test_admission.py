@@ -1,4 +1,4 @@
-"""Who is let in: deadlines of request heads, and what happens to those for whom there is no room."""
+"""Which clients are let in: deadlines for the heads of requests, and the answer when there is no room."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HASTE = 1.0  # seconds, for WEBSOCKET_HANDSHAKE_TIMEOUT
 
 
 def answers(server: Server) -> None:
-    """Another client is served as if nothing were."""
+    """Check that another client is served as usual."""
     with RawClient(server.port) as client, at_once():
         client.open("/echo/", behind=frame("hello"))
         assert client.frame().text == "hello"
@@ -67,21 +67,21 @@ def test_one_deadline_holds_for_a_head_that_comes_byte_by_byte(hasty: Server, ra
         assert received.startswith(b"HTTP/1.1 408 ")
         break
     else:
-        pytest.fail("it may go on for ever")
+        pytest.fail("the client may go on for ever")
     answers(hasty)
 
 
 def test_deadline_is_over_when_the_head_is_answered(hasty: Server, raw: Raw) -> None:
     for _ in range(3):
         client = raw(hasty)
-        time.sleep(0.7 * HASTE)  # so late that the deadline would strike below, while what still comes is read
+        time.sleep(0.7 * HASTE)  # so late that the deadline would strike below, while the rest of the input is read
         begin = len(hasty.log)
         client.send(b"NONSENSE\r\n\r\n")
         status = client.response().status
-        if status != 408:  # else this process had no time to send it in time
+        if status != 408:  # this process was too slow to send it before the deadline
             break
     assert status == 400
-    with pytest.raises(OSError):  # a reset: for a second, what still comes is read
+    with pytest.raises(OSError):  # a reset; the server reads on for a second first
         while True:
             client.send(b"x")
             time.sleep(0.05)
@@ -98,14 +98,14 @@ def test_many_slow_heads_leave_others_alone_and_nothing_behind(hasty: Server) ->
             stack.enter_context(RawClient(hasty.port)).send(b"GET /echo/ HTTP/1.1\r\n")
         answers(hasty)
         assert eventually(lambda: descriptors(worker) <= before + 1)
-    assert hasty.log.count("408 the head of the request") <= 15  # the others are counted
+    assert hasty.log.count("408 the head of the request") <= 15  # the log only counts the others
 
 
-def test_who_was_slow_while_the_process_stood_still_is_not_blamed(start_site: StartSite, raw: Raw) -> None:
+def test_client_is_not_blamed_for_time_in_which_the_process_stood_still(start_site: StartSite, raw: Raw) -> None:
     with start_site({"WEBSOCKET_HANDSHAKE_TIMEOUT": 3.0}) as server:
         client = raw(server)
         client.send(request("/echo/")[:20])
-        answers(server)  # the worker has both
+        answers(server)  # so the worker has accepted both clients
         worker = worker_of(server)
         os.kill(worker, signal.SIGSTOP)
         try:
@@ -117,7 +117,7 @@ def test_who_was_slow_while_the_process_stood_still_is_not_blamed(start_site: St
         assert client.response().status == 101
 
 
-def test_time_between_requests_is_gunicorn_s_and_that_for_a_head_ours(start_site: StartSite, raw: Raw) -> None:
+def test_gunicorn_limits_the_time_between_requests_and_we_that_for_a_head(start_site: StartSite, raw: Raw) -> None:
     page = b"GET /page/ HTTP/1.1\r\nHost: localhost\r\n\r\n"
     with start_site({"WEBSOCKET_HANDSHAKE_TIMEOUT": 2.5}, args=["--keep-alive", "1"]) as server:
         slow, quick, idle = raw(server), raw(server), raw(server)
@@ -140,7 +140,7 @@ def test_time_between_requests_is_gunicorn_s_and_that_for_a_head_ours(start_site
 def test_deadline_covers_the_tls_handshake(start_site: StartSite, certificate: tuple[Path, Path], raw: Raw) -> None:
     arguments: list[str | Path] = ["--certfile", certificate[0], "--keyfile", certificate[1]]
     with start_site({"WEBSOCKET_HANDSHAKE_TIMEOUT": HASTE}, args=arguments, probe=b"") as server:
-        raw(server, tls=True).open("/echo/")  # from now on there is a worker that accepts
+        raw(server, tls=True).open("/echo/")  # from now on a worker is accepting
         begin = time.monotonic()
         silent, halfway = raw(server), raw(server)
         halfway.send(b"\x16\x03\x01\x02\x00\x01")
@@ -181,7 +181,7 @@ def test_client_beyond_the_limit_is_refused_before_its_view_runs(start_site: Sta
         response = late.response()
         assert (response.status, response.headers["retry-after"], response.headers["connection"]) == (503, "5", "close")
         assert eventually(lambda: "127.0.0.1 /echo/: 503 as many clients as this process may have\n" in server.log)
-        assert fetch(server.port, "/page/").status == 200  # pages are not refused
+        assert fetch(server.port, "/page/").status == 200  # pages are still served
         clients[0].send(close_frame(1000))
         assert clients[0].rest() != b""
         with RawClient(server.port) as client:
@@ -191,12 +191,12 @@ def test_client_beyond_the_limit_is_refused_before_its_view_runs(start_site: Sta
 
 
 def with_descriptors(server: Server, number: int) -> Server:
-    """Have `server` open `number` files at most."""
+    """Let `server` open at most `number` files."""
     server.args[:0] = ["/bin/sh", "-c", f'ulimit -n {number}; exec "$@"', "sh"]
     return server
 
 
-def test_limit_of_clients_comes_from_that_of_open_files(start_site: StartSite) -> None:
+def test_limit_of_clients_follows_from_the_limit_of_open_files(start_site: StartSite) -> None:
     with with_descriptors(start_site(), 160) as server, ExitStack() as stack:
         clients = []
         while True:
@@ -230,7 +230,7 @@ def test_worker_out_of_descriptors_neither_ends_nor_spins(start_site: StartSite)
         idle = [stack.enter_context(RawClient(server.port)) for _ in range(120)]
         assert eventually(lambda: "a client: cannot be accepted: [Errno 24] Too many open files" in server.log)
         begin, computed = time.monotonic(), processor_time(worker)
-        time.sleep(2)  # what it does meanwhile is what is measured
+        time.sleep(2)  # processor time is measured meanwhile
         assert (processor_time(worker) - computed) / (time.monotonic() - begin) < 0.25
         client.send(frame("still here"))
         assert client.frame().text == "still here"
@@ -248,45 +248,45 @@ def mishaps(tmp_path_factory: pytest.TempPathFactory) -> Mishaps:
 
 
 @pytest.fixture
-def short_of_all(start_site: StartSite, mishaps: Mishaps) -> Iterator[Server]:
-    """A server to whose system mishaps happen."""
+def starved(start_site: StartSite, mishaps: Mishaps) -> Iterator[Server]:
+    """A server whose operating system runs short of memory, files or buffers when `mishaps` says so."""
     with start_site(env=mishaps.env) as server:
         yield server
 
 
 @pytest.mark.parametrize("number", [errno.ENFILE, errno.ENOBUFS, errno.ENOMEM])
-def test_system_that_has_no_room_for_clients_is_asked_again(
-    short_of_all: Server, mishaps: Mishaps, raw: Raw, number: int
+def test_accepting_is_tried_again_after_the_system_had_no_room(
+    starved: Server, mishaps: Mishaps, raw: Raw, number: int
 ) -> None:
-    worker = worker_of(short_of_all)
-    client = raw(short_of_all)
+    worker = worker_of(starved)
+    client = raw(starved)
     client.open("/echo/")
     mishaps.happen(accept=number)
-    late = raw(short_of_all)  # the kernel lets it wait
+    late = raw(starved)  # the kernel keeps it waiting
     late.send(request("/echo/"))
-    assert eventually(lambda: f"a client: cannot be accepted: [Errno {number}]" in short_of_all.log)
+    assert eventually(lambda: f"a client: cannot be accepted: [Errno {number}]" in starved.log)
     begin, computed = time.monotonic(), processor_time(worker)
     for _ in range(10):
-        time.sleep(0.1)  # what it does meanwhile is what is measured
+        time.sleep(0.1)  # processor time is measured meanwhile
         client.send(frame("still here"))
         assert client.frame().text == "still here"
     assert (processor_time(worker) - computed) / (time.monotonic() - begin) < 0.25
     mishaps.happen()
     assert late.response().status == 101
-    assert short_of_all.log.count(f"cannot be accepted: [Errno {number}]") <= 11
-    assert worker_of(short_of_all) == worker
+    assert starved.log.count(f"cannot be accepted: [Errno {number}]") <= 11
+    assert worker_of(starved) == worker
 
 
 @pytest.fixture(scope="module")
 def crowded(start_site: StartSite) -> Iterator[tuple[Server, ExitStack]]:
-    """A server all of whose places for requests in progress are taken by clients that say nothing."""
+    """A server whose places for requests in progress are all taken by silent clients."""
     with start_site(args=["--worker-connections", "5"]) as server, ExitStack() as stack:
         for _ in range(5):
             stack.enter_context(RawClient(server.port))
         yield server, stack
 
 
-def test_client_is_told_at_once_when_no_request_is_done(crowded: tuple[Server, ExitStack], raw: Raw) -> None:
+def test_client_is_refused_at_once_while_no_request_finishes(crowded: tuple[Server, ExitStack], raw: Raw) -> None:
     server, stack = crowded
     begin = time.monotonic()
     late = [raw(server) for _ in range(10)]
@@ -303,9 +303,9 @@ def test_client_is_told_at_once_when_no_request_is_done(crowded: tuple[Server, E
     )
 
 
-def test_burst_beyond_the_requests_in_progress_is_served_all_the_same(start_site: StartSite) -> None:
+def test_burst_of_more_requests_than_may_be_in_progress_is_served(start_site: StartSite) -> None:
     with start_site(args=["--worker-connections", "5"]) as server, ExitStack() as stack:
-        time.sleep(1.2)  # longer than clients are let wait: nothing went on before the burst either
+        time.sleep(1.2)  # no request finished for longer than clients are made to wait
         clients = [stack.enter_context(RawClient(server.port)) for _ in range(300)]
         for client in clients:
             client.send(request("/echo/"))
@@ -313,7 +313,7 @@ def test_burst_beyond_the_requests_in_progress_is_served_all_the_same(start_site
 
 
 def fill(client: RawClient, data: bytes) -> None:
-    """Send `data` again and again, without reading, until the server takes no more, or has given up already."""
+    """Send `data` over and over without reading, until the server takes no more or has given up."""
     client.sock.settimeout(1)
     with pytest.raises(OSError):
         while True:
@@ -343,8 +343,8 @@ def test_refused_clients_that_do_not_read_why_give_up_their_places(start_site: S
         assert accepted(server)
 
 
-def test_limit_of_a_page_ends_with_the_upgrade_of_its_connection(start_site: StartSite, key: str) -> None:
-    message = "x" * 900_000  # more than the system takes, less than an outbox
+def test_time_limit_of_a_page_ends_when_its_connection_is_upgraded(start_site: StartSite, key: str) -> None:
+    message = "x" * 900_000  # more than the system's buffers hold, less than an outbox does
     settings = {"WEBSOCKET_SEND_TIMEOUT": 1.0}
     app = "testsite.wsgi:application"
     with start_site(settings, app=app) as server, RawClient(server.port, receive_buffer=4096) as client:
@@ -352,7 +352,7 @@ def test_limit_of_a_page_ends_with_the_upgrade_of_its_connection(start_site: Sta
         assert client.response().status == 200
         client.open(f"/forward/{key}/")
         assert fetch(server.port, f"/publish/{key}/?text=x&times={len(message)}").status == 200
-        time.sleep(4)  # much longer than a page would be let wait
+        time.sleep(4)  # much longer than a page's answer may wait
         assert client.frame().text == message
 
 
@@ -368,6 +368,6 @@ def test_handshake_within_http2_is_refused(start_site: StartSite, certificate: t
     with (
         pytest.raises(RuntimeError, match="Remove h2 from http_protocols"),
         start_site(args=arguments, probe=b"") as server,
-    ):  # it listens before its worker refuses
+    ):  # gunicorn listens before its worker refuses
         server.wait()
         raise RuntimeError(server.log)

@@ -17,7 +17,7 @@ from .support.frames import CLOSE, PING, PONG, Frame, close_frame, frame
 from .support.servers import WORKER, Server, gunicorn
 from .support.waiting import at_once, eventually
 
-# --- the ways to write a view ----------------------------------------------------------------------------------------
+# --- ways to write a view --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_view_that_returns_nothing_accepts_and_closes(site: Server, raw: Raw, ke
     client.send(close_frame(1000))
     assert client.rest() == b""
     assert notes(site.port, key) == ["returned"]
-    assert "returns-nothing" not in site.log  # nobody complains of a view that returned None
+    assert "returns-nothing" not in site.log  # a view that returns None is not logged as an error
 
 
 def test_conversation_knows_its_request(site: Server, connect: Connect) -> None:
@@ -88,7 +88,7 @@ def test_conversation_knows_its_request(site: Server, connect: Connect) -> None:
         "is_atomic": False,
         "websocket": ["/about/7/", f"http://127.0.0.1:{site.port}", None, "13"],
     }
-    for _ in range(2):  # the same after waiting, whatever other conversations are about
+    for _ in range(2):  # the answer is the same after a wait, whatever other conversations do
         assert json.loads(client.ask("?")) == expected
         of_other = json.loads(other.ask("?"))
         assert (of_other["user"], of_other["session"], of_other["tenant"]) == ("", None, "nobody")
@@ -102,7 +102,7 @@ def test_conversation_knows_its_request(site: Server, connect: Connect) -> None:
     ("offered", "chosen"),
     [
         ("v1.example", "v1.example"),
-        ("v1.example, v2.example", "v2.example"),  # what the view prefers
+        ("v1.example, v2.example", "v2.example"),  # the view's preference
         ("v3.example", None),
         (None, None),
     ],
@@ -134,7 +134,7 @@ def test_message_larger_than_the_view_allows_is_refused_with_1009(site: Server, 
     assert client.closing()[0] == 1009
     client = raw(site)
     client.open("/small/")
-    client.send(frame("x" * 1000)[:8])  # what it declares is enough
+    client.send(frame("x" * 1000)[:8])  # the declared length is enough
     assert client.closing()[0] == 1009
 
 
@@ -150,7 +150,7 @@ def test_input_of_a_view_that_only_sends_is_dropped(site: Server, raw: Raw, key:
     client = raw(site)
     client.open(f"/sends-only/?key={key}", behind=frame("x" * 1000) * 50)
     assert client.frame().text == "ready"
-    for _ in range(200):  # far more than an inbox takes
+    for _ in range(200):  # far more than an inbox holds
         client.send(frame("x" * 50000))
     client.send(frame(b"alive?", PING))
     assert client.frame() == Frame(PONG, b"alive?")
@@ -225,7 +225,7 @@ def test_nothing_is_received_after_the_view_has_closed(site: Server, raw: Raw, k
         (close_frame(1001, "going away"), "1001 going away"),
         (close_frame(4999, "mine"), "4999 mine"),
         (frame(b"", CLOSE), "1005"),
-        (frame(b"\xff", 1), "1007"),  # no UTF-8; the reason is ours
+        (frame(b"\xff", 1), "1007"),  # not UTF-8; the server gives the reason
         (b"\x81\x01x", "1002"),  # not masked
     ],
 )
@@ -293,7 +293,7 @@ def test_end_is_noticed_while_the_view_is_busy(site: Server, raw: Raw, key: str)
     assert notes(site.port, key, 2) == ["busy", "finally"]
 
 
-def test_more_messages_than_an_inbox_takes_are_all_answered_in_order(site: Server, raw: Raw) -> None:
+def test_more_messages_than_an_inbox_holds_are_all_answered_in_order(site: Server, raw: Raw) -> None:
     client = raw(site)
     client.open("/echo/", behind=b"".join(frame(str(number)) for number in range(1000)))
     client.send(*(frame(str(number)) for number in range(1000, 3000)))
@@ -313,7 +313,7 @@ def test_messages_for_a_busy_view_wait_for_it(site: Server, raw: Raw, key: str) 
 # --- listening clients -----------------------------------------------------------------------------------------------
 
 
-def test_listening_client_gets_what_is_published_when_its_view_is_over(site: Server, raw: Raw, key: str) -> None:
+def test_listening_client_gets_published_messages_after_its_view_has_ended(site: Server, raw: Raw, key: str) -> None:
     client = raw(site)
     client.open(f"/listen/{key}/?key={key}", behind=frame("dropped"))
     assert notes(site.port, key) == ["over"]
@@ -329,7 +329,7 @@ def test_listening_client_gets_what_is_published_when_its_view_is_over(site: Ser
 
 
 def test_listening_client_has_no_greenlet(site: Server, raw: Raw, key: str) -> None:
-    assert fetch(site.port, f"/publish/{key}/?text=first").status == 200  # whatever runs from then on
+    assert fetch(site.port, f"/publish/{key}/?text=first").status == 200  # starts what then stays
     before = fetch_json(site.port, "/state/")["greenlets"]
     clients = [raw(site) for _ in range(20)]
     for client in clients:
@@ -344,16 +344,16 @@ def test_forwarded_messages_reach_all_members_in_order(site: Server, connect: Co
     assert len(notes(site.port, key, 3)) == 3
     for number in range(10):
         clients[number % 3].send(f"message {number}")
-        clients[0].recv()  # which brings the next one behind it
+        clients[0].recv()  # so that the next message comes after this one
         for client in clients[1:]:
             assert client.recv() == f"message {number}"
 
 
-# --- middleware, and what else stands around a view ------------------------------------------------------------------
+# --- middleware and applications around a view -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("how", "status", "body"), [("replace", 409, b"something else"), ("raise", 500, None)])
-def test_answer_that_a_middleware_gives_instead_of_the_101_reaches_the_client(
+def test_answer_of_a_middleware_in_place_of_the_101_reaches_the_client(
     site: Server, raw: Raw, key: str, how: str, status: int, body: bytes | None
 ) -> None:
     client = raw(site)
@@ -381,7 +381,7 @@ def test_nothing_is_left_of_a_handshake_that_a_middleware_stopped(site: Server, 
     )
 
 
-def test_application_works_within_another_one(start_site: StartSite, raw: Raw, key: str) -> None:
+def test_application_works_inside_another_one(start_site: StartSite, raw: Raw, key: str) -> None:
     with start_site(app="testsite.wsgi:monitored") as server:
         client = raw(server)
         response = client.open("/echo/", behind=frame("hello"))
@@ -422,7 +422,7 @@ def test_generator_around_the_application_runs_to_its_end(start_site: StartSite,
         assert after["finished"] == before.get("finished", 0) + 5
 
 
-# --- what is no handshake --------------------------------------------------------------------------------------------
+# --- requests other than handshakes ----------------------------------------------------------------------------------
 
 
 def test_plain_request_is_told_to_upgrade(any_project: Server) -> None:
@@ -438,14 +438,14 @@ def test_plain_request_is_told_to_upgrade(any_project: Server) -> None:
 def test_pages_and_websockets_share_a_port_and_paths(site: Server, connect: Connect) -> None:
     assert fetch(site.port, "/echo/").body == b"page /echo/"
     assert connect(site, "/echo/").ask("hello") == "hello"
-    assert fetch(site.port, "/about/7/").status == 404  # a WebSocket's path is no page's
+    assert fetch(site.port, "/about/7/").status == 404  # this path has only a WebSocket
 
 
-# --- wrong set-ups ---------------------------------------------------------------------------------------------------
+# --- mistakes in the set-up ------------------------------------------------------------------------------------------
 
 
 def output_of_failing(server: Server) -> str:
-    """What a server writes that cannot start."""
+    """Return the output of a server that cannot start."""
     with pytest.raises(RuntimeError) as failure, server:
         pass
     return str(failure.value)
@@ -487,10 +487,10 @@ def test_preloaded_application_is_refused_with_a_clear_sentence() -> None:
 PATCH = "from gevent import monkey; monkey.patch_all()\n"
 
 
-def test_django_that_something_imports_before_gevent_patches_is_refused_with_a_remedy(
+def test_django_imported_before_gevent_has_patched_is_refused_with_a_remedy(
     start_site: StartSite, tmp_path: Path, raw: Raw
 ) -> None:
-    """As opentelemetry-instrument does, by a sitecustomize.py of its own."""
+    """opentelemetry-instrument imports it so, by a sitecustomize.py of its own."""
     env = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{SITE}", "DJANGO_SETTINGS_MODULE": "testsite.settings"}
     customize, conf = tmp_path / "sitecustomize.py", tmp_path / "conf.py"
     customize.write_text("import django.db\n")
@@ -502,7 +502,7 @@ def test_django_that_something_imports_before_gevent_patches_is_refused_with_a_r
         for what in ("sitecustomize.py", "opentelemetry", "post_fork()", PATCH.strip()):
             assert what in sentence
 
-    # Each remedy helps.
+    # Either remedy helps.
     customize.write_text(f"{PATCH}import django.db\n")
     with start_site(env=env) as server:
         raw(server).open("/echo/")
@@ -558,7 +558,7 @@ def test_greenlet_that_accepts_after_the_view_has_answered_gets_an_error_at_once
     assert notes(site.port, key) == ["HandshakeFailed"]
 
 
-def test_acceptance_that_was_interrupted_goes_on_with_the_next_call(site: Server, raw: Raw) -> None:
+def test_interrupted_acceptance_is_completed_by_the_next_call(site: Server, raw: Raw) -> None:
     client = raw(site)
     client.open("/accepts-again/")
     assert client.frame().text == "interrupted"

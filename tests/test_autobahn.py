@@ -1,4 +1,4 @@
-"""scripts/autobahn: with the suite where Python 2.7 is there, and what it makes of the suite's results everywhere."""
+"""scripts/autobahn: a run of the suite where there is Python 2.7, and everywhere its verdict on results."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .support.servers import ROOT
 
 OK = {"behavior": "OK", "behaviorClose": "OK", "reportfile": "case.json"}
 
-# Stands in for the suite's command, and says of the cases what the test wants.
+# Stands in for the suite's command, and reports the results that the test wants.
 SUITE = """
 import json, os, sys
 spec = json.load(open(sys.argv[sys.argv.index("--spec") + 1]))
@@ -31,7 +31,7 @@ sys.exit(results is None)
 
 def script(*args: str, **environment: str) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if name != "WSTEST"} | environment
-    environment["PYTHON"] = sys.executable  # where the package is that the other tests test
+    environment["PYTHON"] = sys.executable  # the Python in which the package under test is installed
     command = [str(ROOT / "scripts" / "autobahn"), *args]
     return subprocess.run(command, cwd="/", env=environment, capture_output=True, text=True, check=False)
 
@@ -45,7 +45,7 @@ def has_python27() -> bool:
 
 
 @pytest.mark.timeout(300)  # it may have to install the suite
-def test_quick_cases_pass_or_the_way_to_run_them_without_python_2_7_is_told() -> None:
+def test_quick_cases_pass_or_without_python_2_7_the_output_says_how_to_run_them() -> None:
     result = script("--quick")
     if has_python27():
         assert result.returncode == 0, result.stdout + result.stderr
@@ -55,7 +55,7 @@ def test_quick_cases_pass_or_the_way_to_run_them_without_python_2_7_is_told() ->
         assert "crossbario/autobahn-testsuite" in result.stderr
 
 
-def test_container_image_is_named_with_the_cases_where_there_is_no_python_2_7() -> None:
+def test_without_python_2_7_the_container_image_is_named_with_the_cases() -> None:
     for python in ("/does/not/exist", sys.executable):
         result = script("5.*", "6.4.1", PYTHON27=python)
         assert result.returncode == 1
@@ -77,7 +77,7 @@ def verdict(behavior: str, closing: str = "OK") -> Mapping[str, str]:
 
 @pytest.fixture
 def suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str | int | None]:
-    """Runs the cases with a suite that gives them these results, and returns the status to exit with."""
+    """Runs the cases with a suite that reports these results, and returns the exit status."""
     (tmp_path / "wstest.py").write_text(SUITE)
     monkeypatch.setenv("WSTEST", f"{sys.executable} {tmp_path / 'wstest.py'}")
     monkeypatch.setattr(autobahn, "REPORT", tmp_path / "report")
@@ -133,11 +133,11 @@ def test_all_groups_are_run_unless_cases_are_named(suite: Callable[..., str | in
     assert cases == [f"{group}.*" for group in groups]
 
 
-def test_cases_that_do_not_exist_are_no_success(suite: Callable[..., str | int | None]) -> None:
+def test_cases_that_do_not_exist_are_a_failure(suite: Callable[..., str | int | None]) -> None:
     assert suite({"1.1.1": OK}, "1.*", "77.*") == "The suite ran no case that matches: 77.*"
 
 
-def test_suite_that_fails_is_no_success(suite: Callable[..., str | int | None]) -> None:
+def test_suite_that_fails_is_a_failure(suite: Callable[..., str | int | None]) -> None:
     end = suite(None, "1.*")
     assert isinstance(end, str)
     assert "ended with status 1" in end and end.endswith("the end of the output\n")

@@ -1,4 +1,4 @@
-"""The benchmarks still run: each load once, for a moment, with every message checked and nothing timed."""
+"""The benchmarks still run: each load once and briefly, with every message checked and nothing timed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The bodies of requests for pages that are served beside WebSockets: slow ones, and those that never come."""
+"""The bodies of requests for pages served beside WebSockets: bodies that come slowly or never."""
 
 from __future__ import annotations
 
@@ -69,10 +69,10 @@ def test_body_that_comes_byte_by_byte_is_given_up(
                 continue
             assert received.startswith(b"HTTP/1.1 408 ")
             return
-        pytest.fail("it may go on for ever")
+        pytest.fail("the client may go on for ever")
 
 
-def test_slow_upload_that_goes_on_is_read_to_its_end(hasty: Server, raw: Raw) -> None:
+def test_slow_but_steady_upload_is_read_to_its_end(hasty: Server, raw: Raw) -> None:
     client = raw(hasty)
     client.send(post("read"))
     begin = time.monotonic()
@@ -84,7 +84,7 @@ def test_slow_upload_that_goes_on_is_read_to_its_end(hasty: Server, raw: Raw) ->
     assert (response.status, response.body) == (200, b"3000")
 
 
-def test_time_that_the_page_takes_is_not_the_client_s(hasty: Server, raw: Raw) -> None:
+def test_time_that_the_page_takes_does_not_count_against_the_client(hasty: Server, raw: Raw) -> None:
     client = raw(hasty)
     client.send(post("pause"), b"x" * 2000)
     time.sleep(2.0 * HASTE)
@@ -92,17 +92,17 @@ def test_time_that_the_page_takes_is_not_the_client_s(hasty: Server, raw: Raw) -
     assert client.response().body == b"3000"
 
 
-def test_answer_that_has_begun_ends_with_the_connection(hasty: Server, raw: Raw) -> None:
+def test_answer_that_has_begun_is_cut_off_with_the_connection(hasty: Server, raw: Raw) -> None:
     client = raw(hasty)
     client.send(post("answer-first"))
     answer = client.rest()
     assert answer.startswith(b"HTTP/1.1 200 OK")
     assert answer.count(b"HTTP/1.1") == 1
-    assert not answer.endswith(b"0\r\n\r\n")  # as if it were whole
+    assert not answer.endswith(b"0\r\n\r\n")  # this would make it look complete
     assert eventually(lambda: "127.0.0.1: the body of the request: it came too slowly\n" in hasty.log)
 
 
-def test_further_request_of_the_connection_has_its_own_time(hasty: Server, raw: Raw) -> None:
+def test_each_request_of_a_connection_has_its_own_time(hasty: Server, raw: Raw) -> None:
     client = raw(hasty)
     for _ in range(3):
         client.send(post("read"))

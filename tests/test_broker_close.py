@@ -1,4 +1,4 @@
-"""Closing brokers: no connection is left, nothing is published afterwards, and everybody who is subscribed is told."""
+"""Closing brokers: no connection is left, nothing is published afterwards, and all subscribers are told."""
 
 from __future__ import annotations
 
@@ -57,13 +57,13 @@ class Backend:
         self.servers = servers
 
     def connected(self) -> int:
-        """How many connections the servers have that bear the name of this broker."""
+        """Count the servers' connections that bear this broker's name."""
         name = f" name={self.setting.get('client_name')} ".encode()
         assert self._ask is not None or not self.servers
         return sum(self._ask(server, "CLIENT", "LIST").count(name) for server in self.servers if self._ask)
 
     def descriptors(self) -> list[str]:
-        """The states of the connections that this process has to the servers."""
+        """Return the states of this process's connections to the servers."""
         return [state for server in self.servers for state in connections_to(server.port)]
 
 
@@ -75,7 +75,7 @@ def ask_redis(server: Server, *words: str) -> Any:
 
 @pytest.fixture
 def cooperative(monkeypatch: pytest.MonkeyPatch) -> None:
-    """redis-py's sockets let other greenlets run, as they do in a worker, where everything is patched."""
+    """Let redis-py's sockets yield to other greenlets, as they do in a worker, where everything is patched."""
     monkeypatch.setattr(redis_py.connection, "socket", gevent.socket)
 
 
@@ -106,14 +106,14 @@ def backend(request: pytest.FixtureRequest, key: str) -> Iterator[Backend]:
 
 @pytest.fixture
 def own_redis(cooperative: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    """A Redis to kill and to pause, with a shorter deadline."""
+    """A Redis to kill and to pause, with a shorter timeout in the broker."""
     monkeypatch.setattr(redis_broker, "TIMEOUT", 1.0)
     with redis_server() as server:
         yield server
 
 
 class Told:
-    """A listener that notes what it is told of the end."""
+    """A listener that counts how often it is told of the end."""
 
     def __init__(self) -> None:
         self.received: list[tuple[str, bytes]] = []
@@ -173,7 +173,7 @@ def test_publishing_tells_how_many_subscribers_it_reaches(backend: Backend, coop
 
 def test_thread_without_a_loop_receives_from_one_channel(backend: Backend) -> None:
     if not backend.servers:
-        assert not hasattr(backend.broker, "receiver")  # memory:// brings everything to loops
+        assert not hasattr(backend.broker, "receiver")  # memory:// delivers to loops only
         return
     for channel in CHANNELS[:3]:
         receiver = backend.broker.receiver(channel)  # type: ignore[attr-defined]  # not every broker has it
@@ -238,7 +238,7 @@ def test_connections_of_threads_without_a_loop_are_closed(backend: Backend) -> N
 
 @pytest.mark.parametrize("ended", [False, True], ids=["that run", "that have ended"])
 def test_connections_of_threads_with_a_loop_are_closed(backend: Backend, cooperative: None, ended: bool) -> None:
-    """Their loops do not run while they wait for work, and cannot close anything."""
+    """Their loops do not run while they wait for work, so they cannot close anything."""
     pool = gevent.threadpool.ThreadPool(2)
     try:
         for task in [pool.spawn(publish_everywhere, backend.broker) for _ in range(2)]:
@@ -258,7 +258,7 @@ def test_connections_of_threads_with_a_loop_are_closed(backend: Backend, coopera
 
 
 def test_another_thread_closes_the_broker(backend: Backend, cooperative: None) -> None:
-    """The subscriber ends in its own loop, which runs meanwhile."""
+    """The subscriber ends in its own loop, which is running meanwhile."""
     told = Told()
     backend.broker.subscriber(told).subscribe(CHANNELS)
     publish_everywhere(backend.broker)
@@ -297,7 +297,7 @@ def test_publishes_under_way_finish(own_redis: Server) -> None:
     own_redis.send_signal(signal.SIGSTOP)
     try:
         publishers = [gevent.spawn(broker.publish, "news", b"under way") for _ in range(10)]
-        gevent.sleep(0)  # now all of them wait
+        gevent.sleep(0)  # now all of them are waiting
         closing = gevent.spawn(broker.close)
         gevent.sleep(0)
         with pytest.raises(BrokerError, match=CLOSED):
@@ -333,13 +333,13 @@ def test_a_server_that_does_not_answer_delays_the_end_within_bounds(own_redis: S
         gevent.joinall(waiting, timeout=1)
         assert [type(one.exception) for one in waiting] == [BrokerError] * 11
         until(lambda: told.ends)
-        until(lambda: not connections_to(own_redis.port))  # close() gives up waiting for what does not answer
+        until(lambda: not connections_to(own_redis.port))  # close() does not wait for ever for a silent server
     finally:
         own_redis.send_signal(signal.SIGCONT)
 
 
 def test_threads_without_a_loop_publish_while_the_broker_is_closed(redis: Server) -> None:
-    """Each either succeeds or is told, and no connection is made behind the back of close()."""
+    """Each call succeeds or raises, and no connection is made behind the back of close()."""
     for _ in range(20):
         broker = broker_from(f"redis://{redis.address}")
         outcomes: list[str] = []
@@ -354,8 +354,8 @@ def test_threads_without_a_loop_publish_while_the_broker_is_closed(redis: Server
         assert connections_to(redis.port) == []
 
 
-def test_who_publishes_while_another_thread_closes_the_connection_is_told_at_once(redis: Server) -> None:
-    """No greenlet makes calls then, and none can be started, so that nobody would ever answer."""
+def test_publishing_while_another_thread_closes_the_connection_fails_at_once(redis: Server) -> None:
+    """At that time no greenlet makes the calls and none can be started, so the caller would wait for ever."""
     address = RedisAddress(f"redis://{redis.address}", {})
     closing, go_on = threading.Event(), threading.Event()
 
@@ -412,7 +412,7 @@ def test_a_broker_whose_server_is_away_is_closed_at_once(own_redis: Server) -> N
     assert connections_to(own_redis.port) == []
 
 
-# --- whoever is subscribed -------------------------------------------------------------------------------------------
+# --- subscribers -----------------------------------------------------------------------------------------------------
 
 
 def test_views_that_are_subscribed_are_told(backend: Backend, cooperative: None) -> None:
@@ -437,7 +437,7 @@ def test_views_that_are_subscribed_are_told(backend: Backend, cooperative: None)
         assert [busy.get(), waiting.get(), left.get()] == [None, None, None]
         nothing_is_left(backend)
 
-        with subscribe("news") as subscription:  # by a new broker
+        with subscribe("news") as subscription:  # made by a new broker
             publish("news", "again")
             assert subscription.get(timeout=10) == "again"
     nothing_is_left(backend)
@@ -450,7 +450,7 @@ def accepted(connection: Connection, subprotocol: str | None) -> Connection:
 @pytest.mark.parametrize(
     "options", [{}, {"on_missed": "reload"}, {"on_slow": "latest", "on_missed": "reload"}], ids=str
 )
-def test_clients_that_are_sent_what_is_published_are_sent_away(key: str, pairs: Pairs, options: dict[str, Any]) -> None:
+def test_clients_of_subscribe_and_listen_are_told_to_reconnect(key: str, pairs: Pairs, options: dict[str, Any]) -> None:
     with in_use(f"memory://{key}"):
         clients = [pairs() for _ in range(2)]
         for (connection, _), method in zip(clients, (WebSocket.subscribe, WebSocket.listen), strict=True):
@@ -465,7 +465,7 @@ def test_clients_that_are_sent_what_is_published_are_sent_away(key: str, pairs: 
             peer.until_end()
 
 
-def test_a_client_that_was_being_accepted_is_sent_away(key: str, pairs: Pairs) -> None:
+def test_a_client_that_is_just_being_accepted_is_told_to_reconnect(key: str, pairs: Pairs) -> None:
     connection, peer = pairs()
 
     def accept(subprotocol: str | None) -> Any:
@@ -477,7 +477,7 @@ def test_a_client_that_was_being_accepted_is_sent_away(key: str, pairs: Pairs) -
         assert peer.until_frames(1)[0].payload[:2] == (1012).to_bytes(2, "big")
 
 
-def test_whoever_is_about_to_subscribe_is_told(own_redis: Server) -> None:
+def test_subscribing_while_the_broker_is_closed_fails(own_redis: Server) -> None:
     with in_use(f"redis://{own_redis.address}"):
         own_redis.send_signal(signal.SIGSTOP)
         try:
@@ -514,7 +514,7 @@ def test_subscriptions_in_the_loops_of_other_threads_are_told(key: str) -> None:
         assert [type(error) for error in outcomes] == [BrokerError]
 
 
-def test_whoever_waits_for_orders_goes_over_to_the_next_broker(key: str, pairs: Pairs) -> None:
+def test_connections_that_wait_for_orders_move_to_the_next_broker(key: str, pairs: Pairs) -> None:
     connection, peer = pairs()
     connection.id = key
     with in_use(f"memory://{key}", WEBSOCKET_LOGIN_CHECK_INTERVAL=0.05):
@@ -533,7 +533,7 @@ def test_whoever_waits_for_orders_goes_over_to_the_next_broker(key: str, pairs: 
 
 
 class Plain:
-    """A broker that somebody wrote before there was `close()`, as is its subscriber."""
+    """A user's broker from before there was `close()`; its subscriber has none either."""
 
     def __init__(self) -> None:
         self.published: list[tuple[str, bytes]] = []
@@ -553,7 +553,7 @@ class PlainSubscriber:
         pass
 
 
-def test_a_broker_without_close_needs_none() -> None:
+def test_a_broker_without_a_close_method_can_be_closed() -> None:
     with in_use({"class": f"{__name__}.Plain"}):
         subscription = subscribe("news")
         pubsub._close()
@@ -564,7 +564,7 @@ def test_a_broker_without_close_needs_none() -> None:
     encrypted.close()
 
 
-def test_only_what_a_setting_names_is_closed(key: str) -> None:
+def test_only_the_broker_that_the_setting_names_is_closed(key: str) -> None:
     with in_use(f"memory://{key}"), subscribe("news") as outer:
         with in_use(f"memory://{key}-other"):
             publish("news", "elsewhere")
@@ -572,7 +572,7 @@ def test_only_what_a_setting_names_is_closed(key: str) -> None:
         assert outer.get(timeout=10) == "here"
 
 
-def test_what_is_observed_is_not_what_was_refused() -> None:
+def test_refused_messages_are_not_observed() -> None:
     broker = MemoryBroker()
     observed: list[tuple[str, bytes]] = []
     broker.observers.append(lambda channel, payload: observed.append((channel, payload)))

@@ -27,7 +27,7 @@ HANDSHAKE = {
     "an upgrade that middleware, login or the urlconf would have refused": [
         "test_handshake.py::test_refusal_is_an_http_response_that_passes_all_middleware",
         "test_handshake.py::test_view_that_requires_a_login_accepts_a_logged_in_user",
-        "test_application.py::test_answer_that_a_middleware_gives_instead_of_the_101_reaches_the_client",
+        "test_application.py::test_answer_of_a_middleware_in_place_of_the_101_reaches_the_client",
     ],
     "a handshake with a wrong key, version, method or HTTP version": [
         "test_handshake.py::test_malformed_handshake_is_refused_and_the_connection_closed",
@@ -56,7 +56,7 @@ HANDSHAKE = {
     "a body for a page that comes slowly or never": [
         "test_bodies.py::test_requests_whose_bodies_never_come_give_up_their_places",
         "test_bodies.py::test_body_that_comes_byte_by_byte_is_given_up",
-        "test_bodies.py::test_slow_upload_that_goes_on_is_read_to_its_end",
+        "test_bodies.py::test_slow_but_steady_upload_is_read_to_its_end",
     ],
     "a header on which a regular expression works for years": [
         "test_threats_handshake.py::test_long_value_is_parsed_at_once",
@@ -196,11 +196,11 @@ CLIENTS = {
     ],
     "more clients than the process has room or descriptors for": [
         "test_admission.py::test_client_beyond_the_limit_is_refused_before_its_view_runs",
-        "test_admission.py::test_limit_of_clients_comes_from_that_of_open_files",
+        "test_admission.py::test_limit_of_clients_follows_from_the_limit_of_open_files",
         "test_admission.py::test_worker_out_of_descriptors_neither_ends_nor_spins",
-        "test_admission.py::test_system_that_has_no_room_for_clients_is_asked_again",
+        "test_admission.py::test_accepting_is_tried_again_after_the_system_had_no_room",
         "test_pubsub.py::test_a_process_without_free_descriptors_can_end_a_connection",
-        "test_admission.py::test_client_is_told_at_once_when_no_request_is_done",
+        "test_admission.py::test_client_is_refused_at_once_while_no_request_finishes",
     ],
     "all connections taken by one address": [
         "test_nginx.py::test_one_address_gets_no_more_websockets_than_the_limit_allows",
@@ -315,7 +315,7 @@ PROCESS = {
     ],
     "a project that is loaded before the standard library is patched": [
         "test_application.py::test_preloaded_application_is_refused_with_a_clear_sentence",
-        "test_application.py::test_django_that_something_imports_before_gevent_patches_is_refused_with_a_remedy",
+        "test_application.py::test_django_imported_before_gevent_has_patched_is_refused_with_a_remedy",
     ],
     "a child process, forked by a view, that reads, answers or closes its parent's connections": [
         "test_forking.py::test_clients_of_the_worker_do_not_notice_a_child",
