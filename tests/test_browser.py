@@ -34,7 +34,7 @@ OPTIONS = (
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
-    # Two windows of one browser: the one behind is to be as quick as the one in front.
+    # These keep a window in the background as quick as the one in front.
     "--disable-background-timer-throttling",
     "--disable-backgrounding-occluded-windows",
     "--disable-renderer-backgrounding",
@@ -43,7 +43,7 @@ OPTIONS = (
 
 
 class Window:
-    """One window of the browser. What is done to it brings it to the front."""
+    """A window of the browser, which every action brings to the front."""
 
     def __init__(self, driver: Chrome, handle: str, url: str) -> None:
         self._driver = driver
@@ -52,7 +52,7 @@ class Window:
 
     @property
     def driver(self) -> Chrome:
-        """The browser, with this window in front."""
+        """The browser's driver, with this window in front."""
         self._driver.switch_to.window(self._handle)
         return self._driver
 
@@ -60,7 +60,7 @@ class Window:
         return self.driver.find_element(By.CSS_SELECTOR, selector)
 
     def texts(self, selector: str) -> list[str]:
-        """The texts of all elements that match, as they stand in the page."""
+        """Return the texts of all matching elements in the order of the page."""
         script = "return Array.from(document.querySelectorAll(arguments[0]), (element) => element.textContent)"
         found: list[str] = self.driver.execute_script(script, selector)
         return found
@@ -74,11 +74,11 @@ class Window:
         self.wait(lambda: self["#state"].get_attribute("data-state") == state, f"the state is not {state}")
 
     def wait_for_texts(self, selector: str, expected: list[str]) -> None:
-        """Wait until the elements that match have these texts."""
+        """Wait until the matching elements have these texts."""
         self.wait(lambda: self.texts(selector) == expected, f"{selector} is not {expected}")
 
     def fill(self, selector: str, text: str) -> None:
-        """Type into a field, in place of what is there."""
+        """Replace what is in a field by typing."""
         field = self[selector]
         field.send_keys(Keys.CONTROL, "a")
         field.send_keys(Keys.DELETE, text)
@@ -101,11 +101,11 @@ class Browser:
         return Window(self.driver, self.driver.current_window_handle, url)
 
     def errors(self) -> list[str]:
-        """What stands in the consoles, errors and warnings, since this was last asked."""
+        """Return the errors and warnings in the consoles since the last call."""
         return [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]  # type: ignore[no-untyped-call]
 
     def close_windows(self) -> None:
-        """Close all windows but the first, which is empty."""
+        """Close all windows except the first, which is empty."""
         for handle in self.driver.window_handles:
             if handle != self._first:
                 self.driver.switch_to.window(handle)
@@ -135,29 +135,29 @@ def browser(chromium: Browser) -> Iterator[Browser]:
 
 
 class Site:
-    """The test site: where its pages are, and the server of its WebSockets."""
+    """The test project: the server of its pages, and that of its WebSockets."""
 
     def __init__(self, pages: Server, websockets: Server) -> None:
         self.pages = pages
         self.websockets = websockets
 
     def url(self, path: str) -> str:
-        """The address of a page."""
+        """Return the address of a page."""
         return f"http://{self.pages.address}{path}"
 
     def kill_websockets(self) -> None:
-        """Kill the server of the WebSockets, which says goodbye to nobody."""
+        """Kill the server of the WebSockets, so that it cannot say goodbye to its clients."""
         os.killpg(self.websockets.pid, signal.SIGKILL)
         self.websockets.wait()
 
     def stop_websockets(self) -> None:
-        """Stop it as an administrator does."""
+        """Stop the server of the WebSockets as an administrator does."""
         self.websockets.stop()
 
 
 @contextmanager
 def one_port(directory: Path) -> Iterator[Site]:
-    """Pages and WebSockets in one gunicorn, as scripts/demo has them."""
+    """Serve pages and WebSockets from one gunicorn, as scripts/demo does."""
     environment = ENVIRONMENT | {"DEBUG": "1", "DATABASE_NAME": str(directory / "db.sqlite3")}
     with gunicorn("project.wsgi:application", env=environment) as server:
         yield Site(server, server)
@@ -165,7 +165,7 @@ def one_port(directory: Path) -> Iterator[Site]:
 
 @contextmanager
 def two_shells(directory: Path) -> Iterator[Site]:
-    """runserver for the pages, gunicorn for the WebSockets."""
+    """Serve the pages from runserver and the WebSockets from gunicorn."""
     port, websocket_port = free_port(), free_port()
     environment = ENVIRONMENT | {
         "DATABASE_NAME": str(directory / "db.sqlite3"),
@@ -271,7 +271,7 @@ def test_echo_of_text_and_binary(browser: Browser, site: Site) -> None:
     window.say("Grüße")
     window.wait_for_texts(".message .body", ["text", "Grüße"])
     window["#binary"].click()
-    window.say("")  # an empty message is one
+    window.say("")  # an empty message is a message
     window.wait_for_texts(".message .body", ["text", "Grüße", ""])
     notes = window.texts(".message .note")
     assert notes[0].endswith(" ms") and "binary" not in notes[0]
@@ -289,7 +289,7 @@ def test_ping(browser: Browser, site: Site) -> None:
     window.say("something else")
     assert "something else" in window["#sent"].text
     window["#ping"].click()
-    window.wait_for_texts(".message .body", ["pong", "ping", "pong"])  # and no answer to the other
+    window.wait_for_texts(".message .body", ["pong", "ping", "pong"])  # something else has no answer
     assert browser.errors() == []
 
 
@@ -386,4 +386,4 @@ def test_page_reads_why_it_was_refused(browser: Browser, start_site: StartSite) 
         for how, expected in (("login", [4401, "Log in first"]), ("limit", [4429, "Too Many Requests"])):
             assert window.driver.execute_async_script(script, f"/refuse-by-closing/{how}/") == expected
         assert window.driver.execute_async_script(script, "/refuse-by-status/403/") == [1006, ""]
-        browser.errors()  # the browser's word about the last one
+        browser.errors()  # forget the browser's error about the last refusal

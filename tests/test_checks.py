@@ -1,4 +1,4 @@
-"""Mistakes in the settings: named, with the remedy, by the system checks and by the application at its start."""
+"""Mistakes in the settings, which the system checks and the application at its start name with a remedy."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from .support.waiting import eventually
 
 
 def written(value: object) -> str:
-    """As Python writes it, without addresses: a test has one name in all processes."""
+    """Return a value's `str()` without addresses, since a test must have the same id in all processes."""
     return re.sub(" at 0x[0-9a-f]+", "", str(value))
 
 
@@ -64,11 +64,11 @@ def module(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     made = types.ModuleType("made_for_a_test")
     monkeypatch.setitem(sys.modules, made.__name__, made)
     made.OnlyAsync, made.Both = OnlyAsync, Both  # type: ignore[attr-defined]
-    clear_url_caches()  # which know modules by their names
+    clear_url_caches()  # these caches know modules by name
     return made
 
 
-def test_the_site_of_these_tests_is_without_fault() -> None:
+def test_the_test_site_passes_the_checks() -> None:
     assert check() == []
 
 
@@ -170,7 +170,7 @@ def test_a_mistake_in_the_broker_is_named(broker: Any, words: list[str]) -> None
         "rediss://user:p4ssw0rd@localhost/one",
         "kafka://user:p4ssw0rd@localhost",
         "user:p4ssw0rd@localhost",
-        # What has to be percent-encoded, and is not, cuts the password in two.
+        # A character that should be percent-encoded, and is not, cuts the password in two.
         "redis://user:p4ssw0rd/p4ssw0rd@localhost",
         "redis://user:1/p4ssw0rd@localhost",
         "redis://user:1?p4ssw0rd=p4ssw0rd@localhost",
@@ -213,7 +213,7 @@ def test_a_mistake_in_the_broker_is_named_without_its_password(broker: Any) -> N
         "unix:///run/redis.sock?db=1",
         "unix://user:secret@/run/redis.sock",
         {"url": "redis://localhost", "password": "/?#@%", "db": 1, "prefix": "site1:"},
-        {"url": "redis://localhost", "password": None},  # as os.environ.get() gives it
+        {"url": "redis://localhost", "password": None},  # as os.environ.get() may return it
         {"url": "redis://localhost", "credential_provider": UsernamePasswordCredentialProvider("me", "secret")},
         {"url": "memory://", "encryption_keys": ["1" * 32, "2" * 50]},
         {"class": "made_for_a_test.Broker"},
@@ -221,7 +221,7 @@ def test_a_mistake_in_the_broker_is_named_without_its_password(broker: Any) -> N
     ],
     ids=written,
 )
-def test_a_broker_without_fault(module: types.ModuleType, broker: Any) -> None:
+def test_a_correct_broker_passes(module: types.ModuleType, broker: Any) -> None:
     module.Broker = Broker  # type: ignore[attr-defined]
     with override_settings(WEBSOCKET_BROKER=broker):
         assert check() == []
@@ -237,7 +237,7 @@ def test_encryption_without_its_library_names_the_extra(monkeypatch: pytest.Monk
     assert 'pip install "django-gevent-websocket[encryption]"' in message.msg
 
 
-def test_a_module_that_the_urlconf_imports_and_that_is_missing_is_not_taken_for_the_urlconf(
+def test_a_missing_module_that_the_urlconf_imports_is_not_taken_for_the_urlconf(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 ) -> None:
     (tmp_path / "imports_too_much.py").write_text("import missing_elsewhere\nurlpatterns = []\n")
@@ -247,7 +247,7 @@ def test_a_module_that_the_urlconf_imports_and_that_is_missing_is_not_taken_for_
     assert raised.value.name == "missing_elsewhere"
 
 
-def test_middleware_that_is_sync_and_async_is_fine(module: types.ModuleType) -> None:
+def test_middleware_that_is_both_sync_and_async_passes(module: types.ModuleType) -> None:
     with override_settings(MIDDLEWARE=["made_for_a_test.Both", "django.middleware.common.CommonMiddleware"]):
         assert check() == []
 
@@ -260,7 +260,7 @@ def page(request: HttpRequest) -> HttpResponse:
 
 
 def forgotten(request: HttpRequest, websocket: WebSocket) -> None:
-    """Its decorator is missing."""
+    """A view whose decorator was forgotten."""
 
 
 @websocket
@@ -269,7 +269,7 @@ def decorated(request: HttpRequest, websocket: WebSocket) -> None:
 
 
 def hides(view: Any) -> Any:
-    """A decorator that does not say what it has decorated."""
+    """Decorate a view without functools.wraps(), so that nothing shows what was decorated."""
 
     def inner(request: HttpRequest) -> Any:
         return view(request)
@@ -318,13 +318,13 @@ exec(compile("def takes_what(request): pass", "compiled.py", "exec"), WITHOUT_SO
 
 
 def with_views(module: types.ModuleType, *views: Any) -> Any:
-    """The settings with the views in WEBSOCKET_URLCONF."""
+    """Override the settings with a WEBSOCKET_URLCONF that has these views."""
     module.urlpatterns = [path("x/", include([path("<slug:room>/", view) for view in views]))]  # type: ignore[attr-defined]
     return override_settings(WEBSOCKET_URLCONF=module.__name__)
 
 
 @pytest.mark.parametrize("view", [page, forgotten, hides(decorated), TemplateView.as_view(), View.as_view()])
-def test_a_view_that_is_none_for_websockets_is_warned_of(module: types.ModuleType, view: Any) -> None:
+def test_a_view_that_does_not_take_a_websocket_gets_a_warning(module: types.ModuleType, view: Any) -> None:
     with with_views(module, view):
         (message,) = check()
     assert (type(message), message.id) == (Warning, "websocket.W001")
@@ -348,18 +348,18 @@ def test_a_view_that_is_none_for_websockets_is_warned_of(module: types.ModuleTyp
         WITHOUT_SOURCE["takes_what"],
     ],
 )
-def test_a_view_for_websockets_is_not_warned_of(module: types.ModuleType, view: Any) -> None:
+def test_a_view_that_takes_a_websocket_gets_no_warning(module: types.ModuleType, view: Any) -> None:
     with with_views(module, view):
         assert check() == []
 
 
 def test_an_async_view_is_refused(module: types.ModuleType) -> None:
     async def view(request: HttpRequest) -> None:
-        """It would never run."""
+        """A view that would never run."""
 
     class AsyncView(View):
         async def get(self, request: HttpRequest) -> None:
-            """It would never run."""
+            """A method that would never run."""
 
     with with_views(module, view, AsyncView.as_view()):
         messages = check()
@@ -367,7 +367,7 @@ def test_an_async_view_is_refused(module: types.ModuleType) -> None:
     assert all("async" in message.msg for message in messages)
 
 
-def test_what_django_finds_in_other_urlconfs_is_found_in_this_one(module: types.ModuleType) -> None:
+def test_djangos_own_checks_of_urlconfs_cover_this_one(module: types.ModuleType) -> None:
     module.urlpatterns = [path("/slash/", decorated), path("class/", Decorated)]  # type: ignore[arg-type, attr-defined]
     with override_settings(WEBSOCKET_URLCONF=module.__name__):
         found = {message.id for message in check()}
@@ -390,10 +390,10 @@ def test_what_django_finds_in_other_urlconfs_is_found_in_this_one(module: types.
         ("", "W003"),
     ],
 )
-def test_an_origin_of_every_site_or_of_none_is_warned_of(module: types.ModuleType, origin: str, id: str) -> None:
+def test_an_origin_of_every_site_or_of_none_gets_a_warning(module: types.ModuleType, origin: str, id: str) -> None:
     @websocket(origins=["https://fine.example", origin])
     def view(request: HttpRequest, websocket: WebSocket) -> None:
-        """Of everybody."""
+        """A view that is open to everybody."""
 
     with override_settings(WEBSOCKET_ALLOWED_ORIGINS=["https://fine.example", origin]):
         (message,) = check()
@@ -406,7 +406,7 @@ def test_an_origin_of_every_site_or_of_none_is_warned_of(module: types.ModuleTyp
     assert "'<slug:room>/'" in message.msg
 
 
-def test_origins_without_fault() -> None:
+def test_correct_origins_pass() -> None:
     origins = ["https://example.com", "http://localhost:3000", "HTTPS://Example.com", "http://[::1]:80", "app://x"]
     with override_settings(WEBSOCKET_ALLOWED_ORIGINS=origins):
         assert check() == []
@@ -421,7 +421,7 @@ def test_origins_without_fault() -> None:
         ({"MAX_MESSAGE_SIZE": 100_000_000, "OUTBOX_SIZE": 100_000_000}, ["MAX_MESSAGE_SIZE"]),
     ],
 )
-def test_limits_that_do_not_go_together_are_warned_of(settings: dict[str, int], names: list[str]) -> None:
+def test_limits_that_contradict_each_other_get_a_warning(settings: dict[str, int], names: list[str]) -> None:
     with override_settings(**{f"WEBSOCKET_{name}": value for name, value in settings.items()}):
         (message,) = check()
     assert (type(message), message.id) == (Warning, "websocket.W004")
@@ -429,10 +429,10 @@ def test_limits_that_do_not_go_together_are_warned_of(settings: dict[str, int], 
         assert f"WEBSOCKET_{name}" in message.msg
 
 
-def test_a_large_message_of_one_view_is_warned_of(module: types.ModuleType) -> None:
+def test_a_large_message_size_of_one_view_gets_a_warning(module: types.ModuleType) -> None:
     @websocket(max_message_size=100_000_000)
     def view(request: HttpRequest, websocket: WebSocket) -> None:
-        """For large files."""
+        """A view for large files."""
 
     with with_views(module, view):
         (message,) = check()
@@ -440,7 +440,7 @@ def test_a_large_message_of_one_view_is_warned_of(module: types.ModuleType) -> N
     assert "max_message_size" in message.msg
 
 
-def test_what_does_not_go_with_the_settings_of_gunicorn_is_warned_of() -> None:
+def test_settings_that_conflict_with_gunicorns_get_a_warning() -> None:
     def found(workers: int = 1, longest_drain: float = 14.0, **settings: Any) -> list[str | None]:
         with override_settings(**settings):
             return [message.id for message in check_worker(conf.current(), workers, longest_drain)]
@@ -453,12 +453,12 @@ def test_what_does_not_go_with_the_settings_of_gunicorn_is_warned_of() -> None:
     assert found(WEBSOCKET_DRAIN_WINDOW=15.0) == ["websocket.W004"]
 
 
-# --- drivers of databases --------------------------------------------------------------------------------------------
+# --- database drivers ------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def use_driver(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Has a database of the project use a module as its driver."""
+    """Gives the project a database that uses a module as its driver."""
 
     def use(driver: types.ModuleType) -> None:
         base = types.ModuleType("made_for_a_test.base")
@@ -485,7 +485,7 @@ def driver(name: str, **attributes: Any) -> types.ModuleType:
         (driver("pyodbc"), ["short"]),
     ],
 )
-def test_a_driver_that_blocks_is_warned_of(use_driver: Any, module: types.ModuleType, words: list[str]) -> None:
+def test_a_driver_that_blocks_gets_a_warning(use_driver: Any, module: types.ModuleType, words: list[str]) -> None:
     use_driver(module)
     (message,) = check()
     assert (type(message), message.id) == (Warning, "websocket.W005")
@@ -497,24 +497,24 @@ def test_a_driver_that_blocks_is_warned_of(use_driver: Any, module: types.Module
 @pytest.mark.parametrize(
     "module", [driver("pymysql"), driver("oracledb", is_thin_mode=lambda: True), driver("sqlite3"), driver("else")]
 )
-def test_a_driver_that_does_not_block_is_not_warned_of(use_driver: Any, module: types.ModuleType) -> None:
+def test_a_driver_that_does_not_block_gets_no_warning(use_driver: Any, module: types.ModuleType) -> None:
     use_driver(module)
     assert check() == []
 
 
-def test_an_engine_that_is_not_there_is_left_to_django(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_engine_is_left_to_django(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(connections.settings, "made", {"ENGINE": "nowhere.at_all"})
     assert check() == []
 
 
-def test_psycopg2_is_warned_of_where_nothing_makes_it_cooperate(
+def test_psycopg2_gets_a_warning_where_nothing_makes_it_cooperate(
     use_driver: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     psycopg2 = pytest.importorskip("psycopg2")
     from psycopg2.extensions import set_wait_callback
 
     use_driver(psycopg2)
-    assert check() == []  # psycogreen is there, and in the process that serves it may be called
+    assert check() == []  # psycogreen is installed, and the server may call it
     monkeypatch.setattr(checks, "find_spec", lambda name: None)
     (message,) = check()
     assert message.id == "websocket.W005"
@@ -526,28 +526,28 @@ def test_psycopg2_is_warned_of_where_nothing_makes_it_cooperate(
         set_wait_callback(None)
 
 
-# --- at the start of a server ----------------------------------------------------------------------------------------
+# --- when a server starts --------------------------------------------------------------------------------------------
 
 
 def warnings(server: Server) -> list[str]:
-    """The ids of the checks in the log."""
+    """Return the ids of the checks in the log."""
     return re.findall(r"\((websocket\.W\d+)\)$", server.log, re.MULTILINE)
 
 
-def test_server_says_at_its_start_what_the_checks_warn_of_and_is_not_silenced(start_site: StartSite) -> None:
+def test_server_logs_at_its_start_the_warnings_that_are_not_silenced(start_site: StartSite) -> None:
     settings: dict[str, Any] = {
         "WEBSOCKET_ALLOWED_ORIGINS": ["*"],
         "WEBSOCKET_SEND_BUFFER_SIZE": 2_000_000,
         "SILENCED_SYSTEM_CHECKS": ["websocket.W004"],
     }
-    with start_site(settings, args=["--workers", "2"]) as server:  # each says it
+    with start_site(settings, args=["--workers", "2"]) as server:  # each worker logs them
         assert eventually(lambda: sorted(warnings(server)) == ["websocket.W003"] * 2 + ["websocket.W006"] * 2)
         assert "WEBSOCKET_ALLOWED_ORIGINS has '*'" in server.log
         assert "There are 2 workers" in server.log
 
 
 @pytest.mark.parametrize("cooperates", [False, True])
-def test_psycopg2_blocks_exactly_where_the_server_warns_of_it(
+def test_psycopg2_blocks_exactly_where_the_server_warns_about_it(
     start_site: StartSite, postgres: Server, database: Database, raw: Any, tmp_path: Path, cooperates: bool
 ) -> None:
     (documented,) = [block.code for block in blocks("docs/deployment.md") if "psycogreen" in block.code]

@@ -1,4 +1,4 @@
-"""Time that jumps, and time in which the process stood still: a client that is alive notices neither."""
+"""A clock that jumps and a process that stands still for a while: a live client notices neither."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .support.wire import Pairs
 from .test_logins import SOON, log_in, talks
 
 HOUR = 3600
-SHORT = 0.5  # seconds, the shortest that deadlines here can be
+SHORT = 0.5  # seconds, the shortest deadline that works here
 
 
 def next_ping(client: RawClient) -> Frame:
@@ -37,10 +37,10 @@ def until_answered(client: RawClient) -> None:
         assert received.opcode == PING
 
 
-def test_time_of_day_that_jumps_ends_nothing(
+def test_a_jump_of_the_time_of_day_ends_nothing(
     start_site: StartSite, connect: Connect, raw: Raw, key: str, tmp_path: Path
 ) -> None:
-    """Neither keepalive, deadlines and the looks at logins nor gunicorn's heartbeat go by it."""
+    """Keepalive, deadlines, the checks of logins and gunicorn's heartbeat do not depend on the time of day."""
     mishaps = Mishaps(tmp_path / "mishaps")
     settings = {
         **SOON,
@@ -56,7 +56,7 @@ def test_time_of_day_that_jumps_ends_nothing(
         members = {name: connect(server, "/members/", additional_headers=log_in(server, name)) for name in names}
         for seconds, (name, member) in zip((HOUR, -HOUR), members.items(), strict=True):
             mishaps.happen(seconds=seconds)
-            silent = raw(server)  # has a deadline for its request
+            silent = raw(server)  # its request has a deadline
             client.send(frame(next_ping(client).payload, PONG))
             assert fetch(server.port, f"/change/deactivate/?name={name}").status == 200
             assert member.closing() == (4401, "logged out")
@@ -70,7 +70,7 @@ def test_time_of_day_that_jumps_ends_nothing(
 def test_sessions_expire_by_the_time_of_day(
     start_site: StartSite, raw: Raw, key: str, tmp_path: Path, engine: str
 ) -> None:
-    """As Django has it."""
+    """The expiry of sessions depends on the time of day, as in Django."""
     mishaps = Mishaps(tmp_path / "mishaps")
     settings = {
         **SOON,
@@ -81,14 +81,14 @@ def test_sessions_expire_by_the_time_of_day(
         client = raw(server)
         client.open("/members/", log_in(server, key))
         mishaps.happen(seconds=HOUR // 2)
-        time.sleep(2 * SOON["WEBSOCKET_LOGIN_CHECK_INTERVAL"])  # it would have been noticed
+        time.sleep(2 * SOON["WEBSOCKET_LOGIN_CHECK_INTERVAL"])  # enough to notice an expired session
         assert talks(client)
         mishaps.happen(seconds=HOUR + 60)
         assert client.closing() == (4401, "logged out")
 
 
 def test_client_that_answered_while_the_process_was_stopped_stays(start_site: StartSite, raw: Raw) -> None:
-    """As when the machine sleeps: what came meanwhile is read before anybody is judged."""
+    """This happens when a machine sleeps: input from that time is read before a client is judged."""
     settings = {"WEBSOCKET_PING_INTERVAL": SHORT, "WEBSOCKET_PING_TIMEOUT": SHORT}
     with start_site(settings, args=["--timeout", "0"]) as server:
         worker = worker_of(server)
@@ -103,11 +103,11 @@ def test_client_that_answered_while_the_process_was_stopped_stays(start_site: St
         until_answered(client)
 
 
-def test_client_that_read_while_the_process_stood_still_is_not_blamed_for_that(pairs: Pairs) -> None:
+def test_slow_reader_is_not_blamed_for_time_in_which_the_process_stood_still(pairs: Pairs) -> None:
     connection, peer = pairs(narrow=True, limits=Limits(send_buffer_size=10_000, send_timeout=2 * SHORT))
     view = gevent.spawn(connection.send, "x" * 100_000)
     until(lambda: connection._drained is not None)
-    time.sleep(3 * SHORT)  # the whole process
+    time.sleep(3 * SHORT)  # the whole process stands still
     peer.pump()
     peer.until_frames(1)
     view.get(timeout=5)

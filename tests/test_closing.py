@@ -1,6 +1,6 @@
-"""The end of a connection at any moment: by close frames of either side or both, half-closed, or reset.
+"""The end of a connection at any moment: by a close frame of either side or both, by a half-close, or by a reset.
 
-Each time the code in `close_code` is right, so is the frame on the wire, and nothing is left behind (`Pairs` looks).
+Each time `close_code` and the frame on the wire must be right, and nothing may be left behind (`Pairs` checks that).
 Sections are those of RFC 6455.
 """
 
@@ -25,7 +25,7 @@ MAY_NOT_BE_SENT = [0, 999, 1004, 1005, 1006, 1015, 1016, 1999, 2000, 2999, 5000,
 
 
 def consumed(connection: Connection) -> bool:
-    """Whether nothing that has arrived waits in the kernel, or nobody will read it."""
+    """Whether the kernel holds no input, or the connection no longer reads."""
     sock = connection._sock
     if sock is None or not connection._reader.active:
         return True
@@ -40,14 +40,14 @@ def settle(connection: Connection) -> None:
 
 
 def drain(connection: Connection) -> None:
-    """Receive up to the end, beside the view that may do so too."""
+    """Receive to the end; a view may be receiving as well."""
     until(lambda: connection.closed or connection.inbox and connection.receive() is None)
     assert connection.receive() is None
 
 
 # --- the moments ------------------------------------------------------------------------------------------------
 
-# What has happened when the end comes. Each returns the bytes that the client has begun and not finished.
+# Each function brings a connection to such a moment, and returns the rest of a frame that the client has begun.
 
 
 def idle(connection: Connection, peer: Peer) -> bytes:
@@ -139,7 +139,7 @@ def begin(pairs: Pairs, moment: Moment) -> tuple[Connection, Peer, bytes]:
 
 
 def close_frames(peer: Peer) -> list[Frame]:
-    """The server's; nothing may follow the first."""
+    """Return the server's close frames, and check that nothing follows the first."""
     at = next((at for at, frame in enumerate(peer.frames) if frame.opcode == CLOSE), len(peer.frames))
     return peer.frames[at:]
 
@@ -176,7 +176,7 @@ def test_the_client_closes_at_any_moment(pairs: Pairs, moment: Moment) -> None: 
 
 @any_moment
 def test_both_close_at_once_at_any_moment(pairs: Pairs, moment: Moment) -> None:  # section 7.1.5
-    """Each has sent its close frame before it has seen the other's, and nobody sends a second one."""
+    """Each side sends its close frame before it sees the other's, and neither sends a second one."""
     connection, peer, unfinished = begin(pairs, moment)
     peer.write(unfinished + close_frame(3001, "leaving"))
     connection.close(4000, "enough")
@@ -198,7 +198,7 @@ def test_the_client_half_closes_at_any_moment(pairs: Pairs, moment: Moment) -> N
         peer.until_end()
         until(lambda connection=connection: not connection.open)  # type: ignore[misc]
         assert (connection.close_code, connection.close_reason) == ((4000, "enough") if closing else (1006, ""))
-        # None, where the kernel did not take it before.
+        # There is none if the kernel had not taken it before.
         assert close_frames(peer) in ([], [close(4000, "enough")] * closing)
 
 
@@ -206,7 +206,7 @@ def test_the_client_half_closes_at_any_moment(pairs: Pairs, moment: Moment) -> N
 def test_the_client_resets_at_any_moment(pairs: Pairs, moment: Moment) -> None:  # sections 7.1.4 and 7.1.5
     for closing, code in ((None, 1006), ("server", 4000), ("client", 3001)):
         connection, peer, unfinished = begin(pairs, moment)
-        open_connections().discard(connection)  # no deadline helps
+        open_connections().discard(connection)  # so that no deadline helps
         if closing == "server":
             connection.close(4000)
         elif closing == "client":
@@ -224,7 +224,7 @@ def test_the_client_resets_at_any_moment(pairs: Pairs, moment: Moment) -> None: 
 
 
 def conversation() -> tuple[bytes, bytes]:
-    """What a client may send: up to its close frame, and that."""
+    """Return what a client may send before its close frame, and the close frame."""
     stream = frame("text") + frame(b"?", PING) + frame(b"be", fin=False)
     return stream + frame(b"gun", CONTINUATION), close_frame(3001, "bye")
 
@@ -298,7 +298,7 @@ def test_the_server_may_send_each_code_that_may_be_sent(pairs: Pairs) -> None:  
 def test_a_reserved_code_is_not_sent_and_the_connection_goes_on(pairs: Pairs) -> None:  # sections 7.4.1 and 7.4.2
     connection, peer = pairs()
     for code in MAY_NOT_BE_SENT:
-        if code != 1005:  # stands for a frame without a code
+        if code != 1005:  # 1005 means a frame without a code
             with pytest.raises(ValueError, match=f"^{code} "):
                 connection.close(code)
     connection.send("still here")
@@ -306,7 +306,7 @@ def test_a_reserved_code_is_not_sent_and_the_connection_goes_on(pairs: Pairs) ->
     assert connection.close_code is None and not connection.closed
 
 
-def test_a_malformed_close_frame_of_the_client_is_answered_by_why(pairs: Pairs) -> None:  # sections 5.5.1 and 8.1
+def test_a_malformed_close_frame_of_the_client_is_answered_with_why(pairs: Pairs) -> None:  # sections 5.5.1 and 8.1
     for payload, code in ((b"\x03", 1002), (b"\x03\xe8\xff", 1007), (b"\x03\xe8\xed\xa0\x80", 1007)):
         connection, peer = pairs()
         peer.write(frame(payload, CLOSE))

@@ -1,4 +1,4 @@
-"""What the package relies on in other libraries: it is there, and where it is not, one sentence says so."""
+"""What the package relies on in other libraries is there, or one sentence says what is missing."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def installed(library: str) -> str:
     return metadata.version(library)
 
 
-# --- each name is there, and means what it did ------------------------------------------------------------------------
+# --- each name is there, and means what it did before -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", NAMES)
@@ -138,7 +138,7 @@ def context_is_at_home_in_another_greenlet() -> bool:
 
 
 def environment_is_noted() -> bool:
-    if hasattr(utils._TestState, "saved_data"):  # it is set up already
+    if hasattr(utils._TestState, "saved_data"):  # the environment is set up already
         return True
     setup_test_environment(debug=False)
     try:
@@ -149,7 +149,7 @@ def environment_is_noted() -> bool:
 
 
 class Recorder(GeventWorker):  # type: ignore[misc]
-    """A worker of gunicorn as it is, which serves one client in this process."""
+    """gunicorn's own worker, which serves one client in this process."""
 
     def __init__(self) -> None:
         cfg = Config()
@@ -179,7 +179,7 @@ class Recorder(GeventWorker):  # type: ignore[misc]
         self.errors.append(exc)
 
     def serve(self) -> tuple[Any, bytes]:
-        """Serve a client that sends something behind its request; return its socket, and the answer."""
+        """Serve a client that sends something behind its request; return its socket and the answer."""
         ours, theirs = socket.socketpair()
         with ours:
             ours.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\nEARLY")
@@ -231,7 +231,7 @@ def body_of_a_request_can_be_replaced() -> bool:
     return request.body == b""
 
 
-# What is found out by doing it, and takes more than a server has time for when it starts.
+# Checks that try a name out, which would take a server too long when it starts.
 DEEPER: dict[str, Callable[[], bool]] = {
     "gevent.Greenlet._run": greenlet_runs_its_method,
     "gevent.hub.Hub.loop": ended_hub_has_no_loop,
@@ -249,15 +249,15 @@ DEEPER: dict[str, Callable[[], bool]] = {
 }
 
 
-def test_what_is_looked_at_more_closely_is_relied_on() -> None:
+def test_each_name_that_is_tried_out_is_in_the_list() -> None:
     assert DEEPER.keys() <= NAMES.keys()
 
 
-# --- one that is gone is said in a sentence ---------------------------------------------------------------------------
+# --- a sentence tells of a name that is gone --------------------------------------------------------------------------
 
 
 def owners(name: compat.Name) -> list[Any]:
-    """What a name is an attribute of: a module, or a class and those it derives from."""
+    """Return what a name is an attribute of: a module, or a class and its bases."""
     module, _, names = name.path.partition(":")
     owner: Any = importlib.import_module(module)
     for step in names.split(".")[:-1]:
@@ -270,7 +270,7 @@ def owners(name: compat.Name) -> list[Any]:
     return list((owner if inspect.isclass(owner) else type(owner)).__mro__)
 
 
-# What cannot be taken away from a running interpreter, since it is written in C.
+# Names that are written in C, and so cannot be removed from a running interpreter.
 FIXED = {
     "gevent.core.loop.io",
     "gevent.core.loop.pendingcnt",
@@ -283,7 +283,7 @@ FIXED = {
 
 
 class Forgotten:
-    """An attribute that an object does not keep."""
+    """An attribute that an object seems not to have."""
 
     def __get__(self, instance: object, owner: type) -> Any:
         raise AttributeError
@@ -293,13 +293,13 @@ class Forgotten:
 
 
 def take_away(monkeypatch: pytest.MonkeyPatch, name: compat.Name) -> None:
-    """Have a library be one without the name."""
+    """Remove the name from its library."""
     attribute = name.path.rpartition(".")[2].rpartition(":")[2]
     found = owners(name)
     for owner in found:
         if attribute in vars(owner) and owner is not object:
             monkeypatch.delattr(owner, attribute)
-    kept = {Config: "settings", SimpleLazyObject: "__dict__"}.get(found[0])  # where it is no attribute
+    kept = {Config: "settings", SimpleLazyObject: "__dict__"}.get(found[0])  # where the name is not an attribute
     if kept is not None and attribute != kept:
         initialise = found[0].__init__
 
@@ -329,7 +329,7 @@ def test_name_that_is_gone_is_missed(path: str, monkeypatch: pytest.MonkeyPatch)
         assert (type(message), message.id) == (Error, "websocket.E008")
 
 
-def test_sentence_says_what_is_gone_and_what_helps(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sentence_says_what_is_gone_and_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     _, name = NAMES["asgiref.sync._restore_context"]
     monkeypatch.setattr(metadata, "version", lambda library: "4.0.1")
     monkeypatch.setattr(metadata, "requires", lambda library: ["django>=5.2", "asgiref[x]>=3.8.1", "gevent>=25"])
@@ -349,7 +349,7 @@ def test_sentence_about_an_old_library_asks_for_one_that_was_tested(monkeypatch:
     )
 
 
-def test_sentence_about_python_and_about_what_stands_in() -> None:
+def test_sentence_about_python_names_the_cost_of_the_replacement() -> None:
     _, name = NAMES["socket.socket._accept"]
     assert re.fullmatch(
         r"Python 3\.[0-9.]+\S* no longer has socket\.socket\._accept, which accepts .*; without it, each client costs "
@@ -398,7 +398,7 @@ BUFFERED = "from gunicorn.http.unreader import Unreader; del Unreader.take_buffe
 
 
 def run(code: str, *args: str) -> subprocess.CompletedProcess[str]:
-    """A fresh interpreter with the test site."""
+    """Run code in a fresh interpreter that can import the test site."""
     code = f"import sys; sys.path[:0] = [{str(SITE)!r}]; sys.argv[1:] = {list(args)}\n{code}"
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
 
@@ -441,7 +441,7 @@ def test_import_of_the_package_says_what_is_gone(path: str) -> None:
     said = done.stderr[done.stderr.rindex(last) :]
     if path in NAMES:
         assert sentence_of(path) in said
-    else:  # the base of the worker, on which many names are
+    else:  # the worker's base class, which has many of the names
         assert "gunicorn.workers.ggevent.GeventWorker" in said
 
 
@@ -512,11 +512,11 @@ def test_server_logs_what_has_a_replacement(start_site: StartSite, tmp_path: Pat
         assert f"{sentence_of('websockets.speedups.apply_mask')} (websocket.W007)" in server.log
 
 
-# --- what stands in ---------------------------------------------------------------------------------------------------
+# --- replacements -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [0, 1, 3, 4, 5, 125, 126, 65536, 100_001])
-def test_masking_in_python_is_that_in_c(size: int) -> None:
+def test_masking_in_python_gives_the_same_as_in_c(size: int) -> None:
     data = bytes(index * 7 % 256 for index in range(size))
     for mask in (b"\0\0\0\0", b"\x01\x02\x03\xff"):
         expected = websockets.speedups.apply_mask(data, mask)
@@ -524,7 +524,7 @@ def test_masking_in_python_is_that_in_c(size: int) -> None:
         assert compat.apply_mask(memoryview(b"..." + data)[3:], memoryview(mask)) == expected
 
 
-def test_masking_in_c_is_taken_where_it_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_masking_in_c_is_used_only_if_it_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
     assert compat.masking() is websockets.speedups.apply_mask
     monkeypatch.setattr(websockets.speedups, "apply_mask", lambda data, mask: data)
     assert compat.masking() is compat.apply_mask
@@ -549,7 +549,7 @@ def test_client_is_accepted(how: Callable[..., tuple[ClientSocket, Any]]) -> Non
 
 
 class LoopThatDoesNotCount:
-    """gevent's, without `pendingcnt`."""
+    """gevent's loop without `pendingcnt`."""
 
     def __init__(self, loop: Any) -> None:
         self._loop = loop
@@ -586,16 +586,16 @@ def test_answers_leave_where_the_loop_does_not_count(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     "key", [b"", b"a", b"{a}b", b"a{b}c{d}", b"{}a", b"a{}{b}", b"{a", b"a}b{", b"}{a}", b"{{a}}", b"site1:CHAT"]
 )
-def test_slot_of_a_channel_is_that_of_redis(key: bytes) -> None:
+def test_slot_of_a_channel_is_the_one_that_redis_computes(key: bytes) -> None:
     for tail in (b"", b"x", "ü".encode()):
         assert slot_of(key + tail) == key_slot(key + tail)
 
 
-# --- nothing is relied on that is not in the list ---------------------------------------------------------------------
+# --- the list is complete ---------------------------------------------------------------------------------------------
 
 FOREIGN = ("asgiref", "django", "gevent", "geventwebsocket", "greenlet", "gunicorn", "redis", "websockets")
 
-# Modules of which next to nothing is documented.
+# Modules that are hardly documented.
 UNDOCUMENTED = (
     "asgiref",
     "django.contrib.staticfiles.handlers",
@@ -636,13 +636,13 @@ DOCUMENTED = {
     "_state",
     "_xoptions",
 }
-TYPES = {"_Compress", "_Decompress"}  # zlib's, in annotations that nobody evaluates
-ENDINGS = {"_max_window_bits"}  # of parameters of the protocol
+TYPES = {"_Compress", "_Decompress"}  # zlib's, in annotations that are never evaluated
+ENDINGS = {"_max_window_bits"}  # endings of the protocol's parameters
 PRIVATE = re.compile("_[A-Za-z][A-Za-z0-9_]*")
 
 
 def sources() -> dict[str, ast.Module]:
-    """The modules of the package as it is installed, without the one with the list."""
+    """Return the installed package's modules, except the one with the list."""
     found = importlib.util.find_spec("django_websocket")
     assert found is not None and found.origin is not None
     folder = Path(found.origin).parent
@@ -651,7 +651,7 @@ def sources() -> dict[str, ast.Module]:
 
 
 def own_names(modules: dict[str, ast.Module]) -> set[str]:
-    """What the package defines itself: functions, classes, variables, attributes and slots."""
+    """Return what the package defines itself: functions, classes, variables, attributes and slots."""
     names: set[str] = set()
     for module in modules.values():
         for node in ast.walk(module):
@@ -666,7 +666,7 @@ def own_names(modules: dict[str, ast.Module]) -> set[str]:
 
 
 def foreign_names(module: ast.Module) -> set[str]:
-    """The names that stand in a module for what other libraries have."""
+    """Return the names in a module that refer to other libraries."""
     names: set[str] = set()
     for node in ast.walk(module):
         if isinstance(node, ast.Import):
@@ -681,7 +681,7 @@ def foreign_names(module: ast.Module) -> set[str]:
 
 
 def private_uses(module: ast.Module, own: set[str]) -> Iterator[tuple[int, str]]:
-    """Return what a module uses of others that is private by its name or by the module that has it."""
+    """Yield the names of other libraries that a module uses and that are private by their name or their module."""
     foreign = foreign_names(module)
     for node in ast.walk(module):
         if isinstance(node, ast.Attribute) and PRIVATE.fullmatch(node.attr):
@@ -706,10 +706,10 @@ def private_uses(module: ast.Module, own: set[str]) -> Iterator[tuple[int, str]]
 
 
 def is_known(use: str) -> bool:
-    """Whether a name that is used stands in the list."""
+    """Whether a used name is in the list."""
     if use in DOCUMENTED | TYPES | ENDINGS:
         return True
-    if "." in use:  # the name itself, something in it, or the class that has it
+    if "." in use:  # the name itself, or one that contains it
         return any(f"{path}.".startswith(f"{use}.") for path in NAMES)
     return any(use in path.split(".") for path in NAMES)
 
@@ -745,7 +745,7 @@ def test_a_new_private_use_is_found(code: str, use: str) -> None:
     assert not is_known(use)
 
 
-def test_list_has_only_what_is_used() -> None:
+def test_list_has_only_names_that_are_used() -> None:
     words: set[str] = set()
     for module in sources().values():
         for node in ast.walk(module):

@@ -1,4 +1,4 @@
-"""Compression between real servers and clients: on by default, as the setting says, and never beside the handshake."""
+"""Compression between real servers and clients: on by default, as the setting says, and only if agreed upon."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def packed(payload: bytes) -> bytes:
 
 
 def compressed(payload: bytes, opcode: int = BINARY) -> bytes:
-    """The frame of a payload that was compressed, as a client sends it."""
+    """Return the frame in which a client sends a compressed payload."""
     return frame(payload, opcode | 0x40)
 
 
@@ -89,14 +89,12 @@ def test_nothing_is_compressed_where_the_setting_or_the_view_says_so(
         echoes(connect(off, "/echo/", compression="deflate"))
 
 
-def test_nothing_is_compressed_for_who_does_not_offer_it(site: Server, raw: Raw) -> None:
+def test_nothing_is_compressed_for_a_client_that_does_not_offer_it(site: Server, raw: Raw) -> None:
     assert EXTENSIONS not in raw(site).open("/echo/").headers
     assert EXTENSIONS not in raw(site).open("/echo/", {"Sec-WebSocket-Extensions": "x-webkit-deflate-frame"}).headers
 
 
-def test_nothing_is_compressed_where_the_server_has_answered_already(
-    stock_site: Server, raw: Raw, connect: Connect
-) -> None:
+def test_nothing_is_compressed_under_the_stock_worker(stock_site: Server, raw: Raw, connect: Connect) -> None:
     client = raw(stock_site)
     assert EXTENSIONS not in client.open("/echo/", OFFER, behind=frame("x" * 9000)).headers
     assert client.frame().text == "x" * 9000
@@ -118,7 +116,7 @@ def test_client_that_breaks_the_rules_is_closed(site: Server, raw: Raw, data: by
     assert client.closing()[0] == code
 
 
-def test_offer_that_is_none_is_400(site: Server, raw: Raw) -> None:
+def test_malformed_offer_is_400(site: Server, raw: Raw) -> None:
     client = raw(site)
     client.send(b"GET /echo/ HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n")
     client.send(b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n")
@@ -148,7 +146,7 @@ def test_published_messages_reach_clients_of_all_kinds(
 
 
 def noting(name: str, encode: Callable[..., Any], calls: list[str]) -> Callable[..., Any]:
-    """The same function, whose name is noted with each call."""
+    """Wrap a function so that each call notes its name."""
 
     def noted(*args: Any) -> Any:
         calls.append(name)
@@ -173,14 +171,14 @@ def test_published_message_is_encoded_once_for_each_kind_of_client(monkeypatch: 
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Notes each message that is encoded for many."""
+    """Notes each message that is encoded for several receivers."""
     calls: list[str] = []
     monkeypatch.setattr(compression, "encode_compressed", noting("encoded", encode_compressed, calls))
     return calls
 
 
 class Receiver:
-    """The other end of a connection, with the window that was agreed on."""
+    """The other end of a connection, with the compression window that was agreed upon."""
 
     def __init__(self, agreement: Agreement | None) -> None:
         ours, self.sock = socket.socketpair()
@@ -190,7 +188,7 @@ class Receiver:
         self._window: Any = None
 
     def gets(self, message: str | bytes, *, compressed: bool) -> None:
-        """Have `message` sent, and look at what comes."""
+        """Have `message` sent, and check what arrives."""
         self.connection.send(message)
         found = first(self.sock.recv(1 << 20))
         assert found is not None
@@ -207,7 +205,7 @@ class Receiver:
 
 @pytest.fixture
 def receivers() -> Iterator[Callable[..., list[Receiver]]]:
-    """Makes receivers with whom so much was agreed on."""
+    """Makes receivers with the given agreements."""
     made: list[Receiver] = []
     allowance = sweep_of_loop().encoder.allowance
     until(lambda: allowance.begin(10 * 1024 * 1024))  # another test may have used up the time
@@ -224,19 +222,19 @@ def receivers() -> Iterator[Callable[..., list[Receiver]]]:
 
 
 @pytest.mark.parametrize("size", [2000, 50_000])
-def test_what_several_views_send_is_compressed_once_for_all_with_the_same_window(
+def test_equal_messages_of_several_views_are_compressed_once_for_each_window(
     receivers: Callable[..., list[Receiver]], calls: list[str], size: int
 ) -> None:
     agreements = [Agreement(), Agreement(window_bits=9), Agreement(takeover=True), Agreement(threshold=100_000), None]
     for receiver in receivers(*agreements * 3):
         agreement = receiver.agreement
         compressed = agreement is not None and size >= agreement.threshold
-        receiver.gets("".join(["x"] * size), compressed=compressed)  # equal, and not the same object
+        receiver.gets("".join(["x"] * size), compressed=compressed)  # equal, but not the same object
         receiver.gets(b"".join([b"x"] * size), compressed=compressed)
     assert len(calls) == 4
 
 
-def test_short_messages_and_those_for_a_window_that_is_kept_are_encoded_for_one(
+def test_short_messages_and_those_for_a_kept_window_are_encoded_for_one_receiver(
     receivers: Callable[..., list[Receiver]], calls: list[str]
 ) -> None:
     reset, takeover = receivers(Agreement(), Agreement(takeover=True))
@@ -249,16 +247,16 @@ def test_short_messages_and_those_for_a_window_that_is_kept_are_encoded_for_one(
     assert not calls
 
 
-def test_template_that_was_rendered_is_sent_as_plain_text() -> None:
+def test_rendered_template_is_sent_as_plain_text() -> None:
     assert type(as_payload(mark_safe("<p>"), None)) is str
     assert as_payload(mark_safe("<p>"), None) == "<p>"
 
 
-def test_messages_are_kept_for_others_for_a_while_and_not_too_many(calls: list[str]) -> None:
+def test_a_limited_number_of_messages_is_kept_for_other_receivers_for_a_while(calls: list[str]) -> None:
     encoder = Encoder()
     message = "x" * 2000
     encoder.frame(message, 15, 1024)
-    for _ in range(3):  # whatever is still sent stays
+    for _ in range(3):  # a message that is still being sent stays
         encoder.forget()
         encoder.frame(message, 15, 1024)
     assert len(calls) == 1
@@ -329,7 +327,7 @@ def test_messages_leave_uncompressed_when_there_is_no_time(receivers: Callable[.
         receiver.gets(TEXTS[1], compressed=True)
 
 
-def test_what_is_pushed_stands_between_what_the_view_sends() -> None:
+def test_pushed_messages_may_come_between_those_that_the_view_sends() -> None:
     ours, theirs = socket.socketpair()
     agreement = Agreement(takeover=True)
     connection = Connection(ours, agreement=agreement)
@@ -347,7 +345,7 @@ def test_what_is_pushed_stands_between_what_the_view_sends() -> None:
     until(lambda: not connection.open)
 
 
-def test_client_of_a_view_that_receives_nothing_cannot_keep_the_server_busy() -> None:
+def test_bombs_for_a_view_that_does_not_receive_cannot_keep_the_server_busy() -> None:
     bomb = compressed(packed(bytes(1024 * 1024)))
     ours, theirs = socket.socketpair()
     connection = Connection(ours, discard=True, agreement=Agreement())

@@ -1,4 +1,4 @@
-"""The settings: their defaults are those that the documentation promises, and a wrong value is named."""
+"""The settings: they have the documented defaults, and an error names a wrong value."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_a_project_without_settings_has_the_defaults() -> None:
 
 
 @pytest.mark.parametrize("name", NUMBERS)
-def test_numbers_are_taken_and_forgotten_again(name: str) -> None:
+def test_numbers_take_effect_and_are_forgotten_again(name: str) -> None:
     before = value_of(name)
     with override_settings(**{f"WEBSOCKET_{name}": 7}):
         assert value_of(name) == 7
@@ -79,7 +79,7 @@ def test_times_may_be_fractions(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", STRINGS)
-def test_strings_are_taken(name: str) -> None:
+def test_strings_take_effect(name: str) -> None:
     with override_settings(**{f"WEBSOCKET_{name}": "something"}):
         assert value_of(name) == "something"
 
@@ -93,7 +93,7 @@ def test_origins_may_be_any_collection(kind: type) -> None:
 
 def test_trusted_origins_of_csrf_count_too() -> None:
     with override_settings(WEBSOCKET_ALLOWED_ORIGINS=["https://a.example"]):
-        conf.current().origins  # noqa: B018  # made once, and then again when the other setting changes
+        conf.current().origins  # noqa: B018  # computed once, and again when the other setting changes
         with override_settings(CSRF_TRUSTED_ORIGINS=["https://b.example"]):
             assert {"https://a.example", "https://b.example"} <= conf.current().origins
         assert "https://b.example" not in conf.current().origins
@@ -115,7 +115,7 @@ def test_debug_is_djangos(debug: bool) -> None:
         ({"takeover": True, "window_bits": 9, "threshold": 0}, Compression(True, 9, 0)),
     ],
 )
-def test_compression_is_a_switch_or_what_is_wanted(value: Any, wanted: Any) -> None:
+def test_compression_is_a_switch_or_a_dict_of_options(value: Any, wanted: Any) -> None:
     with override_settings(WEBSOCKET_COMPRESSION=value):
         assert conf.current().wanted_compression == wanted
         assert Options().wanted_compression() == wanted
@@ -137,7 +137,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize("name, value", WRONG)
-def test_a_wrong_value_is_said_by_the_name_of_its_setting(name: str, value: Any) -> None:
+def test_the_error_about_a_wrong_value_names_its_setting(name: str, value: Any) -> None:
     with (
         override_settings(**{f"WEBSOCKET_{name}": value}),
         pytest.raises(ImproperlyConfigured, match=rf"\bWEBSOCKET_{name}\b"),
@@ -146,19 +146,19 @@ def test_a_wrong_value_is_said_by_the_name_of_its_setting(name: str, value: Any)
     conf.current()
 
 
-def test_no_urlconf_is_said_with_what_to_do() -> None:
+def test_the_error_about_a_missing_urlconf_says_what_to_do() -> None:
     with override_settings(WEBSOCKET_URLCONF=""), pytest.raises(ImproperlyConfigured, match="WEBSOCKET_URLCONF = "):
         conf.current().required_urlconf()
     with override_settings(WEBSOCKET_URLCONF="a.b"):
         assert conf.current().required_urlconf() == "a.b"
 
 
-def test_settings_cannot_be_changed_by_chance() -> None:
+def test_settings_cannot_be_changed_by_accident() -> None:
     with pytest.raises(AttributeError):
         conf.current().server = "x"  # type: ignore[misc]
 
 
-def test_the_options_of_a_view_replace_what_the_project_says() -> None:
+def test_the_options_of_a_view_replace_the_settings_of_the_project() -> None:
     with override_settings(WEBSOCKET_MAX_MESSAGE_SIZE=1000, WEBSOCKET_PING_INTERVAL=7):
         assert Options().limits() is conf.current().limits
         limits = Options(max_message_size=5000).limits()

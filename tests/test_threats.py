@@ -148,7 +148,7 @@ FRAMES = {
     ],
     "compressed messages that inflate to much more, or were not agreed on": [
         "test_compression.py::test_client_that_breaks_the_rules_is_closed",
-        "test_compression.py::test_client_of_a_view_that_receives_nothing_cannot_keep_the_server_busy",
+        "test_compression.py::test_bombs_for_a_view_that_does_not_receive_cannot_keep_the_server_busy",
         "test_threats_frames.py::test_message_that_would_inflate_beyond_the_limit_is_refused_in_time",
         "test_threats_frames.py::test_messages_that_inflate_to_the_limit_disturb_nobody",
         "test_threats_frames.py::test_many_clients_whose_messages_inflate_to_the_limit_disturb_nobody",
@@ -158,7 +158,7 @@ FRAMES = {
         "test_flood_compressed.py::test_an_idle_client_is_answered_at_once_while_others_send_data_slow_to_compress",
         "test_compression.py::test_compression_takes_a_share_of_the_time",
         "test_compression.py::test_messages_leave_uncompressed_when_there_is_no_time",
-        "test_compression.py::test_what_several_views_send_is_compressed_once_for_all_with_the_same_window",
+        "test_compression.py::test_equal_messages_of_several_views_are_compressed_once_for_each_window",
     ],
     "several greenlets that write to one client": [
         "test_connection.py::test_frames_of_many_senders_never_mix",
@@ -267,10 +267,10 @@ PROCESS = {
         "test_logins.py::test_database_failure_disconnects_nobody",
     ],
     "a clock that jumps, and time in which the process stood still": [
-        "test_clock.py::test_time_of_day_that_jumps_ends_nothing",
+        "test_clock.py::test_a_jump_of_the_time_of_day_ends_nothing",
         "test_clock.py::test_sessions_expire_by_the_time_of_day",
         "test_clock.py::test_client_that_answered_while_the_process_was_stopped_stays",
-        "test_clock.py::test_client_that_read_while_the_process_stood_still_is_not_blamed_for_that",
+        "test_clock.py::test_slow_reader_is_not_blamed_for_time_in_which_the_process_stood_still",
         "test_sweep.py::test_time_in_which_the_process_stood_still_does_not_count",
     ],
     "database connections and transactions that are held as long as a client stays": [
