@@ -1,4 +1,4 @@
-"""One connection over a real socket: what comes in, what goes out, in which order, and how it ends."""
+"""One connection over a real socket: what it receives and sends, in which order, and how it ends."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ def pairs() -> Iterator[Pairs]:
             yield pairs
     finally:
         sweep = sweep_of_loop()
-        sweep._timer.start(sweep._on_timer)  # a test may have stopped it
+        sweep._timer.start(sweep._on_timer)  # a test may have stopped the timer
 
 
 def echo(connection: Connection) -> None:
-    """A view that answers each message with itself."""
+    """Answer each message with itself, as a view."""
     while (message := connection.receive()) is not None:
         connection.send(message)
 
 
 def own_clock(connection: Connection) -> None:
-    """Have nobody but the test call `tick()`."""
+    """Stop the timer, so that only the test's calls of `tick()` make time pass."""
     sweep_of_loop()._timer.stop()
 
 
@@ -54,7 +54,7 @@ def tick() -> None:
 
 
 def received(connection: Connection) -> list[str | bytes]:
-    """Everything up to the end."""
+    """Receive everything up to the end."""
     return list(iter(connection.receive, None))
 
 
@@ -71,7 +71,7 @@ def send_until_closed(connection: Connection) -> None:
 
 
 def fill(connection: Connection, size: int = 400_000) -> list[Frame]:
-    """Push frames that the client does not read, until the kernel takes no more; return them."""
+    """Push frames, which the client does not read, until the kernel takes no more; return them."""
     frames: list[Frame] = []
     while not connection._outbox.size:
         frames.append(text(f"{len(frames)}" + "." * size))
@@ -120,13 +120,13 @@ def test_a_whole_conversation_may_come_with_the_handshake(pairs: Pairs) -> None:
 
 
 @pytest.mark.parametrize("limits", [Limits(inbox_messages=2), Limits(inbox_size=3000)], ids=["by messages", "by bytes"])
-def test_a_full_inbox_holds_the_client_back_and_goes_on_when_it_drains(pairs: Pairs, limits: Limits) -> None:
+def test_a_full_inbox_holds_the_client_back_until_it_drains(pairs: Pairs, limits: Limits) -> None:
     connection, peer = pairs(limits=limits)
     messages = [f"{number:04}" + "." * 1000 for number in range(2000)]
     writer = gevent.spawn(send_each, peer, messages)
     sent = -1
 
-    def stuck() -> bool:  # nothing more goes in although the loop runs
+    def stuck() -> bool:  # nothing more is read although the loop runs
         nonlocal sent
         before, sent = sent, connection._engine.paused and bool(connection.inbox)
         return before is True and sent is True and not connection._reader.active
@@ -138,7 +138,7 @@ def test_a_full_inbox_holds_the_client_back_and_goes_on_when_it_drains(pairs: Pa
     writer.get(timeout=5)
 
 
-def test_messages_beyond_the_inbox_are_received_in_their_order_when_they_came_in_one_segment(pairs: Pairs) -> None:
+def test_more_messages_of_one_segment_than_the_inbox_holds_are_received_in_order(pairs: Pairs) -> None:
     connection, peer = pairs(limits=Limits(inbox_messages=4))
     messages = [str(number) for number in range(1000)]
     peer.text(*messages)
@@ -171,7 +171,7 @@ def test_one_chatty_client_does_not_starve_another(pairs: Pairs) -> None:
     assert seen.index("quiet") < 10_000
 
 
-def test_an_echo_of_much_in_little_pieces_loses_nothing(pairs: Pairs) -> None:
+def test_an_echo_in_little_pieces_loses_nothing(pairs: Pairs) -> None:
     connection, peer = pairs(narrow=True)
     view = gevent.spawn(echo, connection)
     messages = [random.randbytes(random.choice((0, 1, 100, 5000, 70_000))) for _ in range(60)]
@@ -214,7 +214,7 @@ def test_a_ping_does_not_wake_the_receiver(pairs: Pairs) -> None:
     assert view.get(timeout=5) == "now"
 
 
-def test_of_pongs_that_the_kernel_does_not_take_only_the_newest_waits(pairs: Pairs) -> None:
+def test_only_the_newest_of_the_pongs_that_the_kernel_does_not_take_waits(pairs: Pairs) -> None:
     connection, peer = pairs(narrow=True)
     filling = fill(connection)
     for number in range(500):
@@ -231,7 +231,7 @@ def test_of_pongs_that_the_kernel_does_not_take_only_the_newest_waits(pairs: Pai
 
 
 def tiny_tcp_pair() -> tuple[socket.socket, socket.socket]:
-    """Two ends of a TCP connection whose window is smaller than a segment, so that the kernel takes parts of frames."""
+    """Return a TCP connection whose window is smaller than a segment, so that the kernel takes parts of frames."""
     with socket.socket() as listener, socket.socket() as client:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         listener.bind(("127.0.0.1", 0))
@@ -242,8 +242,8 @@ def tiny_tcp_pair() -> tuple[socket.socket, socket.socket]:
         return server, socket.socket(fileno=client.detach())
 
 
-def test_a_client_that_pings_and_does_not_read_gets_whole_pongs_later(pairs: Pairs) -> None:
-    """Of the pong that the kernel took in part, the rest belongs to the stream."""
+def test_a_client_that_pings_without_reading_gets_whole_pongs_later(pairs: Pairs) -> None:
+    """If the kernel has taken part of a pong, the rest must still be sent."""
     for _ in range(10):
         connection, peer = pairs(sockets=tiny_tcp_pair)
         for first in range(0, 800, 20):
@@ -290,9 +290,9 @@ def test_a_queued_answer_leaves_as_soon_as_the_view_lets_the_loop_run(pairs: Pai
 
 
 def answer_in_turn(pairs: Pairs, clients: int, messages: list[str], **options: Any) -> tuple[list[Peer], list[int]]:
-    """Have a view for each of many clients, whose messages are there in the same turn of the loop, answer with some.
+    """Have many clients' messages come in the same turn of the loop, and the view of each answer with `messages`.
 
-    Returns the clients and, for each view in the order in which they ran, how many clients had been answered before.
+    Returns the clients and, for each view in the order in which they ran, how many clients had an answer before it.
     """
     made = [pairs(**options) for _ in range(clients)]
     peers = [peer for _, peer in made]
@@ -315,13 +315,13 @@ def answer_in_turn(pairs: Pairs, clients: int, messages: list[str], **options: A
 
 def test_answers_to_clients_whose_messages_came_together_leave_when_all_were_read(pairs: Pairs) -> None:
     peers, answered_before = answer_in_turn(pairs, CROWD + 3, ["one", "two"], sockets=packet_pair)
-    assert answered_before == [0, 0, 0, *range(CROWD)]  # the last kept too few waiting
+    assert answered_before == [0, 0, 0, *range(CROWD)]  # for the last ones, too few others wait
     for peer in peers:
         assert peer.until_frames(2) == [text("one"), text("two")]
     assert sorted(len(peer.segments) for peer in peers) == [1] * 3 + [2] * CROWD
 
 
-def test_of_many_clients_whose_messages_came_together_the_first_is_not_answered_last(
+def test_the_first_of_many_clients_whose_messages_came_together_is_not_answered_last(
     pairs: Pairs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("django_websocket.transport.sweep.MAX_UNSENT", 5)
@@ -346,15 +346,15 @@ def test_an_answer_does_not_wait_while_other_views_compute(pairs: Pairs) -> None
     for _, peer in made:
         peer.text("question")
     gevent.joinall(views, timeout=5, raise_error=True)
-    assert answered_before[:6] == [0, 0, 2, 2, 4, 4]  # the second is one and a half later than the first
+    assert answered_before[:6] == [0, 0, 2, 2, 4, 4]  # the second is sent 1.5 MAX_DELAY after the first
 
 
-def test_an_answer_of_a_view_that_was_not_woken_by_its_client_is_sent_at_once(pairs: Pairs) -> None:
+def test_a_message_of_a_view_that_its_client_did_not_wake_is_sent_at_once(pairs: Pairs) -> None:
     made = [pairs() for _ in range(CROWD + 2)]
     answered: list[bool] = []
 
     def read(peer: Peer) -> None:
-        if not answered:  # the first of many whose turn it is
+        if not answered:  # the first of many in this turn
             connection, of_connection = made[0]
             connection.send("news")
             answered.append(of_connection.readable())
@@ -369,7 +369,7 @@ def test_an_answer_of_a_view_that_was_not_woken_by_its_client_is_sent_at_once(pa
     assert answered == [True]
 
 
-def test_an_answer_is_sent_at_once_where_nobody_else_waits(pairs: Pairs) -> None:
+def test_an_answer_is_sent_at_once_if_no_other_client_waits(pairs: Pairs) -> None:
     connection, peer = pairs()
 
     def view() -> bool:
@@ -383,7 +383,7 @@ def test_an_answer_is_sent_at_once_where_nobody_else_waits(pairs: Pairs) -> None
     assert running.get(timeout=5)
 
 
-def test_what_is_held_back_for_other_clients_is_limited(pairs: Pairs) -> None:
+def test_a_limited_amount_is_held_back_for_other_clients(pairs: Pairs) -> None:
     messages = ["." * 1000] * 40
     peers, answered_before = answer_in_turn(pairs, CROWD + 2, messages, sockets=packet_pair)
     assert answered_before == [*range(CROWD + 2)]
@@ -392,7 +392,7 @@ def test_what_is_held_back_for_other_clients_is_limited(pairs: Pairs) -> None:
         assert max(map(len, peer.segments)) < MAX_HELD + 2000
 
 
-def test_what_is_held_back_for_a_client_that_vanished_is_dropped(pairs: Pairs) -> None:
+def test_an_answer_that_was_held_back_for_a_client_that_vanished_is_dropped(pairs: Pairs) -> None:
     made = [pairs() for _ in range(CROWD + 1)]
 
     def view(connection: Connection, peer: Peer) -> None:
@@ -412,7 +412,7 @@ def test_what_is_held_back_for_a_client_that_vanished_is_dropped(pairs: Pairs) -
 
 
 @pytest.mark.parametrize("then", ["nothing", "a send", "a push", "a close", "an early ping", "an early close"])
-def test_the_head_is_sent_before_all_else(pairs: Pairs, then: str) -> None:
+def test_the_head_is_sent_before_anything_else(pairs: Pairs, then: str) -> None:
     early = {"an early ping": frame(b".", PING), "an early close": close_frame(1001)}.get(then, b"")
     connection, peer = pairs(head=encode_message("head"), early=early)
     if then == "a send":
@@ -440,7 +440,7 @@ def test_the_heads_of_clients_that_came_together_leave_together(pairs: Pairs, mo
     assert all(peer.readable() for peer in peers)
 
 
-def test_a_head_does_not_wait_while_others_are_made(pairs: Pairs) -> None:
+def test_a_head_does_not_wait_while_other_heads_are_made(pairs: Pairs) -> None:
     _, first = pairs(head=encode_message("head"))
     time.sleep(MAX_DELAY * 1.5)
     assert not first.readable()
@@ -458,7 +458,7 @@ def test_a_client_that_left_before_its_head_has_vanished(pairs: Pairs) -> None:
 
 
 @pytest.mark.parametrize("held", ["a head", "an answer"])
-def test_what_is_held_reaches_a_client_that_half_closes(pairs: Pairs, held: str) -> None:
+def test_output_that_was_held_back_reaches_a_client_that_half_closes(pairs: Pairs, held: str) -> None:
     connection, peer = pairs(head=encode_message("held") if held == "a head" else b"")
 
     def view() -> None:
@@ -478,7 +478,7 @@ def test_what_is_held_reaches_a_client_that_half_closes(pairs: Pairs, held: str)
     assert peer.until_end() == [text("held")]
 
 
-def test_a_head_for_which_there_is_no_room_waits_for_it(pairs: Pairs) -> None:
+def test_a_head_waits_until_there_is_room_for_it(pairs: Pairs) -> None:
     head = "head" * 100_000
     connection, peer = pairs(head=encode_message(head), narrow=True)
     gevent.sleep(0)
@@ -635,7 +635,7 @@ def test_send_to_a_client_that_never_reads_closes_with_1008(pairs: Pairs) -> Non
     assert closed.value.code == connection.close_code == 1008
     assert connection.closed
     frames = peer.until_frames(2)
-    assert frames[0] == text("x" * 100_000)  # it had begun, and ends before the close frame
+    assert frames[0] == text("x" * 100_000)  # this frame had begun, and is finished before the close frame
     assert frames[1].payload[:2] == (1008).to_bytes(2, "big")
 
 
@@ -720,7 +720,7 @@ def test_the_client_closes_while_nobody_receives(pairs: Pairs) -> None:
     assert connection.closed
 
 
-def test_a_close_frame_without_a_code_is_answered_by_one(pairs: Pairs) -> None:
+def test_a_close_frame_without_a_code_is_answered_with_another(pairs: Pairs) -> None:
     connection, peer = pairs()
     peer.write(frame(b"", CLOSE))
     assert peer.until_end() == [Frame(CLOSE, b"")]
@@ -748,7 +748,7 @@ def test_a_close_that_is_never_answered_ends_the_connection(pairs: Pairs) -> Non
     assert not connection.open
 
 
-def test_a_close_that_the_kernel_never_takes_ends_the_connection(pairs: Pairs) -> None:
+def test_a_close_frame_that_the_kernel_never_takes_ends_the_connection(pairs: Pairs) -> None:
     connection, peer = pairs(narrow=True, limits=Limits(close_timeout=0.5))
     own_clock(connection)
     fill(connection)
@@ -786,7 +786,7 @@ def test_data_after_the_clients_close_frame_is_ignored(
     connection, peer = pairs(sockets=sockets)
     data = close_frame(1000) + frame("late") * (size // 10) + frame(b"", PING)
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-        while data:  # as much as it is possible to send
+        while data:  # send as much as possible
             data = data[peer.offer(data) :]
             if connection.ended:
                 break
@@ -821,7 +821,7 @@ def test_a_message_and_a_close_that_are_answered_by_a_close(pairs: Pairs) -> Non
     assert peer.until_end() == [close(1001)]
 
 
-def test_the_close_of_a_client_is_answered_when_the_view_does_not_come_for_the_last_message(pairs: Pairs) -> None:
+def test_a_clients_close_is_answered_although_the_view_does_not_take_the_last_message(pairs: Pairs) -> None:
     connection, peer = pairs(limits=Limits(close_timeout=0.5))
     own_clock(connection)
     peer.write(frame("last") + close_frame(1000))
@@ -831,7 +831,7 @@ def test_the_close_of_a_client_is_answered_when_the_view_does_not_come_for_the_l
     assert peer.until_end() == [close(1000)]
 
 
-def test_a_message_before_the_close_is_not_lost_for_a_view_that_comes_late(pairs: Pairs) -> None:
+def test_a_message_before_the_close_is_not_lost_to_a_view_that_receives_late(pairs: Pairs) -> None:
     connection, peer = pairs(limits=Limits(close_timeout=0.5))
     own_clock(connection)
     peer.write(frame("last") + close_frame(1000))
@@ -876,7 +876,7 @@ def test_bad_data_is_refused_while_nobody_receives(pairs: Pairs) -> None:
     assert connection.closed
 
 
-def test_a_client_that_sends_on_after_its_failure_still_reads_why(pairs: Pairs) -> None:
+def test_a_client_that_keeps_sending_after_its_failure_still_reads_why(pairs: Pairs) -> None:
     connection, peer = pairs(sockets=tcp_pair, limits=Limits(close_timeout=0.5))
     own_clock(connection)
     whole = frame("x" * 60_000)
@@ -885,12 +885,12 @@ def test_a_client_that_sends_on_after_its_failure_still_reads_why(pairs: Pairs) 
         peer.write(whole)
     assert peer.until_end()[0].payload[:2] == (1002).to_bytes(2, "big")
     assert not peer.reset
-    assert connection.open  # until the client has closed too
+    assert connection.open  # until the client has closed, too
     tick()
     assert not connection.open
 
 
-def test_a_message_over_the_limit_is_refused_from_its_header(pairs: Pairs) -> None:
+def test_a_message_over_the_limit_is_refused_by_its_header(pairs: Pairs) -> None:
     connection, peer = pairs(limits=Limits(max_message_size=1000))
     peer.write(frame("x" * 1000))
     assert connection.receive() == "x" * 1000
@@ -907,7 +907,7 @@ def test_a_half_closed_connection_has_ended(pairs: Pairs) -> None:
     assert connection.close_code == 1006
 
 
-def test_a_client_may_half_close_behind_its_close_frame(pairs: Pairs) -> None:
+def test_a_client_may_half_close_after_its_close_frame(pairs: Pairs) -> None:
     connection, peer = pairs()
     peer.close_frame(1000)
     peer.half_close()
@@ -915,7 +915,7 @@ def test_a_client_may_half_close_behind_its_close_frame(pairs: Pairs) -> None:
     assert connection.close_code == 1000
 
 
-def test_a_last_message_is_answered_to_a_client_that_half_closes_behind_its_close_frame(pairs: Pairs) -> None:
+def test_the_last_message_of_a_client_that_half_closes_after_its_close_frame_is_answered(pairs: Pairs) -> None:
     connection, peer = pairs(sockets=tcp_pair)
     peer.write(frame("last") + close_frame(1000))
     peer.half_close()
@@ -975,7 +975,7 @@ def test_messages_that_came_before_the_client_vanished_are_received(pairs: Pairs
     assert connection.closed
 
 
-def test_sending_to_a_client_that_has_vanished_raises_before_long(pairs: Pairs) -> None:
+def test_sending_to_a_client_that_has_vanished_soon_raises(pairs: Pairs) -> None:
     connection, peer = pairs()
     peer.sock.close()
     with pytest.raises(ConnectionClosed) as closed:
@@ -985,12 +985,12 @@ def test_sending_to_a_client_that_has_vanished_raises_before_long(pairs: Pairs) 
     assert "1006" in str(closed.value)
 
 
-def test_what_cannot_be_a_close_code_is_the_callers_error(pairs: Pairs) -> None:
+def test_an_invalid_close_code_is_the_callers_error(pairs: Pairs) -> None:
     connection, peer = pairs()
     for code in (0, 999, 1005, 1006, 1015, 2000, 5000):
         with contextlib.suppress(ValueError):
             connection.close(code)
-            assert code == 1005  # stands for a frame without a code
+            assert code == 1005  # 1005 means a frame without a code
             break
         assert not connection.closed and connection.close_code is None
 
@@ -1011,14 +1011,14 @@ def test_a_long_reason_is_cut_to_what_fits(pairs: Pairs) -> None:
     assert peer.until_frames(1) == [close(1000, "\u20ac" * 41)]
 
 
-def test_what_is_sent_before_the_close_arrives_before_it(pairs: Pairs) -> None:
+def test_a_message_that_is_sent_before_the_close_arrives_before_it(pairs: Pairs) -> None:
     connection, peer = pairs(narrow=True, limits=Limits(send_buffer_size=1 << 20))
     connection.send("x" * 500_000)
     connection.close(1000)
     assert peer.until_frames(2) == [text("x" * 500_000), close(1000)]
 
 
-def test_callbacks_at_the_end_are_called_once_and_not_before(pairs: Pairs) -> None:
+def test_callbacks_for_the_end_are_called_once_and_not_before_it(pairs: Pairs) -> None:
     connection, peer = pairs()
     ended = []
     connection.on_end.append(lambda: ended.append(connection.open))
@@ -1039,7 +1039,7 @@ def test_open_connections_are_those_with_a_socket(pairs: Pairs) -> None:
     assert one not in open_connections() and two in open_connections()
 
 
-def test_the_number_of_a_closed_descriptor_may_belong_to_somebody_else_at_once(pairs: Pairs) -> None:
+def test_the_number_of_a_closed_descriptor_may_be_reused_at_once(pairs: Pairs) -> None:
     connection, peer = pairs(narrow=True)
     fill(connection)  # both watchers run
     assert connection._sock is not None
@@ -1086,7 +1086,7 @@ def test_bad_data_is_refused_although_input_is_discarded(pairs: Pairs) -> None:
     assert peer.until_frames(1)[0].payload[:2] == (1002).to_bytes(2, "big")
 
 
-def test_input_can_be_dropped_from_some_time_on(pairs: Pairs) -> None:
+def test_input_can_be_dropped_from_any_time_on(pairs: Pairs) -> None:
     connection, peer = pairs(limits=Limits(inbox_messages=2))
     peer.text(*map(str, range(50)))
     until(lambda: connection.inbox)
@@ -1101,7 +1101,7 @@ def test_the_close_behind_dropped_input_is_answered_at_once(pairs: Pairs) -> Non
     peer.write(frame("x") + close_frame(1000))
     until(lambda: connection.ended)
     connection.drop_input()
-    until(lambda: peer.pump() or peer.ended, 2)  # not at the end of close_timeout
+    until(lambda: peer.pump() or peer.ended, 2)  # well before close_timeout ends
     assert peer.until_end() == [close(1000)]
     assert connection.close_code == 1000
 
@@ -1163,7 +1163,7 @@ def test_a_timeout_of_the_user_ends_the_wait_and_loses_nothing(pairs: Pairs) -> 
     assert connection.receive() == "not lost"
 
 
-def test_an_exception_thrown_when_the_message_has_come_switches_nothing_wrongly(pairs: Pairs) -> None:
+def test_an_exception_thrown_when_the_message_has_come_causes_no_wrong_switch(pairs: Pairs) -> None:
     connection, peer = pairs()
     got: list[str | bytes | None] = []
 
@@ -1185,7 +1185,7 @@ def test_an_exception_thrown_when_the_message_has_come_switches_nothing_wrongly(
     assert pairs.errors == []
 
 
-def test_the_end_wakes_the_receiver_whatever_brings_it(pairs: Pairs) -> None:
+def test_the_end_wakes_the_receiver_whatever_causes_it(pairs: Pairs) -> None:
     ends: tuple[Callable[[Connection, Peer], object], ...] = (
         lambda connection, peer: connection.close(),
         lambda connection, peer: peer.close_frame(),
@@ -1202,7 +1202,7 @@ def test_the_end_wakes_the_receiver_whatever_brings_it(pairs: Pairs) -> None:
 
 # --- time -------------------------------------------------------------------------------------------------------
 
-QUICK = Limits(ping_interval=1, ping_timeout=1, close_timeout=0.5, inbox_messages=4)  # two ticks each
+QUICK = Limits(ping_interval=1, ping_timeout=1, close_timeout=0.5, inbox_messages=4)  # pings have two ticks each
 
 
 def test_a_silent_client_is_sent_a_ping_and_closed_with_1011_if_it_does_not_answer(pairs: Pairs) -> None:
@@ -1223,7 +1223,7 @@ def test_a_silent_client_is_sent_a_ping_and_closed_with_1011_if_it_does_not_answ
 
 
 def ticks_until_closed(connection: Connection, peer: Peer, begun: bytes, piece: bytes, at_most: int) -> int:
-    """Send what begins a message, and a piece more in each tick; pings are answered. Returns the ticks that it took."""
+    """Begin a message, and in each tick send a piece more and a pong; return the number of ticks, up to `at_most`."""
     peer.write(begun)
     until(lambda: connection._engine.unfinished[0])
     for number in range(at_most):
@@ -1240,7 +1240,7 @@ def ticks_until_closed(connection: Connection, peer: Peer, begun: bytes, piece: 
 @pytest.mark.parametrize("discard", [False, True], ids=["received", "dropped"])
 @pytest.mark.parametrize("interval", [20.0, 1000.0])
 @pytest.mark.parametrize("piece", [b"", frame(b"x" * 200, CONTINUATION, fin=False)], ids=["nothing", "a little"])
-def test_message_that_does_not_come_to_its_end_is_closed_with_1008(
+def test_message_that_never_ends_is_closed_with_1008(
     pairs: Pairs, piece: bytes, interval: float, discard: bool
 ) -> None:
     connection, peer = pairs(limits=Limits(ping_interval=interval), discard=discard)
@@ -1251,7 +1251,7 @@ def test_message_that_does_not_come_to_its_end_is_closed_with_1008(
     assert peer.until_frames(1)[-1].close[0] == 1008
 
 
-def test_slow_upload_that_goes_on_is_received(pairs: Pairs) -> None:
+def test_slow_but_steady_upload_is_received(pairs: Pairs) -> None:
     connection, peer = pairs()
     own_clock(connection)
     size = int(MESSAGE_PACE * TICK) + 1
@@ -1293,7 +1293,7 @@ def test_a_dead_client_whose_buffers_are_full_is_let_go(pairs: Pairs) -> None:
     assert not connection.open
 
 
-def test_keepalive_does_not_judge_a_client_that_is_not_read(pairs: Pairs) -> None:
+def test_keepalive_does_not_judge_a_client_while_its_input_is_not_read(pairs: Pairs) -> None:
     connection, peer = pairs(limits=QUICK)
     own_clock(connection)
     peer.text(*map(str, range(10)))
@@ -1336,7 +1336,7 @@ def test_a_view_that_receives_slowly_is_not_taken_for_one_that_does_not_receive(
 def test_latency_is_the_time_that_a_ping_took(pairs: Pairs) -> None:
     connection, peer = pairs(limits=QUICK)
     own_clock(connection)
-    peer.write(frame(bytes(8), PONG) + frame("w"))  # of a ping that was never sent
+    peer.write(frame(bytes(8), PONG) + frame("w"))  # answers a ping that was never sent
     assert connection.receive(timeout=5) == "w"
     assert connection.latency is None
     tick()
@@ -1353,12 +1353,12 @@ def test_latency_is_the_time_that_a_ping_took(pairs: Pairs) -> None:
     latency = connection.latency
     assert latency is not None
     assert 0.05 <= latency < 5
-    peer.write(frame(ping.payload, PONG) + frame("z"))  # once more
+    peer.write(frame(ping.payload, PONG) + frame("z"))  # the same pong once more
     assert connection.receive(timeout=5) == "z"
     assert connection.latency == latency
 
 
-def test_connection_that_is_over_is_not_looked_at_any_more(pairs: Pairs) -> None:
+def test_the_sweep_forgets_connections_that_have_ended(pairs: Pairs) -> None:
     sweep = sweep_of_loop()
     before = sum(map(len, sweep._due.values()))
     made = [pairs() for _ in range(5)]
@@ -1378,7 +1378,7 @@ def test_the_sweep_watches_over_all_connections(pairs: Pairs) -> None:
 
 
 def tls_context(purpose: int) -> ssl.SSLContext:
-    """Encrypts without certificates, which TLS knew before version 1.3."""
+    """Return a context that encrypts without certificates, which TLS allowed before version 1.3."""
     context = ssl.SSLContext(purpose)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -1432,8 +1432,8 @@ def test_everything_arrives_through_tls(pairs: Pairs) -> None:
     view.get(timeout=5)
 
 
-def test_what_tls_could_not_send_is_sent_before_anything_else(pairs: Pairs) -> None:
-    """It is encrypted by then: OpenSSL takes the beginning of whatever is sent next for it."""
+def test_a_frame_that_tls_could_not_send_is_sent_before_anything_else(pairs: Pairs) -> None:
+    """OpenSSL has encrypted it already, and skips as many bytes of whatever is sent next."""
     server, client = tls_pair()
     connection, _ = pairs(sockets=lambda: (server, client), narrow=True)
     peer = TLSPeer(client)
@@ -1462,7 +1462,7 @@ def test_a_failure_is_told_through_tls(pairs: Pairs) -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
 def test_a_close_behind_a_full_inbox_waits_for_the_answer_to_the_last_message(pairs: Pairs, count: int) -> None:
-    """The inbox holds two: the close frame is parsed when the view has taken the last of them."""
+    """The inbox holds two messages, so the close frame is parsed when the view has taken the last of them."""
     connection, peer = pairs(limits=Limits(inbox_messages=2))
 
     def echo() -> None:
@@ -1477,7 +1477,7 @@ def test_a_close_behind_a_full_inbox_waits_for_the_answer_to_the_last_message(pa
     assert received[-1].opcode == CLOSE
 
 
-def test_who_fails_at_the_end_of_a_connection_keeps_it_from_nobody(
+def test_a_callback_for_the_end_that_fails_does_not_keep_the_others_from_being_called(
     pairs: Pairs, caplog: pytest.LogCaptureFixture
 ) -> None:
     connection, peer = pairs()

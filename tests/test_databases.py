@@ -1,4 +1,4 @@
-"""Databases in conversations, with PostgreSQL: what is held while a view waits, and what is left when it ends."""
+"""Databases in conversations, with PostgreSQL: what a view holds while it waits, and what is left when it ends."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ POOL = {"pool": {"min_size": 2, "max_size": 4, "timeout": 20}}
 
 @pytest.fixture(scope="module")
 def plain(start_site: StartSite, postgres: Server) -> Iterator[Server]:
-    """The test site with PostgreSQL, a connection for each view that uses it."""
+    """The test site with PostgreSQL and a connection for each view that uses it."""
     with start_site({"DATABASES": {"default": settings_of(postgres, "plain")}}) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 def pooled(start_site: StartSite, postgres: Server) -> Iterator[Server]:
-    """The same with Django's connection pool, as it is documented, but with few connections."""
+    """The test site with PostgreSQL and Django's connection pool as documented, but with few connections."""
     (example,) = [block.code for block in blocks("docs/views.md") if '"pool"' in block.code]
     (assignment,) = [node for node in ast.parse(example).body if isinstance(node, ast.Assign)]
     documented = ast.literal_eval(assignment.value)["default"]
@@ -54,7 +54,7 @@ def pooled(start_site: StartSite, postgres: Server) -> Iterator[Server]:
 
 
 def asking(client: RawClient) -> RawClient:
-    """The client of a view that has made a query, and makes another one for each message."""
+    """Connect a client to a view that makes a query at once and another one for each message."""
     client.open("/queries/asks/")
     assert client.frame().text.isdigit()
     return client
@@ -74,7 +74,7 @@ def test_five_hundred_idle_clients_that_have_used_the_orm_hold_no_connection(
 def test_five_hundred_clients_share_the_connections_of_a_pool(pooled: Server, raw: Raw, database: Database) -> None:
     clients = [asking(raw(pooled)) for _ in range(500)]
     assert 0 < database.held("pooled") <= 4
-    for client in clients:  # all at once: far more than there are connections
+    for client in clients:  # all at once, and far more than there are connections
         client.send(frame("?"))
     for client in clients:
         assert client.frame().text.isdigit()
@@ -100,12 +100,12 @@ def test_stock_worker_holds_no_connection_and_no_transaction_either(
             clients.append(refused)
         assert eventually(lambda: database.held("stock") == 0)
         for client in clients:
-            client.sock.close()  # for whom that worker would wait
+            client.sock.close()  # otherwise that worker would wait for it
 
 
 @pytest.fixture(scope="module")
 def persistent(start_site: StartSite, postgres: Server) -> Iterator[Server]:
-    """The test site with connections that pages are to keep."""
+    """The test site with persistent connections for pages."""
     settings = settings_of(postgres, "persistent", CONN_MAX_AGE=None, ATOMIC_REQUESTS=True)
     with start_site({"DATABASES": {"default": settings}}) as server:
         yield server
@@ -125,7 +125,7 @@ def test_conn_max_age_keeps_no_connection_for_a_conversation(persistent: Server,
 def test_conn_max_age_keeps_no_connection_for_a_handshake_that_was_refused(
     persistent: Server, raw: Raw, database: Database, key: str
 ) -> None:
-    for _ in range(30):  # more than PostgreSQL takes
+    for _ in range(30):  # more connections than PostgreSQL allows
         client = raw(persistent)
         client.send(handshake(f"/writes/response/?key={key}"))
         assert client.response().status == 403
@@ -151,7 +151,7 @@ def test_connection_that_the_server_has_dropped_is_replaced_without_an_error(
     assert newcomer.frame().text.isdigit()
 
 
-def test_each_of_several_databases_is_given_back(
+def test_the_connections_of_several_databases_are_given_back(
     start_site: StartSite, postgres: Server, connect: Connect, database: Database
 ) -> None:
     databases = {
@@ -167,7 +167,7 @@ def test_each_of_several_databases_is_given_back(
             assert database.held("several-2") <= 4
 
 
-def test_tenant_that_a_middleware_has_set_on_the_wrapper_stays_for_the_conversation(
+def test_tenant_that_a_middleware_set_on_the_wrapper_lasts_for_the_conversation(
     start_site: StartSite, postgres: Server, connect: Connect, database: Database
 ) -> None:
     from testsite import settings
@@ -180,11 +180,11 @@ def test_tenant_that_a_middleware_has_set_on_the_wrapper_stays_for_the_conversat
             assert client.recv() == tenant
         for _ in range(2):
             for tenant, client in clients.items():
-                assert eventually(lambda: database.held("tenants") == 0)  # each time on a new connection
+                assert eventually(lambda: database.held("tenants") == 0)  # so each message uses a new connection
                 assert client.ask("?") == tenant
 
 
-def test_nothing_but_its_connection_is_left_of_a_view_that_used_the_orm_and_listens(
+def test_only_the_connection_is_left_of_a_view_that_used_the_orm_and_listens(
     plain: Server, raw: Raw, database: Database, key: str
 ) -> None:
     raw(plain).open(f"/queries/listens/?key={key}")
@@ -193,10 +193,10 @@ def test_nothing_but_its_connection_is_left_of_a_view_that_used_the_orm_and_list
 
 
 @pytest.mark.parametrize("by", ["session", "token"])
-def test_postgresql_that_is_stopped_and_started_again_ends_nobody_who_waits(
+def test_a_restart_of_postgresql_does_not_end_views_that_wait(
     start_site: StartSite, raw: Raw, key: str, by: str
 ) -> None:
-    """Whether somebody is still logged in cannot be asked meanwhile, and the log says so once."""
+    """Meanwhile nobody can tell whether users are still logged in, and the log says so once."""
     with postgresql() as server:
         databases = {"default": settings_of(server, "restarted")}
         make_tables({"TESTSITE_SETTINGS": json.dumps({"DATABASES": databases})})
@@ -211,7 +211,7 @@ def test_postgresql_that_is_stopped_and_started_again_ends_nobody_who_waits(
             files = descriptors(worker_of(site))
             server.stop()
             assert eventually(lambda: "it cannot be" in site.log)
-            time.sleep(3 * SOON["WEBSOCKET_LOGIN_CHECK_INTERVAL"])  # it is asked again and again
+            time.sleep(3 * SOON["WEBSOCKET_LOGIN_CHECK_INTERVAL"])  # logins are checked again and again
             for member in members:
                 assert talks(member)
             assert site.log.count("it cannot be") == 1
@@ -298,7 +298,7 @@ def test_waiting_inside_atomic_is_an_error_that_leaves_nothing(
     "how",
     ["accept", "send", "receive", "iteration", "select", "fileno", "socket", "subscribe", "listen", "close"],
 )
-def test_accepting_inside_atomic_is_an_error_in_whatever_way_it_is_done(plain: Server, raw: Raw, how: str) -> None:
+def test_every_way_of_accepting_inside_atomic_is_an_error(plain: Server, raw: Raw, how: str) -> None:
     client = raw(plain)
     client.send(handshake(f"/queries/accepts-in-atomic/{how}/"))
     response = client.response()
@@ -308,7 +308,7 @@ def test_accepting_inside_atomic_is_an_error_in_whatever_way_it_is_done(plain: S
 
 
 @pytest.mark.parametrize("what", ["receive", "receive-within", "iteration", "get", "select"])
-def test_receiving_inside_atomic_is_an_error_also_when_a_message_is_there(
+def test_receiving_inside_atomic_is_an_error_even_if_a_message_is_there(
     plain: Server, raw: Raw, key: str, what: str
 ) -> None:
     client = raw(plain)
@@ -321,26 +321,24 @@ def test_receiving_inside_atomic_is_an_error_also_when_a_message_is_there(
     assert "atomic()" in error
 
 
-def test_looking_without_waiting_is_fine_inside_atomic(plain: Server, raw: Raw, key: str) -> None:
+def test_looking_for_messages_without_waiting_is_allowed_inside_atomic(plain: Server, raw: Raw, key: str) -> None:
     client = raw(plain)
     client.open(f"/queries/in-atomic/look/?key={key}")
     fetch(plain.port, f"/gate/{key}/")
     assert notes(plain.port, key) == ["fine"]
 
 
-def test_loop_over_messages_may_handle_each_in_a_transaction(
-    plain: Server, raw: Raw, database: Database, key: str
-) -> None:
+def test_each_call_of_a_loop_view_may_be_a_transaction(plain: Server, raw: Raw, database: Database, key: str) -> None:
     client = raw(plain)
     client.open("/queries/loop-in-atomic/", behind=frame(key) * 3)
     assert [client.frame().text for _ in range(3)] == ["written"] * 3
     client.send(frame(key))
     assert client.frame().text == "written"
-    assert eventually(lambda: database.written(key) == 4)  # what is sent in a transaction is there before its commit
+    assert eventually(lambda: database.written(key) == 4)  # a message may arrive before the commit
     assert eventually(lambda: database.held("plain") == 0)
 
 
-def test_loop_over_messages_may_not_take_a_second_one_in_the_transaction(
+def test_loop_view_may_not_take_a_second_message_in_its_transaction(
     plain: Server, raw: Raw, database: Database, key: str
 ) -> None:
     client = raw(plain)
@@ -349,13 +347,13 @@ def test_loop_over_messages_may_not_take_a_second_one_in_the_transaction(
     assert database.written(key) == 0
 
 
-def test_library_that_waits_for_its_own_socket_is_none_of_our_business(plain: Server, raw: Raw) -> None:
+def test_library_may_wait_for_its_own_socket_inside_atomic(plain: Server, raw: Raw) -> None:
     client = raw(plain)
     client.open("/queries/library-in-atomic/")
     assert client.frame().text == "1 True"
 
 
-def test_waiting_in_a_transaction_that_is_no_atomic_is_an_error_too(
+def test_waiting_in_a_transaction_without_atomic_is_an_error_too(
     plain: Server, raw: Raw, database: Database, key: str
 ) -> None:
     client = raw(plain)
@@ -401,12 +399,12 @@ def test_nothing_is_left_of_a_view_that_ends_in_a_transaction(
 
 
 def all_are_back(server: Server) -> bool:
-    """Whether nobody has a connection of the pool, or waits for one."""
+    """Whether nobody uses a connection of the pool or waits for one."""
     pool = fetch_json(server.port, "/queries/pool/")
     return bool(pool["pool_available"] == pool["pool_size"] and not pool.get("requests_waiting"))
 
 
-def test_view_that_is_ended_while_it_waits_for_the_pool_takes_nothing_along(
+def test_view_that_is_ended_while_it_waits_for_the_pool_keeps_no_connection(
     start_site: StartSite, postgres: Server, raw: Raw, database: Database, key: str
 ) -> None:
     settings = {
@@ -438,7 +436,7 @@ def test_nothing_is_left_of_a_view_whose_new_connection_cannot_be_prepared(
 ) -> None:
     settings = settings_of(postgres, "unprepared", ENGINE="testsite.tenants")
     with start_site({"DATABASES": {"default": settings}}) as server:
-        for _ in range(30):  # more than PostgreSQL takes
+        for _ in range(30):  # more connections than PostgreSQL allows
             client = raw(server)
             client.open("/queries/tenant/?schema=fails")
             assert client.closing()[0] == 1011
@@ -464,7 +462,7 @@ def test_restart_ends_transactions_and_closes_connections(
     assert database.written(key) == 0
 
 
-def test_wrapper_of_a_view_that_has_ended_is_freed_without_the_collector_and_can_be_used_by_who_still_has_it(
+def test_wrapper_of_a_view_that_has_ended_still_works_and_is_freed_without_the_collector(
     tmp_path: Path,
 ) -> None:
     default = connections["default"]
@@ -472,7 +470,7 @@ def test_wrapper_of_a_view_that_has_ended_is_freed_without_the_collector_and_can
     wrapper.ensure_connection()
     wrapper.close()
     untie_database(wrapper)
-    assert wrapper.introspection.table_names() == []  # it connects again, through its helpers
+    assert wrapper.introspection.table_names() == []  # it connects again, and its helpers work
     wrapper.close()
     ended = weakref.ref(wrapper)
     gc.disable()

@@ -1,4 +1,4 @@
-"""`@websocket` and `@websocket_loop`: what they refuse, and what they leave of the function."""
+"""`@websocket` and `@websocket_loop`: what they refuse, and what they keep of the function."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from django_websocket.handler.upgrade import Begun, Upgrade
 @pytest.mark.parametrize("decorate", [websocket, websocket(), websocket_loop])
 def test_an_async_view_is_refused_where_it_is_defined(decorate: Any) -> None:
     async def view(request: Any, websocket: Any) -> None:
-        """It would never run."""
+        """A view that would never run."""
 
     with pytest.raises(ImproperlyConfigured, match=r"view is async: write it as a plain `def`"):
         decorate(view)
@@ -29,7 +29,7 @@ def test_a_subprotocol_that_no_header_can_carry_is_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize("size", [0, -1, "1000", 1.5])
-def test_a_message_size_that_is_no_number_of_bytes_is_refused(size: Any) -> None:
+def test_a_message_size_that_is_not_a_number_of_bytes_is_refused(size: Any) -> None:
     with pytest.raises(ValueError, match="max_message_size"):
         websocket(max_message_size=size)
 
@@ -54,10 +54,10 @@ def test_the_function_keeps_its_name_and_its_attributes() -> None:
         assert decorated.csrf_exempt is True  # type: ignore[attr-defined]
 
 
-# --- responses that begin when they are asked for ------------------------------------------------------------------
+# --- responses that begin only when iterated -----------------------------------------------------------------------
 
 
-def test_an_application_that_is_a_generator_is_begun_so_that_its_status_is_known() -> None:
+def test_a_generator_application_is_started_so_that_its_status_is_known() -> None:
     events = []
     upgrade = Upgrade()
 
@@ -79,7 +79,7 @@ def test_an_application_that_is_a_generator_is_begun_so_that_its_status_is_known
     assert events == ["403 Forbidden", "closed"]
 
 
-def test_an_empty_response_and_one_that_cannot_be_closed_are_fine() -> None:
+def test_an_empty_response_without_a_close_method_works() -> None:
     result = Upgrade().begun([])
     assert list(result) == [b""]
     result.close()  # type: ignore[attr-defined]

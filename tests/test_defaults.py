@@ -51,7 +51,7 @@ def silence_until_the_ping(server: Server) -> float:
 
 
 def silence_until_the_end(server: Server) -> float:
-    """`WEBSOCKET_PING_INTERVAL` and `WEBSOCKET_PING_TIMEOUT`: a client that vanished without a word."""
+    """`WEBSOCKET_PING_INTERVAL` and `WEBSOCKET_PING_TIMEOUT`, for a client that vanished silently."""
     begin = time.monotonic()
     with RawClient(server.port) as client:
         client.sock.settimeout(60)
@@ -63,12 +63,12 @@ def silence_until_the_end(server: Server) -> float:
 
 
 def answers_that_nobody_reads(server: Server) -> float:
-    """`WEBSOCKET_SEND_TIMEOUT`, for what the view sends itself."""
+    """`WEBSOCKET_SEND_TIMEOUT`, for messages that the view itself sends."""
     with RawClient(server.port, receive_buffer=4096) as client:
         client.sock.settimeout(0.5)
         client.open("/echo/")
         begin = time.monotonic()
-        with suppress(TimeoutError):  # no more is read, since the view does not come to it
+        with suppress(TimeoutError):  # the server stops reading, since the view is stuck in send()
             while True:
                 client.send(frame("x" * 60_000))
         assert eventually(lambda: "127.0.0.1 /echo/: 1008 does not read\n" in server.log, 30)
@@ -97,14 +97,14 @@ TIMES: list[tuple[Callable[[Server], float], float]] = [
 ]
 
 
-def test_times(server: Server) -> None:
+def test_time_limits(server: Server) -> None:
     with ThreadPoolExecutor(len(TIMES)) as pool:
         running = [(pool.submit(measure, server), expected) for measure, expected in TIMES]
         for future, expected in running:
             assert expected - 1 < future.result() < expected + 5
 
 
-def test_size_of_a_message(server: Server, raw: Callable[..., RawClient]) -> None:
+def test_message_size_limit(server: Server, raw: Callable[..., RawClient]) -> None:
     client = raw(server)
     client.open("/echo/")
     client.send(frame("x" * (1 << 20)))
@@ -122,7 +122,7 @@ def test_compression(server: Server, raw: Callable[..., RawClient]) -> None:
     assert len(client.frame(compressed=True).payload) < 100
 
 
-def test_clients_are_told_of_a_restart_one_after_the_other() -> None:
+def test_clients_are_told_of_a_restart_one_after_another() -> None:
     with gunicorn() as server, ExitStack() as stack:
         clients = [stack.enter_context(RawClient(server.port)) for _ in range(40)]
         for client in clients:
@@ -137,5 +137,5 @@ def test_clients_are_told_of_a_restart_one_after_the_other() -> None:
 
             times = sorted(pool.map(told, clients))
         *gaps, _ = sorted(after - before for before, after in zip(times, times[1:], strict=False))
-        assert 0.5 < sum(gaps) < 3  # without the longest, in which the machine itself may have stood still
+        assert 0.5 < sum(gaps) < 3  # without the longest gap, in which the machine may have stalled
         assert gaps[-1] < 1

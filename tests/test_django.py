@@ -1,4 +1,4 @@
-"""What Django promises its views, in conversations: sessions, transactions, database connections, the cache."""
+"""What Django promises to views, in conversations: sessions, transactions, database connections, the cache."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_no_database_connection_is_held_while_a_view_waits(site: Server, connect
         fetch(site.port, f"/publish/{key}/?text=x")
     else:
         client.send("?")
-    assert client.recv() == "open"  # it comes back by itself
+    assert client.recv() == "open"  # the view has a connection again
     assert eventually(lambda: not is_held(site, key))
 
 
@@ -83,7 +83,7 @@ def written(server: Server, key: str) -> int:
 
 
 @pytest.mark.parametrize(("how", "status"), [("raise", 500), ("404", 404)])
-def test_atomic_requests_roll_back_what_a_view_wrote_before_it_raised(
+def test_atomic_requests_roll_back_the_writes_of_a_view_that_raises(
     atomic_site: Server, raw: Raw, key: str, how: str, status: int
 ) -> None:
     client = raw(atomic_site)
@@ -92,21 +92,21 @@ def test_atomic_requests_roll_back_what_a_view_wrote_before_it_raised(
     assert written(atomic_site, key) == 0
 
 
-def test_without_atomic_requests_what_a_view_wrote_before_it_raised_stays(site: Server, raw: Raw, key: str) -> None:
+def test_without_atomic_requests_the_writes_of_a_view_that_raises_stay(site: Server, raw: Raw, key: str) -> None:
     client = raw(site)
     client.send(request(f"/writes/raise/?key={key}"))
     assert client.response().status == 500
     assert written(site, key) == 1
 
 
-def test_what_a_view_wrote_is_committed_with_the_response_it_returns(any_site: Server, raw: Raw, key: str) -> None:
+def test_writes_are_committed_with_the_response_that_a_view_returns(any_site: Server, raw: Raw, key: str) -> None:
     client = raw(any_site)
     client.send(request(f"/writes/response/?key={key}"))
     assert client.response().status == 403
     assert written(any_site, key) == 1
 
 
-def test_what_a_view_wrote_is_committed_when_it_accepts_and_from_then_on_at_once(
+def test_writes_are_committed_when_a_view_accepts_and_at_once_from_then_on(
     any_site: Server, connect: Connect, key: str
 ) -> None:
     client = connect(any_site, f"/writes/accept/?key={key}")
@@ -115,15 +115,15 @@ def test_what_a_view_wrote_is_committed_when_it_accepts_and_from_then_on_at_once
     assert written(any_site, key) == 2
 
 
-def test_what_a_view_wrote_stays_when_a_middleware_raises_afterwards(atomic_site: Server, raw: Raw, key: str) -> None:
-    # As in Django: the transaction is around the view, and over when the middleware sees the response.
+def test_writes_of_a_view_stay_when_a_middleware_raises_afterwards(atomic_site: Server, raw: Raw, key: str) -> None:
+    # As in Django, the transaction is around the view only, and has ended when the middleware sees the response.
     client = raw(atomic_site)
     client.send(request(f"/writes/accept/?key={key}&interfere=raise"))
     assert client.response().status == 500
     assert written(atomic_site, key) == 1
 
 
-def test_conversation_is_in_no_transaction(atomic_site: Server, connect: Connect) -> None:
+def test_conversation_is_not_in_a_transaction(atomic_site: Server, connect: Connect) -> None:
     client = connect(atomic_site, "/about/1/")
     assert json.loads(client.ask("?"))["is_atomic"] is False
 
@@ -140,7 +140,7 @@ def test_waiting_for_the_client_inside_atomic_is_an_error_that_says_so(
     assert "atomic()" in error
 
 
-def test_sending_and_publishing_inside_atomic_is_fine(any_site: Server, raw: Raw, key: str) -> None:
+def test_sending_and_publishing_inside_atomic_is_allowed(any_site: Server, raw: Raw, key: str) -> None:
     client = raw(any_site)
     client.open(f"/inside-atomic/send/?key={key}")
     assert client.frame().text == "sent"
@@ -164,7 +164,7 @@ def test_listening_client_holds_no_database_connection_and_no_transaction(
     client = raw(atomic_site)
     client.open(f"/listen/{key}/?key={key}")
     assert notes(atomic_site.port, key) == ["over"]
-    # SQLite has one writer: this would wait for the transaction.
+    # SQLite has one writer at a time, so this would wait for an open transaction.
     other = raw(atomic_site)
     other.send(request(f"/writes/response/?key={key}"))
     assert other.response().status == 403
@@ -176,7 +176,7 @@ def test_listening_client_holds_no_database_connection_and_no_transaction(
 
 @pytest.fixture(scope="module")
 def cached_site(start_site: StartSite) -> Iterator[Server]:
-    """The test site with the site-wide cache, as Django's documentation puts it."""
+    """The test site with the site-wide cache, set up as in Django's documentation."""
     from testsite import settings
 
     middleware = [
@@ -189,7 +189,7 @@ def cached_site(start_site: StartSite) -> Iterator[Server]:
         yield server
 
 
-def test_site_wide_cache_answers_no_handshake_and_keeps_none(cached_site: Server, connect: Connect) -> None:
+def test_site_wide_cache_neither_answers_nor_keeps_handshakes(cached_site: Server, connect: Connect) -> None:
     for _ in range(2):
         assert fetch(cached_site.port, "/echo/").body == b"page /echo/"
         assert connect(cached_site, "/echo/").ask("hello") == "hello"

@@ -46,7 +46,7 @@ DEADLINE = 20  # seconds
 DEFAULT_REDIS = "redis://localhost:6379/0"
 
 
-# To servers on this machine, whatever the environment says of proxies.
+# These reach servers on this machine whatever proxies the environment names.
 open_websocket = partial(connect, open_timeout=DEADLINE, proxy=None)
 open_url = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
 
@@ -55,7 +55,7 @@ open_url = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
 def client(
     server: Server, path: str, cookie: str = "", origin: str | None = None, **options: Any
 ) -> Iterator[ClientConnection]:
-    """A WebSocket to a path, as a page of the server itself opens it."""
+    """Open a WebSocket as a page of the same server does."""
     headers = {"Cookie": cookie} if cookie else {}
     origin = origin or f"http://{server.address}"
     url = f"ws://{server.address}{path}"
@@ -68,7 +68,7 @@ def receive(websocket: ClientConnection) -> str | bytes:
 
 
 def refusal(server: Server, path: str, cookie: str = "", origin: str = "") -> tuple[int, str]:
-    """The status and the Location with which a handshake is refused."""
+    """Return the status and the Location header with which a handshake is refused."""
     headers = {
         "Connection": "Upgrade",
         "Upgrade": "websocket",
@@ -93,7 +93,7 @@ def fetch(url: str) -> str:
 
 
 def close_code(websocket: ClientConnection) -> int:
-    """How the server ends a conversation."""
+    """Wait for the end of a conversation, and return the server's close code."""
     with pytest.raises(ConnectionClosed):
         receive(websocket)
     assert websocket.close_code is not None
@@ -109,13 +109,13 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Project:
     return readme_project(tmp_path_factory.mktemp("readme"))
 
 
-def test_readme_followed_step_by_step_gives_a_chat(original: Project) -> None:
+def test_following_the_readme_step_by_step_gives_a_chat(original: Project) -> None:
     with original.runserver(command("README.md", "runwebsocket"), free_port()) as server:
         assert_is_a_chat(server, server)
 
 
 def assert_is_a_chat(pages: Server, server: Server) -> None:
-    """Open pages of the README, and chat with the WebSockets that they open."""
+    """Open pages of the README's project, and chat through the WebSockets that they open."""
 
     def open_page(room: str) -> str:
         found = re.search(r'new WebSocket\("([^"]+)"\)', fetch(f"http://{pages.address}/chat/{room}/"))
@@ -140,7 +140,7 @@ def assert_is_a_chat(pages: Server, server: Server) -> None:
     assert foreign.value.response.status_code == 403
 
 
-def test_readme_links_and_those_of_the_docs_lead_somewhere() -> None:
+def test_links_of_the_readme_and_the_docs_lead_somewhere() -> None:
     for page in PAGES:
         text = (ROOT / page).read_text()
         for target in re.findall(r"\]\(([^)]+)\)", text):
@@ -163,16 +163,16 @@ def test_readme_and_pages_name_only_files_that_exist() -> None:
 
 
 def without_effect_on_this_machine(project: Project, line: str) -> bool:
-    """Check what is installed or started elsewhere; return whether the command is of that kind."""
+    """Check a command that installs something or that another test runs; return whether the command is one."""
     words = arguments(line)
     if words[:2] == ["pip", "install"]:
         name, extra = re.fullmatch(r"([\w-]+)(?:\[(\w+)\])?", words[2]).groups()  # type: ignore[union-attr]
         pyproject = (ROOT / "pyproject.toml").read_text()
         assert f'\nname = "{name}"\n' in pyproject
         assert extra is None or f"\n{extra} = [" in pyproject.partition("[project.optional-dependencies]")[2]
-    elif words[0] in ("scripts/demo", "scripts/bench"):  # test_scripts.py and test_benchmarks.py run what they start
+    elif words[0] in ("scripts/demo", "scripts/bench"):  # tested in test_scripts.py and test_benchmarks.py
         assert os.access(ROOT / words[0], os.X_OK)
-    elif words[0] == "nginx":  # test_nginx.py runs it
+    elif words[0] == "nginx":  # tested in test_nginx.py
         assert (ROOT / "deploy" / "nginx.conf").exists()
     else:
         return False
@@ -180,9 +180,9 @@ def without_effect_on_this_machine(project: Project, line: str) -> bool:
 
 
 TESTED_BELOW = {
-    "django-admin startproject mysite": "test_readme_followed_step_by_step_gives_a_chat",
-    "cd mysite": "test_readme_followed_step_by_step_gives_a_chat",
-    "python manage.py startapp chat": "test_readme_followed_step_by_step_gives_a_chat",
+    "django-admin startproject mysite": "test_following_the_readme_step_by_step_gives_a_chat",
+    "cd mysite": "test_following_the_readme_step_by_step_gives_a_chat",
+    "python manage.py startapp chat": "test_following_the_readme_step_by_step_gives_a_chat",
     "redis-cli PUBLISH news hello": "test_publishing_from_pages_shell_and_redis_cli",
     **{line: "test_redis_users_need_no_more_than_the_page_says" for line in commands("docs/redis.md") if "ACL" in line},
     "kill -HUP $(cat gunicorn.pid)": "test_hup_tells_the_clients_and_starts_a_new_worker",
@@ -193,7 +193,7 @@ TESTED_BELOW = {
 
 @pytest.fixture(scope="module")
 def project(original: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """The README's project with what the deployment page adds, apart from another broker and gunicorn.conf.py."""
+    """The README's project with the additions of the deployment page, but without Redis and gunicorn.conf.py."""
     copy = original.copy(tmp_path_factory.mktemp("deployment") / "mysite")
     copy.put("docs/deployment.md", {DEFAULT_REDIS: "memory://"})
     (copy.directory / "gunicorn.conf.py").rename(copy.directory / "preload.conf.py")
@@ -239,7 +239,7 @@ def assert_serves_websockets(server: Server) -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_examples_of_a_page_are_right_as_they_stand(original: Project, page: str, tmp_path: Path) -> None:
     copy = original.copy(tmp_path / "mysite")
-    if page != "README.md":  # which is there already
+    if page != "README.md":  # whose files are there already
         copy.put(page)
     (copy.directory / "gunicorn.conf.py").unlink(missing_ok=True)
     lines = ["from django.core.management import call_command", "call_command('check')"]
@@ -248,7 +248,7 @@ def test_examples_of_a_page_are_right_as_they_stand(original: Project, page: str
             name = block.file.partition("/templates/")[2]
             lines.append(f"from django.template.loader import get_template; get_template({name!r})")
         elif block.language == "python":
-            if block.file != "gunicorn.conf.py":  # gunicorn reads it, below
+            if block.file != "gunicorn.conf.py":  # gunicorn reads this file, in a test below
                 lines.append(f"import {block.file.removesuffix('.py').replace('/', '.')}")
         else:
             assert block.language in ("sh", "text"), f"{page}: unknown language {block.language!r}"
@@ -301,7 +301,7 @@ def views_project(original: Project, tmp_path_factory: pytest.TempPathFactory) -
     more = 'MIDDLEWARE.insert(2, "django.middleware.locale.LocaleMiddleware")\n'
     more += 'MIDDLEWARE.append("chat.current.remember_user")'
     copy.write("mysite/settings.py", more, add=True)
-    # The page with the chat's address is not of this example.
+    # The page with the chat's address does not belong to this example.
     copy.run("python manage.py migrate --verbosity 0")
     return copy
 
@@ -314,7 +314,7 @@ def views(views_project: Project) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def cookies(views_project: Project) -> dict[str, str]:
-    """The session cookies of a member and of one of the staff, whose ids are 1 and 2."""
+    """The session cookies of a member (user 1) and of a member of staff (user 2)."""
     output = views_project.shell(
         """
         import json
@@ -386,12 +386,12 @@ def test_form_answers_in_the_language_of_the_user(views: Server) -> None:
         assert close_code(websocket) == 4400
 
 
-def test_form_is_safe_from_what_is_sent_to_it(views: Server) -> None:
+def test_form_withstands_any_input(views: Server) -> None:
     begin = len(views.log)
     with client(views, "/room/lobby/") as member, client(views, "/room/news/") as other:
         for number, listener in enumerate((member, other)):
             listener.send(f"{number}")
-            assert receive(listener) == f"{number}"  # it is subscribed
+            assert receive(listener) == f"{number}"  # so it is subscribed
         with client(views, "/say/") as websocket:
             for data in ("[1]", '"a"', "5", "true", "{}", '{"room": ["lobby"], "text": "x"}', '{"room": null}'):
                 websocket.send(data)
@@ -403,7 +403,7 @@ def test_form_is_safe_from_what_is_sent_to_it(views: Server) -> None:
                 assert json.loads(receive(websocket))["ok"] is False
             nested = '{"room": "lobby", "text": ' + "[" * 90 + "]" * 90 + "}"
             websocket.send(nested)
-            assert json.loads(receive(websocket))["ok"] is True  # it is text for a form
+            assert json.loads(receive(websocket))["ok"] is True  # to a form this is just text
             websocket.send('{"room": "lobby", "text": "hello"}')
             assert json.loads(receive(websocket)) == {"ok": True}
         assert [receive(member) for _ in range(2)] == ["[" * 90 + "]" * 90, "hello"]
@@ -419,14 +419,14 @@ def test_form_is_safe_from_what_is_sent_to_it(views: Server) -> None:
     assert "Traceback" not in views.log[begin:]
 
 
-def test_items_that_no_session_holds_are_refused(views: Server) -> None:
+def test_items_that_do_not_fit_into_a_session_are_refused(views: Server) -> None:
     begin = len(views.log)
     for item in (b"\xff", "x" * 51):
         with client(views, "/cart/") as websocket:
             websocket.send(item)
             assert close_code(websocket) == 4400
     with client(views, "/undecorated/"):
-        pass  # it leaves without a word
+        pass  # the client leaves without sending anything
     assert "Traceback" not in views.log[begin:]
 
 
@@ -616,7 +616,7 @@ def test_notification_leaves_when_the_transaction_is_committed(publish_project: 
         watcher.stdout.close()
 
 
-def test_missed_messages_are_told(publishing: Server, redis: Server) -> None:
+def test_members_are_told_of_missed_messages(publishing: Server, redis: Server) -> None:
     with (
         client(publishing, "/prices/") as prices,
         client(publishing, "/news/") as news,
@@ -652,7 +652,7 @@ with subscribe("news") as messages:
 
 
 def assert_carries(project: Project, broker: str) -> None:
-    """See that a message goes through the broker that these lines of the settings name, with which checks agree."""
+    """Add these lines to the settings, and check that the broker they name passes the checks and carries a message."""
     project.write("mysite/settings.py", broker, add=True)
     assert project.run(f"python -c {shlex.quote(ROUND_TRIP)}") == "hello\n"
 
@@ -728,7 +728,7 @@ def test_redis_users_need_no_more_than_the_page_says(
     assert_carries(copy, f'WEBSOCKET_BROKER = "{url}"')
 
 
-def test_redis_waits_for_a_process_as_the_page_says(redis: Server) -> None:
+def test_redis_limits_what_it_keeps_for_a_process_as_the_page_says(redis: Server) -> None:
     (limits,) = re.findall(r"client-output-buffer-limit (pubsub .+)", (ROOT / "docs/redis.md").read_text())
     default = redis_cli(redis, "redis-cli CONFIG GET client-output-buffer-limit").split()[-4:]
     assert default == [re.sub(r"(\d+)mb", lambda match: str(int(match[1]) << 20), word) for word in limits.split()]
@@ -747,11 +747,11 @@ class Wire:
         raise NotImplementedError
 
     def close(self) -> None:
-        """It holds nothing."""
+        """Do nothing, since there is nothing to close."""
 
 
 def hears(reader: list[str], publisher: list[str]) -> bool:
-    """Whether who has some keys hears who has others."""
+    """Whether a reader with some keys understands a publisher with others."""
     wire = Wire()
     heard: list[Sequence[tuple[str, bytes]]] = []
     EncryptedBroker(wire, publisher).publish("news", b"hello")
@@ -762,11 +762,11 @@ def hears(reader: list[str], publisher: list[str]) -> bool:
     return heard == [[("news", b"hello")]]
 
 
-def test_while_keys_change_step_by_step_everybody_hears_everybody() -> None:
+def test_all_processes_understand_each_other_while_keys_change_step_by_step() -> None:
     rows = [row for row in tables("docs/redis.md") if row[0] in ("before", "1", "2", "3")]
     steps = [[key * 11 for key in re.findall("OLD|NEW", row[1])] for row in rows]
     assert [len(keys) for keys in steps] == [1, 2, 2, 1]
-    for before, after in zip(steps, steps[1:], strict=False):  # some processes have the one, some the other
+    for before, after in zip(steps, steps[1:], strict=False):  # some processes are one step ahead of others
         assert hears(before, after) and hears(after, before)
     assert not hears(steps[0], steps[2])
 
@@ -790,7 +790,7 @@ def test_view_for_browsers_only(original: Project, tmp_path: Path) -> None:
         assert refused.value.response.status_code == 403
 
 
-def test_lines_of_the_log_are_those_that_are_written() -> None:
+def test_documented_log_lines_are_those_that_the_package_writes() -> None:
     sources = "".join(path.read_text() for path in (ROOT / "django_websocket").rglob("*.py"))
     (block,) = [block for block in blocks("docs/security.md") if block.language == "text"]
     for line in block.code.splitlines():
@@ -821,7 +821,7 @@ def test_broker_of_the_documentation_connects_processes(
 
 
 def tables(page: str) -> list[list[str]]:
-    """The rows of a page's tables, in their cells."""
+    """Return the rows of a page's tables as lists of cells."""
     rows = re.findall(r"^\| (.+) \|$", (ROOT / page).read_text(), re.MULTILINE)
     return [[cell.strip() for cell in row.split(" | ")] for row in rows]
 
@@ -995,7 +995,7 @@ def test_stock_worker_closes_with_4000_and_the_status(project: Project) -> None:
 
 @pytest.fixture(scope="module")
 def tested(original: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """The README's project with all tests of the page, and a browser that runs for root, too."""
+    """The README's project with all tests of the page, and a browser that also runs as root."""
     copy = original.copy(tmp_path_factory.mktemp("testing") / "mysite")
     options = f"""options.binary_location = {executable("chromium")!r}
         for option in {CHROMIUM!r}:
@@ -1019,7 +1019,7 @@ def test_examples_of_tests_pass(tested: Project, line: str, count: int) -> None:
 def test_examples_of_tests_pass_elsewhere(
     request: pytest.FixtureRequest, tested: Project, tmp_path: Path, where: str
 ) -> None:
-    """On databases of which each thread has its own connection, and in a process that gevent has patched."""
+    """They run with databases to which each thread has its own connection, and in a process patched by gevent."""
     copy = tested.copy(tmp_path / "mysite")
     if where == "in PostgreSQL":
         databases = {"default": settings_of(request.getfixturevalue("postgres"), "tests")}
@@ -1046,14 +1046,14 @@ def test_a_view_in_the_style_of_version_0_2(original: Project, redis: Server, tm
     copy.put("docs/upgrading.md", {"StrictRedis(": f'StrictRedis("127.0.0.1", {redis.port}, '})
     with copy.gunicorn(line) as server, client(server, "/chat/a/") as ann:
         assert_heard(ann, [ann])
-        with client(server, "/chat/b/") as bob:  # one channel for all
+        with client(server, "/chat/b/") as bob:  # all rooms share one channel
             assert_heard(bob, [ann, bob])
             assert_heard(ann, [ann, bob])
         assert_heard(ann, [ann])
 
 
 def assert_heard(sender: ClientConnection, members: list[ClientConnection]) -> None:
-    """Say something that all members hear, again if need be: redis-py keeps the second of two replies for later."""
+    """Send until all members receive: redis-py keeps the second of two replies that come together for later."""
     for number in range(DEADLINE):
         said = f"{sender.id} {number}"
         sender.send(said)
@@ -1064,4 +1064,4 @@ def assert_heard(sender: ClientConnection, members: list[ClientConnection]) -> N
             return
         except TimeoutError:
             continue
-    pytest.fail("not all have heard it")
+    pytest.fail("not all members have received it")

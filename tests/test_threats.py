@@ -105,8 +105,8 @@ FRAMES = {
     "fragments without end, and messages that are never finished": [
         "test_threats_frames.py::test_message_of_endless_fragments_is_refused",
         "test_threats_frames.py::test_unfinished_messages_take_only_the_memory_of_what_has_arrived",
-        "test_connection.py::test_message_that_does_not_come_to_its_end_is_closed_with_1008",
-        "test_connection.py::test_slow_upload_that_goes_on_is_received",
+        "test_connection.py::test_message_that_never_ends_is_closed_with_1008",
+        "test_connection.py::test_slow_but_steady_upload_is_received",
     ],
     "frames that are not masked, reserved bits and opcodes, control frames of any kind, fragments in any order": [
         "test_threats_frames.py::test_broken_frame_ends_the_connection_at_once_with_its_code",
@@ -123,8 +123,8 @@ FRAMES = {
     ],
     "JSON that is nested too deeply, is not an object, or is not JSON at all; channels that a client names": [
         "test_websocket.py::test_unusable_json_is_an_error_of_the_message",
-        "test_docs.py::test_form_is_safe_from_what_is_sent_to_it",
-        "test_docs.py::test_items_that_no_session_holds_are_refused",
+        "test_docs.py::test_form_withstands_any_input",
+        "test_docs.py::test_items_that_do_not_fit_into_a_session_are_refused",
     ],
     "binary data where text is awaited, and empty messages": [
         "test_worker.py::test_echo_keeps_text_and_binary_and_the_empty_message",
@@ -262,7 +262,7 @@ OUTAGES = {
 
 PROCESS = {
     "a database that is restarted, or ends its connections": [
-        "test_databases.py::test_postgresql_that_is_stopped_and_started_again_ends_nobody_who_waits",
+        "test_databases.py::test_a_restart_of_postgresql_does_not_end_views_that_wait",
         "test_databases.py::test_connection_that_the_server_has_dropped_is_replaced_without_an_error",
         "test_logins.py::test_database_failure_disconnects_nobody",
     ],
@@ -276,7 +276,7 @@ PROCESS = {
     "database connections and transactions that are held as long as a client stays": [
         "test_django.py::test_no_database_connection_is_held_while_a_view_waits",
         "test_django.py::test_no_database_connection_is_held_after_a_conversation",
-        "test_django.py::test_conversation_is_in_no_transaction",
+        "test_django.py::test_conversation_is_not_in_a_transaction",
         "test_databases.py::test_five_hundred_idle_clients_that_have_used_the_orm_hold_no_connection",
         "test_databases.py::test_conn_max_age_keeps_no_connection_for_a_conversation",
         "test_application.py::test_request_is_over_for_django_when_the_conversation_begins",
