@@ -94,7 +94,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     report: pytest.TestReport = yield  # type: ignore[assignment]
     if report.skipped and os.environ.get("CI") and not hasattr(report, "wasxfail"):
         report.outcome = "failed"
-        report.longrepr = f"skipped, where everything must run: {report.longrepr}"
+        report.longrepr = f"skipped, but everything must run here: {report.longrepr}"
     if report.failed and call.when == "call":
         for name, value in getattr(item, "funcargs", {}).items():
             if isinstance(value, Server):
@@ -139,7 +139,7 @@ UNMEASURED = (
 
 
 @pytest.fixture(scope="module", autouse=True)
-def coverage_of_what_is_started(request: pytest.FixtureRequest) -> Iterator[None]:
+def coverage_of_started_processes(request: pytest.FixtureRequest) -> Iterator[None]:
     """Measure the coverage of the processes that a test starts, apart from those of the slow files above."""
     with pytest.MonkeyPatch.context() as patched:
         if request.path.name in {f"test_{name}.py" for name in UNMEASURED}:

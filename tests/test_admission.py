@@ -90,7 +90,7 @@ def test_deadline_is_over_when_the_head_is_answered(hasty: Server, raw: Raw) -> 
     assert hasty.log[begin:] == "127.0.0.1: 400 the head of the request: InvalidRequestLine\n"
 
 
-def test_many_slow_heads_leave_others_alone_and_nothing_behind(hasty: Server) -> None:
+def test_many_slow_heads_neither_disturb_others_nor_leave_anything_behind(hasty: Server) -> None:
     worker = worker_of(hasty)
     before = descriptors(worker)
     with ExitStack() as stack:
@@ -117,7 +117,7 @@ def test_client_is_not_blamed_for_time_in_which_the_process_stood_still(start_si
         assert client.response().status == 101
 
 
-def test_gunicorn_limits_the_time_between_requests_and_we_that_for_a_head(start_site: StartSite, raw: Raw) -> None:
+def test_time_between_requests_is_limited_by_gunicorn_and_that_of_a_head_by_us(start_site: StartSite, raw: Raw) -> None:
     page = b"GET /page/ HTTP/1.1\r\nHost: localhost\r\n\r\n"
     with start_site({"WEBSOCKET_HANDSHAKE_TIMEOUT": 2.5}, args=["--keep-alive", "1"]) as server:
         slow, quick, idle = raw(server), raw(server), raw(server)

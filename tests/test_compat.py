@@ -97,7 +97,7 @@ def watcher_says_whether_it_is_active() -> bool:
     return seen == [False, True, False]
 
 
-def loop_counts_what_is_pending() -> bool:
+def loop_counts_pending_callbacks() -> bool:
     counts: list[int] = []
     loop: Any = get_hub().loop
 
@@ -118,7 +118,7 @@ def loop_counts_what_is_pending() -> bool:
     return sorted(counts, reverse=True) == counts and counts[0] >= 7
 
 
-def context_is_at_home_in_another_greenlet() -> bool:
+def context_can_be_restored_in_another_greenlet() -> bool:
     from asgiref.sync import _restore_context
 
     variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable")
@@ -137,7 +137,7 @@ def context_is_at_home_in_another_greenlet() -> bool:
     return bool(gevent.spawn(look, prepared).get() == ("here", "here"))
 
 
-def environment_is_noted() -> bool:
+def set_up_environment_is_noted() -> bool:
     if hasattr(utils._TestState, "saved_data"):  # the environment is set up already
         return True
     setup_test_environment(debug=False)
@@ -188,13 +188,13 @@ class Recorder(GeventWorker):  # type: ignore[misc]
             return theirs, ours.recv(100)
 
 
-def stop_iteration_ends_a_connection_without_a_word() -> bool:
+def stop_iteration_ends_a_connection_silently() -> bool:
     worker = Recorder()
     _, answer = worker.serve()
     return (worker.asked, answer, worker.errors) == (1, b"", [])
 
 
-def application_is_led_to_its_response() -> bool:
+def start_response_is_a_method_of_the_response() -> bool:
     worker = Recorder()
     worker.serve()
     return type(worker.response).__name__ == "Response" and worker.response.headers_sent is False
@@ -206,13 +206,13 @@ def environ_has_the_socket() -> bool:
     return worker.socket is sock
 
 
-def what_came_behind_a_request_can_be_taken() -> bool:
+def bytes_behind_a_request_can_be_taken() -> bool:
     worker = Recorder()
     worker.serve()
     return bool(worker.early == b"EARLY")
 
 
-def stock_handler_has_the_socket_and_what_was_read() -> bool:
+def stock_handler_has_the_socket_and_the_buffered_input() -> bool:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         theirs.sendall(b"GET")
@@ -236,16 +236,16 @@ DEEPER: dict[str, Callable[[], bool]] = {
     "gevent.Greenlet._run": greenlet_runs_its_method,
     "gevent.hub.Hub.loop": ended_hub_has_no_loop,
     "gevent.core.loop.io": watcher_says_whether_it_is_active,
-    "gevent.core.loop.pendingcnt": loop_counts_what_is_pending,
-    "asgiref.sync._restore_context": context_is_at_home_in_another_greenlet,
+    "gevent.core.loop.pendingcnt": loop_counts_pending_callbacks,
+    "asgiref.sync._restore_context": context_can_be_restored_in_another_greenlet,
     "django.core.handlers.wsgi.WSGIRequest._stream": body_of_a_request_can_be_replaced,
-    "django.test.utils._TestState": environment_is_noted,
-    "gunicorn.workers.ggevent.GeventWorker.handle": stop_iteration_ends_a_connection_without_a_word,
-    "gunicorn.workers.ggevent.GeventWorker.is_already_handled": stop_iteration_ends_a_connection_without_a_word,
-    "gunicorn.http.wsgi.Response.start_response": application_is_led_to_its_response,
+    "django.test.utils._TestState": set_up_environment_is_noted,
+    "gunicorn.workers.ggevent.GeventWorker.handle": stop_iteration_ends_a_connection_silently,
+    "gunicorn.workers.ggevent.GeventWorker.is_already_handled": stop_iteration_ends_a_connection_silently,
+    "gunicorn.http.wsgi.Response.start_response": start_response_is_a_method_of_the_response,
     "gunicorn.http.wsgi.default_environ": environ_has_the_socket,
-    "gunicorn.http.unreader.Unreader.take_buffered": what_came_behind_a_request_can_be_taken,
-    "geventwebsocket.websocket.WebSocket.handler": stock_handler_has_the_socket_and_what_was_read,
+    "gunicorn.http.unreader.Unreader.take_buffered": bytes_behind_a_request_can_be_taken,
+    "geventwebsocket.websocket.WebSocket.handler": stock_handler_has_the_socket_and_the_buffered_input,
 }
 
 
@@ -313,7 +313,7 @@ def take_away(monkeypatch: pytest.MonkeyPatch, name: compat.Name) -> None:
 
 
 @pytest.mark.parametrize("path", [path for path in NAMES if path not in FIXED])
-def test_name_that_is_gone_is_missed(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_name_that_is_gone_is_reported(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     part, name = NAMES[path]
     take_away(monkeypatch, name)
     sentence = compat.sentence(name)
@@ -358,7 +358,7 @@ def test_sentence_about_python_names_the_cost_of_the_replacement() -> None:
     )
 
 
-def test_name_that_means_something_else_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_name_that_means_something_else_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     _, name = NAMES["gunicorn.workers.ggevent.GeventWorker.handle"]
     monkeypatch.setattr(GeventWorker, "handle", lambda self, connection: None)
     with pytest.raises(compat.Incompatible) as raised:

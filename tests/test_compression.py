@@ -110,7 +110,7 @@ def test_nothing_is_compressed_under_the_stock_worker(stock_site: Server, raw: R
         (compressed(b"", 9), 1002),
     ],
 )
-def test_client_that_breaks_the_rules_is_closed(site: Server, raw: Raw, data: bytes, code: int) -> None:
+def test_client_that_breaks_the_rules_is_disconnected(site: Server, raw: Raw, data: bytes, code: int) -> None:
     client = raw(site)
     client.open("/echo/", OFFER, behind=data)
     assert client.closing()[0] == code

@@ -526,7 +526,7 @@ def test_sends_and_pushes_keep_their_order_when_the_kernel_takes_nothing(pairs: 
 
 
 @pytest.mark.parametrize("size", [500, 400_000])
-def test_a_waiting_pong_keeps_its_place_before_what_is_sent_after_it(pairs: Pairs, size: int) -> None:
+def test_a_waiting_pong_leaves_before_a_message_that_is_sent_after_it(pairs: Pairs, size: int) -> None:
     connection, peer = pairs(narrow=True, limits=ROOMY)
     filling = fill(connection, size)
     peer.ping(b"1")
@@ -1448,7 +1448,7 @@ def test_a_frame_that_tls_could_not_send_is_sent_before_anything_else(pairs: Pai
     assert peer.until_frames(len(expected)) == expected
 
 
-def test_a_failure_is_told_through_tls(pairs: Pairs) -> None:
+def test_a_failure_is_reported_through_tls(pairs: Pairs) -> None:
     server, client = tls_pair()
     connection, _ = pairs(sockets=lambda: (server, client))
     peer = TLSPeer(client)

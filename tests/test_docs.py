@@ -1,4 +1,4 @@
-"""What a reader of README.md and docs/ copies: each example and each command, executed.
+"""Each example and each command that a reader of README.md and docs/ may copy is executed.
 
 `documentation.py` says how an example names its file.
 """
@@ -489,7 +489,7 @@ def test_view_without_a_decorator(views: Server) -> None:
         assert close_code(websocket) == CloseCode.NORMAL
 
 
-def test_rooms_are_apart(views: Server) -> None:
+def test_rooms_are_separate(views: Server) -> None:
     with client(views, "/room/a/") as ann, client(views, "/room/a/") as bob, client(views, "/room/b/") as eve:
         eve.send("b")
         assert receive(eve) == "b"
@@ -505,7 +505,7 @@ def test_class_based_view(views: Server, cookies: dict[str, str]) -> None:
             assert receive(websocket) == f"{number} hello"
 
 
-def test_what_a_middleware_keeps_in_a_thread_local(views: Server, cookies: dict[str, str]) -> None:
+def test_value_that_a_middleware_keeps_in_a_thread_local(views: Server, cookies: dict[str, str]) -> None:
     for cookie, name in (("", "nobody"), (cookies["member"], "member")):
         with client(views, "/whoami/", cookie) as websocket:
             assert receive(websocket) == name

@@ -49,7 +49,7 @@ HANDSHAKE = {
     "a head, a TLS handshake or a PROXY line that comes slowly or never": [
         "test_admission.py::test_head_that_does_not_come_in_time_is_answered_with_408",
         "test_admission.py::test_one_deadline_holds_for_a_head_that_comes_byte_by_byte",
-        "test_admission.py::test_many_slow_heads_leave_others_alone_and_nothing_behind",
+        "test_admission.py::test_many_slow_heads_neither_disturb_others_nor_leave_anything_behind",
         "test_admission.py::test_deadline_covers_the_tls_handshake",
         "test_admission.py::test_deadline_covers_the_proxy_line",
     ],
@@ -147,7 +147,7 @@ FRAMES = {
         "test_application.py::test_messages_for_a_busy_view_wait_for_it",
     ],
     "compressed messages that inflate to much more, or were not agreed on": [
-        "test_compression.py::test_client_that_breaks_the_rules_is_closed",
+        "test_compression.py::test_client_that_breaks_the_rules_is_disconnected",
         "test_compression.py::test_bombs_for_a_view_that_does_not_receive_cannot_keep_the_server_busy",
         "test_threats_frames.py::test_message_that_would_inflate_beyond_the_limit_is_refused_in_time",
         "test_threats_frames.py::test_messages_that_inflate_to_the_limit_disturb_nobody",

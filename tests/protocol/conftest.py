@@ -16,7 +16,7 @@ from django_websocket.protocol.engine import Close, Engine, Event, Failure, Ping
 
 from ..support.frames import PING, build
 
-MASK = bytes.fromhex("37fa213d")  # that of the examples in section 5.7
+MASK = bytes.fromhex("37fa213d")  # the mask of the examples in section 5.7
 
 
 @pytest.fixture(params=Role, ids=lambda role: role.value)

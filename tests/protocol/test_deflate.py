@@ -232,7 +232,7 @@ class TestExamples:
 
 
 class TestFragments:
-    def test_control_frames_stand_between(self, frame: Frame, feed: Feed) -> None:
+    def test_control_frames_may_come_between(self, frame: Frame, feed: Feed) -> None:
         payload = packed("Grüße".encode() * 100)[0]
         wire = frame(TEXT, payload[:1], fin=False, rsv=RSV1)
         for at in range(1, len(payload)):
@@ -241,7 +241,7 @@ class TestFragments:
         pings = [(Ping, b"%d" % at) for at in range(1, len(payload))]
         assert feed(wire, agreement=PLAIN) == (["Grüße" * 100, "plain"], [*pings, (Ping, b"last")])
 
-    def test_empty_fragments_stand_between(self, frame: Frame, feed: Feed) -> None:
+    def test_empty_fragments_may_come_between(self, frame: Frame, feed: Feed) -> None:
         wire = frame(BINARY, fin=False, rsv=RSV1) + frame(CONTINUATION, fin=False) + frame(CONTINUATION, HELLO)
         assert feed(wire * 2, agreement=PLAIN) == ([b"Hello"] * 2, [])
 
@@ -551,7 +551,7 @@ class TestAgainstWebsockets:
             for message in (line, line.decode() * 20, "", "short", "ä" * 9, b"", noise, noise * 2, bytes(70000)):
                 assert theirs.receive(ours.send(message)) == [message]
 
-    def test_frames_for_many_stand_between(self, bits: int, takeover: bool) -> None:
+    def test_frames_for_many_may_come_between(self, bits: int, takeover: bool) -> None:
         agreement = Agreement(bits, takeover)
         ours, theirs = Engine(Role.SERVER, agreement=agreement), Theirs(Role.SERVER, agreement)
         for line in lines(10):
@@ -692,6 +692,6 @@ def test_message_below_some_length_is_never_compressed_whatever_its_characters(t
         (Agreement(window_bits=9, takeover=True, threshold=0), 512),
     ],
 )
-def test_only_messages_that_fill_a_kept_window_are_compressed_for_many(agreement: Agreement, size: int) -> None:
+def test_with_a_kept_window_only_messages_that_fill_it_are_compressed_for_many(agreement: Agreement, size: int) -> None:
     assert agreement.is_shared(size)
     assert not size or not agreement.is_shared(size - 1)

@@ -52,7 +52,7 @@ class TestSizes:
         assert type(messages[0]) is bytes  # a memoryview would keep everything that was received
         assert events == []
 
-    def test_mask_goes_on_wherever_the_payload_is_cut(
+    def test_mask_continues_wherever_the_payload_is_cut(
         self, make_engine: Callable[..., Engine], frame: Frame, size: int
     ) -> None:  # section 5.3
         wire = frame(BINARY, BYTES[:size])

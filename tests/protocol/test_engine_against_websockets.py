@@ -44,7 +44,7 @@ class Ours:
         self.messages: list[str | bytes] = []
         self.control: list[tuple[int, bytes]] = []  # opcodes and payloads of pings and pongs
         self.end: tuple[Any, ...] | None = None  # the peer's close code and reason, or the code of a failure alone
-        self.reason = ""  # of a failure
+        self.reason = ""  # of the failure
 
     def receive(self, data: bytes) -> None:
         while True:

@@ -336,7 +336,7 @@ def test_refusals_share_no_headers() -> None:
     ],
     ids=ascii,
 )
-def test_members_of_a_list_stand_between_commas(value: str, members: list[str]) -> None:  # RFC 9110, section 5.6.1
+def test_members_of_a_list_are_separated_by_commas(value: str, members: list[str]) -> None:  # RFC 9110, section 5.6.1
     assert tokens(value) == members
 
 

@@ -279,7 +279,7 @@ def test_resuming_a_full_queue_changes_nothing(engine: Engine, frame: Frame) -> 
         assert list(engine.messages) == texts(0, 16)
 
 
-def test_what_comes_during_a_pause_waits_behind(engine: Engine, frame: Frame) -> None:
+def test_input_that_comes_during_a_pause_waits_its_turn(engine: Engine, frame: Frame) -> None:
     engine.receive(wire_of(frame, texts(0, 17)))
     more = wire_of(frame, texts(17, 20))
     for at in range(len(more)):
