@@ -306,7 +306,7 @@ def test_a_reserved_code_is_not_sent_and_the_connection_goes_on(pairs: Pairs) ->
     assert connection.close_code is None and not connection.closed
 
 
-def test_a_malformed_close_frame_of_the_client_is_answered_with_why(pairs: Pairs) -> None:  # sections 5.5.1 and 8.1
+def test_a_malformed_close_frame_is_answered_with_the_code_of_its_fault(pairs: Pairs) -> None:  # sections 5.5.1 and 8.1
     for payload, code in ((b"\x03", 1002), (b"\x03\xe8\xff", 1007), (b"\x03\xe8\xed\xa0\x80", 1007)):
         connection, peer = pairs()
         peer.write(frame(payload, CLOSE))

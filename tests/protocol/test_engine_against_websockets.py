@@ -157,7 +157,7 @@ def difference(ours: Ours, theirs: Theirs) -> str | None:
     """Why the two may end differently, or None if they may not."""
     if ours.end == (1002,) and theirs.end == (1009,):
         # The library looks at the length first: before the length's highest bit (5.2), the reserved bits (5.2), and the
-        # # question whether such a frame may come here at all (5.4, 5.5).
+        # question whether such a frame may come here at all (5.4, 5.5).
         return "a wrong frame that is too large as well is 1009 for the library"
     if ours.end == (1002,) and "close frame has a code" in ours.reason and isinstance(theirs.error, UnicodeDecodeError):
         return "7.4 and 8.1: where a close frame's code and reason are both wrong, the library reads the reason first"

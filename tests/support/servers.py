@@ -179,7 +179,7 @@ class Server:
             RuntimeError: It ended, or did not serve in time; the message has the end of its log.
         """
         # It has a session of its own, so that a Ctrl-C meant for the tests does not reach it and its children can be
-        # # killed with it.
+        # killed with it.
         self._process = subprocess.Popen(
             self.args,
             cwd=self.cwd,
