@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import weakref
 from typing import Any, Protocol
 
 from gevent import getcurrent
@@ -13,6 +12,7 @@ from greenlet import greenlet
 from django_websocket.compat import NothingPending
 
 from .compression import Encoder
+from .loops import PerLoop
 from .turns import turns_of_loop
 
 __all__ = ["TICK", "Deadline", "Sweep", "open_connections", "serves_clients", "sweep_of_loop", "ticks"]
@@ -176,7 +176,8 @@ def ticks(seconds: float) -> int:
     return max(1, round(seconds / TICK))
 
 
-_sweeps: weakref.WeakKeyDictionary[object, Sweep] = weakref.WeakKeyDictionary()
+_sweeps = PerLoop(Sweep)
+sweep_of_loop = _sweeps.get
 
 
 def serves_clients() -> bool:
@@ -185,22 +186,10 @@ def serves_clients() -> bool:
 
 
 def leave_all_to_parent() -> dict[object, Sweep]:
-    """Return the sweeps of all loops, which in a child process are the parent's, and forget them here."""
-    global _sweeps
-    sweeps = dict(_sweeps)
-    _sweeps = weakref.WeakKeyDictionary()
-    return sweeps
+    """Return the sweeps of all loops by their hubs, which in a child process are the parent's, and forget them here."""
+    return _sweeps.clear()
 
 
 def open_connections() -> set[Swept]:
     """Return the open connections of the running thread's loop."""
     return sweep_of_loop().connections
-
-
-def sweep_of_loop() -> Sweep:
-    """Return the sweep of the running thread's loop."""
-    hub = get_hub()
-    sweep = _sweeps.get(hub)
-    if sweep is None:
-        sweep = _sweeps[hub] = Sweep()
-    return sweep

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import weakref
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -11,6 +10,8 @@ from typing import Any
 
 from gevent import getcurrent
 from gevent.hub import get_hub
+
+from .loops import PerLoop
 
 __all__ = ["BUDGET", "Turns", "let_others_run", "let_others_run_if_spent", "turns_of_loop"]
 
@@ -73,16 +74,7 @@ class Turns:
                 self._timer.start(self._run)
 
 
-_turns: weakref.WeakKeyDictionary[object, Turns] = weakref.WeakKeyDictionary()
-
-
-def turns_of_loop() -> Turns:
-    """Return the turns of the running thread's loop."""
-    hub = get_hub()
-    turns = _turns.get(hub)
-    if turns is None:
-        turns = _turns[hub] = Turns()
-    return turns
+turns_of_loop = PerLoop(Turns).get
 
 
 def let_others_run() -> None:
