@@ -20,7 +20,7 @@ from django.shortcuts import resolve_url
 from django_websocket import compat
 
 from .protocol.deflate import Compression
-from .transport.connection import Limits
+from .transport.limits import Limits
 
 __all__ = ["Settings", "current"]
 

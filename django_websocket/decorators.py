@@ -120,7 +120,7 @@ def websocket_loop(view: View[R, P]) -> Decorated[R, P]:
         def asked() -> None:
             current.message_is_there = False
 
-        while not source.closed:
+        while not source.at_end:
             if source.ready():
                 waiting = len(source.inbox)
                 current.message_is_there = True
@@ -128,7 +128,7 @@ def websocket_loop(view: View[R, P]) -> Decorated[R, P]:
                     source.before_taking = asked  # else that of the databases does the same
                 view(request, client, *args, **kwargs)
                 if left:
-                    if current.message_is_there and source.before_taking is not None and not source.closed:
+                    if current.message_is_there and source.before_taking is not None and not source.at_end:
                         if certain:
                             raise RuntimeError(LEFT.format(view))
                         certain = True

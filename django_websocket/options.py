@@ -9,7 +9,7 @@ from typing import Any
 from django_websocket import conf
 
 from .protocol.deflate import Compression
-from .transport.connection import Limits
+from .transport.limits import Limits
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,7 @@ def make_connection(
     def spawn() -> None:  # in the hub
         unfinished.add(gevent.spawn(tell))
 
-    if connection.open:
+    if connection.connected:
         connection.on_end.append(spawn)
     else:
         spawn()

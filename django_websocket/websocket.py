@@ -147,7 +147,7 @@ class WebSocket:
     @property
     def closed(self) -> bool:
         """Whether the connection has ended and every message that came before was received."""
-        return self.connection is not None and self.connection.closed
+        return self.connection is not None and self.connection.at_end
 
     @property
     def close_code(self) -> int | None:

@@ -39,9 +39,10 @@ from .protocol.frames import CloseCode
 from .protocol.handshake import is_upgrade
 from .select import select as cooperative_select
 from .transport.acceptor import BODY, LINGER, RETRY_AFTER, Acceptor
+from .transport.deadlines import TICK, Deadline, sweep_of_loop, ticks
 from .transport.log import report
+from .transport.shared import open_connections
 from .transport.sockets import give_away, hang_up
-from .transport.sweep import TICK, Deadline, open_connections, sweep_of_loop, ticks
 from .transport.turns import let_others_run_if_spent
 from .transport.waiting import ViewGreenlet, unfinished
 

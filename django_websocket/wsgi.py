@@ -121,7 +121,7 @@ class WebSocketApplication:
                 upgrade.fail(f"The request was answered with {upgrade.status}: a middleware replaced the 101")
                 upgrade.taker = Refusal(4000 + int(upgrade.status[:3]), upgrade.status[4:], who(environ))
             connection = upgrade.open(sock, early)
-            if connection.open:
+            if connection.connected:
                 connection.on_end.append(ended.set)
                 ended.wait()
         except BaseException:

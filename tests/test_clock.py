@@ -10,7 +10,7 @@ from pathlib import Path
 import gevent
 import pytest
 
-from django_websocket.transport.connection import Limits
+from django_websocket.transport.limits import Limits
 
 from .support.clients import RawClient, fetch
 from .support.fixtures import Connect, Raw, StartSite
@@ -111,4 +111,4 @@ def test_slow_reader_is_not_blamed_for_time_in_which_the_process_stood_still(pai
     peer.pump()
     peer.until_frames(1)
     view.get(timeout=5)
-    assert not connection.closed
+    assert not connection.at_end

@@ -13,8 +13,9 @@ import gevent
 import pytest
 
 from django_websocket.exceptions import ConnectionClosed
-from django_websocket.transport.connection import Connection, Limits
-from django_websocket.transport.sweep import open_connections
+from django_websocket.transport.connection import Connection
+from django_websocket.transport.limits import Limits
+from django_websocket.transport.shared import open_connections
 
 from .support.frames import CLOSE, CONTINUATION, PING, PONG, TEXT, Frame, close, close_frame, frame, text
 from .support.waiting import until
@@ -26,11 +27,10 @@ MAY_NOT_BE_SENT = [0, 999, 1004, 1005, 1006, 1015, 1016, 1999, 2000, 2999, 5000,
 
 def consumed(connection: Connection) -> bool:
     """Whether the kernel holds no input, or the connection no longer reads."""
-    sock = connection._sock
-    if sock is None or not connection._reader.active:
+    if not connection.connected or not connection._reader.active:
         return True
     poll = select.poll()
-    poll.register(sock, select.POLLIN)
+    poll.register(connection._sock, select.POLLIN)
     return not poll.poll(0)
 
 
@@ -41,7 +41,7 @@ def settle(connection: Connection) -> None:
 
 def drain(connection: Connection) -> None:
     """Receive to the end; a view may be receiving as well."""
-    until(lambda: connection.closed or connection.inbox and connection.receive() is None)
+    until(lambda: connection.at_end or connection.inbox and connection.receive() is None)
     assert connection.receive() is None
 
 
@@ -151,14 +151,14 @@ def close_frames(peer: Peer) -> list[Frame]:
 def test_the_server_closes_at_any_moment(pairs: Pairs, moment: Moment) -> None:  # sections 5.5.1 and 7.1.2
     connection, peer, unfinished = begin(pairs, moment)
     connection.close(4000, "enough")
-    assert connection.closed
+    assert connection.at_end
     until(lambda: peer.pump() and close_frames(peer) or close_frames(peer))
-    assert connection.open  # the client has not closed
+    assert connection.connected  # the client has not closed
     peer.write(unfinished + close_frame(4000))
     peer.until_end()
     assert close_frames(peer) == [close(4000, "enough")]
     assert not peer.reset
-    until(lambda: not connection.open)
+    until(lambda: not connection.connected)
     assert (connection.close_code, connection.close_reason) == (4000, "enough")
 
 
@@ -170,7 +170,7 @@ def test_the_client_closes_at_any_moment(pairs: Pairs, moment: Moment) -> None: 
     peer.until_end()
     assert close_frames(peer) == [close(3001, "leaving")]
     assert not peer.reset
-    until(lambda: not connection.open)
+    until(lambda: not connection.connected)
     assert (connection.close_code, connection.close_reason) == (3001, "leaving")
 
 
@@ -183,7 +183,7 @@ def test_both_close_at_once_at_any_moment(pairs: Pairs, moment: Moment) -> None:
     peer.until_end()
     assert close_frames(peer) == [close(4000, "enough")]
     assert not peer.reset
-    until(lambda: not connection.open)
+    until(lambda: not connection.connected)
     assert (connection.close_code, connection.close_reason) == (4000, "enough")
 
 
@@ -196,7 +196,7 @@ def test_the_client_half_closes_at_any_moment(pairs: Pairs, moment: Moment) -> N
         peer.half_close()
         drain(connection)
         peer.until_end()
-        until(lambda connection=connection: not connection.open)  # type: ignore[misc]
+        until(lambda connection=connection: not connection.connected)  # type: ignore[misc]
         assert (connection.close_code, connection.close_reason) == ((4000, "enough") if closing else (1006, ""))
         # There is none if the kernel had not taken it before.
         assert close_frames(peer) in ([], [close(4000, "enough")] * closing)
@@ -214,7 +214,7 @@ def test_the_client_resets_at_any_moment(pairs: Pairs, moment: Moment) -> None: 
             settle(connection)
         peer.abort()
         drain(connection)
-        until(lambda connection=connection: not connection.open)  # type: ignore[misc]
+        until(lambda connection=connection: not connection.connected)  # type: ignore[misc]
         assert connection.close_code == code
         with pytest.raises(ConnectionClosed):
             connection.send("nobody")
@@ -241,7 +241,7 @@ def test_the_client_ends_after_any_byte(
         how(peer)
         messages = list(iter(connection.receive, None))
         assert messages == ["text", b"begun"][: (cut >= 10) + (cut >= len(stream))], cut
-        until(lambda connection=connection: not connection.open)  # type: ignore[misc]
+        until(lambda connection=connection: not connection.connected)  # type: ignore[misc]
         whole = cut == len(stream + last)
         assert (connection.close_code, connection.close_reason) == ((3001, "bye") if whole else (1006, "")), cut
         if how is Peer.half_close:
@@ -261,7 +261,7 @@ def test_the_server_closes_after_any_byte(pairs: Pairs) -> None:  # section 5.5.
         assert frames[-1] == close(1001) and frames[:-1] == [Frame(PONG, b"?")] * (cut >= 17), cut
         assert not peer.reset
         assert connection.close_code == 1001
-        assert not connection.open
+        assert not connection.connected
 
 
 # --- close codes ------------------------------------------------------------------------------------------------
@@ -303,7 +303,7 @@ def test_a_reserved_code_is_not_sent_and_the_connection_goes_on(pairs: Pairs) ->
                 connection.close(code)
     connection.send("still here")
     assert peer.until_frames(1) == [text("still here")]
-    assert connection.close_code is None and not connection.closed
+    assert connection.close_code is None and not connection.at_end
 
 
 def test_a_malformed_close_frame_is_answered_with_the_code_of_its_fault(pairs: Pairs) -> None:  # sections 5.5.1 and 8.1

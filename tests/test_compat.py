@@ -37,7 +37,7 @@ from redis.crc import key_slot
 from django_websocket import compat
 from django_websocket.checks import check_libraries
 from django_websocket.pubsub.cluster import slot_of
-from django_websocket.transport import sweep
+from django_websocket.transport import shared
 from django_websocket.transport.sockets import ClientSocket, accept, accept_publicly
 
 from .support.fixtures import SITE, STOCK_WORKER, StartSite
@@ -563,11 +563,10 @@ class LoopThatDoesNotCount:
 def test_answers_leave_where_the_loop_does_not_count(monkeypatch: pytest.MonkeyPatch, pairs: Pairs) -> None:
     loop = LoopThatDoesNotCount(get_hub().loop)
     with monkeypatch.context() as patched:
-        patched.setattr(sweep, "get_hub", lambda: SimpleNamespace(loop=loop))
-        alone = sweep.Sweep()
+        patched.setattr(shared, "get_hub", lambda: SimpleNamespace(loop=loop))
+        alone = shared.Shared()
     assert alone.callbacks.pendingcnt == 0
-    alone._timer.close()
-    monkeypatch.setattr(sweep.sweep_of_loop(), "callbacks", alone.callbacks)
+    monkeypatch.setattr(shared.shared_of_loop(), "callbacks", alone.callbacks)
     connection, peer = pairs()
 
     def echo() -> None:

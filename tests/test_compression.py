@@ -20,7 +20,7 @@ from django_websocket.pubsub import hub
 from django_websocket.transport import compression
 from django_websocket.transport.compression import BURST, KEPT, SHARE, Encoder, TimeToCompress
 from django_websocket.transport.connection import Connection
-from django_websocket.transport.sweep import sweep_of_loop
+from django_websocket.transport.shared import shared_of_loop
 from django_websocket.websocket import as_payload
 
 from .support.clients import fetch, notes
@@ -207,7 +207,7 @@ class Receiver:
 def receivers() -> Iterator[Callable[..., list[Receiver]]]:
     """Makes receivers with the given agreements."""
     made: list[Receiver] = []
-    allowance = sweep_of_loop().encoder.allowance
+    allowance = shared_of_loop().encoder.allowance
     until(lambda: allowance.begin(10 * 1024 * 1024))  # another test may have used up the time
 
     def make(*agreements: Agreement | None) -> list[Receiver]:
@@ -218,7 +218,7 @@ def receivers() -> Iterator[Callable[..., list[Receiver]]]:
     yield make
     for receiver in made:
         receiver.sock.close()
-    until(lambda: not any(receiver.connection.open for receiver in made))
+    until(lambda: not any(receiver.connection.connected for receiver in made))
 
 
 @pytest.mark.parametrize("size", [2000, 50_000])
@@ -282,7 +282,7 @@ def test_messages_that_nobody_sends_any_more_are_forgotten(
 ) -> None:
     (receiver,) = receivers(Agreement())
     receiver.gets("x" * 2000, compressed=True)
-    encoder = receiver.connection._sweep.encoder
+    encoder = receiver.connection._shared.encoder
     assert encoder._recent or encoder._before
     until(lambda: not (encoder._recent or encoder._before))
 
@@ -314,7 +314,7 @@ def test_compression_takes_a_share_of_the_time() -> None:
 
 def test_messages_leave_uncompressed_when_there_is_no_time(receivers: Callable[..., list[Receiver]]) -> None:
     both = receivers(Agreement(), Agreement(takeover=True))
-    allowance = sweep_of_loop().encoder.allowance
+    allowance = shared_of_loop().encoder.allowance
     allowance.begin(1)
     while allowance.go_on():
         pass
@@ -342,7 +342,7 @@ def test_pushed_messages_may_come_between_those_that_the_view_sends() -> None:
             data = theirs.recv(65536)
             assert data[:2] == b"\xc1\x7e"
             assert window.decompress(data[4:] + b"\x00\x00\xff\xff").decode() == text
-    until(lambda: not connection.open)
+    until(lambda: not connection.connected)
 
 
 def test_bombs_for_a_view_that_does_not_receive_cannot_keep_the_server_busy() -> None:
@@ -366,4 +366,4 @@ def test_bombs_for_a_view_that_does_not_receive_cannot_keep_the_server_busy() ->
         until(answered)
         assert time.process_time() - begin < 1
         assert answer == b"\x8a\x06alive?"
-    until(lambda: not connection.open)
+    until(lambda: not connection.connected)

@@ -13,7 +13,7 @@ from django_websocket import conf
 from django_websocket.conf import Settings
 from django_websocket.options import Options
 from django_websocket.protocol.deflate import Compression
-from django_websocket.transport.connection import Limits
+from django_websocket.transport.limits import Limits
 
 MIB = 1024 * 1024
 

@@ -17,8 +17,12 @@ import pytest
 
 from django_websocket.exceptions import ConnectionClosed, WebSocketError
 from django_websocket.protocol.frames import CloseCode, encode_message
-from django_websocket.transport.connection import CROWD, MAX_HELD, MESSAGE_PACE, MESSAGE_TIME, Connection, Limits
-from django_websocket.transport.sweep import MAX_DELAY, TICK, open_connections, sweep_of_loop
+from django_websocket.transport.connection import Connection
+from django_websocket.transport.deadlines import TICK, sweep_of_loop
+from django_websocket.transport.limits import Limits
+from django_websocket.transport.liveness import MESSAGE_PACE, MESSAGE_TIME
+from django_websocket.transport.shared import CROWD, MAX_DELAY, MAX_HELD, open_connections
+from django_websocket.transport.state import OPEN
 
 from .support.frames import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, Frame, close, close_frame, frame, text
 from .support.waiting import until
@@ -112,7 +116,7 @@ def test_a_frame_may_begin_behind_the_handshake_and_end_later(pairs: Pairs) -> N
 
 def test_a_whole_conversation_may_come_with_the_handshake(pairs: Pairs) -> None:
     connection, peer = pairs(early=frame("only") + close_frame(1001))
-    assert not connection.closed
+    assert not connection.at_end
     assert connection.receive() == "only"
     connection.send("answer")
     assert connection.receive() is None
@@ -308,7 +312,7 @@ def answer_in_turn(pairs: Pairs, clients: int, messages: list[str], **options: A
     gevent.sleep(0)
     for peer in peers:
         peer.text("question")
-    with patch("django_websocket.transport.sweep.MAX_DELAY", 60.0):  # however busy this machine is
+    with patch("django_websocket.transport.shared.MAX_DELAY", 60.0):  # however busy this machine is
         gevent.joinall(views, timeout=5, raise_error=True)
     return peers, answered_before
 
@@ -324,7 +328,7 @@ def test_answers_to_clients_whose_messages_came_together_leave_when_all_were_rea
 def test_the_first_of_many_clients_whose_messages_came_together_is_not_answered_last(
     pairs: Pairs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("django_websocket.transport.sweep.MAX_UNSENT", 5)
+    monkeypatch.setattr("django_websocket.transport.shared.MAX_UNSENT", 5)
     peers, answered_before = answer_in_turn(pairs, 5 + 2 + CROWD, ["answer"])
     assert answered_before == [0] * 5 + [5] * 2 + [*range(5, 5 + CROWD)]
     for peer in peers:
@@ -400,7 +404,7 @@ def test_an_answer_that_was_held_back_for_a_client_that_vanished_is_dropped(pair
         connection.send("answer")
         if not peer.readable():  # held back
             peer.abort()
-            connection._terminate(CloseCode.ABNORMAL)
+            connection._close_socket()
 
     views = [gevent.spawn(view, *pair) for pair in made]
     gevent.sleep(0)
@@ -408,7 +412,7 @@ def test_an_answer_that_was_held_back_for_a_client_that_vanished_is_dropped(pair
         peer.text("question")
     gevent.joinall(views, timeout=5, raise_error=True)
     gevent.sleep(0.01)
-    assert sorted(connection.open for connection, _ in made) == [False] + [True] * CROWD
+    assert sorted(connection.connected for connection, _ in made) == [False] + [True] * CROWD
 
 
 @pytest.mark.parametrize("then", ["nothing", "a send", "a push", "a close", "an early ping", "an early close"])
@@ -428,8 +432,8 @@ def test_the_head_is_sent_before_anything_else(pairs: Pairs, then: str) -> None:
 
 
 def test_the_heads_of_clients_that_came_together_leave_together(pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("django_websocket.transport.sweep.MAX_DELAY", 60.0)
-    monkeypatch.setattr("django_websocket.transport.sweep.MAX_UNSENT", 5)
+    monkeypatch.setattr("django_websocket.transport.shared.MAX_DELAY", 60.0)
+    monkeypatch.setattr("django_websocket.transport.shared.MAX_UNSENT", 5)
     peers: list[Peer] = []
     answered_before = []
     for _ in range(7):
@@ -454,7 +458,7 @@ def test_a_client_that_left_before_its_head_has_vanished(pairs: Pairs) -> None:
     peer.abort()
     gevent.sleep(0.01)
     assert connection.receive() is None
-    assert (connection.open, connection.close_code) == (False, CloseCode.ABNORMAL)
+    assert (connection.connected, connection.close_code) == (False, CloseCode.ABNORMAL)
 
 
 @pytest.mark.parametrize("held", ["a head", "an answer"])
@@ -633,7 +637,7 @@ def test_send_to_a_client_that_never_reads_closes_with_1008(pairs: Pairs) -> Non
     with pytest.raises(ConnectionClosed) as closed:
         view.get(timeout=5)
     assert closed.value.code == connection.close_code == 1008
-    assert connection.closed
+    assert connection.at_end
     frames = peer.until_frames(2)
     assert frames[0] == text("x" * 100_000)  # this frame had begun, and is finished before the close frame
     assert frames[1].payload[:2] == (1008).to_bytes(2, "big")
@@ -692,13 +696,13 @@ def test_the_server_closes(pairs: Pairs) -> None:
     gevent.sleep(0)
     connection.close(4001, "go")
     assert view.get(timeout=5) is None
-    assert connection.closed
+    assert connection.at_end
     assert (connection.close_code, connection.close_reason) == (4001, "go")
     assert peer.until_frames(1) == [close(4001, "go")]
-    assert connection.open and not peer.pump()  # until the client has answered
+    assert connection.connected and not peer.pump()  # until the client has answered
     peer.close_frame(4001)
     assert peer.until_end() == [close(4001, "go")]
-    until(lambda: not connection.open)
+    until(lambda: not connection.connected)
     assert connection.close_code == 4001
 
 
@@ -709,7 +713,7 @@ def test_the_client_closes(pairs: Pairs) -> None:
     assert view.get(timeout=5) is None
     assert (connection.close_code, connection.close_reason) == (3333, "bye")
     assert peer.until_end() == [close(3333, "bye")]
-    assert not connection.open and not peer.reset
+    assert not connection.connected and not peer.reset
     assert connection.receive() is None
 
 
@@ -717,7 +721,7 @@ def test_the_client_closes_while_nobody_receives(pairs: Pairs) -> None:
     connection, peer = pairs()
     peer.close_frame(1000)
     assert peer.until_end() == [close(1000)]
-    assert connection.closed
+    assert connection.at_end
 
 
 def test_a_close_frame_without_a_code_is_answered_with_another(pairs: Pairs) -> None:
@@ -733,7 +737,7 @@ def test_both_close_at_the_same_time(pairs: Pairs) -> None:
     connection.close(1000)
     assert peer.until_end() == [close(1000)]
     assert connection.close_code == 1000
-    assert not connection.open
+    assert not connection.connected
 
 
 def test_a_close_that_is_never_answered_ends_the_connection(pairs: Pairs) -> None:
@@ -742,10 +746,10 @@ def test_a_close_that_is_never_answered_ends_the_connection(pairs: Pairs) -> Non
     connection.close(1000)
     tick()
     gevent.sleep(0)
-    assert connection.open
+    assert connection.connected
     tick()
     assert peer.until_end() == [close(1000)]
-    assert not connection.open
+    assert not connection.connected
 
 
 def test_a_close_frame_that_the_kernel_never_takes_ends_the_connection(pairs: Pairs) -> None:
@@ -754,7 +758,7 @@ def test_a_close_frame_that_the_kernel_never_takes_ends_the_connection(pairs: Pa
     fill(connection)
     connection.close(1000)
     tick()
-    assert not connection.open
+    assert not connection.connected
 
 
 def test_a_client_that_answers_a_close_with_chatter_is_let_go(pairs: Pairs) -> None:
@@ -765,7 +769,7 @@ def test_a_client_that_answers_a_close_with_chatter_is_let_go(pairs: Pairs) -> N
     peer.until_frames(1)
     tick()
     peer.until_end()
-    assert not connection.open
+    assert not connection.connected
 
 
 def test_close_is_answered_behind_messages_that_are_dropped(pairs: Pairs) -> None:
@@ -788,7 +792,7 @@ def test_data_after_the_clients_close_frame_is_ignored(
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         while data:  # send as much as possible
             data = data[peer.offer(data) :]
-            if connection.ended:
+            if connection.state is not OPEN:
                 break
             gevent.sleep(0)
     assert peer.until_end() == [close(1000)]
@@ -801,10 +805,10 @@ def test_a_message_and_a_close_in_one_segment(pairs: Pairs) -> None:
     gevent.sleep(0)
     peer.write(frame("last") + frame("words") + close_frame(1001, "bye"))
     assert view.get(timeout=5) == "last"
-    assert not connection.closed
+    assert not connection.at_end
     connection.send("LAST")
     assert connection.receive() == "words"
-    assert connection.closed
+    assert connection.at_end
     connection.send("WORDS")
     assert not peer.until_frames(2)[2:]
     assert connection.receive() is None
@@ -825,7 +829,7 @@ def test_a_clients_close_is_answered_although_the_view_does_not_take_the_last_me
     connection, peer = pairs(limits=Limits(close_timeout=0.5))
     own_clock(connection)
     peer.write(frame("last") + close_frame(1000))
-    until(lambda: connection.ended)
+    until(lambda: connection.state is not OPEN)
     assert not peer.pump()
     tick()
     assert peer.until_end() == [close(1000)]
@@ -835,7 +839,7 @@ def test_a_message_before_the_close_is_not_lost_to_a_view_that_receives_late(pai
     connection, peer = pairs(limits=Limits(close_timeout=0.5))
     own_clock(connection)
     peer.write(frame("last") + close_frame(1000))
-    until(lambda: connection.ended)
+    until(lambda: connection.state is not OPEN)
     tick()
     peer.until_end()
     assert connection.receive() == "last"
@@ -873,7 +877,7 @@ def test_bad_data_is_refused_while_nobody_receives(pairs: Pairs) -> None:
     connection, peer = pairs()
     peer.write(b"\x81\x01a")
     assert peer.until_frames(1)[0].payload[:2] == (1002).to_bytes(2, "big")
-    assert connection.closed
+    assert connection.at_end
 
 
 def test_a_client_that_keeps_sending_after_its_failure_still_reads_why(pairs: Pairs) -> None:
@@ -885,9 +889,9 @@ def test_a_client_that_keeps_sending_after_its_failure_still_reads_why(pairs: Pa
         peer.write(whole)
     assert peer.until_end()[0].payload[:2] == (1002).to_bytes(2, "big")
     assert not peer.reset
-    assert connection.open  # until the client has closed, too
+    assert connection.connected  # until the client has closed, too
     tick()
-    assert not connection.open
+    assert not connection.connected
 
 
 def test_a_message_over_the_limit_is_refused_by_its_header(pairs: Pairs) -> None:
@@ -919,7 +923,7 @@ def test_the_last_message_of_a_client_that_half_closes_after_its_close_frame_is_
     connection, peer = pairs(sockets=tcp_pair)
     peer.write(frame("last") + close_frame(1000))
     peer.half_close()
-    until(lambda: connection.ended)
+    until(lambda: connection.state is not OPEN)
     gevent.sleep(0)
     assert connection.receive() == "last"
     connection.send("answer")
@@ -954,7 +958,7 @@ def test_a_reset_ends_the_connection(pairs: Pairs, state: str) -> None:
     peer.abort()
     if state == "paused":
         assert received(connection) == ["a", "b", "c"]
-    until(lambda: not connection.open)
+    until(lambda: not connection.connected)
     if view is not None:
         view.get(timeout=5)
     assert connection.close_code == (1000 if state == "closing" else 1006)
@@ -969,10 +973,10 @@ def test_messages_that_came_before_the_client_vanished_are_received(pairs: Pairs
     connection, peer = pairs()
     peer.text("a", "b")
     peer.sock.close()
-    until(lambda: not connection.open)
-    assert not connection.closed
+    until(lambda: not connection.connected)
+    assert not connection.at_end
     assert received(connection) == ["a", "b"]
-    assert connection.closed
+    assert connection.at_end
 
 
 def test_sending_to_a_client_that_has_vanished_soon_raises(pairs: Pairs) -> None:
@@ -992,7 +996,7 @@ def test_an_invalid_close_code_is_the_callers_error(pairs: Pairs) -> None:
             connection.close(code)
             assert code == 1005  # 1005 means a frame without a code
             break
-        assert not connection.closed and connection.close_code is None
+        assert not connection.at_end and connection.close_code is None
 
 
 def test_closing_again_has_no_effect(pairs: Pairs) -> None:
@@ -1021,7 +1025,7 @@ def test_a_message_that_is_sent_before_the_close_arrives_before_it(pairs: Pairs)
 def test_callbacks_for_the_end_are_called_once_and_not_before_it(pairs: Pairs) -> None:
     connection, peer = pairs()
     ended = []
-    connection.on_end.append(lambda: ended.append(connection.open))
+    connection.on_end.append(lambda: ended.append(connection.connected))
     connection.close()
     peer.until_frames(1)
     assert ended == []
@@ -1042,10 +1046,9 @@ def test_open_connections_are_those_with_a_socket(pairs: Pairs) -> None:
 def test_the_number_of_a_closed_descriptor_may_be_reused_at_once(pairs: Pairs) -> None:
     connection, peer = pairs(narrow=True)
     fill(connection)  # both watchers run
-    assert connection._sock is not None
     number = connection._sock.fileno()
     peer.sock.close()
-    until(lambda: not connection.open)
+    until(lambda: not connection.connected)
     left, right = socket.socketpair()
     with left, right:
         assert number in (left.fileno(), right.fileno())
@@ -1099,7 +1102,7 @@ def test_input_can_be_dropped_from_any_time_on(pairs: Pairs) -> None:
 def test_the_close_behind_dropped_input_is_answered_at_once(pairs: Pairs) -> None:
     connection, peer = pairs()
     peer.write(frame("x") + close_frame(1000))
-    until(lambda: connection.ended)
+    until(lambda: connection.state is not OPEN)
     connection.drop_input()
     until(lambda: peer.pump() or peer.ended, 2)  # well before close_timeout ends
     assert peer.until_end() == [close(1000)]
@@ -1219,7 +1222,7 @@ def test_a_silent_client_is_sent_a_ping_and_closed_with_1011_if_it_does_not_answ
     tick()
     assert view.get(timeout=5) is None
     assert connection.close_code == 1011
-    assert not connection.open  # a dead client does not answer a close frame
+    assert not connection.connected  # a dead client does not answer a close frame
 
 
 def ticks_until_closed(connection: Connection, peer: Peer, begun: bytes, piece: bytes, at_most: int) -> int:
@@ -1227,11 +1230,11 @@ def ticks_until_closed(connection: Connection, peer: Peer, begun: bytes, piece: 
     peer.write(begun)
     until(lambda: connection._engine.unfinished[0])
     for number in range(at_most):
-        if connection.ended:
+        if connection.state is not OPEN:
             return number
         before = connection._engine.unfinished
         peer.write(piece + frame(b"?", PONG))
-        while connection._engine.unfinished == before if piece else connection._heard < sweep_of_loop().now:
+        while connection._engine.unfinished == before if piece else connection._liveness.heard < sweep_of_loop().now:
             gevent.sleep(0.001)
         tick()
     return at_most
@@ -1277,7 +1280,7 @@ def test_any_byte_is_a_sign_of_life(pairs: Pairs, what: str) -> None:
             peer.text("x")
         else:
             peer.write(whole[number : number + 1])
-            until(lambda: connection._heard == sweep_of_loop().now)
+            until(lambda: connection._liveness.heard == sweep_of_loop().now)
             continue
         assert connection.receive(timeout=5) == "x"
     assert connection.close_code is None
@@ -1290,7 +1293,7 @@ def test_a_dead_client_whose_buffers_are_full_is_let_go(pairs: Pairs) -> None:
     for _ in range(4):
         tick()
     assert connection.close_code == 1011
-    assert not connection.open
+    assert not connection.connected
 
 
 def test_keepalive_does_not_judge_a_client_while_its_input_is_not_read(pairs: Pairs) -> None:
@@ -1343,7 +1346,7 @@ def test_latency_is_the_time_that_a_ping_took(pairs: Pairs) -> None:
     tick()
     (ping,) = peer.until_frames(1)
     peer.write(frame(b"unasked", PONG))
-    until(lambda: connection._heard == sweep_of_loop().now)
+    until(lambda: connection._liveness.heard == sweep_of_loop().now)
     peer.write(frame(b"unasked", PONG) + frame("x"))
     assert connection.receive(timeout=5) == "x"
     assert connection.latency is None
@@ -1364,7 +1367,7 @@ def test_the_sweep_forgets_connections_that_have_ended(pairs: Pairs) -> None:
     made = [pairs() for _ in range(5)]
     for _, peer in made:
         peer.write(close_frame(1000))
-    until(lambda: not any(connection.open for connection, _ in made))
+    until(lambda: not any(connection.connected for connection, _ in made))
     assert sum(map(len, sweep._due.values())) == before
 
 
@@ -1457,7 +1460,7 @@ def test_a_failure_is_reported_through_tls(pairs: Pairs) -> None:
     assert connection.close_code == CloseCode.PROTOCOL_ERROR
     peer.text("still sending")
     client.close()
-    until(lambda: not connection.open)
+    until(lambda: not connection.connected)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4])

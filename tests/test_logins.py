@@ -350,11 +350,11 @@ def test_login_that_seems_to_have_ended_is_checked_again_in_the_context_of_its_r
             session = "none" if name == "gone" else name
             login = login_checks.Login(session, logins.identify("1"), "", "", time.time() + 60)
             watched.add(login, connections_of[name], Surroundings(context, ()))
-        until(lambda: not connections_of["gone"].open)
-        assert connections_of["acme"].open and connections_of["globex"].open
+        until(lambda: not connections_of["gone"].connected)
+        assert connections_of["acme"].connected and connections_of["globex"].connected
         for peer in peers.values():
             peer.sock.close()
-        until(lambda: not any(connection.open for connection in connections_of.values()))
+        until(lambda: not any(connection.connected for connection in connections_of.values()))
 
 
 MALFORMED_ORDERS: list[bytes] = [

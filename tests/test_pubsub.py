@@ -47,7 +47,8 @@ from django_websocket.pubsub import hub, pipeline, publish, subscribe
 from django_websocket.pubsub.broker import broker_from
 from django_websocket.select import select
 from django_websocket.transport import log, turns
-from django_websocket.transport.connection import Connection, Limits
+from django_websocket.transport.connection import Connection
+from django_websocket.transport.limits import Limits
 from django_websocket.transport.turns import let_others_run
 from django_websocket.transport.waiting import ViewGreenlet
 from django_websocket.websocket import WebSocket
@@ -807,7 +808,7 @@ def test_forwarding_ends_with_the_connection(broker: Broker, pairs: Pairs) -> No
 def test_forwarding_to_a_client_that_has_left_leaves_nothing(broker: Broker, pairs: Pairs) -> None:
     connection, peer = pairs()
     peer.sock.close()
-    until(lambda: not connection.open)
+    until(lambda: not connection.connected)
     with contextlib.suppress(ConnectionClosed):
         pubsub.forward(["news"], for_good=True).attach(connection)
     left = dict(broker.hub.channels)
@@ -819,7 +820,7 @@ def test_a_client_that_leaves_while_it_joins_leaves_nothing(broker: Broker, pair
     connection, peer = pairs()
     joining = gevent.spawn(listen, connection, "news")
     gevent.sleep(0)
-    connection._terminate(1006)
+    connection._close_socket()
     joining.join(timeout=10)
     left = dict(broker.hub.channels)
     broker.hub.channels.clear()
@@ -873,7 +874,7 @@ def test_a_client_that_only_listens_costs_less_than_four_kibibytes(broker: Broke
         sys.settrace(coverage)
         for _, peer in clients:
             peer.sock.close()
-        until(lambda: not any(connection.open for connection, _ in clients))
+        until(lambda: not any(connection.connected for connection, _ in clients))
     assert used / 200 < 4096
 
 
@@ -1986,7 +1987,7 @@ def test_a_frozen_connection_is_noticed(proxy: Proxy, pairs: Pairs, monkeypatch:
         nothing_more(subscription)
     assert peer.until_frames(3)[:3] == [text("before"), text("reload"), text("after")]
     peer.sock.close()
-    until(lambda: not connection.open)
+    until(lambda: not connection.connected)
 
 
 def test_a_redis_that_takes_over_the_address_is_used(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:

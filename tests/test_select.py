@@ -21,7 +21,7 @@ from django.http import HttpResponse
 from django_websocket.pubsub.hub import Hub, Subscription
 from django_websocket.pubsub.memory import MemoryBroker
 from django_websocket.select import select
-from django_websocket.transport.connection import Limits
+from django_websocket.transport.limits import Limits
 from django_websocket.transport.waiting import ViewGreenlet
 from django_websocket.websocket import WebSocket
 

@@ -24,7 +24,9 @@ from django_websocket.exceptions import MessagesMissed
 from django_websocket.protocol.deflate import Agreement
 from django_websocket.protocol.engine import Engine, Role
 from django_websocket.pubsub import hub, publish, subscribe
-from django_websocket.transport.connection import Connection, Limits
+from django_websocket.transport.connection import Connection
+from django_websocket.transport.limits import Limits
+from django_websocket.transport.state import OPEN
 from django_websocket.websocket import WebSocket
 
 from .support.clients import RawClient
@@ -106,7 +108,7 @@ def test_nothing_follows_the_close_frame_although_news_wait_and_an_answer_was_he
     gevent.spawn(view)
     gevent.sleep(0)
     peer.text("one", "another")
-    until(lambda: connection.ended)
+    until(lambda: connection.state is not OPEN)
     peer.close_frame(1000)
     frames = peer.until_end()
     assert frames[-1] == close(1000)
@@ -283,10 +285,10 @@ def test_nothing_is_kept_for_a_client_that_never_reads_again(pairs: Pairs, on_sl
     del forwarding
     if how == "vanishes":
         peer.sock.close()
-        until(lambda: not connection.open)
+        until(lambda: not connection.connected)
     else:
         connection._give_up(1011, "no answer to a ping")
-        connection._terminate(1011)
+        connection._close_socket()
     gc.collect()
     assert gone() is None
     assert pubsub._hub().channels == {}

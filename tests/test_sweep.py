@@ -10,7 +10,9 @@ import pytest
 from gevent.exceptions import LoopExit
 from gevent.hub import get_hub
 
-from django_websocket.transport.sweep import TICK, Deadline, sweep_of_loop
+from django_websocket.transport.deadlines import TICK, Deadline, sweep_of_loop
+
+from .support.waiting import until
 
 
 class Late(Exception):
@@ -72,3 +74,26 @@ def test_time_in_which_the_process_stood_still_does_not_count() -> None:
     with pytest.raises(Late):
         gevent.sleep(10)
     assert time.monotonic() - begin >= 0.1
+
+
+def test_what_gets_a_later_deadline_while_it_is_due_is_looked_at_at_the_later_one() -> None:
+    looks: list[int] = []
+    sweep = sweep_of_loop()
+
+    class Rival:
+        """Puts off the deadline of the other one."""
+
+        due = 0
+        other: Rival
+
+        def on_due(self) -> None:
+            looks.append(sweep.now)
+            if len(looks) == 1:
+                sweep.look_at(self.other, sweep.now + 2)
+
+    one, two = Rival(), Rival()
+    one.other, two.other = two, one
+    sweep.look_at(one, sweep.now + 2)
+    sweep.look_at(two, sweep.now + 2)
+    until(lambda: len(looks) == 2)
+    assert looks[1] == looks[0] + 2

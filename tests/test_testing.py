@@ -40,7 +40,7 @@ from django_websocket.pubsub import memory, publish, subscribe
 from django_websocket.select import select
 from django_websocket.testing import Client, HandshakeRefused, captured_messages
 from django_websocket.transport import log
-from django_websocket.transport.sweep import open_connections
+from django_websocket.transport.shared import open_connections
 from django_websocket.transport.waiting import ViewGreenlet
 from django_websocket.websocket import WebSocket
 

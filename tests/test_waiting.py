@@ -378,7 +378,7 @@ def test_the_descriptor_of_a_websocket_lives_until_the_view_returns_and_no_longe
         peer.close_frame()
         while websocket.receive() is not None:
             pass
-        until(lambda: not connection.open)
+        until(lambda: not connection.connected)
         gevent.sleep(0.001)
         assert readable(numbers[0])  # views keep the number
         assert readable_with(numbers[0]) is connection
@@ -397,7 +397,7 @@ def test_a_connection_with_a_descriptor_is_not_kept_for_ever(pairs: Pairs, patch
         connection, peer = pairs()
         WebSocket({}, HttpResponse(), lambda subprotocol: connection).fileno()
         peer.sock.close()
-        until(lambda: not connection.open)
+        until(lambda: not connection.connected)
         pairs._made.clear()
         return weakref.ref(connection)
 

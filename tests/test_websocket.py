@@ -20,6 +20,7 @@ from django_websocket.exceptions import ConnectionClosed, HandshakeFailed
 from django_websocket.pubsub import publish
 from django_websocket.select import select
 from django_websocket.transport.connection import Connection
+from django_websocket.transport.state import OPEN
 from django_websocket.websocket import WebSocket
 
 from .support.frames import BINARY, PONG, TEXT, Frame, close, close_frame, frame, text
@@ -429,7 +430,7 @@ def test_closed_is_false_while_a_message_waits(pairs: Pairs) -> None:
     ws, peer, handshake = websocket(pairs)
     ws.accept()
     peer.write(frame("last") + close_frame(1000))
-    until(lambda: handshake.connection.ended)
+    until(lambda: handshake.connection.state is not OPEN)
     assert ws.closed is False
     assert ws.receive() == "last"
     assert ws.closed is True

@@ -32,9 +32,9 @@ from django_websocket.protocol.frames import CloseCode
 from django_websocket.protocol.handshake import ClientHandshake, accept_headers, choose_subprotocol
 from django_websocket.signals import make_connection, send, websocket_connected
 from django_websocket.transport.connection import Connection
+from django_websocket.transport.deadlines import Deadline
 from django_websocket.transport.forking import end_child, in_child
 from django_websocket.transport.log import printable, report
-from django_websocket.transport.sweep import Deadline
 from django_websocket.transport.waiting import ViewGreenlet
 from django_websocket.websocket import WebSocket
 
@@ -198,7 +198,7 @@ class Conversation(ViewGreenlet):
         self.connection = connection
         if self.ready():  # the view has ended while the 101 was on its way
             connection.close(CloseCode.INTERNAL_ERROR, "internal error")
-        elif connection.open:
+        elif connection.connected:
             connection.on_end.append(self._on_end)
         else:
             self._on_end()

@@ -60,7 +60,7 @@ def watch(request: HttpRequest, connection: Connection, surroundings: Surroundin
 
     The login is checked in `surroundings`.
     """
-    if not connection.open:
+    if not connection.connected:
         return
     hub = get_hub()
     logins = _of_loop.get(hub)
@@ -145,7 +145,7 @@ class Logins:
 
     def add(self, login: Login, connection: Connection, surroundings: Surroundings) -> None:
         """Watch over `login`, as it is seen in `surroundings`, as long as `connection` is open."""
-        if not connection.open or connection in self._connections.get(login, ()):
+        if not connection.connected or connection in self._connections.get(login, ()):
             return
         self._connections.setdefault(login, {})[connection] = surroundings
         self._none_left.clear()

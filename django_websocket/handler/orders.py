@@ -95,7 +95,7 @@ class Orders:
 
     def add(self, connection: Connection) -> None:
         """Listen as long as `connection` is open."""
-        if not connection.open:
+        if not connection.connected:
             return
         self._connections.add(connection)
         self._none_left.clear()

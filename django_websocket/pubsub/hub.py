@@ -17,7 +17,7 @@ from django_websocket.protocol.frames import CloseCode, encode_message
 from django_websocket.transport.connection import Connection
 from django_websocket.transport.log import report
 from django_websocket.transport.outbox import WRITE_SIZE
-from django_websocket.transport.sweep import sweep_of_loop
+from django_websocket.transport.shared import shared_of_loop
 from django_websocket.transport.turns import let_others_run, let_others_run_if_spent, turns_of_loop
 from django_websocket.transport.waiting import Readable, check_before_taking, wait
 
@@ -67,7 +67,7 @@ class Publication:
             if variant is None:
                 frames = list(map(encode_message, self.messages))
             else:
-                allowance = sweep_of_loop().encoder.allowance
+                allowance = shared_of_loop().encoder.allowance
                 frames = [encode_compressed(message, *variant, allowance) for message in self.messages]
             self._single[variant] = frames
         return frames
@@ -354,7 +354,7 @@ class Forwarding:
 
     def attach(self, connection: Connection) -> Forwarding:
         """Begin to forward to `connection`, and end with it; return self. Raises `ConnectionClosed` if it has ended."""
-        if not connection.open:
+        if not connection.connected:
             self.close()
             raise ConnectionClosed(connection.close_code or CloseCode.ABNORMAL, connection.close_reason)
         connection.on_end.append(self.close)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import gevent
 from gevent import getcurrent
 
-from django_websocket.transport.sweep import serves_clients
+from django_websocket.transport.shared import serves_clients
 from django_websocket.transport.turns import let_others_run
 
 from .broker import Listener

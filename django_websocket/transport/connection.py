@@ -1,8 +1,11 @@
-"""One upgraded socket, driven by the hub: what the client sends goes to its inbox, what it is sent leaves its outbox.
+"""One upgraded socket, driven by the event loop.
 
-A byte comes in at `_on_readable`, a callback of the event loop, and leaves at `_flush`. Greenlets run user code only:
-they take messages with `receive()`, add some with `send()`, and are switched to when there is something to take.
-Nothing that the loop calls here blocks, raises, or runs user code.
+A byte comes in at `_on_readable`: the engine parses it, and messages go to the inbox. A byte leaves at `_write`, which
+gives a frame to the kernel at once. What the kernel does not take waits in the outbox and leaves at `_drain_outbox`.
+Answers may be held first, to leave together (see `shared.py`); `send_held` passes them to `_write`.
+
+Greenlets run user code only. They take messages with `receive()` and add some with `send()`; the loop switches to one
+when there is something for it to take. Nothing that the loop calls here blocks, raises, or runs user code.
 """
 
 from __future__ import annotations
@@ -10,12 +13,9 @@ from __future__ import annotations
 import logging
 import socket
 import ssl
-import struct
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 from gevent.event import Event as GreenletEvent
@@ -23,100 +23,62 @@ from gevent.hub import get_hub
 
 from django_websocket.exceptions import ConnectionClosed
 from django_websocket.protocol.deflate import Agreement
-from django_websocket.protocol.engine import (
-    MAX_MESSAGE_SIZE,
-    MAX_QUEUED_BYTES,
-    MAX_QUEUED_MESSAGES,
-    Close,
-    Engine,
-    Event,
-    Failure,
-    Ping,
-    Pong,
-    Role,
-)
+from django_websocket.protocol.engine import Close, Engine, Event, Failure, Ping, Pong, Role
 from django_websocket.protocol.frames import CloseCode, Opcode, check_close, encode_message
 
+from .deadlines import Deadline, ticks
+from .limits import Limits
+from .liveness import MESSAGE_TIME, Liveness
 from .log import report
 from .outbox import Outbox, Source
-from .sweep import TICK, Deadline, sweep_of_loop, ticks
+from .shared import CROWD, MAX_HELD, shared_of_loop
+from .state import ANSWERING, CLOSED, CLOSING, FOLLOWING, OPEN, State
 from .turns import let_others_run, let_others_run_if_spent
 from .waiting import Readable, wait
 
-MAX_FRAMES = 250  # that are parsed before the time is looked at; with their pongs, about a millisecond
-SHORT = 125  # bytes; what is read with so few is no great work, however it is compressed
-CROWD = 4  # what has yet to get its turn of the loop when answers are held back for it
-LONG = 1024  # characters or bytes; a view that sends more at once is asked for its time
-MAX_HELD = 16 * 1024  # bytes that wait to leave with others; joining more saves little
-MAX_PONGS = 64  # for pings that came with one read; the newest of more (section 5.5.3)
-# Once in so many seconds it is judged whether so many bytes a second have come of a message that has begun: else a
-# client could fill a mebibyte of memory and leave it there. That much takes two minutes over the slowest of mobile
-# networks, and may take half an hour; half a minute without a network is forgiven.
-MESSAGE_PACE = 500
-MESSAGE_TIME = 30.0
-NOTHING_BEGUN = (0, 0, 0)
-PING_PAYLOAD = struct.Struct("!d")  # when it was sent, so that its pong tells the latency
-NEVER_USED = Outbox()  # for most: one has almost a KiB
+__all__ = ["WOULD_BLOCK", "Connection"]
+
+MAX_FRAMES = 250  # parsed before the time is looked at; with their pongs, they take about a millisecond
+SHORT = 125  # bytes; to parse a read of no more is little work, however well it is compressed
+LONG = 1024  # characters or bytes; after each message of this size or more, the view's time is looked at
+MAX_PONGS = 64  # for the pings of one read; if there are more, the newest are answered (RFC 6455, section 5.5.3)
+UNUSED = Outbox()  # stands in for the outbox, which takes almost a KiB, until there is one: most never need it
 READ, WRITE = 1, 2  # libev's
 
-# BlockingIOError and, under TLS, its two siblings, which are no relatives of it.
+# Under TLS, the two errors of `ssl` say the same as BlockingIOError, and are not subclasses of it.
 WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What one connection may use. Sizes are in bytes, times in seconds; `conf.py` says what each is for.
-
-    These are the defaults of the settings, too.
-    """
-
-    max_message_size: int = MAX_MESSAGE_SIZE
-    inbox_messages: int = MAX_QUEUED_MESSAGES
-    inbox_size: int = MAX_QUEUED_BYTES
-    outbox_size: int = 1024 * 1024
-    send_buffer_size: int = 64 * 1024
-    send_timeout: float = 20.0
-    ping_interval: float = 20.0
-    ping_timeout: float = 20.0
-    close_timeout: float = 5.0
-
-
-class TakesNothing(BaseException):  # no Exception: a view that waits elsewhere would take it for its own
-    """The client has taken nothing of what the view sends, for as long as it may."""
+class ClientDoesNotRead(BaseException):  # not an Exception, which a view that waits elsewhere might catch
+    """The client has not read enough of what the view sends within the time that it has."""
 
 
 class Connection(Readable):
-    """An open WebSocket on `sock`, a connected socket that from now on belongs to the connection.
+    """An upgraded socket: `sock`, which is connected, belongs to the connection from now on.
 
-    `early` is what was received behind the handshake, `head` what is sent before all else. With `discard`, what the
-    client sends is read and dropped. `agreement` is what was agreed on about compression, None for none. `who` names
-    the client in the log.
+    `early` is what was received behind the handshake, `head` what to send before anything else. With `discard`, what
+    the client sends is read and dropped. `agreement` is what was agreed on compression, None for none. `who` names the
+    client in the log.
 
-    `inbox` holds the messages that wait to be received. `ended` is true when none will follow: the client closed, broke
-    the protocol or vanished, or this end closed. `close_code` and `close_reason` then say why.
+    `inbox` holds the messages that wait to be received. No more come unless `state` is OPEN; `close_code` and
+    `close_reason` then say why.
     """
 
     __slots__ = (
-        "_answer",
         "_blocked",
-        "_closing",
-        "_deadline",
+        "_client_end",
         "_drained",
         "_engine",
         "_going_on",
-        "_heard",
         "_held",
+        "_liveness",
         "_outbox",
-        "_part",
         "_pending",
-        "_ping_tick",
-        "_ping_time",
         "_plain_below",
         "_reader",
         "_refills",
+        "_shared",
         "_sock",
-        "_sweep",
-        "_waiting",
         "_writer",
         "agreement",
         "before_taking",
@@ -124,12 +86,11 @@ class Connection(Readable):
         "close_reason",
         "discard",
         "due",
-        "ended",
         "id",
         "inbox",
-        "latency",
         "limits",
         "on_end",
+        "state",
         "who",
     )
 
@@ -146,9 +107,10 @@ class Connection(Readable):
     ) -> None:
         super().__init__()
         self.who = who
-        self.id = ""  # by which other processes may name it, once somebody has asked for it
+        self.id = ""  # a name for other processes, once somebody has asked for it
+        self.state = OPEN  # changed by `_enter` alone
         self.limits = limits = limits or Limits()
-        self._sweep = sweep = sweep_of_loop()
+        self._shared = shared = shared_of_loop()
         self._engine = Engine(
             Role.SERVER,
             max_message_size=limits.max_message_size,
@@ -156,46 +118,39 @@ class Connection(Readable):
             max_queued_bytes=limits.inbox_size,
             max_frames=MAX_FRAMES,
             agreement=agreement,
-            allowance=sweep.encoder.allowance,
+            allowance=shared.encoder.allowance,
         )
         self.inbox = self._engine.messages
         self.discard = discard
         self.agreement = agreement
         self._plain_below = sys.maxsize if agreement is None else agreement.plain_below
         self.before_taking: Callable[[], None] | None = None  # called when a message is asked for; it may raise
-        self.ended = False
         self.close_code: int | None = None
         self.close_reason = ""
         self.on_end: list[Callable[[], None]] = []  # called in the hub when the socket is closed
-        self._sock: socket.socket | None = sock
-        self._pending: Callable[[], int] | None = getattr(sock, "pending", None)  # TLS has it
-        self._held = head  # and frames that the kernel was not given yet; it would take some, and nothing else waits
-        self._outbox = NEVER_USED  # until the kernel does not take something
-        self._blocked = False  # the kernel takes no more; the write watcher runs. Else the outbox is empty
+        self._sock = sock
+        self._pending: Callable[[], int] | None = getattr(sock, "pending", None)  # only TLS has it
+        self._held = head  # frames for the kernel, which would take some; while there are any, the outbox is empty
+        self._outbox = UNUSED
+        self._blocked = False  # the kernel takes no more, and the write watcher runs; if false, the outbox is empty
         self._going_on = False  # whether the loop will call `_go_on`
         self._refills = 0  # of the inbox
         self._drained: GreenletEvent | None = None  # set when the outbox is small enough for the view to go on
-        self._closing = False  # our close frame is in the outbox, or on its way
-        self._answer: Close | Failure | None = None  # what the client's end is answered with, once the inbox is empty
-        self._heard = sweep.now  # the tick at which the last byte came
-        self._ping_tick = -1  # at which the last ping was sent
-        self._ping_time = 0.0  # and the time, in seconds of `time.perf_counter`; 0 when it was answered
-        self.latency: float | None = None
-        self._waiting = (0, 0)  # how far the view had come, while reading pauses, when this was looked at last
-        self._part = NOTHING_BEGUN  # the message that had begun when this was looked at: number, bytes, and the tick
-        self._deadline = 0  # the tick at which the socket is closed without further ado; 0 is none
+        self._client_end: Close | Failure | None = None  # the last that the client said
+        sweep = shared.sweep
+        self._liveness = Liveness(sweep.now)
         self.due = 0
         sock.setblocking(False)
         loop = get_hub().loop
         self._reader: Any = loop.io(sock.fileno(), READ)
-        self._reader.start(self._on_readable)  # once, for good
+        self._reader.start(self._on_readable)
         self._writer: Any = None
-        sweep.connections.add(self)
+        shared.connections.add(self)
         sweep.look_at(self, sweep.now + ticks(min(limits.ping_interval, MESSAGE_TIME)))
-        if head:  # those of clients that came together leave together, like answers
-            sweep.flush_later(self)
-            if sweep.overdue:
-                sweep.flush()
+        if head:
+            shared.send_later(self)
+            if shared.overdue:
+                shared.send_all()
         if early:
             self._take(early)
         self._read_pending()
@@ -207,63 +162,62 @@ class Connection(Readable):
         if engine.paused:
             self._reader.stop()  # from here TCP holds the client back
             return
-        sock = self._sock
-        if sock is None:
+        if self.state is CLOSED:
             return
-        sweep = self._sweep
-        buffer = sweep.buffer
+        shared = self._shared
+        buffer = shared.buffer
         try:
-            size = sock.recv_into(buffer)
+            size = self._sock.recv_into(buffer)
         except WOULD_BLOCK:
             return
         except OSError:
-            self._terminate(CloseCode.ABNORMAL)
+            self._close_socket()
             return
         if not size:
-            self.flush()  # who half-closes still gets it
-            if self._answer is not None and (self._outbox or not self._closing):
+            self.send_held()  # a client that half-closes still gets it
+            if self._client_end is not None and (self._outbox or self.state is ANSWERING):
                 self._reader.stop()  # the client half-closed behind its close frame, and waits for ours
             else:
-                self._terminate(CloseCode.ABNORMAL)
+                self._close_socket()
             return
-        self._heard = sweep.now
-        if size > SHORT and sweep.turns.spent():
+        self._liveness.heard = shared.sweep.now
+        if size > SHORT and shared.turns.spent():
             engine.keep(buffer[:size].tobytes())
             self._go_on_later()
             return
-        # Without a name for the bytes: the memory is free, and still in the cache, when the view makes its answer.
+        # The bytes have no name here, so that their memory is free, and still cached, when the view makes its answer.
         events = engine.receive(buffer[:size].tobytes())
         if events or engine.paused or self.discard or self._signal is not None:
             self._handle(events)
-        if self._waiter is not None and (self.inbox or self.ended):
-            sweep.reading = True
+        if self._waiter is not None and (self.inbox or self.state is not OPEN):
+            shared.reading = True
             self._waiter.switch()  # straight into the view, without a round of the loop
-            sweep.reading = False
-            if sweep.overdue:
-                sweep.flush()
+            shared.reading = False
+            if shared.overdue:
+                shared.send_all()
         if self._pending is not None:
             self._read_pending()
 
     def _read_pending(self) -> None:
-        """Go on reading where TLS holds bytes of which the kernel knows nothing any more."""
-        if self._pending is not None and self._sock is not None and self._pending():
+        """Go on reading if TLS holds bytes that have left the kernel: no watcher reports them."""
+        if self._pending is not None and self.state is not CLOSED and self._pending():
             get_hub().loop.run_callback(self._on_readable)
 
     def _take(self, data: bytes) -> None:
-        """Parse `data`, or what was left of earlier data, and let the one who waits have the messages."""
+        """Parse what was left of earlier data, then `data`, and go on with the greenlet that waits for messages."""
         self._handle(self._engine.receive(data))
-        if self._waiter is not None and (self.inbox or self.ended):
+        if self._waiter is not None and (self.inbox or self.state is not OPEN):
             self._waiter.switch()
 
     def _handle(self, events: Sequence[Event], *, busy: bool = False) -> None:
-        """Do what asks for more than putting messages into the inbox; `busy` if the view is about to handle one."""
+        """Act on what the engine has found beside messages; `busy` says that the view is about to get a message."""
         self._on_events(events, busy)
         engine = self._engine
         full = engine.paused and engine.full
         if self.inbox and self.discard:
             engine.dropping = True  # a few hundred bytes may inflate to a message of the largest size
             self.inbox.clear()
-            turns = self._sweep.turns
+            turns = self._shared.turns
             while full and not turns.spent():
                 self._on_events(engine.receive(b""), busy)
                 full = engine.paused and engine.full
@@ -279,44 +233,29 @@ class Connection(Readable):
         for event in events:
             if isinstance(event, Ping):
                 pings.append(event.payload)
-            elif self._ping_time and isinstance(event, Pong) and event.payload == PING_PAYLOAD.pack(self._ping_time):
-                self.latency = time.perf_counter() - self._ping_time
-                self._ping_time = 0.0
+            elif isinstance(event, Pong):
+                self._liveness.pong(event.payload)
         if pings:
             self._send_pongs(pings)
         if events and isinstance(events[-1], (Close, Failure)):  # nothing follows it
-            self._on_end_of_client(events[-1], busy)
-
-    def _on_end_of_client(self, event: Close | Failure, busy: bool) -> None:
-        self._answer = event
-        self.ended = True
-        if self.close_code is None:
-            self.close_code, self.close_reason = int(event.code), event.reason
-            if isinstance(event, Failure):
-                report(self.who, event.code, event.reason)
-        if self._closing:
-            self._finish()
-        elif not (self.inbox or busy) or self.discard:
-            self._answer_end()
-        else:  # the view may still answer the messages that came before
-            self._set_deadline()
+            self._end_by_client(events[-1], busy)
 
     def _go_on_later(self) -> None:
-        """Go on in a later turn of the loop, when it is this connection's."""
+        """Go on in a later turn of the loop, after those that have waited for longer."""
         if not self._going_on:
             self._going_on = True
-            self._sweep.turns.postpone(self._go_on)
+            self._shared.turns.postpone(self._go_on)
 
     def _go_on(self) -> None:
-        """Go on with what was received and not parsed, now that others had their turn, or that messages are dropped."""
+        """Go on with what was received and not parsed, when others have had their turn or messages are dropped."""
         self._going_on = False
-        if self._engine.paused and self._sock is not None:
+        if self._engine.paused and self.state is not CLOSED:
             self._take(b"")
             self._read_on()
 
     def _read_on(self) -> None:
-        if self._sock is not None and not self._engine.paused:
-            self._heard = self._sweep.now
+        if self.state is not CLOSED and not self._engine.paused:
+            self._liveness.heard = self._shared.sweep.now
             self._reader.start(self._on_readable)
             self._read_pending()
 
@@ -324,17 +263,22 @@ class Connection(Readable):
 
     def ready(self) -> bool:
         """Whether `receive()` would return at once."""
-        return bool(self.inbox) or self.ended
+        return bool(self.inbox) or self.state is not OPEN
 
     @property
-    def open(self) -> bool:
-        """Whether the socket is still there; it may be for a while after the end."""
-        return self._sock is not None
-
-    @property
-    def closed(self) -> bool:
+    def at_end(self) -> bool:
         """Whether there is nothing more to receive."""
-        return self.ended and not self.inbox
+        return self.state is not OPEN and not self.inbox
+
+    @property
+    def connected(self) -> bool:
+        """Whether the socket is still there."""
+        return self.state is not CLOSED
+
+    @property
+    def latency(self) -> float | None:
+        """Seconds between the last ping that the client answered and its pong; None until there was one."""
+        return self._liveness.latency
 
     def receive(self, timeout: float | None = None) -> str | bytes | None:
         """Return the next message, or None when there will be none; see `WebSocket.receive`."""
@@ -342,8 +286,8 @@ class Connection(Readable):
             self.before_taking()
         inbox = self.inbox
         while not inbox:
-            if self.ended:
-                self._acknowledge_end()
+            if self.state is not OPEN:
+                self._answer_client_end()
                 return None
             if timeout is None:
                 self._wait()
@@ -355,7 +299,7 @@ class Connection(Readable):
         return message
 
     def __iter__(self) -> Iterator[str | bytes]:
-        """Iterate over the messages; the loop of `receive()` without a call for each message that waits already."""
+        """Iterate over the messages, like a loop of `receive()` that saves the call for each message already there."""
         inbox = self.inbox
         while True:
             if self.before_taking is not None:
@@ -365,62 +309,52 @@ class Connection(Readable):
                 if not inbox and (self._engine.paused or self._signal is not None):
                     self._emptied(message)
                 yield message
-            elif not self.ended:
+            elif self.state is OPEN:
                 self._wait()
             else:
-                self._acknowledge_end()
+                self._answer_client_end()
                 return
 
-    def _acknowledge_end(self) -> None:
-        """Answer the end now that the view has received everything that came before."""
-        if not self._closing:
-            self._answer_end()
-
     def _emptied(self, last: str | bytes) -> None:
-        """Go on with what was received while the inbox was full: readiness may not wait for a turn of the loop.
+        """Go on at once with what was received while the inbox was full: select() may ask before the loop has a turn.
 
-        `last` is the message that was taken, and has not reached the view yet.
+        `last` is the message that was taken and has not reached the view yet.
         """
-        if self._engine.paused and self._sock is not None:
+        if self._engine.paused and self.state is not CLOSED:
             self._handle(self._engine.receive(b""), busy=True)
             self._read_on()
             self._refills += 1
             try:
                 let_others_run_if_spent()
-            except BaseException:  # somebody interrupts the view
+            except BaseException:  # the view is interrupted
                 self.inbox.insert(0, last)
                 raise
         elif self._signal is not None:
             self._signal.set(self.ready())
 
     def send(self, message: str | bytes) -> None:
-        """Send one message; see `WebSocket.send`.
-
-        While more messages wait, in the inbox or of several other clients, it is held: answers to messages that came
-        together leave together, as soon as all were read or the view lets the loop run. That takes fewer calls of the
-        kernel, and whoever reads the answers, a proxy above all, wakes up for many of them and not for each.
-        """
-        if self._closing:
+        """Send one message, or hold it to leave with others (see `shared.py`); see `WebSocket.send`."""
+        if self.state is not OPEN and self.state is not ANSWERING:
             raise ConnectionClosed(self.close_code or CloseCode.ABNORMAL, self.close_reason)
-        # For short messages, which are most of them, a comparison takes the place of a call.
+        # Most messages are short: for them, this comparison saves a call.
         frame = encode_message(message) if len(message) < self._plain_below else self._long_frame(message)
-        sweep = self._sweep
-        if (self.inbox or (sweep.reading and sweep.callbacks.pendingcnt >= CROWD)) and not self._blocked:
+        shared = self._shared
+        if (self.inbox or (shared.reading and shared.callbacks.pendingcnt >= CROWD)) and not self._blocked:
             first = not self._held
             self._held += frame
             if len(self._held) > MAX_HELD:
-                self.flush()
+                self.send_held()
             elif first:
-                sweep.flush_later(self)
+                shared.send_later(self)
         else:
             self._write(frame)
         if self._blocked and self._outbox.size > self.limits.send_buffer_size:
             self._wait_until_drained()
-        elif len(message) >= LONG and sweep.turns.spent():
-            let_others_run()  # a client that reads fast enough would never have it wait
+        elif len(message) >= LONG and shared.turns.spent():
+            let_others_run()  # as long as its client reads fast enough, nothing else makes the view wait
 
     def _long_frame(self, message: str | bytes) -> bytes:
-        """Return the frame of a message that may be compressed, once for all clients where that is as good."""
+        """Return the frame of a message that may be compressed: once for all clients, if that is as good."""
         agreement = self.agreement
         assert agreement is not None
         if len(message) < agreement.threshold and (isinstance(message, bytes) or message.isascii()):
@@ -429,23 +363,22 @@ class Connection(Readable):
             return self._engine.send(message)
         if agreement.takeover:
             self._engine.forget_sent()
-        return self._sweep.encoder.frame(message, agreement.window_bits, agreement.threshold)
+        return self._shared.encoder.frame(message, agreement.window_bits, agreement.threshold)
 
     def drop_input(self) -> None:
         """Read and drop what the client sends from now on."""
         self.discard = True
         self.inbox.clear()
-        if self._answer is not None and not self._closing:
-            self._answer_end()
+        self._answer_client_end()
         get_hub().loop.run_callback(self._go_on)
         self._changed()
 
     def push(self, frames: bytes) -> None:
-        """Send frames that were encoded for many, compressed only as `agreement` allows; never waits.
+        """Send frames that were encoded for many clients, compressed only as `agreement` allows. Never waits.
 
         A client too slow for them is closed with 1013.
         """
-        if self._closing:
+        if self.state is not OPEN and self.state is not ANSWERING:
             return
         if self.agreement is not None and self.agreement.takeover:
             self._engine.forget_sent()
@@ -454,11 +387,11 @@ class Connection(Readable):
             self._give_up(CloseCode.TRY_AGAIN_LATER, "too slow for what is sent")
 
     def offer(self, frames: Sequence[bytes], joined: bytes) -> int:
-        """Send frames as `push` does, but only as long as the kernel takes them; return how many it has begun.
+        """Send frames as `push` does, but only those that the kernel takes now; return how many it has begun.
 
         `joined` is all of them in one. Under TLS all of them count as begun: what was encrypted must follow.
         """
-        if self._closing:
+        if self.state is not OPEN and self.state is not ANSWERING:
             return len(frames)
         if self._blocked:
             return 0
@@ -470,69 +403,63 @@ class Connection(Readable):
     def take_from(self, source: Source) -> None:
         """Send what `source` returns each time the outbox is empty, until it returns nothing.
 
-        For frames that may still be dropped as long as the client does not read. Only after `offer` has refused some.
+        For frames that may be dropped while the client does not read. Call it only after `offer` has refused some.
         """
         self._outbox.add_source(source)
 
     def close(self, code: int = CloseCode.NORMAL, reason: str = "") -> None:
         """Begin the close handshake (RFC 6455, section 7.1.2), or end it if the client began. Does not wait.
 
-        Raises ValueError for a code or a reason that may not be sent, and TypeError for a reason that is no text.
+        Raises ValueError for a code or a reason that may not be sent, and TypeError for a reason that is not text.
         """
         check_close(code, reason)
         self.discard = True
         self.inbox.clear()
-        if self._closing:
-            return
-        if self._answer is not None:
-            self._answer_end()
-            return
-        self.close_code, self.close_reason = int(code), reason  # a plain number, whatever enum it came from
-        self._end(self._engine.close(code, reason))
+        self._answer_client_end()
+        if self.state is OPEN:
+            self.close_code, self.close_reason = int(code), reason  # a plain number, whatever enum it came from
+            self._begin_to_close(self._engine.close(code, reason))
 
     # --- what goes out -------------------------------------------------------------------------------------------
 
     def _write(self, frame: bytes) -> None:
-        """Send `frame` behind what waits."""
+        """Give `frame` to the kernel, behind what is held, or put it behind what waits in the outbox."""
         if self._blocked:
             self._outbox.append(frame)
             return
         if self._held:
             frame = self._held + frame
             self._held = b""
-        sock = self._sock
-        assert sock is not None
         try:
-            sent = sock.send(frame)
+            sent = self._sock.send(frame)
         except WOULD_BLOCK:
             sent = 0
         except OSError:
-            self._terminate(CloseCode.ABNORMAL)
+            self._close_socket()
             return
         if sent < len(frame):
-            self._block(frame, sent)
+            self._keep_unsent(frame, sent)
 
-    def flush(self) -> None:
+    def send_held(self) -> None:
         """Send what is held."""
         held, self._held = self._held, b""
         if held:
             self._write(held)
 
-    def _block(self, data: bytes | memoryview, sent: int) -> None:
-        """Keep what the kernel did not take, in front of the outbox, until it takes more."""
-        if self._outbox is NEVER_USED:
+    def _keep_unsent(self, data: bytes | memoryview, sent: int) -> None:
+        """Put what the kernel did not take in front of the outbox, until it takes more."""
+        if self._outbox is UNUSED:
             self._outbox = Outbox()
         self._outbox.put_back(data, sent)
         if not self._blocked:
             self._blocked = True
             if self._writer is None:
-                assert self._sock is not None
                 self._writer = get_hub().loop.io(self._sock.fileno(), WRITE)
             self._writer.start(self._on_writable)
 
     def _send_pongs(self, payloads: Sequence[bytes]) -> None:
-        """Answer pings that came together; where the kernel takes no more, the newest is enough (section 5.5.3)."""
-        if self._closing:
+        """Answer pings that came together; if the kernel takes no more, the newest alone (section 5.5.3)."""
+        if self.state is not OPEN and self.state is not ANSWERING:
             return
         if self._blocked:
             self._outbox.append_pong(self._engine.frame(Opcode.PONG, payloads[-1]))
@@ -541,42 +468,41 @@ class Connection(Readable):
 
     def _on_writable(self) -> None:
         self._blocked = False
-        self._heard = self._sweep.now  # a client that reads is there, even if its pong waits behind much else
-        self._flush()
+        self._liveness.heard = self._shared.sweep.now  # it reads, even if its pong waits behind much else
+        self._drain_outbox()
         if not self._blocked and self._writer is not None:
             self._writer.stop()
 
-    def _flush(self) -> None:
+    def _drain_outbox(self) -> None:
         """Give the kernel what it takes of the outbox."""
-        sock = self._sock
         outbox = self._outbox
-        while sock is not None and (outbox or self._refill()):
+        while self.state is not CLOSED and (outbox or self._refill()):
             data = outbox.take()
             try:
-                sent = sock.send(data)
+                sent = self._sock.send(data)
             except WOULD_BLOCK:
                 sent = 0
             except OSError:
-                self._terminate(CloseCode.ABNORMAL)
+                self._close_socket()
                 return
             outbox.taken += sent
             if sent < len(data):
-                self._block(data, sent)
+                self._keep_unsent(data, sent)
                 break
         if self._drained is not None and outbox.size <= self.limits.send_buffer_size:
             self._drained.set()
-        if not outbox and self._closing:
-            self._finish()
+        if not outbox:
+            self._finish_closing()
 
     def _refill(self) -> bool:
-        """Put what is next of one of the sources into the outbox; return whether there was anything."""
+        """Put into the outbox what one of the sources has next; return whether there was anything."""
         filled = self._outbox.refill()
         if filled and self.agreement is not None and self.agreement.takeover:
             self._engine.forget_sent()
         return filled
 
     def _wait_until_drained(self) -> None:
-        """Let the view wait until the client has read, so that what it sends does not pile up here."""
+        """Let the view wait until the client has read, so that what the view sends does not pile up here."""
         limits = self.limits
         outbox = self._outbox
         while outbox.size > limits.send_buffer_size:
@@ -584,86 +510,100 @@ class Connection(Readable):
                 self._drained = GreenletEvent()
             self._drained.clear()
             before = outbox.taken
-            late = TakesNothing()
+            late = ClientDoesNotRead()
             deadline = Deadline(limits.send_timeout, late)
             try:
                 self._drained.wait()
-            except TakesNothing as error:
+            except ClientDoesNotRead as error:
                 if error is not late:
                     raise
                 if outbox.taken - before < limits.send_buffer_size:
                     self._give_up(CloseCode.POLICY_VIOLATION, "does not read")
             finally:
                 deadline.close()
-                del late  # its traceback has this frame
-            if self._closing:
+                del late  # its traceback refers to this frame
+            if self.state is not OPEN and self.state is not ANSWERING:
                 raise ConnectionClosed(self.close_code or CloseCode.ABNORMAL, self.close_reason)
 
-    # --- the end -------------------------------------------------------------------------------------------------
+    # --- from one state to the next ------------------------------------------------------------------------------
 
-    def _answer_end(self) -> None:
-        """Answer the client's close frame with the same code (section 5.5.1), or its failure with why."""
-        assert self._answer is not None
-        self._end(self._engine.close(*self._answer))
+    def _enter(self, state: State) -> None:
+        assert state in FOLLOWING[self.state], f"{self.state} does not become {state}"
+        self.state = state
 
-    def _give_up(self, code: int, reason: str) -> None:
-        """Close although the client takes nothing: what it was not sent yet is dropped."""
-        if self._closing:
-            return
-        report(self.who, code, reason, level=logging.INFO if code == CloseCode.INTERNAL_ERROR else logging.WARNING)
-        self._outbox.keep_begun()
-        self.close(code, reason)
+    def _end_by_client(self, event: Close | Failure, busy: bool) -> None:
+        """Enter ANSWERING: the client has closed or broken the protocol, and sends nothing more."""
+        self._client_end = event
+        if self.state is OPEN:
+            self._enter(ANSWERING)
+            self.close_code, self.close_reason = int(event.code), event.reason
+            if isinstance(event, Failure):
+                report(self.who, event.code, event.reason)
+            if not (self.inbox or busy) or self.discard:
+                self._answer_client_end()
+            else:
+                self._look_after_close_timeout()
+        else:
+            self._finish_closing()
 
-    def _end(self, close_frame: bytes) -> None:
-        """Send the last frame, and let the view see the end."""
-        self._closing = True
-        self.ended = True
-        self._set_deadline()
-        if self._sock is not None:
-            while self._refill():  # what waits was there before the close
-                pass
-            self._write(close_frame)
-        if not self._outbox:
-            self._finish()
+    def _answer_client_end(self) -> None:
+        """When ANSWERING: answer the client's close frame with its code (section 5.5.1), or say why it failed."""
+        if self.state is ANSWERING:
+            assert self._client_end is not None
+            self._begin_to_close(self._engine.close(*self._client_end))
+
+    def _begin_to_close(self, close_frame: bytes) -> None:
+        """Enter CLOSING: send the last frame, and show the view the end."""
+        self._enter(CLOSING)
+        self._look_after_close_timeout()
+        while self._refill():  # what the sources have was there before the close
+            pass
+        self._write(close_frame)
+        self._finish_closing()
         if self._engine.paused:  # go on reading, for the client's close frame
             get_hub().loop.run_callback(self._go_on)
         if self._drained is not None:
             self._drained.set()
         self._changed()
 
-    def _finish(self) -> None:
-        """Close the socket if both close frames were sent, or see to it that the client reads ours."""
-        if self._sock is None or self._outbox or self._answer is None:
+    def _finish_closing(self) -> None:
+        """Close the socket if both close frames were sent, or make sure that the client can read ours."""
+        if self.state is not CLOSING or self._outbox or self._client_end is None:
             return
-        if isinstance(self._answer, Close) or not self._reader.active:
-            self._terminate(CloseCode.ABNORMAL)
+        if isinstance(self._client_end, Close) or not self._reader.active:
+            self._close_socket()
             return
-        # The client may still be sending: a socket closed over unread bytes is reset, and takes our frame with it.
+        # The client may still be sending. To close a socket over unread bytes resets it, and our frame would be lost.
         try:
             self._sock.shutdown(socket.SHUT_WR)
         except OSError:
-            self._terminate(CloseCode.ABNORMAL)
+            self._close_socket()
 
-    def _terminate(self, code: int) -> None:
-        """Close the socket; `code` counts if nobody gave one before."""
-        sock = self._sock
-        if sock is None:
+    def _give_up(self, code: int, reason: str) -> None:
+        """Close although the client does not read: what waits for it is dropped."""
+        if self.state is not OPEN and self.state is not ANSWERING:
             return
-        self._sock = None
-        self._sweep.connections.discard(self)
-        self._sweep.forget(self)
+        report(self.who, code, reason, level=logging.INFO if code == CloseCode.INTERNAL_ERROR else logging.WARNING)
+        self._outbox.keep_begun()
+        self.close(code, reason)
+
+    def _close_socket(self) -> None:
+        """Enter CLOSED, whether or not there was a close handshake; without one, the close code is 1006."""
+        if self.state is CLOSED:
+            return
+        self._enter(CLOSED)
+        self._shared.connections.discard(self)
+        self._shared.sweep.forget(self)
         for watcher in (self._reader, self._writer):
-            if watcher is not None:  # before the descriptor, whose number somebody else gets
+            if watcher is not None:  # before the descriptor is closed: its number may soon be that of another file
                 watcher.stop()
                 watcher.close()
         with suppress(OSError):  # the client may be gone
-            sock.shutdown(socket.SHUT_WR)  # which close() does not do while a child process has a copy (section 7.1.1)
-        sock.close()
+            self._sock.shutdown(socket.SHUT_WR)  # close() does not, while a child process has a copy (section 7.1.1)
+        self._sock.close()
         if self.close_code is None:
-            self.close_code = int(code)
-            report(self.who, code, "the client vanished", level=logging.INFO)
-        self.ended = True
-        self._closing = True
+            self.close_code = int(CloseCode.ABNORMAL)
+            report(self.who, self.close_code, "the client vanished", level=logging.INFO)
         self._held = b""
         self._outbox.clear()
         if self._drained is not None:
@@ -672,76 +612,55 @@ class Connection(Readable):
         for callback in callbacks:
             try:
                 callback()
-            except Exception as error:  # a fault of this package, of which the others need not know
+            except Exception as error:  # a fault of this package; the other callbacks are called all the same
                 report(self.who, None, "its end was not noted", repr(error), logging.ERROR)
         self._changed()
 
-    def leave_to_parent(self) -> socket.socket | None:
-        """Be closed in a child process, where nothing may be read or sent; return the socket, which is the parent's."""
-        sock, self._sock = self._sock, None
-        self.ended = self._closing = True
+    def leave_to_parent(self) -> socket.socket:
+        """Enter CLOSED in a child process, which may neither read nor send; return the socket, the parent's."""
+        self._enter(CLOSED)
         self.close_code = self.close_code or CloseCode.ABNORMAL
         self.inbox.clear()
-        self.on_end = []  # they would unsubscribe, and tell receivers of signals
+        self.on_end = []  # these would unsubscribe, and send signals
         self._held = b""
-        return sock
+        return self._sock
 
     # --- time ----------------------------------------------------------------------------------------------------
 
-    def _set_deadline(self) -> None:
-        self._deadline = self._sweep.now + ticks(self.limits.close_timeout)
-        self._sweep.look_at(self, self._deadline)
+    def _look_after_close_timeout(self) -> None:
+        sweep = self._shared.sweep
+        sweep.look_at(self, sweep.now + ticks(self.limits.close_timeout))
 
     def on_due(self) -> None:
-        """Look at the deadlines; the sweep calls it."""
-        if self._sock is None:
-            return
-        now = self._sweep.now
-        if self._deadline:
-            self._on_deadline()
-            return
-        if self._has_stopped_amid_a_message():
+        """Look at the deadline of the present state; the sweep calls it."""
+        if self.state is OPEN:
+            self._check_client()
+        elif self.state is ANSWERING:
+            self._answer_client_end()  # the view has had its time to answer what came before the close
+        else:
+            self._close_socket()
+
+    def _check_client(self) -> None:
+        """Send a ping if the client is silent, and close if it does not answer or its message or view has stopped."""
+        sweep = self._shared.sweep
+        now = sweep.now
+        engine = self._engine
+        liveness = self._liveness
+        if liveness.message_has_stopped(engine.unfinished, now, paused=engine.paused):
             self._give_up(CloseCode.POLICY_VIOLATION, "its message does not come to an end")
             return
-        interval = ticks(self.limits.ping_interval)
-        timeout = ticks(self.limits.ping_timeout)
-        next_tick = self._heard + interval
+        next_tick = liveness.heard + ticks(self.limits.ping_interval)
         if now >= next_tick:
-            if self._engine.paused:  # we do not read, so silence says nothing of the client; but it cannot last
-                state = (self._refills, len(self.inbox))
-                if state != self._waiting:  # the view takes messages, however slowly
-                    self._waiting = state
-                    next_tick = now + timeout
-                else:
+            next_tick = now + ticks(self.limits.ping_timeout)
+            if engine.paused:  # we do not read, so silence says nothing about the client; but this cannot last
+                if not liveness.view_has_gone_on((self._refills, len(self.inbox))):
                     self._give_up(CloseCode.POLICY_VIOLATION, "its messages are not received")
                     return
-            elif self._ping_tick <= self._heard:
-                self._ping_tick = now
-                self._ping_time = time.perf_counter()
-                self._write(self._engine.frame(Opcode.PING, PING_PAYLOAD.pack(self._ping_time)))
-                next_tick = now + timeout
-            else:
+            elif liveness.is_silent_after_a_ping():
                 self._give_up(CloseCode.INTERNAL_ERROR, "no answer to a ping")
-                self._terminate(CloseCode.INTERNAL_ERROR)
+                self._close_socket()
                 return
-        if self._sock is not None:
-            self._sweep.look_at(self, min(next_tick, (self._part[2] or now) + ticks(MESSAGE_TIME)))
-
-    def _has_stopped_amid_a_message(self) -> bool:
-        """Whether a message that has begun comes too slowly, or not at all."""
-        now = self._sweep.now
-        number, size = self._engine.unfinished
-        last, came, since = self._part
-        if number != last or self._engine.paused:  # another one, or none; or it is this end that does not read
-            self._part = (number, size, now) if number else NOTHING_BEGUN
-        elif number and now - since >= ticks(MESSAGE_TIME):
-            if size - came < MESSAGE_PACE * TICK * (now - since):
-                return True
-            self._part = (number, size, now)
-        return False
-
-    def _on_deadline(self) -> None:
-        if self._answer is not None and not self._closing:
-            self._answer_end()  # the view had its time to answer what came before the close
-        else:
-            self._terminate(CloseCode.ABNORMAL)
+            else:
+                self._write(engine.frame(Opcode.PING, liveness.ping(now)))
+        if self.state is OPEN:
+            sweep.look_at(self, min(next_tick, liveness.next_look(now)))

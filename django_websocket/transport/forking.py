@@ -22,7 +22,7 @@ from gevent.exceptions import LoopExit
 from gevent.hub import Hub, get_hub, set_hub  # type: ignore[attr-defined]  # unknown to its types
 from greenlet import greenlet
 
-from django_websocket.transport import sweep, waiting
+from django_websocket.transport import shared, waiting
 
 __all__ = ["end_child", "in_child", "leave_to_parent"]
 
@@ -80,17 +80,17 @@ class LoopOfParent(Hub):
 
 def _begin_child() -> None:
     global _in_child
-    if not sweep.serves_clients():
+    if not shared.serves_clients():
         return  # such as gunicorn's master, whose child is a worker
     _in_child = True
-    sweeps = sweep.leave_all_to_parent()
-    socks = [connection.leave_to_parent() for each in sweeps.values() for connection in each.connections]
+    of_parent = shared.leave_all_to_parent()
+    socks = [each.leave_to_parent() for _, of_loop in of_parent.values() if of_loop for each in of_loop.connections]
     for leave in _leave:
         socks += leave()
-    _kept.append((sweeps, socks))
+    _kept.append((of_parent, socks))
     waiting.leave_to_parent()
     _disconnect({sock.fileno() for sock in socks if sock is not None} - {-1})
-    for hub in sweeps:
+    for hub in of_parent:
         if hub is get_hub():
             _begin_anew(hub)
 

@@ -17,8 +17,9 @@ import gevent
 from gevent.hub import get_hub
 
 from django_websocket.protocol.deflate import Agreement
-from django_websocket.transport.connection import Connection, Limits
-from django_websocket.transport.sweep import open_connections
+from django_websocket.transport.connection import Connection
+from django_websocket.transport.limits import Limits
+from django_websocket.transport.shared import open_connections
 
 from .frames import PING, Frame, close_frame, frame, parse
 from .waiting import until
@@ -193,7 +194,7 @@ class Pairs:
             for made, peer in self._made:
                 made.drop_input()  # with a full inbox it would not notice the end
                 peer.sock.close()
-            until(lambda: not any(connection.open for connection, _ in self._made))
+            until(lambda: not any(connection.connected for connection, _ in self._made))
             assert open_connections() == self._others, "a connection that has ended is still listed"
             assert not self.errors, f"raised in the event loop: {self.errors}"
             for made, _ in self._made:

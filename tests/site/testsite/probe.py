@@ -18,7 +18,7 @@ from greenlet import greenlet
 
 from django_websocket import pubsub
 from django_websocket.transport import waiting
-from django_websocket.transport.sweep import open_connections
+from django_websocket.transport.shared import open_connections
 from django_websocket.transport.waiting import ViewGreenlet
 
 WAIT = 10.0  # seconds that a page waits for a note, and a view for its gate

@@ -13,7 +13,7 @@ from django_websocket.exceptions import BrokerError
 from django_websocket.logins import disconnect
 from django_websocket.pubsub import publish
 from django_websocket.transport.connection import Connection
-from django_websocket.transport.sweep import open_connections
+from django_websocket.transport.shared import open_connections
 
 from . import children, ordinary, probe, queries, sessions
 from .models import Note

@@ -223,7 +223,7 @@ def hoards(request: HttpRequest, websocket: WebSocket, channel: str) -> None:
     ask_for_all(request)
     with websocket.subscribe(channel):
         connection = websocket.connection
-        assert connection is not None and connection._sock is not None
+        assert connection is not None
         connection._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # else the system takes megabytes, too
         while connection._outbox.size < 900 * 1024:
             publish(channel, os.urandom(64 * 1024))
