@@ -1,4 +1,4 @@
-"""What the package raises. Everything about a connection is a `WebSocketError`, gevent-websocket's own class."""
+"""The errors of this package. Those about a connection are subclasses of gevent-websocket's `WebSocketError`."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ __all__ = ["BrokerError", "ConnectionClosed", "HandshakeFailed", "MessagesMissed
 
 
 class ConnectionClosed(WebSocketError):  # type: ignore[misc]
-    """The connection is closed, so nothing can be sent. A view that lets it pass ends quietly.
+    """The connection is closed, so nothing can be sent. A view that does not catch it ends quietly.
 
-    `code` is the close code (RFC 6455, section 7.4; 1006 where the peer vanished), `reason` its text.
+    `code` is the close code (RFC 6455, section 7.4; 1006 if the peer vanished), `reason` its text.
     """
 
     def __init__(self, code: int, reason: str = "") -> None:
@@ -26,15 +26,15 @@ class ConnectionClosed(WebSocketError):  # type: ignore[misc]
 
 
 class HandshakeFailed(WebSocketError):  # type: ignore[misc]
-    """The view accepted, but a middleware or an error answered the request otherwise, or it was too late."""
+    """The view accepted, but another response replaced the 101, or the time for the handshake was over."""
 
 
 class BrokerError(Exception):
-    """The broker that `WEBSOCKET_BROKER` names cannot be reached, or refused; the text says what to do."""
+    """The broker that `WEBSOCKET_BROKER` names cannot be reached, or has refused; the text says what to do."""
 
 
 class MessagesMissed(Exception):
-    """The broker was away for a while: messages may have been published that this subscription did not get.
+    """The broker was away for a while, and this subscription may have missed messages.
 
-    Raised once by `Subscription.get()`, which goes on with the next call.
+    `Subscription.get()` raises it once, and goes on with the next call.
     """

@@ -1,4 +1,4 @@
-"""`select()` over WebSockets, subscriptions, sockets and files, for greenlets; the worker puts it in select.select."""
+"""`select()` for greenlets, over WebSockets, subscriptions, sockets and files; the worker installs it for everybody."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from gevent.hub import get_hub
 from .transport.turns import let_others_run, let_others_run_if_spent
 from .transport.waiting import Readable, check_before_taking, check_timeout, readable_with, wait
 
-# What gevent may have replaced; `select.poll` is missing on some systems, and then plain files cannot be waited for.
+__all__ = ["select"]
+
+# The standard library's own, which gevent may have replaced. Some systems have none; there, sockets and files cannot be
+# waited for.
 _poll = monkey.get_original("select", "poll")
 POLLIN, POLLPRI, POLLOUT, POLLHUP, POLLNVAL = 1, 2, 4, 16, 32
 READ, WRITE = 1, 2  # libev's
@@ -22,13 +25,13 @@ def select(
 ) -> tuple[list[Any], list[Any], list[Any]]:
     """Wait until something in the lists is ready, as the standard library's `select.select` does.
 
-    Takes file descriptors and whatever has a `fileno()`: a WebSocket or a subscription is ready when `receive()` or
-    `get()` would return at once. `timeout` is in seconds, None waits for ever, 0 only looks. Returns the three lists of
-    what is ready. Only the calling greenlet waits, and descriptors may be larger than 1023. `xlist` is looked at once,
-    when nothing is ready yet, and not waited for.
+    The lists may hold file descriptors and objects with a `fileno()`. A WebSocket is ready when `receive()` would
+    return at once, a subscription when `get()` would. `timeout` is in seconds; None waits for ever, 0 only looks.
+    Returns three lists of what is ready. Only the calling greenlet waits, and descriptors may be larger than 1023.
+    `xlist` is looked at only at the beginning, and not waited for.
 
-    Raises ValueError for a negative descriptor or timeout and for NaN, TypeError for what has no descriptor, OSError
-    (EBADF) for one that is closed.
+    Raises ValueError for a negative descriptor or timeout and for NaN, TypeError for an object without a descriptor,
+    and OSError (EBADF) for a descriptor that is closed.
     """
     check_timeout(timeout)
     if timeout is not None and timeout < 0:
@@ -86,7 +89,7 @@ def _look(
 ) -> tuple[list[Any], list[Any], list[Any]]:
     """Return what is ready now."""
     readable = [item for item, source in sources if source.ready()]
-    if not readable:  # so that a view sees that its client has left before its other sources say so
+    if not readable:  # a view learns from its WebSocket that the client has left, and not from a subscription first
         readable = [item for item, source in sources if source.abandoned]
     if not (readers or writers or others):
         return readable, [], []

@@ -1,4 +1,4 @@
-"""What a view holds: the WebSocket, with the methods and attributes that gevent-websocket's has, and more."""
+"""The WebSocket that a view gets, with the methods and attributes of gevent-websocket's, and more."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OnSlow = Literal["close", "drop_oldest", "latest"]
 
 
 class Handler(NamedTuple):
-    """Stands where gevent-websocket has its request handler: `websocket.handler.socket.fileno()`."""
+    """Takes the place of gevent-websocket's request handler: `websocket.handler.socket.fileno()`."""
 
     socket: WebSocket
 
@@ -31,12 +31,12 @@ class Handler(NamedTuple):
 class WebSocket:
     """A client's WebSocket, as a view sees it.
 
-    The handshake is not answered yet when the view begins. The first call that needs the client accepts it: receiving,
-    sending, iterating, subscribing, `fileno()`, or `accept()` itself. Until then the view may return an `HttpResponse`
-    or raise, and the client gets that instead.
+    When the view begins, the handshake has not been answered. The first call that needs the client accepts it:
+    receiving, sending, iterating, subscribing, `fileno()`, or `accept()` itself. Until then the view may return an
+    `HttpResponse` or raise, and the client gets that instead.
 
-    `environ` is the WSGI environment of the request. `response` is the 101 that accepts, where headers and cookies can
-    be set until it is sent.
+    `environ` is the WSGI environment of the request. `response` is the 101 that accepts; headers and cookies can be set
+    on it until it is sent.
     """
 
     __slots__ = ("__weakref__", "_accept", "_id", "connection", "environ", "listening", "response")
@@ -48,7 +48,7 @@ class WebSocket:
         self.response = response
         self._accept: Callable[[str | None], Connection] | None = accept
         self.connection: Connection | None = None  # once the handshake is done
-        self.listening = False  # whether the connection is to outlive the view
+        self.listening = False  # whether the connection outlives the view
         self._id = ""  # once somebody has asked for it
 
     def __repr__(self) -> str:
@@ -58,12 +58,12 @@ class WebSocket:
     # --- the handshake -------------------------------------------------------------------------------------------
 
     def accept(self, subprotocol: str | None = None) -> None:
-        """Answer the handshake with 101 and open the connection; without effect when that has happened.
+        """Answer the handshake with 101 and open the connection. Has no effect if that was done before.
 
         `subprotocol` is one of those that the client offered (RFC 6455, section 1.9); without it, the first of the
-        view's `subprotocols` that was offered is taken. Raises `HandshakeFailed` if a middleware answered the request
-        otherwise or its time was over, ValueError for a subprotocol that was not offered, and RuntimeError inside an
-        `atomic()` block of the view, which would hold its transaction for as long as the client stays.
+        view's `subprotocols` that was offered is taken. Raises `HandshakeFailed` if another response replaced the 101
+        or the time for the handshake was over, ValueError for a subprotocol that was not offered, and RuntimeError
+        inside an `atomic()` block of the view: its transaction would last for as long as the client stays.
         """
         if self.connection is None:
             accept = self._accept
@@ -79,9 +79,9 @@ class WebSocket:
 
     @property
     def id(self) -> str:
-        """A name for this connection that no other one has, in any process, and that nobody can guess.
+        """A name for this connection, unique among all processes and impossible to guess.
 
-        `django_websocket.logins.disconnect(connection=...)` takes it. It can be kept, and may be shown to the client.
+        `django_websocket.logins.disconnect(connection=...)` takes it. It can be stored, and may be shown to the client.
         """
         if not self._id:
             self._id = uuid4().hex
@@ -94,9 +94,8 @@ class WebSocket:
     def receive(self, timeout: float | None = None) -> str | bytes | None:
         """Return the client's next message: `str` for text, `bytes` for binary, None when there will be none.
 
-        Waits for it, without holding a database connection meanwhile; for at most `timeout` seconds, after which it
-        raises TimeoutError, and ValueError if that is NaN. Raises RuntimeError if it would wait inside an `atomic()`
-        block that the view entered.
+        Waits for it, without holding a database connection meanwhile. Raises TimeoutError when `timeout` seconds have
+        passed, ValueError if that is NaN, and RuntimeError if it would wait inside an `atomic()` block of the view.
         """
         return (self.connection or self._open()).receive(timeout)
 
@@ -104,7 +103,7 @@ class WebSocket:
         """Send one message: text for `str`, binary for bytes, or as `binary` says.
 
         Waits if the client does not read and `WEBSOCKET_SEND_BUFFER_SIZE` is used up. Raises `ConnectionClosed`, a
-        `WebSocketError`, when the connection is closed; a view that lets it pass ends quietly.
+        `WebSocketError`, when the connection is closed; a view that does not catch it ends quietly.
         """
         if type(message) is not str or binary:
             message = as_payload(message, binary)
@@ -117,17 +116,17 @@ class WebSocket:
     def receive_json(self, timeout: float | None = None) -> Any:
         """Return the next message, decoded from JSON; None when there will be none (or the message was `null`).
 
-        Raises ValueError for what is no JSON that can be used, and else what `receive` raises. Whatever this returns,
-        `send_json` sends: there is no NaN or Infinity in it, no half of a character, no number too large for a float,
-        and no more than 100 lists and objects in one another.
+        Raises ValueError for a message that is not JSON or not usable, and the errors of `receive`. `send_json` can
+        send whatever this returns: it has no NaN or Infinity, no half of a character, no number too large for a float,
+        and at most 100 lists and objects inside one another.
         """
         message = self.receive(timeout)
         return None if message is None else pubsub.from_json(message)
 
     def send_json(self, value: Any) -> None:
-        """Send `value` as JSON in a text message; dates, decimals and UUIDs as Django's JsonResponse has them.
+        """Send `value` as JSON in a text message; dates, decimals and UUIDs as Django's JsonResponse writes them.
 
-        Raises TypeError or ValueError for what JSON has no form for.
+        Raises TypeError or ValueError for a value that JSON cannot express.
         """
         self.send(pubsub.as_json(value))
 
@@ -137,8 +136,8 @@ class WebSocket:
         """Close the connection with `code` (1000, or 3000 to 4999 for your own) and a `reason` of up to 123 bytes.
 
         Does not wait. Returning from the view does the same with 1000. Before acceptance there is nothing to close: a
-        plain `close()` leaves the answer to the view, one with a code or reason accepts first, to be able to say it.
-        Raises ValueError for a code or a reason that may not be sent, and TypeError for a reason that is no text.
+        plain `close()` leaves the answer to the view; one with a code or a reason accepts first, to be able to send it.
+        Raises ValueError for a code or a reason that may not be sent, and TypeError for a reason that is not text.
         """
         check_close(code, reason)  # before anything changes
         if self.connection is not None or code != CloseCode.NORMAL or reason:
@@ -146,7 +145,7 @@ class WebSocket:
 
     @property
     def closed(self) -> bool:
-        """Whether the connection has ended and every message that came before was received."""
+        """Whether the connection has ended and every message that came before has been received."""
         return self.connection is not None and self.connection.at_end
 
     @property
@@ -179,28 +178,28 @@ class WebSocket:
         return (self.connection or self._open()).fileno()
 
     def subscribe(self, *channels: str, on_slow: OnSlow = "close", on_missed: Any = None) -> Forwarding:
-        """Have what is published to `channels` sent to this client, as it is, until the returned object is closed.
+        """Send this client what is published to `channels`, as it is, until the returned object is closed.
 
-        It is a context manager. When the client learns that it is connected, the subscription is in force: nothing
-        published later is missed.
+        It is a context manager. The subscription is in force before the client learns that it is connected: it misses
+        nothing that is published later.
 
         `on_slow` says what happens when the client does not keep up: "close" closes the connection with 1013 when
         `WEBSOCKET_OUTBOX_SIZE` bytes wait for it; "drop_oldest" drops the oldest messages instead, as many as needed;
-        "latest" keeps only the newest of each channel as soon as messages have to wait. What the view sends itself is
-        never dropped, and does not wait behind what may be.
+        "latest" keeps only the newest of each channel once messages have to wait. Messages that the view itself sends
+        are never dropped, and do not wait behind those that may be.
 
-        `on_missed` is a message, as `publish` takes it, that the client is sent when others may have been missed,
-        because the broker was away; without it the connection is closed then, with 1012.
+        `on_missed` is a message, as `publish` takes it, that the client gets when it may have missed others because the
+        broker was away; without it, the connection is closed then, with 1012.
 
         Raises `BrokerError` if the broker cannot be reached.
         """
         return self._forward(channels, on_slow=on_slow, on_missed=on_missed)
 
     def listen(self, *channels: str, on_slow: OnSlow = "close", on_missed: Any = None) -> HttpResponse:
-        """Subscribe this client to `channels` for good; return the result from the view, which is over then.
+        """Subscribe this client to `channels` for good; the view returns the result, and is over then.
 
-        The connection stays, without a greenlet: what is published goes to the client, what it sends is dropped. The
-        options are those of `subscribe`.
+        The connection stays, without a greenlet. What is published goes to the client, and what the client sends is
+        dropped. The options are those of `subscribe`.
         """
         self._forward(channels, on_slow=on_slow, on_missed=on_missed, for_good=True)
         self._open().drop_input()
@@ -219,12 +218,12 @@ class WebSocket:
 
     @property
     def handler(self) -> Handler:
-        """So that `websocket.handler.socket.fileno()` is this WebSocket's `fileno()`."""
+        """Make `websocket.handler.socket.fileno()` this WebSocket's `fileno()`."""
         return Handler(self)
 
     @property
     def origin(self) -> str | None:
-        """The `Origin` header: the site whose page opened the connection, None outside browsers."""
+        """The `Origin` header: the site whose page opened the connection; None outside browsers."""
         return self.environ.get("HTTP_ORIGIN")
 
     @property
@@ -244,12 +243,12 @@ class WebSocket:
 
 
 def as_payload(message: Message, binary: bool | None) -> str | bytes:
-    """Return `message` as what its frame is made of: `str` for text, `bytes` for binary."""
+    """Return the payload of a message: `str` for text, `bytes` for binary."""
     if isinstance(message, str):
-        # A plain `str` without the methods of a subclass, such as Django's SafeString: it is compared with others.
+        # A plain `str`: comparing it must not call the methods of a subclass, such as Django's SafeString.
         return message.encode() if binary else str.__str__(message)
     if not isinstance(message, (bytes, bytearray, memoryview)):
         raise TypeError(
-            f"A message is a str or bytes, not {type(message).__name__}; send_json() sends what JSON has a form for."
+            f"A message is a str or bytes, not {type(message).__name__}; send_json() sends other values as JSON."
         )
     return bytes(message).decode() if binary is False else bytes(message)

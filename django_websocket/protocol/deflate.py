@@ -1,4 +1,4 @@
-"""Compression of messages: permessage-deflate, its negotiation and what it does to a message (RFC 7692).
+"""Compression of messages: permessage-deflate, its negotiation and its work on a message (RFC 7692).
 
 Sections are those of RFC 7692.
 """
@@ -15,15 +15,15 @@ from .handshake import Extension, Parameters
 
 NAME = "permessage-deflate"
 RSV1 = 0x40  # in the first byte of a compressed message (section 6)
-TAIL = b"\x00\x00\xff\xff"  # ends what is flushed, and is left away on the wire (section 7.2.1)
-LAST_BLOCK = b"\x03\x00"  # with which a stream ends that is complete up to here (RFC 1951, section 3.2.3)
-WINDOW_BITS = 15  # the largest window, and what holds where nothing is said
+TAIL = b"\x00\x00\xff\xff"  # ends flushed data, and is left out on the wire (section 7.2.1)
+LAST_BLOCK = b"\x03\x00"  # an empty final block, with which complete data ends (RFC 1951, section 3.2.3)
+WINDOW_BITS = 15  # the largest window, and the default (section 7.1.2)
 THRESHOLD = 1024  # bytes; compressing shorter messages costs more than it saves
 LEVEL = 6
-LARGE = 64 * 1024  # bytes; from here on a lower level makes the message 3 % larger, and takes 60 % less time at worst
+LARGE = 64 * 1024  # bytes; from here, a lower level makes the message 3 % larger, and takes 60 % less time at worst
 LEVEL_OF_LARGE = 5
-PIECE = 16 * 1024  # bytes; zlib takes two milliseconds for them at worst, then the allowance is asked again
-MAX_FINAL_BLOCKS = 256  # in one message; what follows one is copied, and costs a new window
+PIECE = 16 * 1024  # bytes; they take zlib two milliseconds at worst, then the allowance is asked again
+MAX_FINAL_BLOCKS = 256  # in one message; the data behind each is copied, and needs a new window
 PARAMETERS = {
     "server_no_context_takeover",
     "client_no_context_takeover",
@@ -34,11 +34,11 @@ PARAMETERS = {
 
 @dataclass(frozen=True)
 class Compression:
-    """What this end wants of compression.
+    """How this end wants to compress.
 
-    `takeover` keeps a window for each direction from one message to the next: similar messages become smaller, for some
-    300 KiB of memory for each connection. `window_bits`, 9 to 15, makes the windows smaller. Messages of fewer than
-    `threshold` bytes are sent as they are.
+    `takeover` keeps a window for each direction from one message to the next: similar messages become smaller, and each
+    connection takes some 300 KiB more memory. Fewer `window_bits`, from 15 down to 9, make the windows smaller.
+    Messages of fewer than `threshold` bytes are sent as they are.
     """
 
     takeover: bool = False
@@ -48,7 +48,7 @@ class Compression:
 
 @dataclass(frozen=True)
 class Agreement:
-    """What both ends agreed on, as seen from one of them: its own direction first, then the other's."""
+    """What both ends have agreed on, as seen from one of them: its own direction first, then the other's."""
 
     window_bits: int = WINDOW_BITS
     takeover: bool = False
@@ -58,14 +58,14 @@ class Agreement:
 
     @property
     def plain_below(self) -> int:
-        """How many characters or bytes a message needs before it may be compressed: no character has more than four."""
+        """The characters or bytes below which no message is compressed: a character has at most four bytes."""
         return (self.threshold + 3) // 4
 
     def is_shared(self, size: int) -> bool:
-        """Whether a message of so many characters or bytes is to be compressed by itself, once for many receivers.
+        """Whether a message of `size` characters or bytes is compressed by itself, once for many receivers.
 
-        With takeover, that holds for messages that fill the window: what stood at the same place of the message before
-        is not in it any more.
+        With takeover, only messages that fill the window are: by the time a part of the previous message would help,
+        it has left the window.
         """
         return not self.takeover or size >= max(1 << self.window_bits, self.threshold)
 
@@ -74,9 +74,9 @@ class Agreement:
 
 
 def negotiate(offered: Sequence[Extension], wanted: Compression) -> tuple[str, Agreement] | None:
-    """Return the server's answer to what a client offered, and what holds then; None to go without compression.
+    """Return the server's answer to a client's offers, and the agreement; None to go without compression.
 
-    The first offer that can be met is taken (section 5.1).
+    The first offer that can be met is accepted (section 5.1).
     """
     for name, parameters in offered:
         if name == NAME:
@@ -113,7 +113,7 @@ def _answer(parameters: Parameters, wanted: Compression) -> tuple[str, Agreement
 
 
 def _checked(parameters: Parameters) -> dict[str, int | None] | None:
-    """Return the parameters of an offer, None if one is wrong, unknown, or there twice (section 7.1)."""
+    """Return the parameters of an offer, or None if one is wrong, unknown or repeated (section 7.1)."""
     checked: dict[str, int | None] = {}
     for name, value in parameters:
         if name in checked or name not in PARAMETERS:
@@ -133,7 +133,7 @@ def _checked(parameters: Parameters) -> dict[str, int | None] | None:
 
 
 class Allowance:
-    """Says whether there is time to compress a message. This one always says yes; a subclass may look at a clock."""
+    """Says whether there is time to compress a message. This class always says yes; a subclass may look at a clock."""
 
     __slots__ = ()
 
@@ -150,7 +150,7 @@ UNLIMITED = Allowance()
 
 
 def compressor(bits: int, size: int | None = None) -> zlib._Compress:
-    """Return a compressor with a window of at most `bits`; no larger than a single message of `size` bytes needs."""
+    """Return a compressor with a window of at most `bits`, or the smaller one that a message of `size` bytes needs."""
     if size is None:
         return zlib.compressobj(LEVEL, zlib.DEFLATED, -bits)
     bits = min(bits, max(9, (size - 1).bit_length()))
@@ -158,10 +158,10 @@ def compressor(bits: int, size: int | None = None) -> zlib._Compress:
 
 
 def compressed(packer: zlib._Compress, payload: bytes, allowance: Allowance) -> bytes | None:
-    """Return the payload of a message as it goes on the wire (section 7.2.1).
+    """Return the payload of a message, compressed (section 7.2.1).
 
-    Returns None if it does not become shorter, or if `allowance`, which was asked to begin, has no time to finish it.
-    `packer` is of no use then: the peer will not see what it has seen.
+    Returns None if it does not become shorter, or if `allowance`, which has said that it may begin, has no time to
+    finish it. `packer` cannot be used again then: its window has data that the peer will not see.
     """
     parts = [packer.compress(payload[:PIECE])]
     for at in range(PIECE, len(payload), PIECE):
@@ -177,9 +177,9 @@ def compressed(packer: zlib._Compress, payload: bytes, allowance: Allowance) -> 
 def encode_compressed(message: str | bytes, bits: int, threshold: int, allowance: Allowance = UNLIMITED) -> bytes:
     """Return the frame with which a server sends `message`, compressed by itself if that makes it shorter.
 
-    Without time for that, it goes as it is (section 6). The frame fits each connection with a window of `bits` or more,
-    so that one frame serves many receivers. Where windows are kept, `Deflate.forget_sent` must follow: the receiver's
-    has then seen what the sender's has not.
+    Without time for that, it is sent as it is (section 6). The frame fits every connection with a window of `bits` or
+    more, so that one frame serves many receivers. With takeover, call `Deflate.forget_sent` afterwards: the receiver's
+    window has data then that the sender's has not.
     """
     opcode, payload = (Opcode.TEXT, message.encode()) if isinstance(message, str) else (Opcode.BINARY, message)
     size = len(payload)
@@ -191,14 +191,14 @@ def encode_compressed(message: str | bytes, bits: int, threshold: int, allowance
 
 
 class TooManyBlocks(Exception):
-    """A message has more final blocks than anybody needs: a flood."""
+    """A message has more final blocks than anyone needs: a flood."""
 
 
 class Deflate:
-    """The compression of one connection: what was agreed on, and the windows as long as they are needed.
+    """The compression of one connection: the agreement, and the windows while they are needed.
 
-    zlib's memory is there while a message is compressed or inflated, and from one to the next only in a direction with
-    takeover.
+    zlib has memory while a message is compressed or inflated. Only with takeover does it keep that for the next message
+    of the same direction.
     """
 
     __slots__ = ("_allowance", "_blocks", "_packer", "_unpacker", "agreement")
@@ -208,10 +208,10 @@ class Deflate:
         self._allowance = allowance
         self._packer: zlib._Compress | None = None
         self._unpacker: zlib._Decompress | None = None
-        self._blocks = 0  # final ones, in the message that is inflated
+        self._blocks = 0  # final ones, in the message that is being inflated
 
     def compress(self, payload: bytes) -> bytes | None:
-        """Return a message's payload compressed, None if that is no gain or there is no time for it."""
+        """Return a message's payload compressed, or None if that gains nothing or there is no time for it."""
         agreement = self.agreement
         if not self._allowance.begin(len(payload)):
             return None
@@ -225,25 +225,25 @@ class Deflate:
         return packed
 
     def forget_sent(self) -> None:
-        """Begin with an empty window: the peer was sent something that this compressor has not seen."""
+        """Go on with an empty window: the peer was sent data that this compressor has not seen."""
         self._packer = None
 
     def begin(self) -> None:
-        """Make ready for a compressed message of the peer."""
+        """Prepare for a compressed message of the peer."""
         self._blocks = 0
         if self._unpacker is None:
             self._unpacker = zlib.decompressobj(-self.agreement.peer_window_bits)
 
     def inflate(self, data: bytes, room: int) -> bytes:
-        """Return what `data`, a piece of a compressed message, inflates to; it ends at `room + 1` bytes: too many.
+        """Inflate `data`, a piece of a compressed message, and stop at `room + 1` bytes, which are too many.
 
-        Raises zlib.error for what is no deflate data, and `TooManyBlocks`. A distance beyond the window is an error
-        only where it leads out of what one call inflates: zlib looks up in that what it has not in the window.
+        Raises zlib.error for data that is not deflated, and `TooManyBlocks`. zlib accepts a distance beyond the window
+        if it leads to bytes that the same call has inflated.
         """
         assert self._unpacker is not None
         inflated = self._unpacker.decompress(data, room + 1)
         while self._unpacker.eof and len(inflated) <= room:
-            # A final block, which begins another stream (section 7.2.3.4); its sender has begun with an empty window.
+            # After a final block another stream begins (section 7.2.3.4), with an empty window.
             self._blocks += 1
             if self._blocks > MAX_FINAL_BLOCKS:
                 raise TooManyBlocks
@@ -253,9 +253,9 @@ class Deflate:
         return inflated
 
     def finish(self, room: int) -> bytes:
-        """Return the rest of a message that has come whole (section 7.2.2), as `inflate` does.
+        """Inflate the rest of a message that has come whole (section 7.2.2); raises as `inflate` does.
 
-        zlib waits for more where a message breaks off, and would take it from the next one: that is an error too.
+        A message that breaks off is an error too: zlib would wait for more, and take it from the next message.
         """
         rest = self.inflate(TAIL, room)
         unpacker = self._unpacker
@@ -269,5 +269,5 @@ class Deflate:
         return rest
 
     def drop(self) -> None:
-        """Give back the memory for what the peer sends, of which nothing will be inflated any more."""
+        """Give back the memory for inflating: no more of what the peer sends will be inflated."""
         self._unpacker = None

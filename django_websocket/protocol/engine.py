@@ -1,12 +1,12 @@
 """One end of an open WebSocket connection: bytes of the peer in, messages and events out (RFC 6455, section 5).
 
     engine = Engine(Role.SERVER)
-    for event in engine.receive(data):   # what asks for an answer: Ping, Pong, Close, Failure
+    for event in engine.receive(data):   # Ping, Pong, Close or Failure
         ...
     while engine.messages:               # str for text, bytes for binary
         print(engine.messages.pop(0))
 
-The engine never raises for what a peer sends: a violation is a `Failure`, and the engine takes nothing after it.
+Whatever a peer sends, the engine does not raise: a violation is a `Failure`, and everything after it is dropped.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from .frames import (
 MAX_MESSAGE_SIZE = 1024 * 1024  # bytes
 MAX_QUEUED_MESSAGES = 16
 MAX_QUEUED_BYTES = 1024 * 1024
-MIN_FRAGMENT_SIZE = 16  # bytes; on average, in a message of many fragments, or it is refused as a flood
-MAX_SHORT_FRAGMENTS = 1024  # that no average is asked of
-DEFLATE_OVERHEAD = 64 * 1024  # bytes by which a compressed message may be larger than its limit, beside a seventh of it
-STR_HEAD = sys.getsizeof(chr(0x100)) - 4  # bytes of a `str` before its characters, which one more ends
+MIN_FRAGMENT_SIZE = 16  # bytes on average; a message of many shorter fragments is refused as a flood
+MAX_SHORT_FRAGMENTS = 1024  # fragments that a message may have whatever their size
+DEFLATE_OVERHEAD = 64 * 1024  # bytes by which a compressed message may exceed its limit, besides a seventh of it
+STR_HEAD = sys.getsizeof(chr(0x100)) - 4  # bytes of a `str` besides its characters and the null behind them
 NOTHING_BEGUN = (0, 0)
 UTF8 = codecs.getincrementaldecoder("utf-8")
 
@@ -69,7 +69,7 @@ class Close(NamedTuple):
 
 
 class Failure(NamedTuple):
-    """The peer broke the protocol: the connection is to be closed with `code`, and nothing more is read."""
+    """The peer broke the protocol: close the connection with `code`, and read nothing more."""
 
     code: int
     reason: str
@@ -80,7 +80,7 @@ NO_EVENTS: Sequence[Event] = ()
 
 
 class _Violation(Exception):
-    """Carries the facts of a `Failure` from where it is found to `Engine.receive`; never leaves this module."""
+    """Carries the facts of a `Failure` to `Engine.receive`; never leaves this module."""
 
     def __init__(self, code: int, reason: str) -> None:
         self.code = code
@@ -92,16 +92,15 @@ class Engine:
 
     Arguments: the `role` of this end; `max_message_size`, the bytes that one message may have, in all its fragments,
     when it is inflated, and as the `str` that a text becomes; `max_queued_messages` and `max_queued_bytes`, how much
-    may wait in `messages` before parsing stops; `max_frames`, how many frames that are no short message one `receive`
-    parses; `agreement`, what both ends agreed on about compression (RFC 7692), None for none; `allowance`, which says
+    may wait in `messages` before parsing stops; `max_frames`, how many frames one `receive` parses, not counting short
+    whole messages; `agreement`, what both ends agreed on compression (RFC 7692), None for none; `allowance`, which says
     whether there is time for it.
 
     `messages` holds the complete messages, `str` or `bytes`, oldest first; the user takes them from its front.
-    `paused` is true while bytes are kept that were not parsed because `messages` was full, or, if it is not `full`,
-    because there were so many frames or they were given to `keep`: take messages, or let others have their turn, then
-    call `receive(b"")` to go on.
-    Whoever respects it holds no more than the limits and what one `receive` was given.
-    Who sets `dropping`, for good, wants no messages any more: then none that is compressed is inflated.
+    `paused` is true while the engine keeps bytes that it has not parsed. If `messages` is `full`, take some. If it is
+    not, there were too many frames for one call, or `keep` was called: let others have their turn. Then call
+    `receive(b"")` to go on. A user who respects this holds no more than the limits and what one `receive` was given.
+    Set `dropping`, for good, when no more messages are wanted: compressed ones are then not inflated.
     """
 
     __slots__ = (
@@ -145,27 +144,27 @@ class Engine:
         allowance: Allowance = UNLIMITED,
     ) -> None:
         self.max_message_size = max_message_size
-        # Data that cannot be compressed becomes larger, with the poorest parameters of zlib by a seventh.
+        # Data that cannot be compressed becomes larger: with the poorest parameters of zlib, by a seventh.
         self._max_compressed = max_message_size + max_message_size // 7 + DEFLATE_OVERHEAD
-        self._short = min(125, max_message_size // 4)  # no text of so many bytes takes more as a `str`
+        self._short = min(125, max_message_size // 4)  # no text of so many bytes exceeds the limit as a `str`
         self.max_queued_messages = max_queued_messages
         self.max_queued_bytes = max_queued_bytes
         self._max_frames = max_frames
-        self.messages: list[str | bytes] = []  # few, and an empty deque is a dozen times as large
+        self.messages: list[str | bytes] = []  # it holds few, and an empty deque would be a dozen times as large
         self.paused = False
         self._masks = role is Role.CLIENT  # whether what this end sends is masked
         self._mask_bit = 0x80 if role is Role.SERVER else 0  # what the second byte of the peer's frames must have
-        self._data = b""  # received and not parsed: an incomplete header or control frame; more while paused
-        self._queued = 0  # bytes of messages over 125 bytes put into `messages` since it was last empty
+        self._data = b""  # received but not parsed: an incomplete header or control frame; more while paused
+        self._queued = 0  # bytes put into `messages` since it was last empty, in messages over 125 bytes
         self._begun = 0  # messages that arrived, or arrive, in pieces
-        self._opcode: int | None = None  # of the message that arrives in pieces
-        self._message: bytearray | None = None  # what has arrived of it
+        self._opcode: int | None = None  # of the message that is arriving in pieces
+        self._message: bytearray | None = None  # the part of it that has arrived
         self._utf8: codecs.IncrementalDecoder | None = None  # validates it, if it is text
-        self._compressed = False  # whether it came compressed
-        self._fragments = 0  # of it
-        self._taken = 0  # bytes of payload in them, as they are on the wire
+        self._compressed = False  # whether it comes compressed
+        self._fragments = 0  # in it so far
+        self._taken = 0  # bytes of payload in them, as on the wire
         self._missing = 0  # bytes of payload still to come for the frame being read
-        self._mask = b""  # of that frame, turned to where its payload goes on
+        self._mask = b""  # of that frame, rotated to where its payload goes on
         self._fin = True  # whether that frame ends its message
         self._deflate = None if agreement is None else Deflate(agreement, allowance)
         self.dropping = False
@@ -180,19 +179,19 @@ class Engine:
 
     @property
     def unfinished(self) -> tuple[int, int]:
-        """The number of the message that has begun and not ended, and how many bytes of it came; zeros if none has."""
+        """The number of the message that has begun and not ended, and its bytes that have come; zeros without one."""
         return NOTHING_BEGUN if self._opcode is None else (self._begun, self._taken - self._missing)
 
     # --- what the peer sent -------------------------------------------------------------------------------------
 
     def keep(self, data: bytes) -> None:
-        """Keep bytes of the peer for the next `receive`, for which there is no time now."""
+        """Keep bytes of the peer for the next `receive`, when there is no time to parse them now."""
         if not self._done:
             self._data += data
             self.paused = True
 
     def receive(self, data: bytes) -> Sequence[Event]:
-        """Take bytes as they came from the peer, cut in whatever pieces, and return the events that they hold.
+        """Take bytes of the peer, in pieces of any size, and return the events in them.
 
         Messages go to `messages`. Whatever comes after a `Close` or `Failure` is dropped.
         """
@@ -212,7 +211,7 @@ class Engine:
         end = len(data)
         try:
             if mask_bit and end > 6 and self._opcode is None and not messages:
-                # One short message and nothing else is what most reads bring. It need not pay for the loop below.
+                # Most reads bring one short message and nothing else. That need not pay for the loop below.
                 first = data[0]
                 size = data[1] ^ mask_bit
                 if size == end - 6 and size <= short and (first == 0x81 or first == 0x82):
@@ -231,7 +230,7 @@ class Engine:
                     self.paused = True
                     break
                 if self._opcode is None:
-                    # The common case, short and whole messages: a few comparisons for each, and no call.
+                    # The common case: short whole messages. Each takes a few comparisons, and no call.
                     while end - at >= head and room > 0:
                         first = data[at]
                         size = data[at + 1] ^ mask_bit  # 128 or more if the mask bit is wrong
@@ -275,8 +274,8 @@ class Engine:
     def _begin(self, data: bytes, at: int, end: int, events: list[Event]) -> int:
         """Read the header of the frame at `at`, and the frame if it is whole.
 
-        Returns where to go on, or -1 as long as more bytes are needed. Each rule is applied as soon as its bytes are
-        there: nobody need send a payload to learn that its header is wrong.
+        Returns where to go on, or -1 if more bytes are needed. Each rule is applied as soon as its bytes are there: a
+        peer need not send a payload to learn that its header is wrong.
         """
         first = data[at]
         size = data[at + 1] ^ self._mask_bit
@@ -332,7 +331,7 @@ class Engine:
             payload = apply_mask(memoryview(data)[body:after], mask) if mask else data[body:after]
             if opcode == Opcode.TEXT:
                 text = payload.decode()
-                if not text.isascii():  # else it is kept as it was sent
+                if not text.isascii():  # ASCII takes as many bytes as on the wire
                     size = self._size_as_kept(text)
                 self.messages.append(text)
             else:
@@ -359,9 +358,9 @@ class Engine:
         return body
 
     def _go_on(self, data: bytes, at: int) -> int:
-        """Take what has come of the payload of a frame, and return where it ends.
+        """Take the part of a frame's payload that has come, and return where it ends.
 
-        A frame that does not come at once is unmasked and validated piece by piece: no byte is looked at twice.
+        A frame that comes in pieces is unmasked and validated piece by piece: no byte is looked at twice.
         """
         assert self._message is not None
         piece = data[at : at + self._missing]
@@ -381,7 +380,7 @@ class Engine:
         return at + size
 
     def _inflate(self, piece: bytes | None) -> bytes:
-        """Inflate what came of a compressed message, or with None its end."""
+        """Inflate a piece of a compressed message; None stands for its end."""
         assert self._deflate is not None and self._message is not None
         if self.dropping:
             self._deflate.drop()
@@ -390,7 +389,7 @@ class Engine:
         inflated = self._deflate.finish(room) if piece is None else self._deflate.inflate(piece, room)
         if len(inflated) > room:
             if self._utf8 is not None:
-                self._utf8.decode(inflated[:room])  # so that it does not depend on the pieces which error is found
+                self._utf8.decode(inflated[:room])  # else it would depend on the pieces which error is found first
             raise self._too_big()
         return inflated
 
@@ -398,7 +397,7 @@ class Engine:
         return _Violation(CloseCode.MESSAGE_TOO_BIG, f"a message is larger than {self.max_message_size} bytes")
 
     def _finish(self) -> None:
-        """Hand out the message whose last fragment is there."""
+        """Hand out the message, whose last fragment is there."""
         message = self._message
         assert message is not None
         if self._compressed:
@@ -419,9 +418,9 @@ class Engine:
         self._forget()
 
     def _size_as_kept(self, text: str) -> int:
-        """Return the bytes that Python keeps for the characters of `text`, which must not be too many.
+        """Return the bytes that Python takes for the characters of `text`; raise if they are too many.
 
-        That is one for each, or two or four for each if a single one of them needs as many.
+        It takes one byte for each character, or two or four for each if any one of them needs so many.
         """
         count = len(text)
         size = count if text.isascii() else (sys.getsizeof(text) - STR_HEAD) // (count + 1) * count
@@ -479,16 +478,16 @@ class Engine:
         return self.frame(Opcode.BINARY, message)
 
     def forget_sent(self) -> None:
-        """Take note that the peer was sent compressed messages that are none of this engine's."""
+        """Take note that the peer was sent compressed messages that this engine has not made."""
         if self._deflate is not None:
             self._deflate.forget_sent()
 
     def frame(self, opcode: int, payload: bytes = b"", *, fin: bool = True) -> bytes:
-        """Return any frame, masked if this end is the client: a ping, a pong, a fragment (section 5.2)."""
+        """Return a frame of any kind, such as a ping, a pong or a fragment, masked by a client (section 5.2)."""
         return encode_frame(opcode, payload, fin=fin, mask=os.urandom(4) if self._masks else None)
 
     def close(self, code: int = CloseCode.NORMAL, reason: str = "") -> bytes:
-        """Return the close frame (section 5.5.1), or nothing if it was sent before: there is one for each end.
+        """Return the close frame (section 5.5.1), or nothing if it was sent before: each end sends one.
 
         1005 stands for a frame without a code. Raises ValueError for a code that may not be sent.
         """

@@ -54,7 +54,7 @@ def is_close_code(code: int) -> bool:
     return 3000 <= code <= 4999 or 1000 <= code <= 1003 or 1007 <= code <= 1014
 
 
-# The first two bytes of a short, unfragmented, unmasked frame, ready made: it saves a tenth of what encoding costs.
+# The first two bytes of short, unfragmented, unmasked frames. To have them ready saves a tenth of the time to encode.
 SHORT_TEXT = [bytes((0x80 | Opcode.TEXT, size)) for size in range(126)]
 SHORT_BINARY = [bytes((0x80 | Opcode.BINARY, size)) for size in range(126)]
 
@@ -72,8 +72,8 @@ def encode_message(message: str | bytes) -> bytes:
 def encode_frame(opcode: int, payload: bytes, *, fin: bool = True, mask: bytes | None = None) -> bytes:
     """Return one frame (section 5.2).
 
-    `fin=False` leaves the message open for continuation frames. `mask`, four random bytes, is what a client must give
-    and a server must not (section 5.1).
+    `fin=False` leaves the message open for continuation frames. A client must give `mask`, four random bytes; a server
+    must not (section 5.1).
     """
     first = opcode | 0x80 if fin else opcode
     mask_bit = 0 if mask is None else 0x80
@@ -90,16 +90,16 @@ def encode_frame(opcode: int, payload: bytes, *, fin: bool = True, mask: bytes |
 
 
 def check_close(code: int, reason: str = "") -> None:
-    """Raise ValueError for a code that may not be sent; 1005 may, it stands for a close frame without one.
+    """Raise ValueError for a code that may not be sent; 1005 stands for a close frame without a code, and may.
 
-    Also for a reason with half a character (a lone surrogate), and TypeError for one that is no text.
+    Raises ValueError, too, for a reason with half a character (a lone surrogate), and TypeError if it is not text.
     """
     if not isinstance(reason, str):
         raise TypeError(f"The reason of a close is a str, not {reason!r}")
     reason.encode()  # raises UnicodeEncodeError, a ValueError
     if code != CloseCode.NO_STATUS and not is_close_code(code):
         raise ValueError(
-            f"{code} is no close code that can be sent: use 1000, another registered one, or one of 3000 to 4999"
+            f"{code} is not a close code that can be sent: use 1000, another registered one, or one of 3000 to 4999"
         )
 
 

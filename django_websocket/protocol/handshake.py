@@ -14,7 +14,7 @@ GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 VERSION = "13"
 TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110, section 5.6.2
 
-# A member of Sec-WebSocket-Extensions (section 9.1). What is quoted must be a token without its backslashes.
+# A member of Sec-WebSocket-Extensions (section 9.1). A quoted value must be a token once its backslashes are removed.
 QUOTED = r"(?:\\?[!#$%&'*+\-.^_`|~0-9A-Za-z])+"
 PARAMETER = re.compile(rf'[ \t]*;[ \t]*({TOKEN.pattern})(?:[ \t]*=[ \t]*(?:({TOKEN.pattern})|"({QUOTED})"))?')
 EXTENSION = re.compile(rf"[ \t]*({TOKEN.pattern})((?:{PARAMETER.pattern})*)[ \t]*")
@@ -23,9 +23,9 @@ Parameters = Sequence[tuple[str, str | None]]  # names and values, None for a na
 
 
 class HandshakeError(Exception):
-    """The request is no valid opening handshake; the attributes are the HTTP response that says so.
+    """The request is not a valid opening handshake; the attributes make the HTTP response that says so.
 
-    `status` is the HTTP status code, `reason` a sentence for the body, `headers` what else the response must carry.
+    `status` is the HTTP status code, `reason` a sentence for the body, `headers` are others that the response needs.
     """
 
     def __init__(self, status: int, reason: str, headers: Mapping[str, str] | None = None) -> None:
@@ -46,7 +46,7 @@ class Extension(NamedTuple):
 
 
 class ClientHandshake(NamedTuple):
-    """What a valid opening handshake asks for: `key` as sent, subprotocols and extensions in the client's order."""
+    """The facts of a valid opening handshake: `key` as sent, subprotocols and extensions in the client's order."""
 
     key: str
     subprotocols: Sequence[str]
@@ -59,7 +59,7 @@ def is_upgrade(upgrade: str) -> bool:
 
 
 def upgrade_required() -> HandshakeError:
-    """Return the refusal of a request that is no upgrade (RFC 9110, section 15.5.22)."""
+    """Return the refusal of a request that is not an upgrade (RFC 9110, section 15.5.22)."""
     return HandshakeError(
         426,
         "This address serves WebSockets: connect to it with a WebSocket client.",
@@ -70,8 +70,8 @@ def upgrade_required() -> HandshakeError:
 def check_request(method: str, http_version: str, headers: Mapping[str, str]) -> ClientHandshake:
     """Check the opening handshake of a client (section 4.2.1) and return what it asks for.
 
-    `http_version` is the protocol of the request line, such as "HTTP/1.1"; the names in `headers` are in lower case,
-    repeated headers joined with commas. Raises `HandshakeError` with the response that the request deserves.
+    `http_version` is the protocol of the request line, such as "HTTP/1.1". Names in `headers` are in lower case, and
+    repeated headers are joined with commas. Raises `HandshakeError` with the response to send instead.
     """
     if not is_upgrade(headers.get("upgrade", "")):
         raise upgrade_required()
@@ -111,10 +111,10 @@ def has_token(value: str, token: str) -> bool:
 def parse_extensions(value: str) -> list[Extension]:
     """Return the members of a `Sec-WebSocket-Extensions` header, in order.
 
-    Raises `HandshakeError` (400) for what is no such header (section 9.1).
+    Raises `HandshakeError` (400) for a value that breaks the grammar (section 9.1).
     """
     extensions = []
-    for member in tokens(value):  # no value may contain a comma: even in quotes it must be a token
+    for member in tokens(value):  # no value can contain a comma: even in quotes it must be a token
         match = EXTENSION.fullmatch(member)
         if match is None:
             raise HandshakeError(400, "Sec-WebSocket-Extensions cannot be understood.")
@@ -126,7 +126,7 @@ def parse_extensions(value: str) -> list[Extension]:
 
 
 def is_host(host: str) -> bool:
-    """Whether this is the value of one Host header; where there were two, a comma stands between them."""
+    """Whether this is the value of one Host header; two would be joined with a comma."""
     return bool(host.strip(" \t")) and "," not in host
 
 
@@ -158,7 +158,7 @@ def choose_subprotocol(offered: Sequence[str], supported: Sequence[str]) -> str 
 
 
 class ClientRequest:
-    """The client's side of the handshake (section 4.1): the key of its request, and the check of what comes back.
+    """The client's side of the handshake (section 4.1): the key of its request, and the check of the response.
 
     Subprotocols and extensions are offered with `headers`.
     """
@@ -172,7 +172,7 @@ class ClientRequest:
     def check_response(self, status: int, headers: Mapping[str, str]) -> str | None:
         """Return the subprotocol that the server chose, if any; names in `headers` are in lower case.
 
-        Raises `HandshakeError` with the server's status if it did not accept, or not properly.
+        Raises `HandshakeError` with the server's status if it did not accept, or not correctly.
         """
         if status != 101:
             raise HandshakeError(status, "The server did not switch protocols.")

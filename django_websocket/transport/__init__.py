@@ -1,1 +1,4 @@
-"""The life of a socket: from its acceptance through frames and deadlines to its end. Private; gevent, and no Django."""
+"""The life of a socket, from its acceptance to its end, with gevent and without Django.
+
+Private: only this package imports it.
+"""

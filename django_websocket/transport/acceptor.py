@@ -1,4 +1,4 @@
-"""Taking clients in: a greenlet for each while there is room, and an answer for those for whom there is none."""
+"""Accepts clients: a greenlet for each while there is room, and a refusal when there is none."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from .sockets import ClientSocket, accept
 with naming("worker"):
     from gunicorn.util import close_graceful
 
-RETRY_AFTER = 5  # seconds, for who is refused now
-PATIENCE = 1.0  # seconds that clients wait to be accepted while there is no room and nothing goes on
+RETRY_AFTER = 5  # seconds
+PATIENCE = 1.0  # seconds that clients wait to be accepted while there is no room and no request ends
 PAUSE = 0.2  # seconds until the next attempt when the system gives no more descriptors
-TURNED_AWAY = 64  # clients at most who are being told that there is no room
-LINGER = 1.0  # seconds to read what a refused client still sends: else it would not see the answer
+TURNED_AWAY = 64  # clients, at most, that are being told at a time that there is no room
+LINGER = 1.0  # seconds to read what a refused client still sends; without that, it might not see the answer
 READ = 1  # libev's
 
 BODY = b"Try again later.\n"
@@ -34,15 +34,15 @@ NO_ROOM = (
     b"Content-Length: %d\r\n\r\n%s" % (RETRY_AFTER, len(BODY), BODY)
 )
 
-Serve = Callable[[Any, ClientSocket, Any], object]  # of the address that was listened at, the client and its address
+Serve = Callable[[Any, ClientSocket, Any], object]  # with the address of the listening socket, the client, its address
 
 
 class Acceptor:
     """Accepts the clients of all listening sockets of a worker and runs `serve` in a greenlet for each.
 
-    At most `limit` at a time, who has a conversation not counted: then the others wait in the backlog, and if for
-    `PATIENCE` seconds nobody is done they are answered with 503, or closed at once with `tls`. Of each socket up to
-    `batch` clients are taken in a turn of the loop.
+    At most `limit` requests at once; open conversations do not count. Further clients wait in the backlog. If no
+    request ends for `PATIENCE` seconds, they are answered with 503, or with `tls` closed at once. From each socket, up
+    to `batch` clients are accepted in a turn of the loop.
     """
 
     def __init__(self, sockets: Sequence[socket.socket], serve: Serve, limit: int, batch: int, *, tls: bool) -> None:
@@ -52,7 +52,7 @@ class Acceptor:
         self._tls = tls
         self._turning_away: set[Greenlet[..., Any]] = set()
         self._paused = False
-        self._moved_at = time.monotonic()  # when a client was taken or done last
+        self._moved_at = time.monotonic()  # when a client was accepted or done last
         self._timer: Any = get_hub().loop.timer(PAUSE)
         self._watchers: list[tuple[Any, Callable[[], None]]] = []
         for sock in sockets:
@@ -68,7 +68,7 @@ class Acceptor:
             watcher.start(callback)
 
     def close(self) -> None:
-        """Accept nobody any more. The sockets are not closed: others may have them too."""
+        """Stop accepting for good. The sockets are not closed: other processes may listen at them too."""
         self._paused = False
         self._timer.close()
         for watcher, _ in self._watchers:

@@ -1,4 +1,4 @@
-"""Compression for all clients of a loop: how much of its time that may take, and one encoding of what many are sent."""
+"""Compression for all clients of a loop: its share of the time, and one encoding of what many clients are sent."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from django_websocket.protocol.deflate import Allowance, encode_compressed
 
 __all__ = ["Encoder", "TimeToCompress"]
 
-# A client can send a message of a few KiB that inflates to a mebibyte, and that zlib needs a hundred times as long to
-# compress as to inflate. Beyond this share, messages leave uncompressed: that costs bandwidth, but nobody has to wait.
+# A message of a few KiB may inflate to a mebibyte, and zlib takes a hundred times as long to compress that as to
+# inflate it. Beyond this share, messages leave uncompressed: that costs bandwidth, but nobody has to wait.
 SHARE = 0.25  # of the loop's time
-BURST = 0.12  # seconds that may be used at once after a time of rest; the others wait for so long at worst
-# Compression begins only when there is time to finish it. The slowest data takes this long for each byte:
-SLOWEST = 60e-9  # seconds
-ENOUGH = 0.08  # seconds; with so many left a message of any size may begin, since most take a third of the slowest
+BURST = 0.12  # seconds that may be used at once after a time of rest; at worst, other clients wait for so long
+# Compression begins only when there is time to finish it.
+SLOWEST = 60e-9  # seconds for each byte of the slowest data
+ENOUGH = 0.08  # seconds; with more, a message of any size may begin, since most take a third of the slowest
 
 KEPT = 4 * 1024 * 1024  # bytes of messages and their frames, in each of two generations
-KEPT_MESSAGES = 64  # in each generation: memory that is soon used again is faster
+KEPT_MESSAGES = 64  # in each generation; memory that is reused soon is faster
 
 
 class TimeToCompress(Allowance):
-    """The time for compression in one loop: a share of all time, of which some can be saved for a burst."""
+    """The time for compression in one loop: a share of all time, some of which can be saved for a burst."""
 
     __slots__ = ("_at", "_left")
 
     def __init__(self) -> None:
-        self._left = BURST  # seconds; below zero when the last piece took longer than that
-        self._at = time.perf_counter()  # when `_left` was right
+        self._left = BURST  # seconds; negative when the last piece took longer than was left
+        self._at = time.perf_counter()  # seconds of time.perf_counter: the time for which `_left` holds
 
     def begin(self, size: int) -> bool:
         """Return whether there is time for a message of `size` bytes, and begin to count."""
@@ -56,10 +56,10 @@ class Encoder:
 
     def __init__(self) -> None:
         self.allowance = TimeToCompress()
-        # Keys are the message, whether it is text, and what was agreed on: the window's bits and the threshold.
+        # A key is the message, whether it is text, the bits of the window, and the threshold.
         self._recent: dict[tuple[str | bytes, bool, int, int], bytes] = {}
         self._before: dict[tuple[str | bytes, bool, int, int], bytes] = {}
-        self._size = 0  # bytes that the recent ones cost
+        self._size = 0  # bytes of memory that `_recent` takes
 
     def frame(self, message: str | bytes, bits: int, threshold: int) -> bytes:
         """Return the frame that `encode_compressed` makes, from memory if another client was sent the same."""
@@ -75,7 +75,7 @@ class Encoder:
         return frame
 
     def forget(self) -> None:
-        """Forget the messages that were not sent since the last call. The sweep calls this with each tick."""
+        """Forget the messages that were not sent since the last call. Called with each tick of the sweep."""
         self._before = self._recent
         self._recent = {}
         self._size = 0

@@ -1,9 +1,9 @@
-"""A child process of one that serves clients: those stay its parent's, and only the greenlet that forked goes on.
+"""The child of a process that serves clients: the clients stay the parent's, and only the greenlet that forked goes on.
 
 A view, a page or a pool may fork. The child would have a copy of everything: the descriptors of all clients, the event
-loop that watches them, and every greenlet that waits in it. It would read what the clients send to its parent and say
-good-bye to them at its own end. So, as with threads, nothing else is left in the child: it has a new loop, and in place
-of the clients' descriptors some that lead nowhere.
+loop that watches them, and every greenlet that waits in it. It would read what the clients send to its parent, and
+close their connections at its own end. So, as with threads, nothing else is left in the child: it has a new loop, and
+its copies of the clients' descriptors lead nowhere.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Leave = Callable[[], Iterable[Any]]
 
 logger = logging.getLogger("django_websocket")
 _leave: list[Leave] = []
-_kept: list[object] = []  # what of the parent's must not be freed: a greenlet that is freed runs its `finally` blocks
+_kept: list[object] = []  # the parent's, and not to be freed: a greenlet that is freed runs its `finally` blocks
 _in_child = False
 
 
@@ -40,14 +40,14 @@ def in_child() -> bool:
 
 
 def leave_to_parent(leave: Leave) -> None:
-    """Have `leave` called in each child; it returns sockets that are the parent's alone."""
+    """Call `leave` in each child; it returns sockets that belong to the parent alone."""
     _leave.append(leave)
 
 
 def end_child(error: BaseException | None = None) -> NoReturn:
-    """End the child where its code has come to its end, by an error or not, as `multiprocessing` ends its own.
+    """End the child when its code has ended, with an error or without, as `multiprocessing` ends its own.
 
-    What stands above is the parent's: it would answer a client, or close a connection to a database.
+    The callers above belong to the parent: they would answer a client, or close a connection to a database.
     """
     status = 0
     if isinstance(error, SystemExit):
@@ -63,7 +63,7 @@ def end_child(error: BaseException | None = None) -> NoReturn:
 
 
 class LoopOfParent(Hub):
-    """What the parent's loop is in a child: gevent's locks and events drop it, as it is dead, and take the new one."""
+    """The parent's loop as seen in a child: since it is dead, gevent's locks and events take the new one instead."""
 
     dead = True
     forked: Any = None
@@ -74,8 +74,8 @@ class LoopOfParent(Hub):
             greenlet.switch(self.forked)
 
     def switch(self, *args: object) -> NoReturn:
-        """Refuse to wait for what only the parent's loop could bring."""
-        raise RuntimeError("This was made before the process forked, and in the child nothing comes of it any more.")
+        """Refuse to wait for an event of the parent's loop."""
+        raise RuntimeError("This was made before the process forked, and cannot be waited for in the child.")
 
 
 def _begin_child() -> None:
@@ -96,9 +96,9 @@ def _begin_child() -> None:
 
 
 def _disconnect(descriptors: set[int]) -> None:
-    """Have the descriptors lead nowhere. Their numbers stay taken, since there are objects that will close them."""
+    """Make the descriptors lead nowhere. Their numbers stay in use: there are objects that will close them."""
     if descriptors:
-        os.close(min(descriptors))  # so that there is room for one more
+        os.close(min(descriptors))  # makes room for one more
         dead = socket.socket()
         for fd in descriptors - {dead.fileno()}:
             os.dup2(dead.fileno(), fd, inheritable=False)
@@ -114,14 +114,14 @@ def _begin_anew(old: Any) -> None:
         return  # user code does not run there
     loop = old.loop
     _kept.append((old, loop))
-    if old:  # it waits in the loop that is about to be destroyed, and must not go on there
+    if old:  # it waits in the loop that is about to be destroyed, and must not return to it
         old.__class__ = LoopOfParent
         old.forked = current
         old.throw(gevent.GreenletExit())
     loop.destroy()
     set_hub(None)
     new: Any = get_hub()
-    chain: list[Any] = [current]  # of greenlets, each of which goes on when the one before it has ended
+    chain: list[Any] = [current]  # of greenlets; each goes on when the one before it has ended
     while chain[-1] not in (old, None):
         chain.append(chain[-1].parent)
     if chain[-1] is old:
@@ -132,7 +132,7 @@ def _begin_anew(old: Any) -> None:
 
 
 def _guard(forked: Any) -> None:
-    """Stand where gevent has the main greenlet, which is the parent's: end the child when it has nothing more to do."""
+    """Take the place of the main greenlet, which is the parent's: end the child when it has nothing more to do."""
     error: BaseException | None = None
     try:
         forked.switch()

@@ -1,4 +1,4 @@
-"""One line in the log for each connection that was refused or failed; of many that failed alike, their number."""
+"""One line in the log for each connection that was refused or failed; if many failed alike, their number."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ __all__ = ["printable", "report"]
 
 LINES = 10  # for one cause in a window; further ones are counted
 WINDOW = 60.0  # seconds
-CAUSES = 100  # that are told apart in a window
-LENGTH = 300  # characters of what a client may have made up, before they are escaped
+CAUSES = 100  # distinguished in a window; further ones are counted as one
+LENGTH = 300  # characters of text that a client may have made up, before escaping
 
 logger = logging.getLogger("django_websocket")
 
@@ -23,10 +23,10 @@ _writing = False
 
 
 def report(who: str, code: int | None, cause: str, detail: str = "", level: int = logging.WARNING) -> None:
-    """Log why a connection was refused or failed, for any greenlet and for the hub. Neither waits nor raises.
+    """Log why a connection was refused or failed. Neither waits nor raises, so that the hub may call it too.
 
-    `who` is the client's address and the path of its request, `code` an HTTP status or a close code, None where there
-    is neither. `cause` is one of a few sentences, by which lines are counted; `detail` may be anything.
+    `who` is the client's address and the path of its request, `code` an HTTP status or a close code, None if there is
+    neither. `cause` is one of a few fixed texts, by which lines are counted; `detail` may be anything.
     """
     global _writing
     key = (code, cause)
@@ -45,14 +45,14 @@ def report(who: str, code: int | None, cause: str, detail: str = "", level: int 
 
 
 def begin_anew() -> None:
-    """Forget what was counted: of tests, each one gets its own lines."""
+    """Forget what was counted, so that each test gets its own lines."""
     global _counts
-    _counts.clear()
-    _counts = Counter()  # the present window ends without a word, and without an effect on the next one
+    _counts.clear()  # the timer of the present window will log nothing,
+    _counts = Counter()  # and will not end the next one
 
 
 def _write() -> None:
-    """Log what waits. In a greenlet of its own: what handles the records is the project's, and may block or raise."""
+    """Log what waits, in a greenlet of its own: the project's log handlers may block or raise."""
     global _writing
     try:
         while _waiting:
@@ -62,20 +62,20 @@ def _write() -> None:
 
 
 def _sum_up(counts: Counter[tuple[int | None, str]]) -> None:
-    """End the window in which these were counted."""
+    """End the window of `counts`."""
     global _counts
     if counts is _counts:
         _counts = Counter()
-    while counts:  # taken out: it is empty then, should this be called again
+    while counts:  # emptied, so that a second call logs nothing
         (code, cause), count = counts.popitem()
         if count > LINES:
             what = cause if code is None else f"{int(code)} {cause}"
             logger.warning("%d more in %d seconds: %s", count - LINES, WINDOW, printable(what))
 
 
-ESCAPE = codecs.getencoder("unicode_escape")  # found now: a process without descriptors could not
+ESCAPE = codecs.getencoder("unicode_escape")  # found now: without free descriptors, a process could not import it
 
 
 def printable(text: str) -> str:
-    """Return `text` for the log, in which it may not begin a line of its own."""
+    """Return `text` escaped for the log, where it must not begin a line of its own."""
     return ESCAPE(text)[0].decode("ascii")

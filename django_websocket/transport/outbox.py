@@ -1,4 +1,4 @@
-"""What a client is sent and the kernel does not take yet."""
+"""Frames for a client that the kernel does not take yet."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ Source = Callable[[], bytes]
 
 
 class Outbox:
-    """Frames in the order in which they are to leave, and sources of more for when it is empty.
+    """Frames in the order in which they will leave, and sources of more for when there are none.
 
-    `size` is how many bytes of frames it holds, `taken` how many the kernel has taken of them so far. Only the first
+    `size` is how many bytes of frames it holds, `taken` how many bytes the kernel has taken from it. Only the first
     frame may have left in part.
     """
 
@@ -22,7 +22,7 @@ class Outbox:
     def __init__(self) -> None:
         self._frames: deque[bytes | memoryview] = deque()
         self._sources: dict[Source, None] = {}  # an ordered set
-        self._pong_last = False  # whether the last frame is a pong, of which nothing has left
+        self._pong_last = False  # whether the last frame is a pong that has not begun to leave
         self.size = 0
         self.taken = 0
 
@@ -36,20 +36,20 @@ class Outbox:
         self.size += len(frame)
 
     def append_pong(self, frame: bytes) -> None:
-        """Put a pong behind the others, in the place of one that is the last: the newest is enough (section 5.5.3)."""
+        """Put a pong behind the others, or replace the last frame if it is a pong (RFC 6455, section 5.5.3)."""
         if self._pong_last:
             self.size -= len(self._frames.pop())
         self.append(frame)
         self._pong_last = True
 
     def put_back(self, data: bytes | memoryview, taken: int) -> None:
-        """Put `data` in front again, or for the first time, without the bytes that the kernel has taken."""
+        """Put `data` in front, without the first `taken` bytes, which the kernel has."""
         rest = memoryview(data)[taken:] if taken else data
         self._frames.appendleft(rest)
         self.size += len(rest)
 
     def take(self) -> bytes | memoryview:
-        """Take what is to leave next, several small frames as one."""
+        """Take what leaves next; small frames are joined."""
         frames = self._frames
         data = frames.popleft()
         size = len(data)
@@ -66,9 +66,9 @@ class Outbox:
         return data
 
     def withdraw(self, frames: Sequence[bytes]) -> int:
-        """Take back those of `frames`, the last that were put here as one, of which nothing has left.
+        """Take back those of `frames` that have not begun to leave; they were put here last, as one.
 
-        Returns how many have left, if only in part.
+        Returns how many have left, the last one perhaps in part.
         """
         last = self._frames.pop()
         rest = len(last)
@@ -82,24 +82,24 @@ class Outbox:
         return begun
 
     def add_source(self, source: Source) -> None:
-        """Have `source` called each time this is empty, for frames as one, until it returns nothing."""
+        """Call `source` each time there are no frames, until it returns nothing; it returns frames, joined."""
         self._sources.setdefault(source)
 
     def refill(self) -> bool:
-        """Append what is next of one of the sources; return whether there was anything."""
+        """Append what one of the sources has next; return whether there was anything."""
         sources = self._sources
         while sources:
             source = next(iter(sources))
             del sources[source]
             frames = source()
             if frames:
-                sources[source] = None  # behind the others
+                sources[source] = None  # now behind the other sources
                 self.append(frames)
                 return True
         return False
 
     def keep_begun(self) -> None:
-        """Drop everything except what may have left in part."""
+        """Drop everything but the first frame, which may have left in part."""
         begun = self._frames.popleft() if self._frames else None
         self.clear()
         if begun is not None:

@@ -1,4 +1,4 @@
-"""A client's socket on its way from the server, which closes it when the request is over, to the WebSocket."""
+"""A client's socket on its way from the HTTP server, which closes it after the request, to the WebSocket."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ GONE.close()
 
 
 class ClientSocket:
-    """A client's socket for gunicorn: the kernel's, and gevent's from when somebody has to wait or asks for more.
+    """A client's socket for gunicorn: the plain one of the system, until a call has to wait or needs more of gevent.
 
-    The request of a handshake is there when it is read, and the WebSocket sends its answer. So most clients come
-    without the two watchers of a gevent socket, and their WebSocket has the kernel's socket as it is.
+    The request of a handshake has usually arrived when it is read, and the WebSocket sends the answer. So most clients
+    never need the two watchers of a gevent socket, and their WebSocket gets the plain socket as it is.
     """
 
     __slots__ = ("_sock",)
@@ -30,7 +30,7 @@ class ClientSocket:
         self._sock: _socket.socket | gevent.socket.socket = sock
 
     def cooperative(self) -> gevent.socket.socket:
-        """Return the socket as gevent's, which it is from here on. Raises OSError if it was closed or given away."""
+        """Make the socket gevent's from now on, and return it. Raises OSError if it was closed or given away."""
         sock = self._sock
         if isinstance(sock, _socket.socket):
             fileno = sock.detach()
@@ -40,7 +40,7 @@ class ClientSocket:
         return sock
 
     def give_away(self) -> _socket.socket:
-        """Return the socket as the kernel's; to close it here has no effect any more."""
+        """Return the plain socket; `close` has no effect from now on."""
         sock, self._sock = self._sock, GONE
         if not isinstance(sock, _socket.socket):
             sock = _socket.socket(sock.family, sock.type, sock.proto, sock.detach())
@@ -48,14 +48,14 @@ class ClientSocket:
         return sock
 
     def recv(self, size: int, flags: int = 0) -> bytes:
-        """Receive, and wait for it."""
+        """Receive up to `size` bytes, and wait for them."""
         try:
             return self._sock.recv(size, flags)
         except BlockingIOError:
             return self.cooperative().recv(size, flags)
 
     def setblocking(self, flag: bool) -> None:
-        """Let this wait, which it does from the beginning, or not."""
+        """Choose whether calls wait, as they do from the beginning."""
         if not flag or not isinstance(self._sock, _socket.socket):
             self.cooperative().setblocking(flag)
 
@@ -70,15 +70,15 @@ class ClientSocket:
             self._sock.close()
 
     def __getattr__(self, name: str) -> Any:
-        """Let whatever else a socket has be gevent's."""
+        """Let gevent's socket do everything else."""
         return getattr(self.cooperative(), name)
 
 
 class TLSSocket:
-    """A TLS socket that stays open when gunicorn closes it: the state of its encryption cannot be detached."""
+    """A TLS socket that stays open when gunicorn closes its own: the state of the encryption cannot be detached."""
 
     def __init__(self, sock: ssl.SSLSocket) -> None:
-        self._hold = sock.makefile("rb", buffering=0)  # a socket closes when its files have
+        self._hold = sock.makefile("rb", buffering=0)  # a socket stays open until its files are closed
         self.fileno = sock.fileno
         self.recv_into = sock.recv_into
         self.send = sock.send
@@ -87,7 +87,7 @@ class TLSSocket:
         self._sock = sock
 
     def shutdown(self, how: int) -> None:
-        """Send the end of the stream, that of TLS before that of TCP. Does not wait for the client's."""
+        """Send the end of the stream, TLS's before TCP's. Does not wait for the client's."""
         hang_up(self._sock)
 
     def close(self) -> None:
@@ -97,11 +97,11 @@ class TLSSocket:
 
 
 def hang_up(sock: Any) -> None:
-    """Send the end of the stream, if the peer is still there: closing does not, while a child process has a copy."""
+    """Send the end of the stream; closing the socket does not, while a child process has a copy."""
     if isinstance(sock, ssl.SSLSocket):
         with suppress(OSError, ValueError):
             sock.setblocking(False)
-            sock.unwrap()  # sends close_notify (RFC 8446, section 6.1), and would then wait for the client's
+            sock.unwrap()  # sends close_notify (RFC 8446, section 6.1), and raises instead of waiting for the client's
     with suppress(OSError):
         sock.shutdown(socket.SHUT_WR)
 
@@ -116,7 +116,7 @@ def accept(listening: Any, kind: tuple[int, int, int]) -> tuple[ClientSocket, An
 
 
 def accept_publicly(listening: Any, kind: tuple[int, int, int]) -> tuple[ClientSocket, Any]:
-    """Do what `accept` does with the documented names only, which costs a socket more for each client."""
+    """Do what `accept` does by documented names alone, which costs one more socket object for each client."""
     sock, address = listening.accept()
     return ClientSocket(_socket.socket(*kind, sock.detach())), address
 
@@ -126,12 +126,12 @@ if not hasattr(socket.socket, "_accept"):
 
 
 def give_away(sock: Any) -> Any:
-    """Return a socket that no longer depends on `sock`, which gunicorn closes when its request is over."""
+    """Return a socket that outlives `sock`, which gunicorn closes after the request."""
     return TLSSocket(sock) if isinstance(sock, ssl.SSLSocket) else sock.give_away()
 
 
 def share(sock: Any) -> Any:
-    """Return a socket for the same connection as `sock`, for while the owner of `sock` leaves it alone."""
+    """Return another socket for the connection of `sock`, to be used while the owner of `sock` does not use it."""
     if isinstance(sock, ssl.SSLSocket):
         return TLSSocket(sock)
     return _socket.socket(sock.family, sock.type, sock.proto, fileno=os.dup(sock.fileno()))

@@ -1,4 +1,4 @@
-"""Turns of the event loop: how whatever has much to do lets everything else on the loop run in between."""
+"""Turns of the event loop: work that takes long lets everything else on the loop run in between."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ BUDGET = 0.005  # seconds; a client notices a delay of tens of milliseconds, and
 
 
 class Turns:
-    """The turns of one loop, and the time that those who have much to do have in each, all of them together.
+    """The turns of one loop, and the time that long work has in each, in all.
 
-    A turn lasts from one look at all sockets to the next. Whoever finds the time of this one spent puts off what it has
-    still to do, and it is done in the order in which it was put off, in as many turns as that takes. However many
-    clients have much to do, those who have little are answered in between.
+    A turn lasts from one look at all sockets to the next. Work that finds the time of the turn spent puts off what is
+    left of it; the loop goes on with what was put off in the same order, in as many turns as it takes. However many
+    clients need long work, those that need little are answered in between.
     """
 
     __slots__ = ("_loop", "_postponed", "_timer", "_turn", "_until")
 
     def __init__(self) -> None:
         self._loop: Any = get_hub().loop
-        self._timer: Any = self._loop.timer(0)  # it fires after the loop has looked at all sockets, and not before
+        self._timer: Any = self._loop.timer(0)  # it fires only after the loop has looked at all sockets
         self._postponed: deque[Callable[[], object]] = deque()
         self._turn = -1
         self._until = 0.0  # seconds, of time.monotonic()
 
     def spent(self) -> bool:
-        """Whether the time of this turn is over; it begins with the first who asks. Ask after some items, not each."""
+        """Whether the time of this turn is over; it begins with the first call. Ask after several items, not each."""
         now = time.monotonic()
         if now < self._until:
             return False
@@ -48,22 +48,22 @@ class Turns:
         return turn < 0  # libuv does not count them
 
     def postpone(self, call: Callable[[], object]) -> None:
-        """Have `call` called in the hub in a later turn; it must neither wait nor raise."""
+        """Call `call` in the hub, in a later turn; it must neither wait nor raise."""
         self._postponed.append(call)
         if not self._timer.active:
             self._timer.start(self._run)
 
     def forget(self, call: Callable[[], object]) -> None:
-        """Call it no more."""
+        """Drop a call that was put off."""
         with suppress(ValueError):
             self._postponed.remove(call)
 
     def _run(self) -> None:
         postponed = self._postponed
         self._timer.stop()
-        self.spent()  # the time begins, if it has not begun yet
+        self.spent()  # begins the time, if that has not begun
         try:
-            for _ in range(len(postponed)):  # what these put off has to wait for the next turn
+            for _ in range(len(postponed)):  # what these calls put off waits for the next turn
                 if not postponed:
                     break
                 postponed.popleft()()
@@ -88,12 +88,12 @@ def let_others_run() -> None:
     turns.postpone(go_on)
     try:
         get_hub().switch()
-    except BaseException:  # somebody interrupts it
+    except BaseException:  # the greenlet is interrupted
         turns.forget(go_on)
         raise
 
 
 def let_others_run_if_spent() -> None:
-    """Let the running greenlet wait for a later turn if the time of this one is over."""
+    """Let the running greenlet wait for a later turn, if the time of this one is over."""
     if turns_of_loop().spent():
         let_others_run()

@@ -1,4 +1,4 @@
-"""How a greenlet waits for what the hub brings it: by a call that blocks, or by select() over a file descriptor."""
+"""How a greenlet waits for what the hub brings: in a call that blocks, or in select() over a file descriptor."""
 
 from __future__ import annotations
 
@@ -18,9 +18,8 @@ from .turns import turns_of_loop
 
 __all__ = ["Readable", "ViewGreenlet", "close_at_end", "readable_with", "wait"]
 
-
 SECOND_WAITER = (
-    "Another greenlet waits for this already. Let one greenlet receive and hand the messages on, for example through "
+    "Another greenlet already waits for this. Let one greenlet receive and hand the messages on, for example through "
     "a gevent.queue.Queue."
 )
 NOT_PATCHED = (
@@ -29,12 +28,11 @@ NOT_PATCHED = (
     "the subscription itself instead of a number."
 )
 
-
-unfinished: set[greenlet] = set()  # beside views: what is still done for clients that have left
+unfinished: set[greenlet] = set()  # greenlets, other than views, that still work for clients that have left
 
 
 class Dependent(Protocol):
-    """What a view opens for its client, and may leave open."""
+    """Something that a view opens for its client, and may leave open."""
 
     def client_left(self, code: int, reason: str) -> None:
         """Learn that the client has left, with the close code and reason."""
@@ -52,12 +50,12 @@ else:
 
 
 class ViewGreenlet(PlainGreenlet):
-    """The greenlet in which a view runs; what is below Django asks it for some favours.
+    """The greenlet in which a view runs, with the hooks by which Django's side hears what the view waits for.
 
-    `before_taking` is called when the view asks for a message, there or not; it may raise. `message_is_there` says that
-    it was called because one is there. `before_waiting` is called when the view has to wait for a message: it may give
-    things back meanwhile, or raise. What was given to `close_at_end` is closed by `close_all`. `running` are those that
-    have begun and not ended; a subclass keeps it.
+    `before_taking` is called when the view asks for a message, whether one is there or not; it may raise.
+    `message_is_there` is true while it is called because there is one. `before_waiting` is called when the view has to
+    wait for a message; it may give things back meanwhile, or raise. `close_all` closes what `close_at_end` was given.
+    `running` has the greenlets that have begun and not ended; it is maintained by the subclass.
     """
 
     __slots__ = (
@@ -74,7 +72,7 @@ class ViewGreenlet(PlainGreenlet):
 
     def __init__(self) -> None:
         super().__init__()
-        self.connection: Connection | None = None  # that the view serves, once there is one
+        self.connection: Connection | None = None  # the view's, once there is one
         self.before_taking: Callable[[], None] | None = None
         self.message_is_there = False
         self.before_waiting: Callable[[], None] | None = None
@@ -83,7 +81,7 @@ class ViewGreenlet(PlainGreenlet):
         self._dependents: weakref.WeakSet[Dependent] | None = None
 
     def close_all(self) -> None:
-        """Close what the view opened and left open, and the descriptors that it asked for."""
+        """Close what the view has left open, and the descriptors that it asked for."""
         for readable in tuple(self._with_fileno or ()):
             readable.close_fileno()
         for dependent in tuple(self._dependents or ()):
@@ -94,14 +92,14 @@ class ViewGreenlet(PlainGreenlet):
         return any(dependent in dependents for dependent in tuple(self._dependents or ()))
 
     def client_left(self, code: int, reason: str) -> None:
-        """Tell what the view has opened, and what it will open, that its client has left."""
+        """Tell everything that the view has opened, or will open, that its client has left."""
         self._left = code, reason
         for dependent in tuple(self._dependents or ()):
             dependent.client_left(code, reason)
 
 
 def close_at_end(dependent: Dependent) -> None:
-    """Have `dependent` closed when the running view ends, if there is one. It is not kept alive for that."""
+    """Close `dependent` when the running view ends, if a view runs and `dependent` still exists then."""
     current = getcurrent()
     if isinstance(current, ViewGreenlet):
         if current._dependents is None:
@@ -145,12 +143,12 @@ _with_signal: dict[int, Readable] = {}  # by file descriptor
 
 
 def readable_with(fd: int) -> Readable | None:
-    """Return what `fd` stands for, if it came from a `Readable`."""
+    """Return the `Readable` that gave out `fd`, if one did."""
     return _with_signal.get(fd)
 
 
 def leave_to_parent() -> None:
-    """Let go, in a child process, of the descriptors by which the parent's greenlets wait."""
+    """Close, in a child process, the descriptors that the parent's greenlets wait for."""
     for readable in tuple(_with_signal.values()):
         readable.close_fileno()
 
@@ -158,7 +156,7 @@ def leave_to_parent() -> None:
 class Readable:
     """Something from which a greenlet takes what the hub puts there.
 
-    Readiness has one meaning: a call that takes would return at once. Whoever changes what `ready()` returns calls
+    Readiness has one meaning: a call that takes would return at once. Code that changes what `ready()` returns calls
     `_changed()`.
     """
 
@@ -174,18 +172,18 @@ class Readable:
         return self
 
     def ready(self) -> bool:
-        """Whether there is something to take, or the end."""
+        """Whether there is something to take, or the end has come."""
         raise NotImplementedError
 
     @property
     def abandoned(self) -> bool:
-        """Whether nothing more is worth waiting for: a call would raise at once."""
+        """Whether waiting is useless, since a call would raise at once."""
         return False
 
     def fileno(self) -> int:
-        """Return a file descriptor that is readable exactly while a call would return. For waiting, not for reading.
+        """Return a file descriptor that is readable exactly while a call would return. Wait for it, do not read it.
 
-        Raises RuntimeError in a view of a process that gevent has not patched, where waiting for it would be for ever.
+        Raises RuntimeError in a view of a process that gevent has not patched: to wait for it there would never end.
         """
         if self._signal is None:
             current = getcurrent()
@@ -201,7 +199,7 @@ class Readable:
         return self._signal.fileno()
 
     def close_fileno(self) -> None:
-        """Close the descriptor, if there is one: whoever was told its number must not use it any more."""
+        """Close the descriptor, if there is one; nobody may use its number from now on."""
         if self._signal is not None:
             del _with_signal[self._signal.fileno()]
             self._signal.close()
@@ -219,19 +217,19 @@ class Readable:
             raise RuntimeError(SECOND_WAITER)
         self._waiter = current
         try:
-            greenlet.switch(get_hub())  # the hub's own method looks for a hook of this greenlet first, for each message
-        finally:  # also when somebody throws an exception into this greenlet: nothing may switch to it afterwards
+            greenlet.switch(get_hub())  # the hub's own method would first look for a hook of this greenlet
+        finally:  # also when an exception is thrown into this greenlet: a later switch to it would fail
             self._waiter = None
 
     def _changed(self) -> None:
-        """Show a new readiness to whoever waits. For any greenlet, in the thread of the loop."""
+        """Show a new readiness to the greenlet that waits. Call it from any greenlet in the thread of the loop."""
         if self._signal is not None:
             self._signal.set(self.ready() or self.abandoned)
         if self._waiter is not None:
             get_hub().loop.run_callback(self._wake)
 
     def _wake(self) -> None:
-        """Go on with the greenlet that waits, if there is cause and time. In the hub only: it switches."""
+        """Go on with the greenlet that waits: now, or in a later turn if this one's time is over. In the hub only."""
         if self._waiter is not None:
             turns = turns_of_loop()
             if turns.spent():
@@ -246,24 +244,24 @@ class Readable:
 
 
 def check_before_taking() -> None:
-    """Let the view that runs say whether it may take a message now."""
+    """Call the hook by which the running view may refuse to take a message now."""
     hook = getattr(getcurrent(), "before_taking", None)
     if hook is not None:
         hook()
 
 
 def check_timeout(timeout: float | None) -> None:
-    """Raise ValueError for a NaN: among the timers of a loop it would keep all others from being called."""
+    """Raise ValueError for a NaN, which would keep all other timers of the loop from firing."""
     if timeout is not None and math.isnan(timeout):
         raise ValueError("A timeout is a number of seconds, not NaN")
 
 
 def wait(sources: Collection[Readable], timeout: float | None = None, *, for_message: bool = True) -> bool:
-    """Let the running greenlet wait until one of `sources` may be ready, and the view give back what it need not hold.
+    """Let the running greenlet wait until one of `sources` may be ready, and give back what it need not hold meanwhile.
 
-    `timeout` is in seconds, and no NaN (ValueError). Returns False if it passed. A source has one waiter: a second one
-    gets a RuntimeError. Unless it is `for_message`, nothing is given back: a library may wait, in the middle of
-    something.
+    Returns False if `timeout` seconds have passed. Raises ValueError if that is NaN, and RuntimeError if another
+    greenlet waits for one of the sources. Without `for_message` nothing is given back: it may be a library that waits,
+    in the middle of something.
     """
     check_timeout(timeout)
     current = getcurrent()
