@@ -49,6 +49,7 @@ __all__ = ["get_wsgi_websocket_application"]
 WSGIApplication = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 MAX_HEAD = 32 * 1024  # bytes of a handshake's head; nginx lets no more pass by default, and gunicorn 800 KiB
 MAX_PARTS = 500  # headers, cookies and parameters of the query in it; browsers keep 180 cookies for a site
+MAX_BEGINNINGS = 1000  # views whose start is built once and kept
 NOT_ON_101 = ("Content-Type", "Content-Length")
 PARTS = ("protocol", "connections", "application")  # of the package, which rely on other libraries
 
@@ -217,9 +218,19 @@ class WebSocketHandler(WSGIHandler):
         return super().process_exception_by_middleware(exception, request)
 
 
-@functools.lru_cache(maxsize=1000)
 def beginning_of(view: Callable[..., Any]) -> Callable[..., HttpResponseBase]:
     """Return what starts a view for one request, in a conversation."""
+    begin = _beginnings.get(id(view))
+    if begin is None:
+        begin = make_beginning(view)
+        while len(_beginnings) >= MAX_BEGINNINGS:
+            del _beginnings[next(iter(_beginnings))]
+        _beginnings[id(view)] = begin
+    return begin
+
+
+def make_beginning(view: Callable[..., Any]) -> Callable[..., HttpResponseBase]:
+    """Return a new function that starts `view` for one request."""
     refuse_async(view)
 
     @functools.wraps(view)
@@ -227,6 +238,10 @@ def beginning_of(view: Callable[..., Any]) -> Callable[..., HttpResponseBase]:
         return Conversation(request, request.META[HANDSHAKE_KEY], view, args, kwargs).begin()
 
     return begin
+
+
+# By the identity of the view, which the function keeps alive: views that compare equal may still behave differently.
+_beginnings: dict[int, Callable[..., HttpResponseBase]] = {}
 
 
 def check_settings() -> None:

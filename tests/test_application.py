@@ -40,6 +40,13 @@ def test_view_of_each_kind_answers(site: Server, connect: Connect, raw: Raw, pat
     assert segment.closing() == (1000, "")
 
 
+def test_views_that_compare_equal_serve_their_own_urls(site: Server, raw: Raw) -> None:
+    for path, greeting in (("/greets/", "hello"), ("/greets/informally/", "hi"), ("/greets/", "hello")):
+        client = raw(site)
+        client.open(path)
+        assert client.frame().text == greeting
+
+
 @pytest.mark.parametrize("how", ["never", "queries"])
 def test_loop_ends_with_an_error_if_its_view_leaves_the_message(site: Server, raw: Raw, how: str) -> None:
     sentence = "leaves_its_message was called for a message and did not receive() it"

@@ -97,6 +97,22 @@ class Echo(View):
             websocket.send(f"{name}: {message!s}")
 
 
+class Greeter:
+    """A view that is an object; two of them compare equal, although they greet differently."""
+
+    def __init__(self, greeting: str) -> None:
+        self.greeting = greeting
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Greeter)
+
+    def __hash__(self) -> int:
+        return hash(Greeter)
+
+    def __call__(self, request: HttpRequest) -> None:
+        request.META["wsgi.websocket"].send(self.greeting)
+
+
 @websocket_loop
 def loop(request: HttpRequest, websocket: WebSocket, name: str) -> None:
     """Answer a message; the decorator calls this for each one."""

@@ -12,6 +12,8 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path("undecorated/", views.undecorated),  # type: ignore[arg-type] # it returns nothing, as in 2017
     path("class/<str:name>/", views.Echo.as_view()),
     path("loop/<str:name>/", views.loop),
+    path("greets/", views.Greeter("hello")),  # type: ignore[arg-type] # it returns nothing
+    path("greets/informally/", views.Greeter("hi")),  # type: ignore[arg-type] # it returns nothing
     path("returns-nothing/", views.returns_nothing),
     path("about/<int:number>/", views.about, name="about"),
     path("end/<str:how>/", views.end),
