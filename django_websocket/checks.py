@@ -25,7 +25,7 @@ from gevent import monkey
 
 from django_websocket import compat, conf
 
-from .options import options_of
+from .decorators import options_of
 from .pubsub.broker import broker_from
 from .pubsub.memory import MemoryBroker
 

@@ -252,12 +252,12 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
             super().load_wsgi()
             # Not before everything is patched and the project is loaded.
             from django_websocket import checks, conf
-            from django_websocket.handler import conversation
+            from django_websocket.handler import databases
 
-        if self.has_process and not conversation.databases_are_separate():
+        if self.has_process and not databases.databases_are_separate():
             self._refuse_unpatched()
         self._settings = conf.current()
-        self._close_databases = conversation.close_databases
+        self._close_databases = databases.close_databases
         longest_drain = drain_time(self.cfg.graceful_timeout) / 2
         for message in checks.check_worker(self._settings, self.cfg.workers, longest_drain):
             self.log.warning("%s", checks.sentence(message))

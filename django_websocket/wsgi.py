@@ -2,43 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
-import select
-import sys
 from collections.abc import Callable, Iterable
-from http import HTTPStatus
 from typing import Any
 
 import django
-from django.contrib.auth.decorators import login_not_required
 from django.core.exceptions import DisallowedHost, ImproperlyConfigured
-from django.http import HttpRequest, HttpResponse, HttpResponseBadRequest, HttpResponseBase, HttpResponseForbidden
-from gevent import getcurrent, monkey
-from gevent.event import Event
+from django.http import HttpRequest, HttpResponse, HttpResponseBadRequest, HttpResponseBase
+from gevent import getcurrent
 
 from django_websocket import checks, compat, conf
 
-from .decorators import refuse_async
+from .decorators import Options, options_of, refuse_async
 from .exceptions import BrokerError
-from .handler.conversation import Conversation, WebSocketResponse, close_databases
+from .handler import stock
+from .handler.conversation import Conversation
+from .handler.databases import close_databases
 from .handler.origin import origin_is_allowed
-from .handler.refusal import Refusal, code_and_reason
-from .handler.upgrade import HANDSHAKE_KEY, KEY, Upgrade, who
-from .options import Options, options_of
-from .protocol.handshake import (
-    ClientHandshake,
-    HandshakeError,
-    accept_headers,
-    check_request,
-    is_upgrade,
-    upgrade_required,
-)
-from .select import select as cooperative_select
-from .transport.connection import WOULD_BLOCK
+from .handler.refusal import close_at_once, refuse, refuse_origin, refuses_by_closing, try_again_later
+from .handler.upgrade import HANDSHAKE_KEY, KEY, who
+from .protocol.handshake import ClientHandshake, HandshakeError, check_request, is_upgrade, upgrade_required
+from .transport.clients import ClientGreenlet
 from .transport.log import report
-from .transport.sockets import share
 
 with compat.naming("application"):
     from django.core.handlers.wsgi import WSGIHandler, WSGIRequest
@@ -72,10 +58,7 @@ class WebSocketApplication:
 
     def __init__(self, http: WSGIApplication | None = None) -> None:
         compat.verify(*PARTS)
-        if "geventwebsocket.gunicorn.workers" in sys.modules:
-            compat.verify("stock worker")
-            if monkey.is_module_patched("select"):
-                select.select = cooperative_select  # our own worker does this itself
+        stock.prepare()
         check_settings()
         log_warnings()
         self._http = http
@@ -93,42 +76,17 @@ class WebSocketApplication:
         except HandshakeError as error:
             report(who(environ), error.status, error.reason)
             if "wsgi.websocket" in environ:
-                return self._adopt(environ, functools.partial(refuse, error))
+                return stock.adopt(environ, functools.partial(refuse, error))
             return refuse(error, start_response)
         if KEY in environ:
             return self._websocket(environ, start_response)
         if "wsgi.websocket" in environ:
-            return self._adopt(environ, functools.partial(self._websocket, environ))
+            return stock.adopt(environ, functools.partial(self._websocket, environ))
         logger.error(
             "A WebSocket handshake came to a server that cannot answer it. "
             "Start gunicorn with -k django_websocket.worker.GeventWebSocketWorker"
         )
         return refuse(HandshakeError(501, "This server cannot switch protocols."), start_response)
-
-    def _adopt(self, environ: dict[str, Any], answer: Callable[[Callable[..., Any]], Iterable[bytes]]) -> list[bytes]:
-        """Answer a request whose 101 gevent-websocket's worker has sent already, and keep it until all is over.
-
-        A refusal becomes a close code, 4000 and the HTTP status, and headers of the response cannot travel.
-        """
-        stock = environ["wsgi.websocket"]
-        upgrade = environ[KEY] = Upgrade(environ.get("REMOTE_ADDR", ""), answered=True)
-        try:
-            result = upgrade.begun(answer(upgrade.watch(lambda status, headers, *exc_info: lambda data: None)))
-            if hasattr(result, "close"):
-                result.close()  # gevent-websocket would not
-            ended = Event()
-            sock, early = take_from(stock)
-            if not upgrade.accepted:
-                upgrade.fail(f"The request was answered with {upgrade.status}: a middleware replaced the 101")
-                upgrade.taker = Refusal(4000 + int(upgrade.status[:3]), upgrade.status[4:], who(environ))
-            connection = upgrade.open(sock, early)
-            if connection.connected:
-                connection.on_end.append(ended.set)
-                ended.wait()
-        except BaseException:
-            upgrade.fail("The request ended with an error")
-            raise
-        return []
 
 
 class WebSocketRequest(WSGIRequest):
@@ -166,7 +124,8 @@ class WebSocketHandler(WSGIHandler):
         if response.status_code == 101:
             for name in NOT_ON_101:
                 response.headers.pop(name, None)
-        if response.status_code != 101 or getattr(getcurrent(), "uses_databases", True):
+        current = getcurrent()
+        if response.status_code != 101 or not isinstance(current, ClientGreenlet) or current.uses_databases:
             closers: list[Callable[[], None]] = response._resource_closers  # type: ignore[attr-defined]
             closers.append(close_databases)  # the greenlet that could use them again ends, too
         return response
@@ -259,50 +218,6 @@ def log_warnings() -> None:
             logger.warning("%s", checks.sentence(message))
 
 
-def try_again_later() -> HttpResponse:
-    """Answer a handshake that cannot be served now."""
-    response = HttpResponse("Try again later.\n", status=503, content_type="text/plain", headers={"Retry-After": "5"})
-    response._has_been_logged = True  # type: ignore[attr-defined]  # in one line, with the cause
-    return response
-
-
-class ForeignOrigin(HttpResponseForbidden):
-    """The answer to the handshake of a page that may not connect."""
-
-
-@login_not_required  # as Django's middleware asks of all others
-def refuse_origin(request: HttpRequest) -> HttpResponse:
-    """Answer the handshake of a page that may not connect."""
-    response = ForeignOrigin("This site may not open a WebSocket here.", content_type="text/plain")
-    response._has_been_logged = True  # type: ignore[attr-defined]  # in one line, by origin_is_allowed
-    return response
-
-
-def refuses_by_closing(request: HttpRequest, response: HttpResponseBase) -> bool:
-    """Whether the client is to be refused by a close code.
-
-    Not a page of another site, and not who has the wrong Host: with them nothing is opened.
-    """
-    if request.META[KEY].answered:
-        return True
-    if isinstance(response, ForeignOrigin) or response.status_code == HTTPStatus.BAD_REQUEST:
-        return False
-    match = request.resolver_match
-    options = options_of(match.func) if match is not None else None
-    return (options or Options()).refuses_by_closing()
-
-
-def close_at_once(request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
-    """Return the 101 after which the WebSocket is closed, with the cookies of `response`, in whose place it is."""
-    upgrade: Upgrade = request.META[KEY]
-    upgrade.fail(f"The request was answered with {response.status_code}: a middleware replaced the 101")
-    upgrade.taker = Refusal(*code_and_reason(response), who(request.META))
-    accepted = WebSocketResponse(headers=accept_headers(request.META[HANDSHAKE_KEY].key))
-    accepted.cookies = response.cookies
-    accepted._resource_closers = response._resource_closers  # type: ignore[attr-defined]
-    return accepted
-
-
 def check_head(environ: dict[str, Any]) -> None:
     """Raise `HandshakeError` for a head that is too much to be kept for as long as the client stays."""
     kept = [(name, value) for name, value in environ.items() if name.startswith("HTTP_")]
@@ -331,27 +246,3 @@ def client_handshake(environ: dict[str, Any]) -> ClientHandshake:
     if "HTTP_TRANSFER_ENCODING" in environ:
         headers["transfer-encoding"] = environ["HTTP_TRANSFER_ENCODING"]
     return check_request(environ["REQUEST_METHOD"], environ["SERVER_PROTOCOL"], headers)
-
-
-REASONS = {status.value: status.phrase for status in HTTPStatus}
-
-
-def refuse(error: HandshakeError, start_response: Callable[..., Any]) -> list[bytes]:
-    """Answer a request that never reaches Django."""
-    body = f"{error.reason}\n".encode()
-    headers = {**error.headers, "Content-Type": "text/plain; charset=utf-8", "Content-Length": str(len(body))}
-    start_response(f"{error.status} {REASONS[error.status]}", list(headers.items()))
-    return [body]
-
-
-def take_from(stock: Any) -> tuple[Any, bytes]:
-    """Take the client from a WebSocket of gevent-websocket: its socket, and what was read from it already."""
-    handler = stock.handler
-    handler.socket.settimeout(0)
-    early = b""
-    with contextlib.suppress(*WOULD_BLOCK):
-        early = handler.rfile.read1(65536) or b""
-    # So that gevent-websocket neither sends nor closes any more when the application returns.
-    stock.closed = True
-    stock.stream = stock.raw_read = stock.raw_write = None
-    return share(handler.socket), early

@@ -11,7 +11,7 @@ from django.test import override_settings
 
 from django_websocket import conf
 from django_websocket.conf import Settings
-from django_websocket.options import Options
+from django_websocket.decorators import Options
 from django_websocket.protocol.deflate import Compression
 from django_websocket.transport.limits import Limits
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from django.db import connections
 
-from django_websocket.handler.conversation import untie_database
+from django_websocket.handler.databases import untie_database
 
 from .conftest import make_tables
 from .support.clients import RawClient, fetch, fetch_json, notes

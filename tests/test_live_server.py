@@ -29,7 +29,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from django_websocket.addresses import websocket_url
 from django_websocket.decorators import websocket
-from django_websocket.handler import conversation
+from django_websocket.handler import databases
 from django_websocket.pubsub import publish
 from django_websocket.testing import Client, WebSocketLiveServerTestCase, captured_messages
 from django_websocket.websocket import WebSocket
@@ -47,7 +47,7 @@ def nothing_stays(test_runner: None) -> Iterator[None]:
     before = descriptors(), threading.enumerate()
     yield
     assert (descriptors(), threading.enumerate()) == before
-    assert not conversation.used_elsewhere
+    assert not databases.used_elsewhere
 
 
 @websocket

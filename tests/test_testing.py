@@ -34,7 +34,8 @@ from testsite.websocket_urls import urlpatterns as of_the_site
 from django_websocket import conf
 from django_websocket.decorators import websocket
 from django_websocket.exceptions import BrokerError, ConnectionClosed
-from django_websocket.handler.conversation import Conversation, HandshakeTimeout
+from django_websocket.handler.conversation import Conversation
+from django_websocket.handler.handshake import HandshakeTimeout
 from django_websocket.protocol.handshake import HandshakeError
 from django_websocket.pubsub import memory, publish, subscribe
 from django_websocket.select import select

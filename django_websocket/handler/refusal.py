@@ -1,26 +1,69 @@
-"""Refusals that a page can read: a browser tells its pages nothing of the status of a refused handshake.
+"""Refusals of a handshake: by an HTTP status, or by a close code, which a page can read.
 
-The WebSocket is accepted and closed at once, with 4000 and the status as the code: 4403, 4404, 4429, 4500. A redirect
-to the login is a 4401, since a WebSocket cannot follow it.
+A browser tells its pages nothing of the status of a refused handshake. A refusal by closing accepts the WebSocket and
+closes it at once, with 4000 plus the status as the code: 4403, 4404, 4429, 4500. A redirect to the login becomes 4401,
+since a WebSocket cannot follow it.
 """
 
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from http import HTTPStatus
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from django.contrib.auth import REDIRECT_FIELD_NAME
-from django.http import HttpResponseBase
+from django.contrib.auth.decorators import login_not_required
+from django.http import HttpRequest, HttpResponse, HttpResponseBase, HttpResponseForbidden
 
 from django_websocket import conf
+from django_websocket.decorators import Options, options_of
+from django_websocket.protocol.handshake import HandshakeError, accept_headers
 from django_websocket.transport.connection import Connection
 
+from .handshake import WebSocketResponse
+from .upgrade import HANDSHAKE_KEY, KEY, Upgrade, who
+
 MAX_REASON = 123  # bytes (RFC 6455, section 5.5)
+PHRASES = {status.value: status.phrase for status in HTTPStatus}
+
+
+# --- by status --------------------------------------------------------------------------------------------------------
+
+
+def refuse(error: HandshakeError, start_response: Callable[..., Any]) -> list[bytes]:
+    """Answer a request that never reaches Django."""
+    body = f"{error.reason}\n".encode()
+    headers = {**error.headers, "Content-Type": "text/plain; charset=utf-8", "Content-Length": str(len(body))}
+    start_response(f"{error.status} {PHRASES[error.status]}", list(headers.items()))
+    return [body]
+
+
+def try_again_later() -> HttpResponse:
+    """Return the answer to a handshake that cannot be served now."""
+    response = HttpResponse("Try again later.\n", status=503, content_type="text/plain", headers={"Retry-After": "5"})
+    response._has_been_logged = True  # type: ignore[attr-defined]  # in one line, with the cause
+    return response
+
+
+class ForeignOrigin(HttpResponseForbidden):
+    """The answer to the handshake of a page that may not connect."""
+
+
+@login_not_required  # Django's middleware asks every other view for a login
+def refuse_origin(request: HttpRequest) -> HttpResponse:
+    """Answer the handshake of a page that may not connect."""
+    response = ForeignOrigin("This site may not open a WebSocket here.", content_type="text/plain")
+    response._has_been_logged = True  # type: ignore[attr-defined]  # in one line, by origin_is_allowed
+    return response
+
+
+# --- by closing -------------------------------------------------------------------------------------------------------
 
 
 class Refusal:
-    """Takes the socket of a client that is to hear why it is refused."""
+    """Takes the socket of a refused client, to close it with a code."""
 
     def __init__(self, code: int, reason: str, who: str) -> None:
         self._code = code
@@ -37,6 +80,31 @@ class Refusal:
         """Nothing to do: the client has left, or gets another answer."""
 
 
+def refuses_by_closing(request: HttpRequest, response: HttpResponseBase) -> bool:
+    """Return whether the client is to be refused by a close code.
+
+    A page of another site and a request with a wrong Host are not: for them nothing is opened.
+    """
+    if request.META[KEY].answered:
+        return True
+    if isinstance(response, ForeignOrigin) or response.status_code == HTTPStatus.BAD_REQUEST:
+        return False
+    match = request.resolver_match
+    options = options_of(match.func) if match is not None else None
+    return (options or Options()).refuses_by_closing()
+
+
+def close_at_once(request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
+    """Return the 101 that takes the place of `response`, with its cookies; the WebSocket is closed behind it."""
+    upgrade: Upgrade = request.META[KEY]
+    upgrade.fail(f"The request was answered with {response.status_code}: a middleware replaced the 101")
+    upgrade.taker = Refusal(*code_and_reason(response), who(request.META))
+    accepted = WebSocketResponse(headers=accept_headers(request.META[HANDSHAKE_KEY].key))
+    accepted.cookies = response.cookies
+    accepted._resource_closers = response._resource_closers  # type: ignore[attr-defined]
+    return accepted
+
+
 def code_and_reason(response: HttpResponseBase) -> tuple[int, str]:
     """Return how a WebSocket is closed in place of `response`."""
     if 300 <= response.status_code < 400 and leads_to_login(response.get("Location", "")):
@@ -45,6 +113,6 @@ def code_and_reason(response: HttpResponseBase) -> tuple[int, str]:
 
 
 def leads_to_login(location: str) -> bool:
-    """Whether `location` is where Django sends users who have to log in, to come back."""
+    """Return whether `location` is where Django sends users to log in and come back."""
     parts = urlsplit(location)
     return REDIRECT_FIELD_NAME in parse_qs(parts.query) or parts.path == conf.current().login_path

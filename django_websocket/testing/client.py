@@ -29,7 +29,8 @@ from gevent import monkey
 
 from django_websocket.compat import naming
 from django_websocket.exceptions import ConnectionClosed
-from django_websocket.handler.conversation import KILL_TIMEOUT, Conversation
+from django_websocket.handler.conversation import Conversation
+from django_websocket.handler.handshake import KILL_TIMEOUT
 from django_websocket.handler.upgrade import HANDSHAKE_KEY, KEY, Upgrade
 from django_websocket.protocol.engine import Close, Engine, Failure, Ping, Role
 from django_websocket.protocol.frames import CloseCode, Opcode

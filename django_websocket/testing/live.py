@@ -19,7 +19,7 @@ from gevent.hub import get_hub
 from gunicorn.config import Config
 
 from django_websocket.compat import naming
-from django_websocket.handler.conversation import used_elsewhere
+from django_websocket.handler.databases import used_elsewhere
 from django_websocket.worker import GeventWebSocketWorker
 from django_websocket.wsgi import WebSocketApplication
 

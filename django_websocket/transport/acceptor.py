@@ -14,6 +14,7 @@ from gevent.hub import get_hub
 
 from django_websocket.compat import naming
 
+from .clients import ClientGreenlet, current_client
 from .connection import WOULD_BLOCK
 from .log import report
 from .sockets import ClientSocket, accept
@@ -59,7 +60,7 @@ class Acceptor:
             sock.setblocking(False)
             callback = partial(self._accept, sock, (sock.family, sock.type, sock.proto), sock.getsockname())
             self._watchers.append((get_hub().loop.io(sock.fileno(), READ), callback))
-        self.serving: set[Greenlet[..., Any]] = set()
+        self.serving: set[ClientGreenlet] = set()
 
     def start(self) -> None:
         """Begin to accept, or go on with it."""
@@ -78,7 +79,7 @@ class Acceptor:
 
     def clients(self) -> list[Any]:
         """Return the sockets of the clients that are being served, or told that there is no room."""
-        serving = [sock for greenlet in self.serving for sock in (greenlet.args[1], getattr(greenlet, "client", None))]
+        serving = [sock for greenlet in self.serving for sock in (greenlet.accepted, greenlet.client)]
         return [*serving, *(greenlet.args[0] for greenlet in self._turning_away)]
 
     def _pause(self, seconds: float) -> None:
@@ -111,7 +112,7 @@ class Acceptor:
             if full:
                 self._turn_away(client, address)
             else:
-                greenlet = gevent.Greenlet(self._run, at, client, address)
+                greenlet = ClientGreenlet(self._run, at, client, address)
                 self.serving.add(greenlet)
                 self._moved_at = time.monotonic()
                 greenlet.start()
@@ -120,7 +121,7 @@ class Acceptor:
         try:
             self._serve(at, client, address)
         finally:
-            self.serving.discard(gevent.getcurrent())
+            self.serving.discard(current_client())
             self._moved_at = time.monotonic()
             if self._paused:
                 self._timer.stop()

@@ -1,0 +1,283 @@
+"""What happens between a request and its answer: the 101 that opens a WebSocket, or the response that refuses it.
+
+Three take part. The chain of middleware waits in `Handshake.answer_of()` for the answer. The view gives it, by
+accepting or otherwise, in whatever runs it. The server then opens the connection, or says why it cannot, and the view
+goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Callable
+from io import BytesIO
+from typing import Any, Protocol
+
+from django.apps import apps
+from django.http import HttpRequest, HttpResponse, HttpResponseBase, SimpleCookie
+from gevent import getcurrent
+from gevent.hub import get_hub
+
+from django_websocket import conf
+from django_websocket.compat import naming
+from django_websocket.decorators import Options, options_of
+from django_websocket.exceptions import HandshakeFailed, WebSocketError
+from django_websocket.protocol.deflate import Agreement, negotiate
+from django_websocket.protocol.handshake import ClientHandshake, accept_headers, choose_subprotocol
+from django_websocket.signals import send, websocket_connected
+from django_websocket.transport.connection import Connection
+from django_websocket.transport.deadlines import Deadline
+from django_websocket.transport.log import report
+from django_websocket.websocket import WebSocket
+
+from .counting import make_connection
+from .orders import orders
+from .surroundings import Surroundings
+from .upgrade import KEY, Taker, Upgrade, who
+
+with naming("application"):
+    from django.core.handlers.wsgi import LimitedStream
+    from django.http.response import ResponseHeaders
+
+NO_BODY = LimitedStream(BytesIO(), 0)
+KILL_TIMEOUT = 1.0  # seconds that a view gets for its `finally` blocks when its time for the handshake is over
+
+
+class WebSocketResponse(HttpResponse):
+    """The 101 that accepts a WebSocket; middleware and decorators see it as any other response."""
+
+    status_code = 101
+
+    def forget_headers(self) -> None:
+        """Let go of what was sent: the view keeps the response for as long as the client stays."""
+        self.headers = ResponseHeaders({})
+        self.cookies = SimpleCookie()
+
+
+class HandshakeTimeout(Exception):
+    """A view neither accepted nor answered within `WEBSOCKET_HANDSHAKE_TIMEOUT`."""
+
+    def __str__(self) -> str:
+        return (
+            f"The view neither accepted the WebSocket nor answered within {conf.current().handshake_timeout} seconds; "
+            f"call websocket.accept() before the slow part of the view, or raise WEBSOCKET_HANDSHAKE_TIMEOUT."
+        )
+
+
+class Runner(Taker, Protocol):
+    """Runs a view: a greenlet of its own, or whatever else a kind of view needs."""
+
+    def start(self) -> None:
+        """Have the view begin once the running greenlet waits."""
+
+    def abort(self, error: Exception, timeout: float) -> None:
+        """Raise `error` in the view, and wait up to `timeout` seconds for its end."""
+
+
+class Handshake:
+    """One handshake, from the start of its view to the connection.
+
+    `answered` says whether the chain has, or is about to get, an answer of the view. `over` says that the view cannot
+    accept any more.
+    """
+
+    __slots__ = (
+        "_agreement",
+        "_answer",
+        "_asked",
+        "_chain",
+        "_connection",
+        "_failure",
+        "_options",
+        "_request",
+        "_surroundings",
+        "_view",
+        "_waiting",
+        "answered",
+        "over",
+        "response",
+        "who",
+    )
+
+    def __init__(self, request: HttpRequest, asked: ClientHandshake, view: Callable[..., Any]) -> None:
+        self._request = request
+        self._asked: ClientHandshake | None = asked  # until the view has its connection
+        self._view = view
+        self._options = options_of(view) or Options()
+        self._chain: Any = None  # the greenlet that waits for the answer
+        self._answer: HttpResponseBase | Exception | None = None
+        self._agreement: Agreement | None = None
+        self._surroundings: Surroundings | None = None  # of the code that accepts, until its login is watched
+        self._connection: Connection | None = None
+        self._failure: str | None = None  # why there is no connection
+        self._waiting: list[Callable[[], object]] = []  # called in the hub when the outcome is known
+        self.answered = False
+        self.over = False
+        self.response = WebSocketResponse()
+        self.who = who(request.META)
+
+    # --- for the chain -------------------------------------------------------------------------------------------
+
+    def answer_of(self, runner: Runner) -> HttpResponseBase:
+        """Start the view and return its answer: its response, the 101 if it accepts, or the exception it raises."""
+        self._chain = getcurrent()
+        runner.start()
+        late = HandshakeTimeout()
+        deadline = Deadline(conf.current().handshake_timeout, late)
+        try:
+            while self._answer is None:
+                get_hub().switch()
+        except BaseException as error:
+            self._chain = None
+            self.over = True
+            runner.abort(HandshakeFailed("The request is over"), KILL_TIMEOUT if error is late else 0)
+            raise
+        finally:
+            deadline.close()
+            del late  # here and below: the traceback of what is raised has this frame
+        answer, self._answer = self._answer, None
+        if isinstance(answer, Exception):
+            try:
+                raise answer
+            finally:
+                del answer
+        return answer
+
+    # --- for the view --------------------------------------------------------------------------------------------
+
+    def check_not_over(self) -> None:
+        """Raise HandshakeFailed if it is too late to accept."""
+        if self.over:
+            raise HandshakeFailed("The request is over, so the WebSocket cannot be accepted any more")
+
+    def accept(self, runner: Runner, subprotocol: str | None, surroundings: Surroundings) -> None:
+        """Answer with the 101, and leave `runner` to take the socket. The login is watched in `surroundings`."""
+        asked = self._asked
+        assert asked is not None
+        offered = asked.subprotocols
+        if subprotocol is None:
+            subprotocol = choose_subprotocol(offered, self._options.subprotocols)
+        elif subprotocol not in offered:
+            raise ValueError(f"The subprotocol {subprotocol!r} cannot be chosen: the client offered {list(offered)}")
+        upgrade: Upgrade = self._request.META[KEY]
+        response = self.response
+        wanted = None if upgrade.answered else self._options.wanted_compression()
+        agreed = None if wanted is None else negotiate(asked.extensions, wanted)
+        extensions, self._agreement = agreed or (None, None)
+        for name, value in accept_headers(asked.key, subprotocol, extensions).items():
+            response[name] = value
+        upgrade.taker = runner
+        self._request._stream = NO_BODY  # type: ignore[assignment]  # gunicorn's would keep all it knows of the request
+        self._surroundings = surroundings
+        self._answer_chain(response)
+
+    def refuse(self, answer: HttpResponseBase | Exception) -> None:
+        """Answer with what the view returned or raised, unless another greenlet of the view has accepted meanwhile."""
+        if self.answered:
+            report(self.who, None, "the view's answer comes too late", "another greenlet of it has accepted")
+        else:
+            self.over = True
+            self._answer_chain(answer)
+
+    def refuse_after(self, error: BaseException) -> bool:
+        """Answer with the error of a view that has no connection. Returns False if the error has to be logged instead.
+
+        What is no Exception, such as a SystemExit, becomes one: it ends the view, and not the server.
+        """
+        if self.over:
+            return True
+        if not self.answered:
+            if not isinstance(error, Exception):
+                failure = RuntimeError(f"The view ended with {error!r}")
+                failure.__cause__ = error
+                error = failure
+            self.refuse(error)
+            return True
+        if isinstance(error, Exception) and not isinstance(error, WebSocketError):
+            return False  # another greenlet of the view is accepting
+        report(self.who, None, "the handshake came to nothing", str(error), logging.INFO)
+        return True
+
+    def outcome(self) -> Connection | None:
+        """Return the connection, None as long as nothing is known. Raises HandshakeFailed if there will be none."""
+        if self._connection is None and self._failure is not None:
+            raise HandshakeFailed(self._failure)
+        return self._connection
+
+    def wait(self) -> Connection:
+        """Let the running greenlet wait for the outcome."""
+        while (connection := self.outcome()) is None:
+            go_on = getcurrent().switch
+            self._waiting.append(go_on)
+            try:
+                get_hub().switch()
+            finally:  # also when somebody throws an exception into this greenlet
+                self._waiting.remove(go_on)
+        return connection
+
+    def complete(self, websocket: WebSocket, connection: Connection) -> bool:
+        """Give the view its connection. Returns False if another greenlet of the view has done so."""
+        if self._asked is None:
+            return False
+        self._asked = None
+        websocket.connection = connection
+        self.response.forget_headers()
+        send(websocket_connected, self._view, request=self._request, websocket=websocket)
+        return True
+
+    # --- for the server, through the runner ----------------------------------------------------------------------
+
+    def connect(self, websocket: WebSocket, sock: socket.socket, early: bytes, head: bytes) -> Connection:
+        """Return the new connection; see `Taker.opened`."""
+        options = self._options
+        self._connection = connection = make_connection(
+            self._view,
+            self._request,
+            websocket,
+            sock,
+            early,
+            head,
+            options.limits(),
+            discard=not options.receive,
+            agreement=self._agreement,
+            who=self.who,
+        )
+        return connection
+
+    def opened(self) -> None:
+        """Have the connection end with its login or by an order, and let the view go on."""
+        connection, surroundings = self._connection, self._surroundings
+        assert connection is not None and surroundings is not None
+        self._surroundings = None
+        if self._options.until_logout and apps.is_installed("django.contrib.auth"):
+            from .login_checks import watch  # it imports models, which must be installed
+
+            watch(self._request, connection, surroundings)
+        orders().add(connection)
+        self._tell_outcome()
+
+    def failed(self, reason: str) -> None:
+        """Let the view know that there will be no connection."""
+        self._failure = reason
+        self._tell_outcome()
+
+    # --- inside --------------------------------------------------------------------------------------------------
+
+    def _answer_chain(self, answer: HttpResponseBase | Exception) -> None:
+        """Let the chain go on as soon as the view waits or has ended."""
+        self._answer = answer
+        self.answered = True
+        get_hub().loop.run_callback(self._wake_chain)
+
+    def _wake_chain(self) -> None:
+        chain, self._chain = self._chain, None
+        if chain is not None:  # it still waits
+            chain.switch()
+
+    def _tell_outcome(self) -> None:
+        get_hub().loop.run_callback(self._wake_waiting)
+
+    def _wake_waiting(self) -> None:
+        for go_on in tuple(self._waiting):
+            if go_on in self._waiting:  # not if one that was called before has removed it
+                go_on()
