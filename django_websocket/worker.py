@@ -6,19 +6,14 @@ gunicorn -k django_websocket.worker.GeventWebSocketWorker project.wsgi:websocket
 from __future__ import annotations
 
 import contextlib
-import errno
-import functools
 import gc
 import ipaddress
 import os
-import random
 import resource
 import select
 import signal
-import socket
 import ssl
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from functools import partial
@@ -27,24 +22,34 @@ from types import FrameType
 from typing import Any, NamedTuple, NoReturn
 
 import gevent
-from gevent import getcurrent, monkey
+from gevent import monkey
 from gevent.event import Event
-from gevent.socket import wait_read
 
 from django_websocket import compat
-from django_websocket.transport import forking
 
-from .handler.upgrade import HANDSHAKE_KEY, KEY, Upgrade, finish, who
-from .protocol.frames import CloseCode
+from .handler.environ import forget_request
+from .handler.upgrade import KEY, Upgrade, finish, who
 from .protocol.handshake import is_upgrade
 from .select import select as cooperative_select
+from .transport import forking
 from .transport.acceptor import BODY, LINGER, RETRY_AFTER, Acceptor
-from .transport.deadlines import TICK, Deadline, sweep_of_loop, ticks
+from .transport.clients import current_client
+from .transport.drain import Drain, drain_time
 from .transport.log import report
 from .transport.shared import open_connections
+from .transport.slow import (
+    AnswerNotTaken,
+    BodySocket,
+    ConnectionOver,
+    GivenAway,
+    NextHead,
+    SlowBody,
+    SlowHead,
+    give_up_after,
+    was_given_up,
+)
 from .transport.sockets import give_away, hang_up
 from .transport.turns import let_others_run_if_spent
-from .transport.waiting import ViewGreenlet, unfinished
 
 with compat.naming("worker"):
     from gunicorn.http import errors
@@ -52,13 +57,11 @@ with compat.naming("worker"):
     from gunicorn.util import close_graceful, write_error
     from gunicorn.workers.ggevent import GeventWorker
 
+__all__ = ["GeventWebSocketWorker"]
+
 WSGIApplication = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 BATCH = 100  # clients that are accepted in a turn of the loop, by the only worker
-DRAIN_MARGIN = 2.0  # seconds before gunicorn's graceful_timeout at which the worker is gone; half of a shorter one
-DRAIN_STEP = 20  # groups in which clients are told of a restart
-HEAD_GRACE = 1.0  # seconds that a request which has not come yet has, when the worker stops
 APP_LOAD_ERROR = 4  # the exit status by which gunicorn's arbiter knows that another worker would fail alike
-BODY_PACE = 500  # bytes a second that the body of a page's request must bring; Apache's mod_reqtimeout asks for as much
 RESERVE = 256  # descriptors that clients may not use: views open files and connections too
 
 UNPATCHED = (
@@ -80,37 +83,6 @@ with compat.naming("worker"):
         errors.UnsupportedTransferCoding: HTTPStatus.NOT_IMPLEMENTED,
     }
 
-# What a conversation has no use for, and would keep alive for as long as it lasts.
-REQUEST_ONLY = (
-    KEY,
-    HANDSHAKE_KEY,
-    "wsgi.input",
-    "wsgi.errors",
-    "wsgi.file_wrapper",
-    "wsgi.early_hints",
-    "gunicorn.socket",
-)
-
-
-# Names and values of the environment that are the same for most clients, for which one copy will do. What else a client
-# sends is its own, and goes with it: a client that makes up names or values leaves nothing behind.
-NAMES = {
-    name: name
-    for name in (
-        *("REQUEST_METHOD", "RAW_URI", "PATH_INFO", "QUERY_STRING", "SCRIPT_NAME", "REMOTE_ADDR", "REMOTE_PORT"),
-        *("SERVER_NAME", "SERVER_PORT", "SERVER_PROTOCOL", "SERVER_SOFTWARE", "HTTP_HOST", "HTTP_ORIGIN"),
-        *("HTTP_USER_AGENT", "HTTP_COOKIE", "HTTP_ACCEPT", "HTTP_ACCEPT_LANGUAGE", "HTTP_ACCEPT_ENCODING"),
-        *("HTTP_AUTHORIZATION", "HTTP_CACHE_CONTROL", "HTTP_PRAGMA", "HTTP_CONNECTION", "HTTP_UPGRADE"),
-        *("HTTP_SEC_FETCH_DEST", "HTTP_SEC_FETCH_MODE", "HTTP_SEC_FETCH_SITE", "HTTP_SEC_WEBSOCKET_EXTENSIONS"),
-        *("HTTP_SEC_WEBSOCKET_KEY", "HTTP_SEC_WEBSOCKET_PROTOCOL", "HTTP_SEC_WEBSOCKET_VERSION"),
-        *("HTTP_FORWARDED", "HTTP_X_FORWARDED_FOR", "HTTP_X_FORWARDED_HOST", "HTTP_X_FORWARDED_PROTO"),
-        *("HTTP_X_REAL_IP", "HTTP_X_REQUEST_ID"),
-    )
-}
-PRIVATE = {"HTTP_COOKIE", "HTTP_AUTHORIZATION", "HTTP_SEC_WEBSOCKET_KEY", "REMOTE_PORT", "HTTP_X_REQUEST_ID"}
-MAX_SHARED_VALUES = 256  # of the last clients: with their lengths, less than 100 KiB in all
-MAX_SHARED_LENGTH = 200  # characters; hosts, addresses and user agents are shorter
-
 
 class Handover(NamedTuple):
     """What the worker's own application returns to gunicorn in place of a 101."""
@@ -130,83 +102,6 @@ class Listener(NamedTuple):
     def getsockname(self) -> Any:
         """Return the address."""
         return self.address
-
-
-class SlowHead(BaseException):  # no Exception: gunicorn would take it for one of the application's
-    """The head of a request, with the PROXY line and the TLS handshake before it, did not come in time."""
-
-    def __str__(self) -> str:
-        return "it did not come in time"
-
-
-class SlowBody(BaseException):  # no Exception: Django would answer it as an error of the page
-    """The body of a page's request comes too slowly, or not at all."""
-
-    def __str__(self) -> str:
-        return "it came too slowly"
-
-
-class BodySocket:
-    """A client's socket while a page reads the body of its request, of which enough must come all the time.
-
-    For each `timeout` seconds that are waited for it, `BODY_PACE` bytes a second must have come, else `SlowBody` is
-    raised. The time that the page takes between two reads is its own, and a process that is busy blames nobody.
-    """
-
-    def __init__(self, sock: Any, timeout: float) -> None:
-        self._sock = sock
-        self._patience = ticks(timeout)
-        self._enough = BODY_PACE * timeout
-        self._waited = 0  # ticks, since enough had come last
-        self._came = 0  # bytes, since then
-
-    def recv(self, size: int, *flags: int) -> bytes:
-        """Receive, and wait for it as long as the client is given."""
-        if self._waited >= self._patience:  # the page reads on regardless
-            raise SlowBody
-        sweep = sweep_of_loop()
-        begin = sweep.now
-        deadline = Deadline((self._patience - self._waited) * TICK, SlowBody())
-        try:
-            data: bytes = self._sock.recv(size, *flags)
-        finally:
-            deadline.close()
-            self._waited += sweep.now - begin
-        self._came += len(data)
-        if self._came >= self._enough:
-            self._waited = self._came = 0
-        return data
-
-    def __getattr__(self, name: str) -> Any:
-        """Be the client's socket in everything else."""
-        return getattr(self._sock, name)
-
-
-class NextHead:
-    """Limits the time for a further request on a connection: until it begins by `keepalive`, until its head is there.
-
-    A context manager, which ends the connection quietly when no request begins.
-    """
-
-    def __init__(self, client: Any, unreader: Any, keepalive: float, timeout: float) -> None:
-        self._client = client
-        self._unreader = unreader
-        self._keepalive = keepalive
-        self._timeout = timeout
-
-    def __enter__(self) -> None:
-        current: Any = getcurrent()
-        current.waits_for_head = True
-        buffered = self._unreader.take_buffered()
-        self._unreader.unread(buffered)
-        if not buffered and not (isinstance(self._client, ssl.SSLSocket) and self._client.pending()):
-            wait_read(self._client.fileno(), self._keepalive, StopIteration())
-        current.deadline = Deadline(self._timeout, SlowHead())
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if given_up(error):
-            raise StopIteration  # with the answer before it
-        # Whoever handles the request stops the deadline.
 
 
 class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
@@ -282,15 +177,8 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
 
     def _serve(self, tls: ssl.SSLContext | None, at: Any, client: Any, address: Any) -> None:
         """Serve one client, until it leaves or its socket is given away; in a greenlet of its own."""
-        current: Any = getcurrent()
-        current.request = None
-        current.client = client
-        current.waits_for_head = True
-        current.serves_pages = False
-        current.given_away = False
-        current.response = None
-        current.uses_databases = False  # the one that connects says so
-        current.deadline = Deadline(self._settings.handshake_timeout, SlowHead())
+        current = current_client()
+        current.limit(self._settings.handshake_timeout, SlowHead())
         held = None
         try:
             if tls is not None:
@@ -299,14 +187,14 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
                 held = client.makefile("rb", buffering=0)  # gunicorn closes it with no end of the stream
                 client.do_handshake()
             self.handle(Listener(at), client, address)
-        except StopIteration:
-            pass  # the worker stops
+        except ConnectionOver:
+            pass  # during the TLS handshake, since gunicorn catches it later
         except (SlowHead, OSError) as error:
             report(peer(address), None, "the TLS handshake failed", str(error))
         finally:
             if forking.in_child():
                 forking.end_child(sys.exc_info()[1])
-            current.deadline.close()
+            current.unlimit()
             if held is not None:
                 if not current.given_away:
                     hang_up(client)
@@ -317,16 +205,14 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
 
     def timeout_ctx(self) -> Any:
         """Limit the time for a request's head, where gunicorn knows only `keepalive`."""
-        current: Any = getcurrent()
-        if current.request is None:
+        if current_client().request is None:
             return contextlib.nullcontext()  # the deadline runs since the client was accepted
-        unreader = current.request.unreader
-        return NextHead(current.client, unreader, self.cfg.keepalive, self._settings.handshake_timeout)
+        return NextHead(self.cfg.keepalive, self._settings.handshake_timeout)
 
     def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> Any:
         """Serve one request; the greenlet keeps it where `_call` finds it."""
-        current: Any = getcurrent()
-        current.deadline.close()
+        current = current_client()
+        current.unlimit()
         current.waits_for_head = False
         current.request = req
         current.response = None
@@ -334,17 +220,17 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
         try:
             return super().handle_request(listener_name, req, sock, addr)
         except TimeoutError as error:
-            if not given_up(error):
+            if not was_given_up(error):
                 raise
             report(peer(addr), None, "the answer was not read")
-            raise StopIteration from None
+            raise AnswerNotTaken from None
         finally:
             req.unreader.sock = sock
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
         """Answer a request that is none, or that did not come in time, in a line of the log for each."""
-        current: Any = getcurrent()
-        current.deadline.close()
+        current = current_client()
+        current.unlimit()
         what, why = "the head of the request", type(exc).__name__  # what it says more may be of the client's making
         answered = False
         if isinstance(exc, SlowBody):
@@ -369,7 +255,7 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
 
     def _call(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
         """Call the application; where it accepts an upgrade, return a `Handover`."""
-        current: Any = getcurrent()
+        current = current_client()
         if not is_upgrade(environ.get("HTTP_UPGRADE", "")):
             current.serves_pages = True
             give_up_after(self._settings.send_timeout, environ["gunicorn.socket"])
@@ -429,11 +315,11 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
         if type(respiter) is not Handover:
             return bool(super().is_already_handled(respiter))
         self._hand_over(respiter)
-        raise StopIteration
+        raise GivenAway
 
     def _hand_over(self, handover: Handover) -> None:
         upgrade, result, environ, response, started = handover
-        current: Any = getcurrent()
+        current = current_client()
         request = current.request
         sock = environ["gunicorn.socket"]
         try:
@@ -492,15 +378,19 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
         go_on = self._take_signals  # a signal for the child waits until none of the worker's handlers would take it
         os.register_at_fork(before=self._hold_signals, after_in_parent=go_on, after_in_child=go_on)
         self._acceptor.start()
-        # Who develops does not wait for a reload.
-        self._drain_window = 0.0 if self.cfg.reload else self._settings.drain_window
+        self._drain = Drain(
+            self._acceptor.serving,
+            drain_time(self.cfg.graceful_timeout),
+            0.0 if self.cfg.reload else self._settings.drain_window,  # a developer does not wait for a reload
+            self.tmp.notify,
+        )
         self._told_to_stop = told_to_stop = Event()
         try:
             while self.alive and not forking.in_child():
                 self.notify()
                 told_to_stop.wait(1.0)
         except SystemExit:  # SIGINT, SIGQUIT
-            self._drain_window = 0.0
+            self._drain.window = 0.0
             raise
         finally:
             if forking.in_child():
@@ -508,65 +398,12 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
             self._acceptor.close()
             for sock in self.sockets:
                 sock.close()
-            draining = gevent.spawn(self._drain)
+            draining = gevent.spawn(self._drain.run)
             while not draining.ready():
                 try:
                     draining.join()
                 except SystemExit:  # the arbiter kills soon; Ctrl-C comes twice, from the terminal and from it
-                    self._drain_window = 0.0
-
-    def _drain(self) -> None:
-        """Tell the clients that the service restarts (1012), spread over some seconds, and wait until all is over.
-
-        The end is before gunicorn's graceful_timeout, at which the arbiter kills: neither a stuck view nor a dead
-        client holds up the others or the process.
-        """
-        begin = time.monotonic()
-        end = begin + drain_time(self.cfg.graceful_timeout)
-        connections = list(open_connections())
-        random.shuffle(connections)
-        for number, connection in enumerate(connections, 1):
-            connection.close(CloseCode.SERVICE_RESTART, "restart")
-            if number * DRAIN_STEP // len(connections) != (number - 1) * DRAIN_STEP // len(connections):
-                self.tmp.notify()
-                window = min(self._drain_window, (end - begin) / 2)
-                gevent.sleep(window / DRAIN_STEP * random.uniform(0.5, 1.0))
-        serving = self._acceptor.serving
-        while (open_connections() or ViewGreenlet.running or serving or unfinished) and time.monotonic() < end:
-            for connection in tuple(open_connections()):  # one may have opened meanwhile
-                connection.close(CloseCode.SERVICE_RESTART, "restart")
-            for greenlet in tuple(serving):
-                if greenlet.waits_for_head and time.monotonic() > begin + HEAD_GRACE:  # type: ignore[attr-defined]
-                    greenlet.kill(StopIteration(), block=False)
-            self.tmp.notify()
-            gevent.sleep(0.05)
-
-
-def drain_time(graceful_timeout: float) -> float:
-    """Return the seconds that conversations have to end, of those after which gunicorn kills the worker."""
-    return graceful_timeout - min(DRAIN_MARGIN, graceful_timeout / 2)
-
-
-def forget_request(environ: dict[str, Any]) -> None:
-    """Take out of the environment what a conversation has no use for, and keep once what many clients send alike."""
-    for name in REQUEST_ONLY:
-        environ.pop(name, None)
-    items = [(NAMES.get(name, name), shared(name, value)) for name, value in environ.items()]
-    environ.clear()
-    environ.update(items)
-
-
-def shared(name: str, value: Any) -> Any:
-    """Return `value`, or the copy of it that other clients have, if it is one that they may have sent alike."""
-    if name not in NAMES or name in PRIVATE or type(value) is not str or len(value) > MAX_SHARED_LENGTH:
-        return value
-    return copy_for_all(value)
-
-
-@functools.lru_cache(maxsize=MAX_SHARED_VALUES)
-def copy_for_all(value: str) -> str:
-    """Return the copy of `value` that came first. Not sys.intern(): what is interned stays for good in Python 3.12."""
-    return value
+                    self._drain.window = 0.0
 
 
 def raise_descriptor_limit() -> int:
@@ -582,20 +419,6 @@ def remember_settings(cfg: Any) -> None:
     """Make gunicorn's settings plain attributes: forty are read for a request, each by way of an AttributeError."""
     names = (name for name in cfg.settings if not hasattr(type(cfg), name))
     vars(cfg).update({name: getattr(cfg, name) for name in names})
-
-
-def give_up_after(seconds: float, sock: Any) -> None:
-    """Have the system end a TCP connection whose peer takes nothing of what was sent for so long; 0 is for ever.
-
-    gunicorn waits without a limit until its answer is taken.
-    """
-    if sock.family != socket.AF_UNIX and sys.platform == "linux":
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * seconds))
-
-
-def given_up(error: BaseException | None) -> bool:
-    """Whether the system has ended a connection because its peer takes nothing."""
-    return isinstance(error, TimeoutError) and error.errno == errno.ETIMEDOUT
 
 
 def peer(address: Any) -> str:

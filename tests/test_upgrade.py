@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from gunicorn.config import Config
 
+from django_websocket.handler.environ import forget_request
 from django_websocket.handler.upgrade import HANDSHAKE_KEY, KEY, Upgrade
-from django_websocket.worker import forget_request, remember_settings
+from django_websocket.worker import remember_settings
 
 ACCEPTED = "101 Switching Protocols"
 
