@@ -1,31 +1,18 @@
-"""Who is logged in, and how they are disconnected."""
+"""Disconnecting users, sessions and others, in every process."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
-from django.contrib.auth import get_user_model
-from django.db import connections, router
-from django.db.models import Model
-
-from django_websocket import conf, pubsub
+from django_websocket import pubsub
 from django_websocket.handler import orders
+from django_websocket.handler.users import LOGGED_OUT, identify
 
 from .websocket import WebSocket
 
 __all__ = ["disconnect"]
 
-CODE = 4401
 NOT_GIVEN: Any = object()
-
-
-class User(NamedTuple):
-    """Who somebody is: a primary key is one person's in one table of one database, or of one tenant's schema."""
-
-    key: str
-    model: str  # its label
-    database: str  # its alias
-    tenant: str  # "" without tenants
 
 
 def disconnect(
@@ -34,7 +21,7 @@ def disconnect(
     session: Any = NOT_GIVEN,
     channel: str = NOT_GIVEN,
     connection: str | WebSocket = NOT_GIVEN,
-    code: int = CODE,
+    code: int = LOGGED_OUT,
     reason: str = "",
 ) -> int:
     """Close WebSockets in every process, and return how many.
@@ -69,28 +56,3 @@ def disconnect(
     if not name[0]:
         raise ValueError(f"{kind}={whom!r} names nobody")
     return orders.disconnect(orders.Order(kind, name, code, reason))
-
-
-def identify(user: Any) -> User:
-    """Return who a user is, an object or a primary key, for the code that runs."""
-    model: type[Model] = get_user_model()
-    database = router.db_for_write(model)
-    if isinstance(user, Model):
-        if not isinstance(user, model):
-            model = user._meta.concrete_model  # type: ignore[assignment]
-            database = router.db_for_write(model)
-        if user._state.db not in (None, router.db_for_read(model)):  # it was fetched from another one, on purpose
-            database = router.db_for_write(model, instance=user)
-        key = user._meta.pk.value_to_string(user)
-    else:
-        key = getattr(user, "pk", user)
-    return User(str(key), str(model._meta.label), database, tenant_of(model, database))
-
-
-def tenant_of(model: type[Model], database: str) -> str:
-    """Return the tenant in whose schema the table of `model` is, as django-tenants and others have it; "" for none."""
-    if not conf.current().is_of_tenants(model._meta.app_config):
-        return ""
-    wrapper = connections[database]
-    tenant = getattr(wrapper, "schema_name", None) or getattr(wrapper, "tenant", None)
-    return "" if tenant is None else str(tenant)

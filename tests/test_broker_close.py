@@ -23,7 +23,7 @@ from django.http import HttpResponse
 import django_websocket.pubsub.redis as redis_broker
 from django_websocket import logins, pubsub
 from django_websocket.exceptions import BrokerError
-from django_websocket.handler import orders
+from django_websocket.handler import orders, users
 from django_websocket.pubsub import publish, subscribe
 from django_websocket.pubsub.broker import Broker, Listener, broker_from
 from django_websocket.pubsub.closing import Closed
@@ -523,7 +523,7 @@ def test_connections_that_wait_for_orders_move_to_the_next_broker(key: str, pair
         pubsub._close()
         until(lambda: pubsub._hub().channels)
         assert logins.disconnect(connection=key) == 1
-        assert peer.until_frames(1)[0].payload[:2] == logins.CODE.to_bytes(2, "big")
+        assert peer.until_frames(1)[0].payload[:2] == users.LOGGED_OUT.to_bytes(2, "big")
         peer.close_frame()
         peer.until_end()
         until(lambda: not pubsub._hub().channels)

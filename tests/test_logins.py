@@ -22,8 +22,8 @@ from django.db import connections
 from django.test import override_settings
 from redis import Redis
 
-from django_websocket import logins, pubsub
-from django_websocket.handler import login_checks
+from django_websocket import pubsub
+from django_websocket.handler import login_checks, users
 from django_websocket.handler.orders import CHANNEL
 from django_websocket.handler.surroundings import Surroundings
 from django_websocket.logins import disconnect
@@ -314,7 +314,7 @@ def test_users_in_a_table_shared_by_all_tenants_belong_to_no_tenant(settings: di
     wrapper.schema_name = "acme"
     try:
         with override_settings(**settings):
-            assert logins.identify("1") == ("1", "auth.User", "default", tenant)
+            assert users.identify("1") == ("1", "auth.User", "default", tenant)
     finally:
         del wrapper.schema_name
 
@@ -324,11 +324,11 @@ def test_user_read_from_a_replica_is_identified_with_that_of_the_primary_databas
     replica, archive = SimpleNamespace(db_for_read=lambda *args, **hints: "replica"), "archive"
     with override_settings(DATABASE_ROUTERS=[replica]):
         user._state.db = "replica"
-        assert logins.identify(user) == logins.identify(1) == ("1", "auth.User", "default", "")
+        assert users.identify(user) == users.identify(1) == ("1", "auth.User", "default", "")
         user._state.db = archive
     connections.settings[archive] = connections.settings["default"]
     try:
-        assert logins.identify(user) == ("1", "auth.User", archive, "")
+        assert users.identify(user) == ("1", "auth.User", archive, "")
     finally:
         del connections[archive], connections.settings[archive]
 
@@ -348,7 +348,7 @@ def test_login_that_seems_to_have_ended_is_checked_again_in_the_context_of_its_r
             context.run(tenant.set, name)
             connections_of[name], peers[name] = pairs()
             session = "none" if name == "gone" else name
-            login = login_checks.Login(session, logins.identify("1"), "", "", time.time() + 60)
+            login = login_checks.Login(session, users.identify("1"), "", "", time.time() + 60)
             watched.add(login, connections_of[name], Surroundings(context, ()))
         until(lambda: not connections_of["gone"].connected)
         assert connections_of["acme"].connected and connections_of["globex"].connected

@@ -10,12 +10,11 @@ import logging
 import math
 import time
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from importlib import import_module
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-import gevent
 from django.apps import apps
 from django.contrib.auth import BACKEND_SESSION_KEY, HASH_SESSION_KEY, SESSION_KEY, get_user_model, load_backend
 from django.contrib.auth.backends import ModelBackend
@@ -27,19 +26,22 @@ from django.http import HttpRequest
 from django.utils import timezone
 from django.utils.crypto import constant_time_compare
 from django.utils.functional import SimpleLazyObject, empty
-from gevent.event import Event
 from gevent.hub import get_hub
 
 from django_websocket import conf
-from django_websocket.logins import CODE, User, identify
 from django_websocket.transport.connection import Connection
 from django_websocket.transport.log import report
+from django_websocket.transport.loops import PerLoop
 from django_websocket.transport.turns import let_others_run_if_spent
 
 from .orders import orders
+from .rounds import Rounds
 from .surroundings import Surroundings
+from .users import LOGGED_OUT, User, identify
 
 __all__ = ["watch"]
+
+K = TypeVar("K", bound=Hashable)
 
 BATCH = 500  # logins in one query
 
@@ -62,15 +64,11 @@ def watch(request: HttpRequest, connection: Connection, surroundings: Surroundin
     """
     if not connection.connected:
         return
-    hub = get_hub()
-    logins = _of_loop.get(hub)
-    if logins is None:
-        logins = _of_loop[hub] = Logins()
-        orders().find.update(user=logins.of_user, session=logins.of_session)
+    logins = logins_of_loop()
     user = vars(request).get("user")
     if isinstance(user, SimpleLazyObject) and user._wrapped is empty:
         attributes = vars(user)
-        attributes["_setupfunc"] = FirstLook(attributes["_setupfunc"], request, connection, logins, hub.loop)
+        attributes["_setupfunc"] = FirstLook(attributes["_setupfunc"], request, connection, logins, get_hub().loop)
         user = None
     logins.add_all(surroundings.run(logins_of, request, user), connection, surroundings)
 
@@ -128,15 +126,14 @@ def login_of(request: HttpRequest) -> Login | None:
     )
 
 
-class Logins:
-    """The logins of the connections of one loop."""
+class Logins(Rounds):
+    """Checks the logins of the connections of one loop."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._connections: dict[Login, dict[Connection, Surroundings]] = {}
-        self._none_left = Event()
-        self._faulty: set[Login] = set()  # that could not be asked for, which is logged once
-        self._unanswered: set[tuple[str, ...]] = set()  # tables that could not be asked, and the log says so
-        self._running = False
+        self._faulty: set[Login] = set()  # those that could not be checked, of which the log has told
+        self._unanswered: set[tuple[str, ...]] = set()  # tables that could not be asked, of which the log has told
 
     def add_all(self, logins: Iterable[Login], connection: Connection, surroundings: Surroundings) -> None:
         """Watch over the logins as long as `connection` is open."""
@@ -148,11 +145,8 @@ class Logins:
         if not connection.connected or connection in self._connections.get(login, ()):
             return
         self._connections.setdefault(login, {})[connection] = surroundings
-        self._none_left.clear()
         connection.on_end.append(partial(self._remove, login, connection))
-        if not self._running:
-            self._running = True
-            gevent.spawn(self._run)
+        self.changed()
 
     def _remove(self, login: Login, connection: Connection) -> None:
         of_login = self._connections[login]
@@ -160,28 +154,21 @@ class Logins:
         if not of_login:
             del self._connections[login]
             self._faulty.discard(login)
-        if not self._connections:
-            self._none_left.set()
+        self.changed()
 
-    def _run(self) -> None:
-        try:
-            while self._connections:
-                if not self._none_left.wait(conf.current().login_check_interval):
-                    self._check()
-        finally:
-            self._running = False
+    def needed(self) -> bool:
+        """See `Rounds`."""
+        return bool(self._connections)
 
-    def _check(self) -> None:
-        by_table: dict[tuple[str, ...], list[Login]] = {}
-        for login in self._connections:
-            by_table.setdefault(login.user[1:], []).append(login)
+    def round(self) -> None:
+        """Check all logins, and close the connections of those that have ended."""
         try:
-            for logins in by_table.values():
+            for logins in grouped(self._connections, lambda login: login.user[1:]).values():
                 for begin in range(0, len(logins), BATCH):
                     self._check_batch(logins[begin : begin + BATCH])
         finally:
             for wrapper in connections.all(initialized_only=True):
-                if not wrapper.in_atomic_block:  # of a test, which has no others
+                if not wrapper.in_atomic_block:  # that of a test, which has no others
                     wrapper.close()
 
     def _check_batch(self, logins: Sequence[Login]) -> None:
@@ -200,10 +187,8 @@ class Logins:
             report("logins", None, "it can be asked again who is still logged in")
         if len(logins) > 1:
             ended = self._ended_for_themselves(ended, faults)
-        alike: dict[int, list[Login]] = {}  # those for which the same error was raised, as by their database
-        for login in faults.keys() - self._faulty:
-            alike.setdefault(id(faults[login]), []).append(login)
-        for login, *others in alike.values():
+        # One line for all that have the same error, such as their database's.
+        for login, *others in grouped(faults.keys() - self._faulty, lambda login: id(faults[login])).values():
             report(
                 f"the login of user {login.user.key}" + (f" and {len(others)} more" if others else ""),
                 None,
@@ -237,7 +222,7 @@ class Logins:
     def _close(self, logins: Iterable[Login], reason: str) -> None:
         for login in logins:
             for connection in tuple(self._connections.get(login, ())):
-                connection.close(CODE, reason)
+                connection.close(LOGGED_OUT, reason)
                 let_others_run_if_spent()
 
     def of_user(self, name: tuple[str, ...]) -> list[Connection]:
@@ -249,7 +234,40 @@ class Logins:
         return [each for login, found in self._connections.items() if (login.session_key,) == name for each in found]
 
 
-_of_loop: weakref.WeakKeyDictionary[object, Logins] = weakref.WeakKeyDictionary()
+def make_logins() -> Logins:
+    """Return the logins of a loop, whose orders can name them from then on."""
+    logins = Logins()
+    orders().find.update(user=logins.of_user, session=logins.of_session)
+    return logins
+
+
+logins_of_loop = PerLoop(make_logins).get
+
+
+# --- whether logins hold ----------------------------------------------------------------------------------------------
+
+
+def grouped(logins: Iterable[Login], key: Callable[[Login], K]) -> dict[K, list[Login]]:
+    """Return the logins by their keys."""
+    groups: dict[K, list[Login]] = {}
+    for login in logins:
+        groups.setdefault(key(login), []).append(login)
+    return groups
+
+
+def of_each(
+    groups: Mapping[K, list[Login]],
+    faults: dict[Login, Exception],
+    holding: Callable[[K, list[Login]], Iterable[Login]],
+) -> set[Login]:
+    """Return what `holding` returns for each group; an error of the project's code concerns one group alone."""
+    found: set[Login] = set()
+    for key, logins in groups.items():
+        try:
+            found.update(holding(key, logins))
+        except Exception as error:
+            faults.update(dict.fromkeys(logins, error))
+    return found
 
 
 def valid(logins: Sequence[Login], faults: dict[Login, Exception]) -> set[Login]:
@@ -261,21 +279,17 @@ def valid(logins: Sequence[Login], faults: dict[Login, Exception]) -> set[Login]
 
 
 def without_session(logins: Sequence[Login], faults: dict[Login, Exception]) -> set[Login]:
-    """Return the logins whose users are there and active: whoever some middleware knows, by a token for one."""
-    found = {login for login in logins if not login.checked}
-    by_model: dict[str, list[Login]] = {}
-    for login in logins:
-        if login.checked:
-            by_model.setdefault(login.user.model, []).append(login)
-    for label, of_model in by_model.items():
-        try:
-            model = apps.get_model(label)
-            fetched = fetch(model, model._base_manager, of_model, faults)
-        except Exception as error:  # of the database of this model
-            faults.update(dict.fromkeys(of_model, error))
-            continue
-        found.update(login for login in of_model if getattr(fetched.get(login), "is_active", login in fetched))
-    return found
+    """Return the logins whose users are there and active: middleware knows those by something else, such as a token."""
+
+    def active(label: str, of_model: list[Login]) -> Iterator[Login]:
+        model = apps.get_model(label)
+        users = fetch(model, model._base_manager, of_model, faults)
+        return (login for login in of_model if getattr(users.get(login), "is_active", login in users))
+
+    checked = [login for login in logins if login.checked]
+    return {login for login in logins if not login.checked} | of_each(
+        grouped(checked, lambda login: login.user.model), faults, active
+    )
 
 
 def with_session(logins: Sequence[Login], faults: dict[Login, Exception]) -> set[Login]:
@@ -299,21 +313,13 @@ def with_session(logins: Sequence[Login], faults: dict[Login, Exception]) -> set
 
 def with_user(logins: Sequence[Login], faults: dict[Login, Exception]) -> set[Login]:
     """Return the logins whose users may log in, and have the password that they had."""
-    found: set[Login] = set()
-    by_backend: dict[str, list[Login]] = {}
-    for login in logins:
-        by_backend.setdefault(login.backend, []).append(login)
-    for path, of_backend in by_backend.items():
-        if path not in conf.current().authentication_backends:
-            continue  # as Django has it: nobody is logged in by a backend that the settings do not name
-        try:
-            backend = load_backend(path)
-            of_login = users(backend, of_backend, faults)
-        except Exception as error:
-            faults.update(dict.fromkeys(of_backend, error))
-            continue
-        found.update(login for login in of_backend if _holds(login, faults, partial(_has_user, backend, of_login)))
-    return found
+
+    def allowed(path: str, of_backend: list[Login]) -> Iterator[Login]:
+        backend = load_backend(path)
+        users = users_of(backend, of_backend, faults)
+        return (login for login in of_backend if _holds(login, faults, partial(_has_user, backend, users)))
+
+    return of_each(grouped(logins, lambda login: login.backend), faults, allowed)
 
 
 def _holds(login: Login, faults: dict[Login, Exception], question: Callable[[Login], bool]) -> bool:
@@ -325,7 +331,7 @@ def _holds(login: Login, faults: dict[Login, Exception], question: Callable[[Log
         return False
 
 
-def users(backend: Any, logins: Sequence[Login], faults: dict[Login, Exception]) -> Mapping[Login, Any] | None:
+def users_of(backend: Any, logins: Sequence[Login], faults: dict[Login, Exception]) -> Mapping[Login, Any] | None:
     """Return the users of the logins, fetched in one query; None if only `backend` knows how to fetch them."""
     if type(backend).get_user is not ModelBackend.get_user:
         return None

@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 import json
-import weakref
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import NamedTuple
 
 import gevent
-from gevent.event import Event
-from gevent.hub import get_hub
 
-from django_websocket import conf, pubsub
+from django_websocket import pubsub
 from django_websocket.exceptions import BrokerError
 from django_websocket.protocol.frames import check_close
 from django_websocket.pubsub.asking import ANSWERS, answer, ask
 from django_websocket.pubsub.hub import Forwarding, Hub, Publication
 from django_websocket.transport.connection import Connection
 from django_websocket.transport.log import report
+from django_websocket.transport.loops import PerLoop
 from django_websocket.transport.turns import let_others_run_if_spent
 from django_websocket.transport.waiting import ViewGreenlet
 
-CHANNEL = pubsub.RESERVED + "disconnect"  # on which processes tell each other whom to disconnect
-ORDER_SIZE = 10_000  # characters of an order; a longer one is none
-KINDS = {
-    "user": 4,
-    "session": 1,
-    "channel": 1,
-    "connection": 1,
-}  # whom an order can name, and how many texts that takes
+from .rounds import Rounds
+
+CHANNEL = pubsub.RESERVED + "disconnect"  # where processes tell each other whom to disconnect
+ORDER_SIZE = 10_000  # characters; a longer message is no order
+KINDS = {"user": 4, "session": 1, "channel": 1, "connection": 1}  # of names in an order, with their numbers of texts
 
 Find = Callable[[tuple[str, ...]], Iterable[Connection]]
 
@@ -83,48 +79,49 @@ def order_from(message: str | bytes) -> tuple[Order, str]:
     return order, place
 
 
-class Orders:
-    """Carries out, for the connections of one loop, what others tell; listens while there are any."""
+class Orders(Rounds):
+    """Carries out orders of any process for the connections of one loop; listens while there are any."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._connections: set[Connection] = set()
-        self._none_left = Event()
-        self._running = False
         self._hub: Hub | None = None
         self.find: dict[str, Find] = {"channel": self._of_channel, "connection": self._of_id}  # by the kind of order
 
     def add(self, connection: Connection) -> None:
         """Listen as long as `connection` is open."""
-        if not connection.connected:
-            return
-        self._connections.add(connection)
-        self._none_left.clear()
-        connection.on_end.append(lambda: self._remove(connection))
-        if not self._running:
-            self._running = True
-            gevent.spawn(self._run)
+        if connection.connected:
+            self._connections.add(connection)
+            connection.on_end.append(partial(self._remove, connection))
+            self.changed()
 
     def _remove(self, connection: Connection) -> None:
         self._connections.discard(connection)
-        if not self._connections:
-            self._none_left.set()
+        self.changed()
 
-    def _run(self) -> None:
-        try:
-            while self._connections:
-                if self._hub is None:
-                    try:
-                        hub = pubsub._hub()
-                        hub.join(self, [CHANNEL])
-                        self._hub = hub
-                    except BrokerError as error:
-                        report("disconnect()", None, "does not work at present", str(error))
-                self._none_left.wait(conf.current().login_check_interval)
-        finally:
-            self._running = False
-            joined, self._hub = self._hub, None
-            if joined is not None:
-                joined.leave(self, [CHANNEL])
+    def needed(self) -> bool:
+        """See `Rounds`."""
+        return bool(self._connections)
+
+    def begin(self) -> None:
+        """Listen."""
+        self.round()
+
+    def round(self) -> None:
+        """Listen again, if the broker could not be reached or was closed."""
+        if self._hub is None:
+            try:
+                hub = pubsub._hub()
+                hub.join(self, [CHANNEL])
+                self._hub = hub
+            except BrokerError as error:
+                report("disconnect()", None, "does not work at present", str(error))
+
+    def end(self) -> None:
+        """Listen no more."""
+        joined, self._hub = self._hub, None
+        if joined is not None:
+            joined.leave(self, [CHANNEL])
 
     # What others tell, by the hub of publish/subscribe.
 
@@ -169,13 +166,4 @@ class Orders:
         return {connection for connection in self._connections if connection.id == name[0]}
 
 
-_of_loop: weakref.WeakKeyDictionary[object, Orders] = weakref.WeakKeyDictionary()
-
-
-def orders() -> Orders:
-    """Return those of the running loop."""
-    hub = get_hub()
-    found = _of_loop.get(hub)
-    if found is None:
-        found = _of_loop[hub] = Orders()
-    return found
+orders = PerLoop(Orders).get

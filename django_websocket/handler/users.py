@@ -1,0 +1,47 @@
+"""Which user somebody is, in every process alike."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from django.contrib.auth import get_user_model
+from django.db import connections, router
+from django.db.models import Model
+
+from django_websocket import conf
+
+LOGGED_OUT = 4401  # the close code of a WebSocket whose login has ended
+
+
+class User(NamedTuple):
+    """A user: a primary key belongs to one person in one table of one database, or of one tenant's schema."""
+
+    key: str
+    model: str  # its label
+    database: str  # its alias
+    tenant: str  # "" without tenants
+
+
+def identify(user: Any) -> User:
+    """Return which user `user` is, an object or a primary key, as the running code sees the databases."""
+    model: type[Model] = get_user_model()
+    database = router.db_for_write(model)
+    if isinstance(user, Model):
+        if not isinstance(user, model):
+            model = user._meta.concrete_model  # type: ignore[assignment]
+            database = router.db_for_write(model)
+        if user._state.db not in (None, router.db_for_read(model)):  # it was fetched from another one, on purpose
+            database = router.db_for_write(model, instance=user)
+        key = user._meta.pk.value_to_string(user)
+    else:
+        key = getattr(user, "pk", user)
+    return User(str(key), str(model._meta.label), database, tenant_of(model, database))
+
+
+def tenant_of(model: type[Model], database: str) -> str:
+    """Return the tenant in whose schema the table of `model` is, as django-tenants and others have it; "" for none."""
+    if not conf.current().is_of_tenants(model._meta.app_config):
+        return ""
+    wrapper = connections[database]
+    tenant = getattr(wrapper, "schema_name", None) or getattr(wrapper, "tenant", None)
+    return "" if tenant is None else str(tenant)
