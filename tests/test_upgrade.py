@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+import contextvars
+import socket
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
+from django.http import HttpRequest, HttpResponse, HttpResponseBase
+from django.test import RequestFactory
+from gevent.hub import get_hub
 from gunicorn.config import Config
 
+from django_websocket.exceptions import HandshakeFailed
 from django_websocket.handler.environ import forget_request
+from django_websocket.handler.handshake import Handshake
+from django_websocket.handler.surroundings import Surroundings
 from django_websocket.handler.upgrade import HANDSHAKE_KEY, KEY, Upgrade
+from django_websocket.protocol.handshake import ClientHandshake
+from django_websocket.transport.connection import Connection
+from django_websocket.websocket import WebSocket
 from django_websocket.worker import remember_settings
+
+from .support.waiting import until
 
 ACCEPTED = "101 Switching Protocols"
 
@@ -87,3 +102,89 @@ def test_settings_of_gunicorn_are_the_same_as_plain_attributes() -> None:
     assert "is_ssl" not in vars(cfg)  # computed
     with pytest.raises(AttributeError):
         _ = cfg.no_such_setting
+
+
+# --- what runs a view -------------------------------------------------------------------------------------------------
+
+
+class Steps:
+    """Runs a view that is a function for each step, called in the hub: nothing in it can wait."""
+
+    def __init__(self, begin: Callable[[Steps], object]) -> None:
+        self.request = RequestFactory().get("/steps/")
+        self.upgrade = self.request.META[KEY] = Upgrade("127.0.0.1")
+        self.handshake = Handshake(self.request, ClientHandshake("dGhlIHNhbXBsZSBub25jZQ==", (), ()), view)
+        self.websocket = WebSocket(self.request.META, self.handshake.response, self.accept)
+        self.outcomes: list[object] = []
+        self._begin = begin
+
+    def accept(self, subprotocol: str | None) -> Connection:
+        raise AssertionError("a view that cannot wait does not call this")
+
+    def start(self) -> None:
+        get_hub().loop.run_callback(self._begin, self)
+
+    def abort(self, error: Exception, timeout: float) -> None:
+        self.outcomes.append(error)
+
+    def opened(self, sock: socket.socket, early: bytes, head: bytes) -> Connection:
+        connection = self.handshake.connect(self.websocket, sock, early, head)
+        self.handshake.opened()
+        return connection
+
+    def failed(self, reason: str) -> None:
+        self.handshake.failed(reason)
+
+
+def view(request: HttpRequest) -> None:
+    """Stands in the urlconf."""
+
+
+def accept(steps: Steps) -> None:
+    steps.handshake.waiting.append(partial(note_outcome, steps))
+    steps.handshake.accept(steps, None, Surroundings(contextvars.copy_context(), ()))
+
+
+def note_outcome(steps: Steps) -> None:
+    try:
+        steps.outcomes.append(steps.handshake.outcome())
+    except HandshakeFailed as error:
+        steps.outcomes.append(str(error))
+
+
+def answer_of(steps: Steps) -> HttpResponseBase:
+    """Return the answer, begun as a server does."""
+    response = steps.handshake.answer_of(steps)
+    steps.upgrade.watch(lambda *args: None)(f"{response.status_code} {response.reason_phrase}", [*response.items()])
+    return response
+
+
+def test_a_view_that_runs_without_a_greenlet_accepts_and_gets_its_connection() -> None:
+    steps = Steps(accept)
+    assert answer_of(steps).status_code == 101 and steps.upgrade.accepted
+    ours, theirs = socket.socketpair()
+    with theirs:
+        ours.setblocking(False)
+        connection = steps.upgrade.open(ours, b"", steps.upgrade.head())
+        until(lambda: steps.outcomes == [connection])
+        assert steps.handshake.complete(steps.websocket, connection)
+        assert not steps.handshake.complete(steps.websocket, connection)
+        steps.websocket.send("hello")
+        expected = steps.upgrade.head() + b"\x81\x05hello"
+        assert theirs.recv(len(expected), socket.MSG_WAITALL) == expected
+    until(lambda: not connection.open)
+
+
+def test_a_view_that_runs_without_a_greenlet_learns_that_it_has_no_connection() -> None:
+    steps = Steps(accept)
+    answer_of(steps)
+    steps.upgrade.fail("a middleware replaced the 101")
+    until(lambda: steps.outcomes == ["a middleware replaced the 101"])
+
+
+def test_a_view_that_runs_without_a_greenlet_refuses_with_its_own_answer() -> None:
+    refusal = HttpResponse("no entry", status=403)
+    steps = Steps(lambda steps: steps.handshake.refuse(refusal))
+    assert answer_of(steps) is refusal and not steps.upgrade.accepted
+    with pytest.raises(HandshakeFailed):
+        steps.handshake.check_not_over()

@@ -78,7 +78,7 @@ class Handshake:
     """One handshake, from the start of its view to the connection.
 
     `answered` says whether the chain has, or is about to get, an answer of the view. `over` says that the view cannot
-    accept any more.
+    accept any more. What is in `waiting` is called in the hub when there is an `outcome()`.
     """
 
     __slots__ = (
@@ -92,10 +92,10 @@ class Handshake:
         "_request",
         "_surroundings",
         "_view",
-        "_waiting",
         "answered",
         "over",
         "response",
+        "waiting",
         "who",
     )
 
@@ -110,10 +110,10 @@ class Handshake:
         self._surroundings: Surroundings | None = None  # of the code that accepts, until its login is watched
         self._connection: Connection | None = None
         self._failure: str | None = None  # why there is no connection
-        self._waiting: list[Callable[[], object]] = []  # called in the hub when the outcome is known
         self.answered = False
         self.over = False
         self.response = WebSocketResponse()
+        self.waiting: list[Callable[[], object]] = []
         self.who = who(request.META)
 
     # --- for the chain -------------------------------------------------------------------------------------------
@@ -208,11 +208,11 @@ class Handshake:
         """Let the running greenlet wait for the outcome."""
         while (connection := self.outcome()) is None:
             go_on = getcurrent().switch
-            self._waiting.append(go_on)
+            self.waiting.append(go_on)
             try:
                 get_hub().switch()
             finally:  # also when somebody throws an exception into this greenlet
-                self._waiting.remove(go_on)
+                self.waiting.remove(go_on)
         return connection
 
     def complete(self, websocket: WebSocket, connection: Connection) -> bool:
@@ -278,6 +278,6 @@ class Handshake:
         get_hub().loop.run_callback(self._wake_waiting)
 
     def _wake_waiting(self) -> None:
-        for go_on in tuple(self._waiting):
-            if go_on in self._waiting:  # not if one that was called before has removed it
+        for go_on in tuple(self.waiting):
+            if go_on in self.waiting:  # not if one that was called before has removed it
                 go_on()
