@@ -35,7 +35,7 @@ Decorated = Callable[Concatenate[R, P], HttpResponseBase]
 
 @dataclass(frozen=True)
 class Options:
-    """The options of a WebSocket view; see `websocket` for their meaning."""
+    """What `@websocket(...)` sets for one view; see there for the meaning."""
 
     origins: tuple[str, ...] = ()
     subprotocols: tuple[str, ...] = ()
@@ -53,17 +53,17 @@ class Options:
         return replace(limits, max_message_size=self.max_message_size)
 
     def refuses_by_closing(self) -> bool:
-        """Whether a refusal is to be a close code, which a page can read, in place of an HTTP status."""
+        """Return whether a refusal is to be a close code, which a page can read, in place of an HTTP status."""
         return (self.refuse or conf.current().refuse) == "close"
 
     def wanted_compression(self) -> Compression | None:
-        """Return what the project wants of compression; None where it or the view wants none."""
+        """Return the project's wishes for compression; None if it or the view wants none."""
         return conf.current().wanted_compression if self.compression else None
 
 
 def options_of(view: Callable[..., Any]) -> Options | None:
-    """Return the options of a view of the urlconf; None for one that no `@websocket` is seen on."""
-    handler = getattr(getattr(view, "view_class", None), "get", None)  # of a class; each handshake is a GET
+    """Return the options of a view of the urlconf; None if `@websocket` cannot be seen on it."""
+    handler = getattr(getattr(view, "view_class", None), "get", None)  # a class-based view's; a handshake is a GET
     options: Options | None = getattr(view, "websocket_options", None) or getattr(handler, "websocket_options", None)
     return options
 
@@ -95,12 +95,19 @@ def websocket(
 ) -> Any:
     """Give the view the client's `WebSocket` as its second argument: `view(request, websocket, ...)`.
 
-    Bare, `@websocket`, or with options: `origins` are sites beside the project's own whose pages may connect, such as
-    "https://example.com"; `subprotocols` are those that the view speaks, the preferred one first; `max_message_size`,
-    in bytes, takes the place of the setting; with `receive=False` what the client sends is read and dropped, for
-    views that only send; with `compression=False` nothing is compressed, whatever the setting says. With
-    `refuse="close"` a refusal is a close code that the page can read, such as 4403, in place of the HTTP status, and
-    with `refuse="http"` it is not, whatever the setting says. Any other decorator of Django may stand above it.
+    Use it bare, `@websocket`, or with options:
+
+    - `origins`: sites beside the project's own whose pages may connect, such as "https://example.com".
+    - `subprotocols`: those that the view speaks, the preferred one first (RFC 6455, section 1.9).
+    - `max_message_size`: bytes, in place of `WEBSOCKET_MAX_MESSAGE_SIZE`.
+    - `receive=False`: read and drop what the client sends, for a view that only sends.
+    - `compression=False`: compress nothing, whatever the setting says.
+    - `refuse`: "close" to refuse with a close code that the page can read, such as 4403, or "http" to refuse with the
+      HTTP status, whatever the setting says.
+    - `until_logout=False`: leave the connection open when the login of its user ends.
+
+    Any other decorator of Django may stand above it. Raises ValueError for an option that makes no sense, and
+    ImproperlyConfigured for an `async def`.
     """
     for name in subprotocols:
         if not TOKEN.fullmatch(name):
@@ -122,10 +129,10 @@ def websocket(
                     f"{function.__qualname__} is a WebSocket view, but was called for an ordinary request: list it in "
                     f"the module that WEBSOCKET_URLCONF names, not in ROOT_URLCONF."
                 )
-            # Before Python 3.12 a greenlet that waits keeps half a KiB of C stack for each call with stars.
+            # Before Python 3.12, each call with stars costs a greenlet that waits half a KiB of C stack.
             starred = args or kwargs
             answer = function(request, client, *args, **kwargs) if starred else function(request, client)
-            # The response is there for the decorators above, which expect one.
+            # Decorators above expect a response.
             return client.response if answer is None else answer
 
         wrapper.websocket_options = options  # type: ignore[attr-defined]
@@ -135,15 +142,15 @@ def websocket(
 
 
 def refuse_async(view: Callable[..., Any]) -> None:
-    """Raise ImproperlyConfigured for a view that would need an asyncio loop."""
+    """Raise ImproperlyConfigured for an `async def`, which would need an asyncio loop."""
     if iscoroutinefunction(view):
         raise ImproperlyConfigured(f"{view.__module__}.{view.__qualname__} is async: write it as a plain `def`")
 
 
 def websocket_loop(view: View[R, P]) -> Decorated[R, P]:
-    """Call `view(request, websocket, ...)` each time there is a message to `receive()`, until there will be none.
+    """Call `view(request, websocket, ...)` each time there is a message to `receive()`, until there will be no more.
 
-    A view that leaves it there again and again ends with a RuntimeError: it would be called for the same one for ever.
+    A view that leaves its message again and again ends with a RuntimeError: it would be called for it for ever.
     """
     refuse_async(view)
 
@@ -151,8 +158,8 @@ def websocket_loop(view: View[R, P]) -> Decorated[R, P]:
     def loop(request: R, client: WebSocket, *args: P.args, **kwargs: P.kwargs) -> None:
         source = client.readiness
         current: Any = gevent.getcurrent()
-        left = False  # whether it looks as if the view had taken nothing; others may have come meanwhile
-        certain = False  # whether it had not
+        left = False  # whether the view seems to have taken nothing; further messages may have come meanwhile
+        certain = False  # whether it has taken nothing
 
         def asked() -> None:
             current.message_is_there = False
@@ -162,7 +169,7 @@ def websocket_loop(view: View[R, P]) -> Decorated[R, P]:
                 waiting = len(source.inbox)
                 current.message_is_there = True
                 if left and source.before_taking is None:
-                    source.before_taking = asked  # else that of the databases does the same
+                    source.before_taking = asked  # else the hook of the databases does the same
                 view(request, client, *args, **kwargs)
                 if left:
                     if current.message_is_there and source.before_taking is not None and not source.at_end:
@@ -175,7 +182,7 @@ def websocket_loop(view: View[R, P]) -> Decorated[R, P]:
                         source.before_taking = None
                 left = len(source.inbox) >= waiting
                 if left:
-                    let_others_run()  # others are not to suffer from it
+                    let_others_run()  # a view that spins must not stop other clients
             else:
                 source._wait()
 

@@ -24,17 +24,18 @@ def disconnect(
     code: int = LOGGED_OUT,
     reason: str = "",
 ) -> int:
-    """Close WebSockets in every process, and return how many.
+    """Close WebSockets in every process, and return their number.
 
-    One argument says which: those of a `user`, an object or its primary key; those of a `session`, an object or its
-    session key; those that are subscribed to a `channel`, or whose views are; or one `connection`, a `WebSocket` or its
-    `id`. WebSockets of views with `until_logout=False` belong to no user and no session here.
+    One argument says which: those of a `user` (an object or its primary key); those of a `session` (an object or its
+    session key); those that are subscribed to a `channel`, themselves or by their views; or one `connection` (a
+    `WebSocket` or its `id`). WebSockets of views with `until_logout=False` belong to no user and no session here.
 
     The clients get the close `code` (1000, or 3000 to 4999) and a `reason` of up to 123 bytes (RFC 6455, section 7.4).
 
-    Works from anywhere, as `publish` does. Waits until all processes have answered that have WebSockets, for up to one
-    second; those of one that does not answer in time are not counted. Raises `BrokerError` if the broker cannot be
-    reached, and ValueError or TypeError for whom nobody can be, and for a code or a reason that cannot be sent.
+    Works from anywhere, as `publish` does. Waits for up to one second for the answers of all processes that have
+    WebSockets; those of a process that does not answer in time are not counted. Raises `BrokerError` if the broker
+    cannot be reached, and ValueError or TypeError for an argument that cannot name anybody, and for a code or a reason
+    that cannot be sent.
     """
     given = {"user": user, "session": session, "channel": channel, "connection": connection}
     named = [(kind, whom) for kind, whom in given.items() if whom is not NOT_GIVEN]

@@ -1,4 +1,4 @@
-"""Changing the session in a conversation, which lasts longer than the session that its request has loaded."""
+"""Changing the session in a view, whose request has loaded it long ago."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ __all__ = ["update_session"]
 
 @contextmanager
 def update_session(request: HttpRequest) -> Iterator[SessionBase]:
-    """Load the session anew, for the block to change it, and save it then: what others have put there meanwhile stays.
+    """Load the session anew for the block to change, and save it then: what was stored in it meanwhile stays.
 
         with update_session(request) as session:
             session["messages"] = session.get("messages", 0) + 1
 
-    `request.session` is the new one afterwards. It is saved if it was changed, and if the block raises nothing. Raises
+    `request.session` is the new one afterwards. It is saved if it was changed and the block raises nothing. Raises
     `django.contrib.sessions.backends.base.UpdateError` if the session is gone, as after a logout, and RuntimeError if
-    there is none, or one that is kept in a cookie, since the client's cookies cannot be changed any more.
+    the client has no session, or keeps it in a cookie, which cannot be changed after the handshake.
     """
     key = request.session.session_key
     if key is None:

@@ -1,7 +1,7 @@
-"""Signals about WebSockets: a client has come, a client has gone.
+"""Signals about WebSockets: a client has connected, a connection has ended.
 
-`sender` is the view, as it stands in the urlconf. Receivers run in a greenlet, where they may use the database; what
-they raise is logged, and touches nobody.
+`sender` is the view of the urlconf. Receivers run in a greenlet, where they may use the database. What they raise is
+logged and has no other effect.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ since the handshake), `received` and `sent` (messages that the view took, and th
 
 
 def send(signal: Signal, sender: object, **arguments: Any) -> None:
-    """Send a signal. What a receiver raises, `sys.exit()` included, is logged and reaches nobody else."""
+    """Send a signal. What a receiver raises, `sys.exit()` included, is logged and goes no further."""
     try:
         signal.send_robust(sender, **arguments)
-    except (Exception, SystemExit, KeyboardInterrupt):  # no timeout of gevent, which may be the view's
+    except (Exception, SystemExit, KeyboardInterrupt):  # a gevent.Timeout may be the view's, and passes
         logger.exception("A receiver of a signal ended with an error")

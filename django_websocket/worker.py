@@ -1,4 +1,4 @@
-"""The gunicorn worker: gunicorn's gevent worker and HTTP parser, which gives upgraded sockets to their conversations.
+"""The gunicorn worker: gunicorn's gevent worker and HTTP parser; upgraded sockets are given to their WebSockets.
 
 gunicorn -k django_websocket.worker.GeventWebSocketWorker project.wsgi:websocket -b 127.0.0.1:8001
 """
@@ -60,9 +60,9 @@ with compat.naming("worker"):
 __all__ = ["GeventWebSocketWorker"]
 
 WSGIApplication = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
-BATCH = 100  # clients that are accepted in a turn of the loop, by the only worker
-APP_LOAD_ERROR = 4  # the exit status by which gunicorn's arbiter knows that another worker would fail alike
-RESERVE = 256  # descriptors that clients may not use: views open files and connections too
+BATCH = 100  # clients that a worker accepts in a turn of the loop if there is no other worker
+APP_LOAD_ERROR = 4  # exit status; gunicorn's arbiter then starts no other worker, which would fail alike
+RESERVE = 256  # descriptors kept from clients: views open files and connections too
 
 UNPATCHED = (
     "Django was imported before gevent could patch the standard library. Remove preload_app (--preload), and imports "
@@ -73,7 +73,7 @@ UNPATCHED = (
     "gunicorn.conf.py with that first line."
 )
 
-# What is wrong with a request head, where the answer is not 400.
+# Errors of a request head that are not answered with 400.
 with compat.naming("worker"):
     STATUS = {
         errors.LimitRequestLine: HTTPStatus.REQUEST_URI_TOO_LONG,
@@ -85,7 +85,7 @@ with compat.naming("worker"):
 
 
 class Handover(NamedTuple):
-    """What the worker's own application returns to gunicorn in place of a 101."""
+    """Returned to gunicorn in place of a 101."""
 
     upgrade: Upgrade
     result: Iterable[bytes]
@@ -95,7 +95,7 @@ class Handover(NamedTuple):
 
 
 class Listener(NamedTuple):
-    """Stands where gunicorn asks for the address of a listening socket, which may be closed by then."""
+    """Tells gunicorn the address of a listening socket, which may be closed by then."""
 
     address: Any
 
@@ -107,7 +107,7 @@ class Listener(NamedTuple):
 class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
     """Serves WebSockets beside ordinary requests; all options of gunicorn's gevent worker hold."""
 
-    has_process = True  # of its own, patched by gevent; a test's live server is a thread of the test's
+    has_process = True  # False for a test's live server, a thread of a process that gevent may not have patched
     _told_to_stop: Event | None = None
 
     def init_process(self) -> None:
@@ -123,7 +123,7 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
             )
             sys.exit(APP_LOAD_ERROR)
         if "GEVENT_TRACK_GREENLET_TREE" not in os.environ:
-            gevent.config.track_greenlet_tree = False  # a tenth of a handshake's time, and a KiB for each client
+            gevent.config.track_greenlet_tree = False  # saves a tenth of a handshake's time and a KiB for each client
         descriptors = raise_descriptor_limit()
         self._last_descriptor = descriptors - min(RESERVE, descriptors // 4)
         if self.worker_connections > descriptors // 2:
@@ -142,10 +142,10 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
 
     def load_wsgi(self) -> None:
         """Load the application, and stand between it and gunicorn."""
-        open_connections()  # from here on this process is one that serves clients
+        open_connections()  # marks the process as one that serves clients, for a fork while the project is loaded
         with self._compatible():
             super().load_wsgi()
-            # Not before everything is patched and the project is loaded.
+            # They import Django, which must not happen before everything is patched and the project is loaded.
             from django_websocket import checks, conf
             from django_websocket.handler import databases
 
@@ -160,7 +160,7 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
         self.wsgi: Any = self._call
 
     def _refuse_unpatched(self) -> NoReturn:
-        """Stop for good where all clients would share their connections to databases, and with them a transaction."""
+        """Stop for good: all clients would share one database connection, and so one transaction."""
         self.log.error("%s", UNPATCHED)
         sys.exit(APP_LOAD_ERROR)
 
@@ -184,11 +184,11 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
             if tls is not None:
                 client = client.cooperative()
                 client = current.client = tls.wrap_socket(client, server_side=True, do_handshake_on_connect=False)
-                held = client.makefile("rb", buffering=0)  # gunicorn closes it with no end of the stream
+                held = client.makefile("rb", buffering=0)  # gunicorn closes it without close_notify
                 client.do_handshake()
             self.handle(Listener(at), client, address)
         except ConnectionOver:
-            pass  # during the TLS handshake, since gunicorn catches it later
+            pass  # the worker stops during the TLS handshake; at any later time gunicorn catches it
         except (SlowHead, OSError) as error:
             report(peer(address), None, "the TLS handshake failed", str(error))
         finally:
@@ -201,16 +201,16 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
                 held.close()
             client.close()
             if current.serves_pages:
-                self._close_databases()  # of pages: no other greenlet could use them
+                self._close_databases()  # only this greenlet could have used them again
 
     def timeout_ctx(self) -> Any:
         """Limit the time for a request's head, where gunicorn knows only `keepalive`."""
         if current_client().request is None:
-            return contextlib.nullcontext()  # the deadline runs since the client was accepted
+            return contextlib.nullcontext()  # the deadline has run since the client was accepted
         return NextHead(self.cfg.keepalive, self._settings.handshake_timeout)
 
     def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> Any:
-        """Serve one request; the greenlet keeps it where `_call` finds it."""
+        """Serve one request, which the greenlet keeps for `_call`."""
         current = current_client()
         current.unlimit()
         current.waits_for_head = False
@@ -228,10 +228,10 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
             req.unreader.sock = sock
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
-        """Answer a request that is none, or that did not come in time, in a line of the log for each."""
+        """Answer what is not a request, or did not come in time, with one line in the log."""
         current = current_client()
         current.unlimit()
-        what, why = "the head of the request", type(exc).__name__  # what it says more may be of the client's making
+        what, why = "the head of the request", type(exc).__name__  # the client may have made up the rest of its text
         answered = False
         if isinstance(exc, SlowBody):
             status, what, why = HTTPStatus.REQUEST_TIMEOUT, "the body of the request", str(exc)
@@ -248,7 +248,7 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
             return
         report(peer(addr), None if answered else status, what, why)
         if answered:
-            return  # the end of the connection tells the client that the answer breaks off
+            return  # the end of the connection tells the client that the answer is not whole
         with contextlib.suppress(OSError):
             write_error(client, status.value, status.phrase, "")
         close_graceful(client, LINGER)
@@ -264,7 +264,7 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
             return self._run_application(environ, start_response)
         started = datetime.now()
         request = current.request
-        # The client may have sent frames behind its request. If it is refused, nobody may take them for a request.
+        # The client may have sent frames behind its request. If it is refused, they must not be read as a request.
         request.force_close()
         upgrade = environ[KEY] = Upgrade(self._address(request, environ))
         if not self._has_room(environ["gunicorn.socket"]):
@@ -296,16 +296,16 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
         return result
 
     def _has_room(self, sock: Any) -> bool:
-        """Whether there may be one more client; `sock` has the lowest descriptor that was free when it came."""
+        """Return whether there is room for the client of `sock`, which has the lowest descriptor that was free."""
         wanted = self._settings.max_connections
         if wanted is not None and len(open_connections()) + len(self._acceptor.serving) > wanted:
             return False
         return bool(sock.fileno() < self._last_descriptor)
 
     def _address(self, request: Any, environ: dict[str, Any]) -> str:
-        """Return the client's address for the log: what a proxy that is to be believed says, or the peer's."""
+        """Return the client's address for the log: from a trusted proxy's header, or the peer's."""
         forwarded = environ.get("HTTP_X_FORWARDED_FOR")
-        # Who speaks the PROXY protocol says it there, and passes on headers as they came.
+        # A proxy that speaks the PROXY protocol passes headers on as the client sent them.
         if forwarded and not request.proxy_protocol_info and believes(self.cfg, request.peer_addr):
             return str(forwarded.rpartition(",")[2].strip()[:64])
         return str(environ["REMOTE_ADDR"])
@@ -330,7 +330,7 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
             response.status, response.headers = upgrade.status, upgrade.headers  # for the access log
             self.log.access(response, request, environ, datetime.now() - started)
             if current.serves_pages:
-                give_up_after(0, sock)  # from here on the connection sees to it
+                give_up_after(0, sock)  # the WebSocket has its own limits
             early = request.unreader.take_buffered()
             forget_request(environ)
             response.headers_sent = True
@@ -349,7 +349,7 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
         signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
 
     def _leave_to_parent(self) -> list[Any]:
-        """Return the sockets that a child process has no business with, and let signals end the child."""
+        """Return the sockets that are the parent's alone, and let signals end the child."""
         signal.set_wakeup_fd(-1)
         for number in self.SIGNALS:
             if getattr(signal.getsignal(number), "__self__", None) is self:
@@ -359,7 +359,7 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
     # --- the end of the process ----------------------------------------------------------------------------------
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Stop because of SIGTERM, without waiting until `run()` looks for itself."""
+        """Stop because of SIGTERM, and wake `run()` at once."""
         super().handle_exit(sig, frame)
         if self._told_to_stop is not None:
             self._told_to_stop.set()
@@ -369,13 +369,13 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
         tls = ssl_context(self.cfg) if self.cfg.is_ssl else None
         remember_settings(self.cfg)
         gc.collect()
-        gc.freeze()  # the project itself stays; the collector need not look through it each time
+        gc.freeze()  # the project itself stays, so the collector need not look through it each time
         batch = 1 if self.cfg.workers > 1 else BATCH
         self._acceptor = Acceptor(
             self.sockets, partial(self._serve, tls), self.worker_connections, batch, tls=tls is not None
         )
         forking.leave_to_parent(self._leave_to_parent)
-        go_on = self._take_signals  # a signal for the child waits until none of the worker's handlers would take it
+        go_on = self._take_signals  # a signal for the child waits until the worker's handlers are gone from it
         os.register_at_fork(before=self._hold_signals, after_in_parent=go_on, after_in_child=go_on)
         self._acceptor.start()
         self._drain = Drain(
@@ -402,12 +402,12 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
             while not draining.ready():
                 try:
                     draining.join()
-                except SystemExit:  # the arbiter kills soon; Ctrl-C comes twice, from the terminal and from it
+                except SystemExit:  # the arbiter kills soon; Ctrl-C comes twice, from the terminal and from the arbiter
                     self._drain.window = 0.0
 
 
 def raise_descriptor_limit() -> int:
-    """Allow as many open files as the system lets the process have, since each client is one; return how many."""
+    """Raise the limit on open files as far as the system lets, since each client is one; return the limit."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):  # where "unlimited" is more than the system means
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -416,7 +416,7 @@ def raise_descriptor_limit() -> int:
 
 
 def remember_settings(cfg: Any) -> None:
-    """Make gunicorn's settings plain attributes: forty are read for a request, each by way of an AttributeError."""
+    """Make gunicorn's settings plain attributes: a request reads forty, each through an AttributeError otherwise."""
     names = (name for name in cfg.settings if not hasattr(type(cfg), name))
     vars(cfg).update({name: getattr(cfg, name) for name in names})
 
@@ -427,7 +427,7 @@ def peer(address: Any) -> str:
 
 
 def believes(cfg: Any, address: Any) -> bool:
-    """Whether gunicorn's `forwarded_allow_ips` has the peer at `address`; who comes by a Unix socket is believed."""
+    """Return whether gunicorn's `forwarded_allow_ips` trusts the peer at `address`, as it does any Unix socket."""
     if not isinstance(address, tuple) or "*" in cfg.forwarded_allow_ips:
         return True
     ip = ipaddress.ip_address(address[0])

@@ -45,9 +45,9 @@ logger = logging.getLogger("django_websocket")
 def get_wsgi_websocket_application(http: WSGIApplication | None = None) -> WebSocketApplication:
     """Return the WSGI application for the views of `WEBSOCKET_URLCONF`: `websocket` in the project's wsgi.py.
 
-    What is no WebSocket handshake goes to `http`, for example Django's own `get_wsgi_application()`, so that one
-    process serves both; without it, it is answered with 426. Raises ImproperlyConfigured for a mistake in the settings,
-    such as a missing `WEBSOCKET_URLCONF`, and ImportError for a library with which this package does not work.
+    Requests that are not WebSocket handshakes go to `http`, for example Django's own `get_wsgi_application()`, so that
+    one process serves both; without it, they are answered with 426. Raises ImproperlyConfigured for a mistake in the
+    settings, such as a missing `WEBSOCKET_URLCONF`, and ImportError for an incompatible library.
     """
     django.setup(set_prefix=False)
     return WebSocketApplication(http)
@@ -95,16 +95,16 @@ class WebSocketRequest(WSGIRequest):
     _allowed_host: str | None = None
 
     def get_host(self) -> str:
-        """Return the host that the request names. Raises DisallowedHost as Django does, which is asked once."""
+        """Return the host that the request names, which Django validates once. Raises DisallowedHost as Django does."""
         host: str = self._get_raw_host()  # type: ignore[attr-defined]
         if host != self._allowed_host:
             host = self._allowed_host = super().get_host()
         return host
 
     def build_absolute_uri(self, location: str | None = None) -> str:
-        """Return the absolute address of `location`; the request's own is a ws:// one.
+        """Return the absolute address of `location`; that of the request itself begins with ws.
 
-        So the site-wide cache, which goes by it, never answers a handshake with a page of the same path.
+        The site-wide cache goes by it, and so never answers a handshake with a page of the same path.
         """
         if location is None:
             return super().build_absolute_uri().replace("http", "ws", 1)
@@ -127,11 +127,11 @@ class WebSocketHandler(WSGIHandler):
         current = getcurrent()
         if response.status_code != 101 or not isinstance(current, ClientGreenlet) or current.uses_databases:
             closers: list[Callable[[], None]] = response._resource_closers  # type: ignore[attr-defined]
-            closers.append(close_databases)  # the greenlet that could use them again ends, too
+            closers.append(close_databases)  # the greenlet that could use them again ends
         return response
 
     def load_middleware(self, is_async: bool = False) -> None:
-        """Build the chain, with our own line in the log about what it refuses, and not Django's, outside."""
+        """Build the chain, and around it what logs each refusal in one line, in place of Django's."""
         super().load_middleware(is_async)
         chain: Callable[[HttpRequest], HttpResponseBase] = self._middleware_chain  # type: ignore[has-type]
 
@@ -150,13 +150,13 @@ class WebSocketHandler(WSGIHandler):
         self._middleware_chain = reporting_chain
 
     def resolve_request(self, request: HttpRequest) -> ResolverMatch:
-        """Find the view. A page of a foreign site gets another one, before any middleware or decorator sees it."""
+        """Find the view, or the one that refuses a page of a foreign site before any decorator runs."""
         if hasattr(request, "urlconf"):
-            set_urlconf(request.urlconf)  # a middleware's, for `reverse()`: it has the pages
+            set_urlconf(request.urlconf)  # set by a middleware; `reverse()` finds the pages in it
         match = get_resolver(conf.current().required_urlconf()).resolve(request.path_info)
-        match.tried = None  # for the page of a 404 alone
+        match.tried = None  # it is for the page of a 404 alone
         request.resolver_match = match
-        request._cache_update_cache = False  # type: ignore[attr-defined]  # nor is a refusal kept in the cache
+        request._cache_update_cache = False  # type: ignore[attr-defined]  # a refusal is not kept in the cache
         options = options_of(match.func) or Options()
         if not origin_is_allowed(request, options.origins):
             return ResolverMatch(refuse_origin, (), {})
@@ -170,7 +170,7 @@ class WebSocketHandler(WSGIHandler):
         return atomic
 
     def process_exception_by_middleware(self, exception: Exception, request: HttpRequest) -> HttpResponse:
-        """Answer a view's exception, or let the middleware do it."""
+        """Answer a view's exception: 503 if the broker cannot be reached, else as Django does."""
         if isinstance(exception, BrokerError):
             report(who(request.META), 503, str(exception), level=logging.ERROR)
             return try_again_later()
@@ -204,7 +204,7 @@ _beginnings: dict[int, Callable[..., HttpResponseBase]] = {}
 
 
 def check_settings() -> None:
-    """Raise ImproperlyConfigured with what the system checks find: a server does not run them by itself."""
+    """Raise ImproperlyConfigured for the errors that the system checks find, which a server does not run by itself."""
     errors = [message for message in checks.check() if message.is_serious()]
     if errors:
         raise ImproperlyConfigured("\n".join(f"{error.msg} {error.hint or ''}" for error in errors))
@@ -212,14 +212,14 @@ def check_settings() -> None:
 
 @functools.cache  # there may be several applications
 def log_warnings() -> None:
-    """Log what the system checks only warn of."""
+    """Log the warnings of the system checks."""
     for message in (*checks.check(), *checks.check_libraries(*PARTS)):
         if not message.is_serious() and not message.is_silenced():
             logger.warning("%s", checks.sentence(message))
 
 
 def check_head(environ: dict[str, Any]) -> None:
-    """Raise `HandshakeError` for a head that is too much to be kept for as long as the client stays."""
+    """Raise `HandshakeError` for a head that is too large to be kept for as long as the client stays."""
     kept = [(name, value) for name, value in environ.items() if name.startswith("HTTP_")]
     address = environ.get("RAW_URI") or environ.get("PATH_INFO", "") + environ.get("QUERY_STRING", "")
     size = len(address) + sum(len(name) + len(value) for name, value in kept)
@@ -231,7 +231,7 @@ def check_head(environ: dict[str, Any]) -> None:
 
 
 def client_handshake(environ: dict[str, Any]) -> ClientHandshake:
-    """Return what the client's handshake asks for. Raises `HandshakeError`."""
+    """Return what the client asks for. Raises `HandshakeError` unless it is a handshake (RFC 6455, section 4.2.1)."""
     check_head(environ)
     headers = {
         "upgrade": environ["HTTP_UPGRADE"],

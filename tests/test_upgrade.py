@@ -172,7 +172,7 @@ def test_a_view_that_runs_without_a_greenlet_accepts_and_gets_its_connection() -
         steps.websocket.send("hello")
         expected = steps.upgrade.head() + b"\x81\x05hello"
         assert theirs.recv(len(expected), socket.MSG_WAITALL) == expected
-    until(lambda: not connection.open)
+    until(lambda: not connection.connected)
 
 
 def test_a_view_that_runs_without_a_greenlet_learns_that_it_has_no_connection() -> None:

@@ -1,6 +1,6 @@
-"""Logins that end: who logs out, changes the password or is deactivated is disconnected with 4401, in every process.
+"""Logins that end: a user who logs out, changes the password or is deactivated is disconnected with 4401.
 
-Each process asks for all its logins together every few seconds: one query for the sessions, one for the users.
+Each process checks all its logins together every few seconds, with one query for the sessions and one for the users.
 """
 
 from __future__ import annotations
@@ -47,20 +47,20 @@ BATCH = 500  # logins in one query
 
 
 class Login(NamedTuple):
-    """What a session says of its user; without a session key, a user whom some middleware knows otherwise."""
+    """A user's login by a session; without a session key, by a token or the like that a middleware knows."""
 
     session_key: str
     user: User
     auth_hash: str
     backend: str
     expires: float  # seconds since the epoch
-    checked: bool = True  # False for a user that is in no database: this one can only be named to disconnect()
+    checked: bool = True  # False for a user that is in no database, whom only disconnect() can end
 
 
 def watch(request: HttpRequest, connection: Connection, surroundings: Surroundings) -> None:
-    """Close `connection` when a login ends that `request` came with, or that is found when its user is looked at.
+    """Close `connection` when a login of `request` ends, which is checked in `surroundings`.
 
-    The login is checked in `surroundings`.
+    A lazy `request.user` is watched from when it is first used.
     """
     if not connection.connected:
         return
@@ -74,7 +74,7 @@ def watch(request: HttpRequest, connection: Connection, surroundings: Surroundin
 
 
 class FirstLook:
-    """Stands in for the function that fetches a lazy `request.user`, to have the login watched from then on."""
+    """Replaces the function that fetches a lazy `request.user`, to have the login watched from then on."""
 
     __slots__ = ("_connection", "_fetch", "_logins", "_loop", "_request")
 
@@ -88,7 +88,7 @@ class FirstLook:
         self._loop = loop
 
     def __call__(self) -> Any:
-        """Fetch the user, in whatever thread that is."""
+        """Fetch the user, in the calling thread."""
         user = self._fetch()
         request, connection = self._request(), self._connection()
         if request is not None and connection is not None:
@@ -99,7 +99,7 @@ class FirstLook:
 
 
 def logins_of(request: HttpRequest, user: Any) -> list[Login]:
-    """Return the logins of `request`: its session's, and that of `user`, its user, if it is not the session's."""
+    """Return the logins of `request`: that of its session, and that of its `user` if the session has another one."""
     login = login_of(request)
     found = [] if login is None else [login]
     if getattr(user, "is_authenticated", False) and getattr(user, "pk", None) is not None:
@@ -111,7 +111,7 @@ def logins_of(request: HttpRequest, user: Any) -> list[Login]:
 
 
 def login_of(request: HttpRequest) -> Login | None:
-    """Return the login of `request`, None without one, or if nobody has looked: then it made no difference."""
+    """Return the login of the session; None without one, or if nothing read the session."""
     session = getattr(request, "session", None)
     if session is None or not session.accessed or SESSION_KEY not in session:
         return None
@@ -132,16 +132,16 @@ class Logins(Rounds):
     def __init__(self) -> None:
         super().__init__()
         self._connections: dict[Login, dict[Connection, Surroundings]] = {}
-        self._faulty: set[Login] = set()  # those that could not be checked, of which the log has told
-        self._unanswered: set[tuple[str, ...]] = set()  # tables that could not be asked, of which the log has told
+        self._faulty: set[Login] = set()  # not checked because of an error, which was logged
+        self._unanswered: set[tuple[str, ...]] = set()  # tables that could not be read, which was logged
 
     def add_all(self, logins: Iterable[Login], connection: Connection, surroundings: Surroundings) -> None:
-        """Watch over the logins as long as `connection` is open."""
+        """Watch the logins as long as `connection` is open."""
         for login in logins:
             self.add(login, connection, surroundings)
 
     def add(self, login: Login, connection: Connection, surroundings: Surroundings) -> None:
-        """Watch over `login`, as it is seen in `surroundings`, as long as `connection` is open."""
+        """Watch `login`, as it is seen in `surroundings`, as long as `connection` is open."""
         if not connection.connected or connection in self._connections.get(login, ()):
             return
         self._connections.setdefault(login, {})[connection] = surroundings
@@ -172,19 +172,19 @@ class Logins(Rounds):
                     wrapper.close()
 
     def _check_batch(self, logins: Sequence[Login]) -> None:
-        """Ask for all in the surroundings of one of them, and again for those who seem to have ended, in their own."""
+        """Check all in the surroundings of one of them, and those that seem to have ended again in their own."""
         faults: dict[Login, Exception] = {}
         table = logins[0].user[1:]
         try:
             ended = self._ended(logins, faults)
-        except Exception as error:  # whatever the databases of the project raise; next time may be better
+        except Exception as error:  # the project's databases may raise anything; the next round may succeed
             if table not in self._unanswered:
-                report("logins", None, "it cannot be asked who is still logged in", repr(error), logging.ERROR)
+                report("logins", None, "they cannot be checked at present", repr(error), logging.ERROR)
             self._unanswered.add(table)
             return
         if table in self._unanswered:
             self._unanswered.remove(table)
-            report("logins", None, "it can be asked again who is still logged in")
+            report("logins", None, "they can be checked again")
         if len(logins) > 1:
             ended = self._ended_for_themselves(ended, faults)
         # One line for all that have the same error, such as their database's.
@@ -235,7 +235,7 @@ class Logins(Rounds):
 
 
 def make_logins() -> Logins:
-    """Return the logins of a loop, whose orders can name them from then on."""
+    """Return new logins for the running loop, which orders to disconnect can name from then on."""
     logins = Logins()
     orders().find.update(user=logins.of_user, session=logins.of_session)
     return logins
@@ -279,7 +279,7 @@ def valid(logins: Sequence[Login], faults: dict[Login, Exception]) -> set[Login]
 
 
 def without_session(logins: Sequence[Login], faults: dict[Login, Exception]) -> set[Login]:
-    """Return the logins whose users are there and active: middleware knows those by something else, such as a token."""
+    """Return the logins whose users exist and are active. A middleware knows them by a token, for example."""
 
     def active(label: str, of_model: list[Login]) -> Iterator[Login]:
         model = apps.get_model(label)
@@ -293,11 +293,11 @@ def without_session(logins: Sequence[Login], faults: dict[Login, Exception]) -> 
 
 
 def with_session(logins: Sequence[Login], faults: dict[Login, Exception]) -> set[Login]:
-    """Return the logins whose sessions are there and have not expired."""
+    """Return the logins whose sessions exist and have not expired."""
     store = import_module(conf.current().session_engine).SessionStore
     keys = [login.session_key for login in logins]
     present: set[str]
-    if issubclass(store, signed_cookies.SessionStore):  # it is the client's, who may keep it until then
+    if issubclass(store, signed_cookies.SessionStore):  # the client keeps it, and nobody else can end it
         return {login for login in logins if login.expires > time.time()}
     if issubclass(store, (db.SessionStore, cached_db.SessionStore)):
         sessions = store.get_model_class().objects.filter(session_key__in=keys, expire_date__gt=timezone.now())
@@ -312,7 +312,7 @@ def with_session(logins: Sequence[Login], faults: dict[Login, Exception]) -> set
 
 
 def with_user(logins: Sequence[Login], faults: dict[Login, Exception]) -> set[Login]:
-    """Return the logins whose users may log in, and have the password that they had."""
+    """Return the logins whose users may log in, and have not changed their password."""
 
     def allowed(path: str, of_backend: list[Login]) -> Iterator[Login]:
         backend = load_backend(path)
@@ -323,7 +323,7 @@ def with_user(logins: Sequence[Login], faults: dict[Login, Exception]) -> set[Lo
 
 
 def _holds(login: Login, faults: dict[Login, Exception], question: Callable[[Login], bool]) -> bool:
-    """Ask about one login; an error, whatever code of the project raises, concerns this login alone."""
+    """Ask about one login; an error of the project's code concerns this login alone."""
     try:
         return question(login)
     except Exception as error:
@@ -342,7 +342,7 @@ def users_of(backend: Any, logins: Sequence[Login], faults: dict[Login, Exceptio
 def fetch(
     model: type[Model], manager: Any, logins: Sequence[Login], faults: dict[Login, Exception]
 ) -> dict[Login, Any]:
-    """Return the users that are there, in one query."""
+    """Return the users that exist, with one query."""
     keys: dict[Login, Any] = {}
     for login in logins:
         try:
@@ -364,7 +364,7 @@ def _has_user(backend: Any, fetched: Mapping[Login, Any] | None, login: Login) -
 
 
 def has_hash(user: Any, auth_hash: str) -> bool:
-    """Whether the session of `user` has the hash of the present password."""
+    """Return whether `auth_hash`, a session's, is that of the user's present password."""
     if not hasattr(user, "get_session_auth_hash"):
         return True
     hashes = [user.get_session_auth_hash()]

@@ -1,4 +1,4 @@
-"""Orders to disconnect: what one process tells all others, and how each carries them out."""
+"""Orders to disconnect clients, which one process sends and all carry out."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Find = Callable[[tuple[str, ...]], Iterable[Connection]]
 
 
 class Order(NamedTuple):
-    """Whom to disconnect."""
+    """Which clients to disconnect, with which close code and reason."""
 
     kind: str  # one of `KINDS`
     name: tuple[str, ...]
@@ -38,7 +38,7 @@ class Order(NamedTuple):
     reason: str
 
     def check(self) -> None:
-        """Raise TypeError or ValueError for what could not be carried out for everybody alike."""
+        """Raise TypeError or ValueError for an order that a process could not carry out."""
         if KINDS.get(self.kind) != len(self.name):
             raise ValueError(f"{self.kind!r} and {self.name!r} name nobody")
         for value in self.name:
@@ -60,14 +60,14 @@ class Order(NamedTuple):
 def disconnect(order: Order) -> int:
     """Have all processes carry out an order; return how many connections they have closed. Raises BrokerError."""
     order.check()
-    order.text("")  # before anybody is asked
+    order.text("")  # raises before any process is asked
     return ask(CHANNEL, order.text)
 
 
 def order_from(message: str | bytes) -> tuple[Order, str]:
     """Return the order that `message` is, and the channel for the answer.
 
-    Raises ValueError, TypeError or AttributeError if it is none.
+    Raises ValueError, TypeError or AttributeError if it is not an order.
     """
     if not isinstance(message, str) or len(message) > ORDER_SIZE:
         raise ValueError
@@ -123,10 +123,10 @@ class Orders(Rounds):
         if joined is not None:
             joined.leave(self, [CHANNEL])
 
-    # What others tell, by the hub of publish/subscribe.
+    # --- called by the hub of publish/subscribe ----------------------------------------------------------------
 
     def deliver(self, publication: Publication) -> None:
-        """Disconnect whom another process, or this one, has named, and say how many that were."""
+        """Carry out the orders of any process, and answer with the number of connections that were closed."""
         for message in publication.messages:
             try:
                 order, place = order_from(message)
@@ -146,14 +146,14 @@ class Orders(Rounds):
         answer(place, reached)
 
     def missed(self) -> None:
-        """Nothing to do: who was to be disconnected then is still connected, as if nobody had been there to hear it."""
+        """Nothing to do: an order that was missed has no effect, as if this process had not been there."""
 
     def broker_closed(self) -> None:
-        """Ask the broker that comes after it, the next time."""
+        """Listen at the next broker, from the next round on."""
         self._hub = None
 
     def _of_channel(self, name: tuple[str, ...]) -> set[Connection]:
-        """Return who is subscribed to a channel, or whose view is."""
+        """Return the connections that are subscribed to a channel, themselves or by their views."""
         channel = None if self._hub is None else self._hub.channels.get(name[0])
         if channel is None:
             return set()

@@ -1,4 +1,4 @@
-"""Which sites' pages may open a WebSocket (RFC 6455, section 10.2). A browser sends the user's cookies along."""
+"""Which sites' pages may open a WebSocket (RFC 6455, section 10.2): a browser sends the user's cookies for any page."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ DEFAULT_PORTS = {"http": "80", "https": "443"}
 
 
 def origin_is_allowed(request: HttpRequest, more: Sequence[str] = ()) -> bool:
-    """Return whether the page that sent the handshake may connect, and log it if not.
+    """Return whether the page that sent the handshake may connect, and log a refusal.
 
     Scheme, host and port must be exactly those of the request itself, of `CSRF_TRUSTED_ORIGINS`, of
-    `WEBSOCKET_ALLOWED_ORIGINS`, or of `more`; with `DEBUG`, any port of the request's own host will do. Programs that
-    are no browsers send no origin and may connect. Raises DisallowedHost as Django does, which becomes a 400.
+    `WEBSOCKET_ALLOWED_ORIGINS`, or of `more`; with `DEBUG`, any port of the request's own host will do. Programs other
+    than browsers send no origin and may connect. Raises DisallowedHost as Django does, which becomes a 400.
     """
     host = request.get_host()
     origin = request.META.get("HTTP_ORIGIN")

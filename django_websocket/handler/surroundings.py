@@ -1,4 +1,4 @@
-"""What code of a request finds around it, for a question that is asked on its behalf later, in another greenlet."""
+"""The context variables and tenant of a request, for a question that another greenlet asks on its behalf later."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ class Surroundings:
     __slots__ = ("_context", "_set")
 
     def __init__(self, context: contextvars.Context, databases: Iterable[BaseDatabaseWrapper]) -> None:
-        """Take note of them as they are now."""
+        """Note the present state of `context` and `databases`."""
         self._context = context
         self._set = [(wrapper.alias, added) for wrapper in databases if (added := set_by_the_project(wrapper))]
 
     def run(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Call `function` in these surroundings, and return what it returns; nothing of it stays."""
-        context = self._context.copy()  # a context can be entered once only
+        """Call `function` in these surroundings and return its result; the calling greenlet keeps its own."""
+        context = self._context.copy()  # a context can be entered once at a time only
         return context.run(self._run, function, args, kwargs)
 
     def _run(self, function: Callable[..., R], args: Any, kwargs: Any) -> R:
         former = {alias: connections[alias] for alias, _ in self._set}
         try:
             for alias, added in self._set:
-                if not former[alias].in_atomic_block:  # that of a test, which is the request's own
+                if not former[alias].in_atomic_block:  # else it is a test's, which the request has as well
                     connections[alias] = wrapper_with(former[alias], added)
             return function(*args, **kwargs)
         finally:
@@ -45,7 +45,7 @@ class Surroundings:
 
 
 def set_by_the_project(wrapper: BaseDatabaseWrapper) -> dict[str, Any]:
-    """Return the attributes of a database's wrapper that Django does not know; it looks at none of them itself."""
+    """Return the attributes of a database's wrapper that the project has set: those that Django does not know."""
     if is_of_django(type(wrapper)):
         return {}
     known = known_attributes(wrapper)
@@ -53,12 +53,12 @@ def set_by_the_project(wrapper: BaseDatabaseWrapper) -> dict[str, Any]:
 
 
 def is_of_django(kind: type) -> bool:
-    """Whether a class is one of Django's."""
+    """Return whether a class is one of Django's."""
     return kind.__module__.startswith("django.")
 
 
 def known_attributes(wrapper: BaseDatabaseWrapper) -> frozenset[str]:
-    """Return the attributes that such a wrapper has in Django itself, or, if none of Django's is like it, by itself."""
+    """Return the attributes of a new wrapper of Django's class, or of the wrapper's own class if Django has none."""
     kind = type(wrapper)
     known = _known.get(kind)
     if known is None:
@@ -72,5 +72,5 @@ def wrapper_with(wrapper: BaseDatabaseWrapper, added: dict[str, Any]) -> BaseDat
     """Return a wrapper of the same database, without a connection yet, that has the attributes of another one."""
     new = type(wrapper)(wrapper.settings_dict, wrapper.alias)
     vars(new).update(added)
-    new.close()  # has it forget what concerns the other's connection, such as that the tenant's schema is in force
+    new.close()  # the copied state says, for example, that the tenant's schema is set, which this connection has not
     return new

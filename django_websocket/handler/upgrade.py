@@ -1,7 +1,7 @@
-"""What passes between a server and the application while a request may become a WebSocket.
+"""The handover of a socket from the server to the application, while a request may become a WebSocket.
 
-The server puts an `Upgrade` into the WSGI environment; whoever answers the request with 101 leaves there who is to have
-the socket. What the application returns says nothing: others may have wrapped it on its way.
+The server puts an `Upgrade` into the WSGI environment. Whatever accepts the handshake with 101 leaves there a `taker`,
+which gets the socket. The object that the application returns is no sign: other software may have wrapped it.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ HANDSHAKE_KEY = "django_websocket.handshake"  # what the client asks for
 
 
 def who(environ: Mapping[str, Any]) -> str:
-    """Return how the log names the client of a request: its address, and the path without the query string."""
+    """Return the client of a request as the log names it: its address, and the path without the query string."""
     upgrade = environ.get(KEY)
     address = environ.get("REMOTE_ADDR") if upgrade is None else upgrade.address
     return f"{address or 'unix'} {environ.get('PATH_INFO', '')}"
 
 
 class Taker(Protocol):
-    """Who accepted the handshake and waits for the outcome. Exactly one of the two is called, once."""
+    """Accepted the handshake and waits for the outcome. Exactly one of the two methods is called, once."""
 
     def opened(self, sock: socket.socket, early: bytes, head: bytes) -> Connection:
         """Take the socket. `early` is what the client sent behind its request, `head` the 101, to be sent first."""
@@ -39,9 +39,9 @@ class Taker(Protocol):
 class Upgrade:
     """The state of one request's upgrade.
 
-    `taker` is set by the application when it accepts, `status` holds the status line that the response began with, and
-    `headers` those of the 101. `address` is the client's, for the log. `answered` is true where the server has sent the
-    101 before it asked anybody: no header of the response reaches the client.
+    `taker` is set by the application when it accepts. `status` is the status line of the response, and `headers` are
+    those of the 101. `address` is the client's, for the log. `answered` is true if the server sent the 101 before it
+    called the application, so that no header of the response reaches the client.
     """
 
     def __init__(self, address: str = "", *, answered: bool = False) -> None:
@@ -53,7 +53,7 @@ class Upgrade:
 
     @property
     def accepted(self) -> bool:
-        """Whether the response is the 101 of the one who accepted."""
+        """Whether the response is the 101 that `taker` stands for."""
         return self.taker is not None and self.status.startswith("101 ")
 
     def watch(self, start_response: Callable[..., Any]) -> Callable[..., Any]:
@@ -69,7 +69,7 @@ class Upgrade:
         return start
 
     def head(self) -> bytes:
-        """Return the 101 as it is sent. Raises ValueError for a header that would be several."""
+        """Return the bytes of the 101. Raises ValueError for a header with a line break, which would be several."""
         lines = [f"HTTP/1.1 {self.status}", *(f"{name}: {value}" for name, value in self.headers), "\r\n"]
         head = "\r\n".join(lines)
         if not head.count("\r") == head.count("\n") == len(lines):
@@ -77,29 +77,29 @@ class Upgrade:
         return head.encode("latin-1")
 
     def fail(self, reason: str) -> None:
-        """Tell the one who accepted, if anybody did, that there will be no connection."""
+        """Tell the taker, if there is one, that there will be no connection."""
         taker, self.taker = self.taker, None
         if taker is not None:
             taker.failed(reason)
 
     def open(self, sock: socket.socket, early: bytes, head: bytes = b"") -> Connection:
-        """Give the socket to the one who accepted, with the 101 unless it was sent, and return the connection."""
+        """Give the socket to the taker, with the 101 unless it was sent, and return the connection."""
         assert self.taker is not None
         connection = self.taker.opened(sock, early, head)
         self.taker = None
         return connection
 
     def begun(self, result: Iterable[bytes]) -> Iterable[bytes]:
-        """Return a response of which the status is known, even if the application is one that begins when asked."""
+        """Return a response whose status is known: a generator application calls start_response only when iterated."""
         return result if self.status else Begun(result)
 
 
 def no_body(data: bytes) -> None:
-    """Stand where WSGI has the function that writes a part of the body."""
+    """Take the place of WSGI's function that writes a part of the body."""
 
 
 def finish(result: Iterable[bytes]) -> None:
-    """Go through the body of a 101, which is empty, and close it: an application may work meanwhile (PEP 3333)."""
+    """Iterate over the empty body of a 101 and close it, since an application may do its work meanwhile (PEP 3333)."""
     try:
         for _ in result:
             pass
@@ -110,7 +110,7 @@ def finish(result: Iterable[bytes]) -> None:
 
 
 class Begun:
-    """A response whose first part was asked for already (PEP 3333 lets an application wait for that to begin)."""
+    """A response whose first part was fetched already (PEP 3333 lets an application begin only then)."""
 
     def __init__(self, result: Iterable[bytes]) -> None:
         self._result = result

@@ -1,4 +1,4 @@
-"""The process that `manage.py runwebsocket` becomes: gunicorn with one worker, which a change of the code ends.
+"""The process that `manage.py runwebsocket` becomes: gunicorn with one worker, which ends when the code changes.
 
 Django is not imported here before the worker has patched the standard library.
 """
@@ -27,14 +27,14 @@ def serve(options: dict[str, Any]) -> None:
 
 
 class Server(BaseApplication):  # type: ignore[misc]
-    """gunicorn, which reads no configuration file: those are for production."""
+    """gunicorn without a configuration file, which is for production."""
 
     def __init__(self, options: dict[str, Any]) -> None:
         self.options = options
         super().__init__()
 
     def load_config(self) -> None:
-        """Configure it for one developer."""
+        """Configure gunicorn for one developer."""
         settings = {
             "bind": self.options["bind"],
             "worker_class": Worker,
@@ -87,23 +87,23 @@ class Worker(GeventWebSocketWorker):
 
 
 def watch(broken: Exception | None) -> None:
-    """End the process when the code of the project changes, which is `broken` or not; templates are only read anew."""
+    """End the process when the project's code changes. `broken` is the error with which it was loaded, if any."""
     from django.utils import autoreload
 
     reloader = autoreload.get_reloader()
     autoreload.logger.info("Watching for file changes with %s", type(reloader).__name__)
     try:
         if broken is None:
-            reloader.run(threading.Thread())  # one that does not run: there is nothing to wait for
+            reloader.run(threading.Thread())  # a thread that never runs: there is nothing to wait for
         else:
             reloader.extra_files |= set(filter(Path.exists, map(Path, involved(broken))))
             reloader.run_loop()
     except SystemExit:
-        sys.exit(0)  # gunicorn takes the status of the autoreloader, 3, for a failure
+        sys.exit(0)  # gunicorn takes the autoreloader's status, 3, for a failure
 
 
 def involved(error: BaseException | None) -> Iterator[str]:
-    """Return the files in which `error` came about: those that failed to be imported are not among the modules."""
+    """Return the files that took part in `error`: those that failed to be imported are not among the modules."""
     while error is not None:
         yield from (frame.filename for frame in traceback.extract_tb(error.__traceback__))
         if isinstance(error, SyntaxError) and error.filename is not None:

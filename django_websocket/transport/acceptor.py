@@ -63,7 +63,7 @@ class Acceptor:
         self.serving: set[ClientGreenlet] = set()
 
     def start(self) -> None:
-        """Begin to accept, or go on with it."""
+        """Accept clients from now on."""
         self._paused = False
         for watcher, callback in self._watchers:
             watcher.start(callback)
@@ -103,7 +103,7 @@ class Acceptor:
                 client, address = accept(listening, kind)
             except WOULD_BLOCK:
                 return
-            except ConnectionAbortedError:  # it has left already
+            except ConnectionAbortedError:  # the client has left already
                 continue
             except OSError as error:
                 report("a client", None, "cannot be accepted", str(error))
@@ -138,7 +138,7 @@ class Acceptor:
 
 
 def say_no_room(client: ClientSocket) -> None:
-    """Answer with 503 whatever the client asks for."""
+    """Answer with 503, whatever the client asks for."""
     try:
         client.settimeout(LINGER)
         client.sendall(NO_ROOM)

@@ -35,7 +35,7 @@ _in_child = False
 
 
 def in_child() -> bool:
-    """Whether this is a child of a process that serves clients, and serves none itself."""
+    """Return whether this is a child of a process that serves clients. It serves none itself."""
     return _in_child
 
 
@@ -81,7 +81,7 @@ class LoopOfParent(Hub):
 def _begin_child() -> None:
     global _in_child
     if not shared.serves_clients():
-        return  # such as gunicorn's master, whose child is a worker
+        return  # this is gunicorn's master, for example, whose children are workers
     _in_child = True
     of_parent = shared.leave_all_to_parent()
     socks = [each.leave_to_parent() for _, of_loop in of_parent.values() if of_loop for each in of_loop.connections]
@@ -111,7 +111,7 @@ def _begin_anew(old: Any) -> None:
     """Give the running greenlet a loop in which it is alone."""
     current: Any = getcurrent()
     if current is old:
-        return  # user code does not run there
+        return  # the hub runs no user code that could go on
     loop = old.loop
     _kept.append((old, loop))
     if old:  # it waits in the loop that is about to be destroyed, and must not return to it

@@ -42,7 +42,7 @@ class Command(RunserverCommand):
     use_ipv6: bool
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        """Take the arguments of `runserver` that have a meaning here."""
+        """Add the arguments of `runserver` that have a meaning here."""
         parser.add_argument("addrport", nargs="?", help="Optional port number, or ipaddr:port")
         parser.add_argument("--ipv6", "-6", action="store_true", dest="use_ipv6", help="Use an IPv6 address.")
         parser.add_argument(
@@ -64,7 +64,7 @@ class Command(RunserverCommand):
         family = socket.AF_INET6 if self.use_ipv6 else socket.AF_INET
         try:
             host = str(socket.getaddrinfo(self.addr, None, family, socket.SOCK_STREAM)[0][4][0])
-            with socket.socket(family) as sock:  # gunicorn would try for five seconds
+            with socket.socket(family) as sock:  # a trial: gunicorn would try for five seconds before it gives up
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 sock.bind((host, int(self.port)))
                 sock.listen()
@@ -82,10 +82,10 @@ class Command(RunserverCommand):
         os.environ[OPTIONS] = json.dumps(for_server)
         sys.stdout.flush()
         sys.stderr.flush()
-        os.execv(sys.executable, [*interpreter, "-c", START, *sys.argv])  # settings may look at sys.argv
+        os.execv(sys.executable, [*interpreter, "-c", START, *sys.argv])  # the project's settings may read sys.argv
 
     def application(self, options: dict[str, Any]) -> WSGIApplication:
-        """In gunicorn's worker: check the project as `runserver` does, and return what serves it."""
+        """Check the project as `runserver` does, and return its application; called in gunicorn's worker."""
         if not options["skip_checks"]:
             self.stdout.write("Performing system checks...\n\n")
             self.check(display_num_errors=True)
