@@ -1,6 +1,6 @@
-"""System checks: mistakes in the settings, said by `manage.py check` and before a server starts.
+"""System checks for mistakes in the settings. They run in `manage.py check` and before a server starts.
 
-docs/settings.md has a table of their ids.
+docs/settings.md lists their ids.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from gevent import monkey
 from django_websocket import compat, conf
 
 from .decorators import options_of
-from .pubsub.broker import broker_from
+from .pubsub.factory import broker_from
 from .pubsub.memory import MemoryBroker
 
 with compat.naming("application"):
@@ -36,10 +36,10 @@ with compat.naming("application"):
 __all__ = ["check", "check_compatibility", "check_libraries", "check_worker", "sentence"]
 
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#*\s]+", re.IGNORECASE)
-DEPTH = 2  # how many calls away from a view the WebSocket may be taken
-LARGE_MESSAGE = 64 * 1024 * 1024  # bytes; a hundred clients that send one fill the memory of most machines
+DEPTH = 2  # calls that are followed from a view to find out whether it uses the WebSocket
+LARGE_MESSAGE = 64 * 1024 * 1024  # bytes; a hundred such messages fill the memory of most machines
 
-# Drivers that wait in C code, where gevent cannot switch, and what does not.
+# Drivers that wait in C code, where gevent cannot switch, and what to do about each.
 REMEDIES = {
     "psycopg2": 'Install psycopg 3, which Django prefers by itself: pip install "psycopg[binary,pool]". Or have '
     "psycogreen.gevent.patch_psycopg() called in post_fork() of gunicorn.conf.py.",
@@ -54,7 +54,7 @@ REMEDIES = {
 
 @checks.register("websocket")
 def check(**kwargs: Any) -> list[checks.CheckMessage]:
-    """Return what is wrong with the project's WebSocket settings."""
+    """Check the project's WebSocket settings."""
     try:
         settings = conf.current()
     except ImproperlyConfigured as error:
@@ -72,12 +72,12 @@ def check(**kwargs: Any) -> list[checks.CheckMessage]:
 
 @checks.register("websocket")
 def check_compatibility(**kwargs: Any) -> list[checks.CheckMessage]:
-    """Return what the installed libraries lack. Those who test hear of the rest from `django_websocket.testing`."""
+    """Check the installed libraries. `django_websocket.testing` checks what only tests need."""
     return list(check_libraries(*(part for part in compat.RELIED_ON if part != "testing")))
 
 
 def check_libraries(*parts: str) -> Iterator[checks.CheckMessage]:
-    """Look in the libraries for the names on which these parts of the package rely."""
+    """Check that the libraries have the names on which these parts of the package rely."""
     for name, text in compat.missing(*parts):
         if name.instead:
             yield checks.Warning(text, id="websocket.W007")
@@ -86,25 +86,25 @@ def check_libraries(*parts: str) -> Iterator[checks.CheckMessage]:
 
 
 def check_worker(settings: conf.Settings, workers: int, longest_drain: float) -> list[checks.CheckMessage]:
-    """Return what does not go with gunicorn's settings; only the worker knows them, and says it at its start.
+    """Check the settings against those of gunicorn, which only a worker knows; it logs the result when it starts.
 
-    `longest_drain` is how many seconds it has to tell all clients of a restart.
+    `longest_drain` is the time in seconds in which a stopping worker can tell all clients of a restart.
     """
     found: list[checks.CheckMessage] = []
     if workers > 1 and isinstance(broker_from(settings.broker), MemoryBroker):
         found.append(
             checks.Warning(
-                f"There are {workers} workers, and what is published over memory:// reaches the clients of one.",
-                hint='Name a Redis, WEBSOCKET_BROKER = "redis://localhost:6379/0", or start one worker.',
+                f"There are {workers} workers, but a message published over memory:// reaches the clients of only one.",
+                hint='Use Redis, WEBSOCKET_BROKER = "redis://localhost:6379/0", or start one worker.',
                 id="websocket.W006",
             )
         )
     if settings.drain_window > longest_drain:
         found.append(
             checks.Warning(
-                f"WEBSOCKET_DRAIN_WINDOW is {settings.drain_window}, but with gunicorn's graceful_timeout there are "
-                f"{longest_drain} seconds in which all clients are told of a restart.",
-                hint="Lower the one, or raise the other (--graceful-timeout).",
+                f"WEBSOCKET_DRAIN_WINDOW is {settings.drain_window}, but gunicorn's graceful_timeout leaves only "
+                f"{longest_drain} seconds to tell all clients of a restart.",
+                hint="Lower WEBSOCKET_DRAIN_WINDOW, or raise graceful_timeout (--graceful-timeout).",
                 id="websocket.W004",
             )
         )
@@ -112,12 +112,12 @@ def check_worker(settings: conf.Settings, workers: int, longest_drain: float) ->
 
 
 def sentence(message: checks.CheckMessage) -> str:
-    """Return a message for the log."""
+    """Return a message with its hint and id as one line for the log."""
     return " ".join(filter(None, (message.msg, message.hint, f"({message.id})")))
 
 
 def check_urlconf(settings: conf.Settings) -> Iterator[checks.CheckMessage]:
-    """Look for the module with the WebSocket views, and at each of them."""
+    """Check that the module with the WebSocket views exists, and check each view."""
     try:
         urlconf = settings.required_urlconf()
     except ImproperlyConfigured as error:
@@ -129,7 +129,7 @@ def check_urlconf(settings: conf.Settings) -> Iterator[checks.CheckMessage]:
         yield checks.Error(f"WEBSOCKET_URLCONF: {error}", id="websocket.E003")
     except ModuleNotFoundError as error:
         if error.name is None or not f"{urlconf}.".startswith(f"{error.name}."):
-            raise  # the module is there, and imports something that is not
+            raise  # the module exists, and imports something that does not
         yield checks.Error(
             f"WEBSOCKET_URLCONF is {urlconf!r}, but there is no such module.",
             hint=f"Create {urlconf.replace('.', os.sep)}.py with the urlpatterns of your WebSocket views, or correct "
@@ -144,7 +144,7 @@ def check_urlconf(settings: conf.Settings) -> Iterator[checks.CheckMessage]:
 
 
 def patterns_of(resolver: URLResolver) -> Iterator[URLPattern]:
-    """Return the patterns of a urlconf, with those that it includes."""
+    """Return the patterns of a urlconf, including nested ones."""
     for pattern in resolver.url_patterns:
         if isinstance(pattern, URLResolver):
             yield from patterns_of(pattern)
@@ -153,7 +153,7 @@ def patterns_of(resolver: URLResolver) -> Iterator[URLPattern]:
 
 
 def check_view(pattern: URLPattern) -> Iterator[checks.CheckMessage]:
-    """See that a pattern leads to a WebSocket view."""
+    """Check that a pattern leads to a WebSocket view."""
     where = f"The view {pattern.lookup_str} in WEBSOCKET_URLCONF, {pattern.pattern.describe()},"
     if iscoroutinefunction(pattern.callback):
         yield checks.Error(
@@ -167,8 +167,8 @@ def check_view(pattern: URLPattern) -> Iterator[checks.CheckMessage]:
         if not takes_websocket(pattern.callback):
             yield checks.Warning(
                 f"{where} is not decorated with @websocket, and does not seem to be for WebSockets.",
-                hint="Decorate it, or move it to ROOT_URLCONF. If it is decorated, a decorator above hides that: it "
-                "must use functools.wraps(), as Django's do.",
+                hint="Decorate it, or move it to ROOT_URLCONF. If it is decorated, another decorator above hides "
+                "that: it must use functools.wraps(), as Django's do.",
                 id="websocket.W001",
             )
         return
@@ -178,10 +178,10 @@ def check_view(pattern: URLPattern) -> Iterator[checks.CheckMessage]:
 
 
 def takes_websocket(view: Callable[..., Any], depth: int = DEPTH) -> bool:
-    """Whether an undecorated view, or a function that it names, takes the WebSocket in whatever way.
+    """Whether an undecorated view uses the WebSocket, as far as its source shows.
 
-    As far as can be read: it would itself by `request.META["wsgi.websocket"]`, and what it calls also by `@websocket`.
-    A view whose source is not there gets the benefit of the doubt.
+    It may do so itself, by `request.META["wsgi.websocket"]`, or call a function that does, or one with `@websocket`. A
+    view whose source is not available gets the benefit of the doubt.
     """
     while isinstance(view, partial):
         view = view.func
@@ -205,7 +205,7 @@ def takes_websocket(view: Callable[..., Any], depth: int = DEPTH) -> bool:
 
 
 def source_of(function: Callable[..., Any]) -> str:
-    """Return the source of a function, "" where it is not there."""
+    """Return the source of a function, "" if it is not available."""
     try:
         return inspect.getsource(function)
     except OSError:
@@ -213,7 +213,7 @@ def source_of(function: Callable[..., Any]) -> str:
 
 
 def names_in(source: str) -> set[str]:
-    """Return the variables that a piece of source names; none for a piece that makes no sense by itself."""
+    """Return the variables that a piece of source refers to; none if it cannot be parsed by itself."""
     try:
         tree = ast.parse(textwrap.dedent(source))
     except SyntaxError:
@@ -222,7 +222,7 @@ def names_in(source: str) -> set[str]:
 
 
 def check_broker(settings: conf.Settings) -> Iterator[checks.CheckMessage]:
-    """See that the broker is one that is known."""
+    """Check that a broker can be made of WEBSOCKET_BROKER."""
     try:
         broker_from(settings.broker)
     except ValueError as error:
@@ -230,7 +230,7 @@ def check_broker(settings: conf.Settings) -> Iterator[checks.CheckMessage]:
 
 
 def check_server(settings: conf.Settings) -> Iterator[checks.CheckMessage]:
-    """See that addresses can be made of WEBSOCKET_SERVER."""
+    """Check that WEBSOCKET_SERVER is well-formed."""
     if settings.parsed_server is None:
         yield checks.Error(
             f"WEBSOCKET_SERVER is {settings.server!r}, of which no address can be made.",
@@ -241,67 +241,67 @@ def check_server(settings: conf.Settings) -> Iterator[checks.CheckMessage]:
 
 
 def check_middleware(settings: conf.Settings) -> Iterator[checks.CheckMessage]:
-    """Look for middleware that only runs under asyncio, which has no place on the thread of gevent's loop."""
+    """Look for middleware that only runs under asyncio; it cannot run on the thread of gevent's loop."""
     for path in settings.middleware:
         middleware = import_string(path)
         if not getattr(middleware, "sync_capable", True):
             yield checks.Error(
                 f"The middleware {path} is only async, and WebSockets are served by synchronous code.",
-                hint="Use one that is sync_capable, or serve WebSockets with settings of their own without it.",
+                hint="Use middleware that is sync_capable, or serve WebSockets with separate settings without it.",
                 id="websocket.E006",
             )
 
 
 def check_origins(name: str, origins: Sequence[str]) -> Iterator[checks.CheckMessage]:
-    """Look for origins that every site can claim to have, and for those that none has."""
+    """Look for origins that any site can claim, and for those that match none."""
     for origin in origins:
         if origin.lower() == "null":
             yield checks.Warning(
                 f"{name} has 'null', which the page of any site can send: all of them may connect, with the cookies of "
                 f"your users.",
-                hint="Name the sites, and let programs that are no browsers send no Origin at all.",
+                hint="List the sites instead. Programs other than browsers need not send an Origin at all.",
                 id="websocket.W002",
             )
         elif not ORIGIN.fullmatch(origin):
             yield checks.Warning(
-                f"{name} has {origin!r}, which is no origin: no page matches it.",
-                hint="Name each site with scheme, host and, if it has one, port, without a slash at the end: "
+                f"{name} has {origin!r}, which is not an origin: no page matches it.",
+                hint="Write each site with scheme, host and, if it has one, port, without a slash at the end: "
                 '"https://example.com". There are no wildcards.',
                 id="websocket.W003",
             )
 
 
 def check_limits(settings: conf.Settings) -> Iterator[checks.CheckMessage]:
-    """Look for limits that do not go together."""
+    """Look for limits that contradict each other."""
     yield from check_message_size("WEBSOCKET_MAX_MESSAGE_SIZE", settings.max_message_size)
     if settings.max_message_size > settings.outbox_size:
         yield checks.Warning(
             f"WEBSOCKET_MAX_MESSAGE_SIZE is {settings.max_message_size}, and WEBSOCKET_OUTBOX_SIZE "
-            f"{settings.outbox_size}: what a client may send cannot always be published.",
-            hint="Make the outbox as large, or the message as small.",
+            f"{settings.outbox_size}: a message that a client may send may be too large to publish.",
+            hint="Raise WEBSOCKET_OUTBOX_SIZE, or lower WEBSOCKET_MAX_MESSAGE_SIZE.",
             id="websocket.W004",
         )
     if settings.send_buffer_size > settings.outbox_size:
         yield checks.Warning(
             f"WEBSOCKET_SEND_BUFFER_SIZE is {settings.send_buffer_size}, and WEBSOCKET_OUTBOX_SIZE "
-            f"{settings.outbox_size}: a client may be closed as too slow because its view has sent much.",
-            hint="Make the outbox larger than the buffer.",
+            f"{settings.outbox_size}: a client may be closed as too slow just because its view has sent a lot.",
+            hint="Make WEBSOCKET_OUTBOX_SIZE the larger one.",
             id="websocket.W004",
         )
 
 
 def check_message_size(name: str, size: int) -> Iterator[checks.CheckMessage]:
-    """Look for messages of which a few clients fill the memory."""
+    """Look for a message size with which a few clients can fill the memory."""
     if size > LARGE_MESSAGE:
         yield checks.Warning(
-            f"{name} is {size}: each client can make the server hold a message of so many bytes.",
+            f"{name} is {size}: each client can make the server hold a message of that many bytes.",
             hint="Let clients upload large files by HTTP, or in parts.",
             id="websocket.W004",
         )
 
 
 def check_databases() -> Iterator[checks.CheckMessage]:
-    """Look for drivers that stop the whole process while a query runs."""
+    """Look for database drivers that block the whole process while a query runs."""
     for alias, settings in connections.settings.items():
         try:
             wrapper = load_backend(settings["ENGINE"]).DatabaseWrapper
@@ -320,8 +320,8 @@ def check_databases() -> Iterator[checks.CheckMessage]:
 def blocks(driver: ModuleType) -> bool:
     """Whether a driver waits where gevent cannot switch.
 
-    Of those that can be told otherwise, the process that serves knows; in any other, such as `manage.py check`, nothing
-    is said as long as they might be.
+    Some drivers can be configured not to; only the serving process knows whether they are. Elsewhere, as in `manage.py
+    check`, they get the benefit of the doubt.
     """
     serves = monkey.is_module_patched("socket")
     if driver.__name__ == "psycopg":

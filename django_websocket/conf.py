@@ -1,4 +1,4 @@
-"""Every setting, with its default and its meaning. Nothing else in the package reads `django.conf.settings`."""
+"""All settings, with defaults and meanings. No other module of the package reads `django.conf.settings`."""
 
 from __future__ import annotations
 
@@ -40,46 +40,45 @@ class Server(NamedTuple):
 
 @dataclass(frozen=True)
 class Settings:
-    """The values of the settings whose names are `WEBSOCKET_` and a field's name in capitals."""
+    """The values of the settings. Each is named `WEBSOCKET_` and the name of its field in capitals."""
 
-    urlconf: str = ""  # the module with the urlpatterns of the WebSocket views; without it nothing can be served
-    server: str = (
-        ""  # where they are served: "" the page's host, ":8001" another port, "host:port", "wss://host/prefix"
-    )
-    # What carries published messages: memory:// within a process, redis:// between them; or a dict with such a url and
-    # options. Not shown, since there may be a password in it.
+    urlconf: str = ""  # the module with the urlpatterns of the WebSocket views; required
+    # The address of the server: "" for the page's host, ":8001" for another port, "host:port", "wss://host/prefix".
+    server: str = ""
+    # The broker: memory:// within one process, redis:// between several; or a dict with a url and options. It may
+    # contain a password, so repr() leaves it out.
     broker: str | Mapping[str, Any] = field(default="memory://", repr=False)
-    allowed_origins: tuple[str, ...] = ()  # sites beside this one whose pages may connect, as "https://example.com"
-    refuse: str = "http"  # how a handshake is refused: by its status, or by "close", with a code that pages can read
+    allowed_origins: tuple[str, ...] = ()  # other sites whose pages may connect, such as "https://example.com"
+    refuse: str = "http"  # how to refuse: "http" with a status, "close" with a close code that pages can read
 
-    # Sizes are in bytes, times in seconds. `Limits` has the defaults of what each connection goes by.
+    # Sizes are in bytes, times in seconds. The defaults of the limits of a connection are those of `Limits`.
 
-    # Of a client's message; beyond it the connection is closed with 1009.
+    # A larger message from a client closes the connection with 1009.
     max_message_size: int = Limits.max_message_size
-    # A client's messages that wait for its view, and their bytes; beyond them nothing more is read.
+    # The messages of a client that may wait for its view, and their bytes; beyond either, reading pauses.
     inbox_messages: int = Limits.inbox_messages
     inbox_size: int = Limits.inbox_size
-    # Published bytes that wait for a client; beyond it the client is closed with 1013.
+    # Published bytes that may wait for a client; beyond it, the client is closed with 1013.
     outbox_size: int = Limits.outbox_size
-    # Bytes that a view has sent and the client not taken; beyond it send() waits, for so many seconds. Then the
+    # Bytes sent by a view that may wait for the client; beyond it, send() waits up to `send_timeout`, and then the
     # connection is closed with 1008.
     send_buffer_size: int = Limits.send_buffer_size
     send_timeout: float = Limits.send_timeout
-    handshake_timeout: float = 10.0  # for the head of a request, and again for a view to accept or to answer
-    max_connections: int | None = None  # clients of a process, then 503; None for what `ulimit -n` allows
-    ping_interval: float = Limits.ping_interval  # of silence, after which a client is sent a ping
-    ping_timeout: float = Limits.ping_timeout  # for its answer; then it is closed with 1011
+    handshake_timeout: float = 10.0  # for the head of a request, and again until the view accepts or answers
+    max_connections: int | None = None  # per process; more are answered with 503. None: as many as `ulimit -n` allows
+    ping_interval: float = Limits.ping_interval  # of silence until a client is sent a ping
+    ping_timeout: float = Limits.ping_timeout  # for the answer; then the client is closed with 1011
     close_timeout: float = Limits.close_timeout  # for the client's close frame; then the socket is closed
-    drain_window: float = 2.0  # over which the clients of a stopping process are told to connect again (1012)
+    drain_window: float = 2.0  # in which a stopping process tells its clients to reconnect (1012)
 
-    login_check_interval: float = 5.0  # between two looks at who is still logged in
+    login_check_interval: float = 5.0  # between two checks that users are still logged in
 
-    compression: bool | Mapping[str, Any] = True  # of messages; or a dict of what is wanted, as {"takeover": True}
+    compression: bool | Mapping[str, Any] = True  # of messages; or a dict of options such as {"takeover": True}
 
-    # Values that are made from others once, since they are needed for each connection or message.
+    # Derived once, because they are needed for each connection or message.
     limits: Limits = field(init=False, repr=False, compare=False)
     wanted_compression: Compression | None = field(init=False, repr=False, compare=False)
-    broker_key: str = field(init=False, repr=False, compare=False)  # the same as `broker`, for a dict's key
+    broker_key: str = field(init=False, repr=False, compare=False)  # `broker` as a dict key
 
     def __post_init__(self) -> None:
         values = {name: getattr(self, name) for name in Limits.__dataclass_fields__}
@@ -89,7 +88,7 @@ class Settings:
 
     @cached_property
     def origins(self) -> frozenset[str]:
-        """The origins that are allowed beside the request's own, as browsers write them: in lower case."""
+        """The allowed origins other than the request's own, in lower case, as browsers send them."""
         allowed = (*self.allowed_origins, *django_settings.CSRF_TRUSTED_ORIGINS)
         return frozenset(origin.lower() for origin in allowed)
 
@@ -109,7 +108,7 @@ class Settings:
         return list(django_settings.AUTHENTICATION_BACKENDS)
 
     def is_of_tenants(self, app: AppConfig) -> bool:
-        """Whether each tenant has tables of `app`: by django-tenants' settings; with other packages, all are."""
+        """Whether each tenant has tables of `app`, by django-tenants' settings; True with other packages."""
         types = getattr(django_settings, "TENANT_TYPES", {})
         named = [getattr(django_settings, "TENANT_APPS", None), *(each.get("APPS") for each in types.values())]
         lists = [apps for apps in named if apps is not None]
@@ -133,7 +132,7 @@ class Settings:
 
     @cached_property
     def parsed_server(self) -> Server | None:
-        """`server` in its parts, None if no address can be made of it."""
+        """The parts of `server`; None if it is malformed."""
         match = SERVER.fullmatch(self.server)
         return None if match is None else Server(*(part or "" for part in match.groups()))
 
@@ -149,7 +148,7 @@ class Settings:
 
 _current: Settings | None = None
 _current_in_tests: Settings | None = None
-_broker_overrides = 0  # that tests have in force
+_broker_overrides = 0  # active in tests
 
 
 def current() -> Settings:
@@ -161,24 +160,24 @@ def current() -> Settings:
 
 
 def serve_pages_too() -> None:
-    """Have pages find the WebSockets at their own address, whatever `WEBSOCKET_SERVER` says: one server has both."""
+    """Ignore `WEBSOCKET_SERVER`: one server has the pages and the WebSockets, at the same address."""
     global _current, _current_in_tests
     django_settings.WEBSOCKET_SERVER = ""
     _current = _current_in_tests = None
 
 
 def for_publishing() -> Settings:
-    """Return the settings that publishing and subscribing go by.
+    """Return the settings for publishing and subscribing.
 
-    In Django's test environment that is the memory of the process, where Django puts the e-mails, too: a test must not
-    publish to the clients of a site. One that overrides `WEBSOCKET_BROKER` itself has what it asks for.
+    In Django's test environment the broker is the memory of the process, as it is for Django's e-mails: a test must not
+    publish to the clients of a site. A test that overrides `WEBSOCKET_BROKER` gets the broker that it names.
     """
     global _current_in_tests
     utils = sys.modules.get("django.test.utils")
     if utils is None or _broker_overrides:
         return current()
     state = getattr(utils, "_TestState", None)
-    if state is None:  # a test would publish to the clients of a site
+    if state is None:  # without it, a test would publish to the clients of a site
         compat.verify("testing")
     if not hasattr(state, "saved_data"):
         return current()
@@ -193,13 +192,13 @@ def _read() -> Settings:
         setting = PREFIX + name.upper()
         if attribute.init and hasattr(django_settings, setting):
             value = getattr(django_settings, setting)
-            unchecked = name in ("broker", "compression")  # they may be dicts: what is made of them is checked
+            unchecked = name in ("broker", "compression")  # they may be dicts, which are checked later
             values[name] = value if unchecked else _checked(setting, value, attribute.default)
     return Settings(**values)
 
 
 def _checked(setting: str, value: Any, default: Any) -> Any:
-    """Return `value` in the type of `default`."""
+    """Return `value`, checked against the type of `default`. Raises ImproperlyConfigured."""
     if isinstance(default, tuple):
         if isinstance(value, (list, tuple, set, frozenset)) and all(isinstance(item, str) for item in value):
             return tuple(value)
@@ -220,20 +219,20 @@ def _checked(setting: str, value: Any, default: Any) -> Any:
 
 
 def check_refuse(value: Any) -> None:
-    """Raise ImproperlyConfigured for what is no way to refuse a handshake."""
+    """Raise ImproperlyConfigured unless `value` is a way to refuse a handshake."""
     if value not in ("http", "close"):
         raise ImproperlyConfigured(f'A handshake is refused by "http" or by "close", not by {value!r}')
 
 
 def _broker_key(value: Any) -> str:
-    """Return what tells brokers apart."""
-    if not isinstance(value, (str, Mapping)):  # nor is it shown: there may be a password in it
+    """Return a key that differs between brokers."""
+    if not isinstance(value, (str, Mapping)):  # not shown: it may contain a password
         raise ImproperlyConfigured(f"{PREFIX}BROKER must be a URL or a dict, but it is a {type(value).__name__}")
     return value if isinstance(value, str) else repr(value)
 
 
 def _compression(value: Any) -> Compression | None:
-    """Return what `WEBSOCKET_COMPRESSION` stands for."""
+    """Return the compression for a value of `WEBSOCKET_COMPRESSION`; None if it is off."""
     if isinstance(value, bool):
         return Compression() if value else None
     try:

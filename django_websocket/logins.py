@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from django_websocket import pubsub
 from django_websocket.handler import orders
 from django_websocket.handler.users import LOGGED_OUT, identify
+from django_websocket.pubsub.channels import check_channel
 
 from .websocket import WebSocket
 
@@ -50,7 +50,7 @@ def disconnect(
     elif kind == "session":
         name = (getattr(whom, "session_key", whom),)
     elif kind == "channel":
-        pubsub.check_channel(whom)
+        check_channel(whom)
         name = (whom,)
     else:
         name = (whom.id if isinstance(whom, WebSocket) else whom,)

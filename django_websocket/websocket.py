@@ -9,12 +9,13 @@ from uuid import uuid4
 from django_websocket import pubsub
 
 from .protocol.frames import CloseCode, check_close
+from .pubsub.json_text import as_json, from_json
 from .transport.connection import Connection
 
 if TYPE_CHECKING:
     from django.http import HttpResponse
 
-    from .pubsub.hub import Forwarding
+    from .pubsub.forwarding import Forwarding
 
 __all__ = ["WebSocket"]
 
@@ -121,14 +122,14 @@ class WebSocket:
         and at most 100 lists and objects inside one another.
         """
         message = self.receive(timeout)
-        return None if message is None else pubsub.from_json(message)
+        return None if message is None else from_json(message)
 
     def send_json(self, value: Any) -> None:
         """Send `value` as JSON in a text message; dates, decimals and UUIDs as Django's JsonResponse writes them.
 
         Raises TypeError or ValueError for a value that JSON cannot express.
         """
-        self.send(pubsub.as_json(value))
+        self.send(as_json(value))
 
     # --- the end -------------------------------------------------------------------------------------------------
 

@@ -25,13 +25,15 @@ from django_websocket import logins, pubsub
 from django_websocket.exceptions import BrokerError
 from django_websocket.handler import orders, users
 from django_websocket.pubsub import publish, subscribe
-from django_websocket.pubsub.broker import Broker, Listener, broker_from
+from django_websocket.pubsub.broker import Broker, Listener
 from django_websocket.pubsub.closing import Closed
 from django_websocket.pubsub.encryption import EncryptedBroker
-from django_websocket.pubsub.hub import Hub, Subscription
+from django_websocket.pubsub.factory import broker_from
+from django_websocket.pubsub.hub import Hub
 from django_websocket.pubsub.memory import MemoryBroker
 from django_websocket.pubsub.pipeline import Call, Queue, pack
 from django_websocket.pubsub.redis_address import RedisAddress
+from django_websocket.pubsub.subscription import Subscription
 from django_websocket.select import select
 from django_websocket.transport.connection import Connection
 from django_websocket.websocket import WebSocket
@@ -422,7 +424,7 @@ def test_views_that_are_subscribed_are_told(backend: Backend, cooperative: None)
         receiver = gevent.spawn(waiting.get)
         publish("weather", "sun")
         until(busy.ready)
-        pubsub._close()
+        pubsub.process.close_all()
         with pytest.raises(BrokerError, match="was closed"):
             receiver.get(timeout=10)
         assert select([busy, waiting, left], [], [], 10)[0] == [busy, waiting, left]
@@ -458,7 +460,7 @@ def test_clients_of_subscribe_and_listen_are_told_to_reconnect(key: str, pairs: 
         publish("news", "before")
         for _, peer in clients:
             assert peer.until_frames(1) == [text("before")]
-        pubsub._close()
+        pubsub.process.close_all()
         for _, peer in clients:
             assert peer.until_frames(2)[1].payload[:2] == (1012).to_bytes(2, "big")
             peer.close_frame()
@@ -469,7 +471,7 @@ def test_a_client_that_is_just_being_accepted_is_told_to_reconnect(key: str, pai
     connection, peer = pairs()
 
     def accept(subprotocol: str | None) -> Any:
-        pubsub._close()
+        pubsub.process.close_all()
         return connection
 
     with in_use(f"memory://{key}"):
@@ -484,7 +486,7 @@ def test_subscribing_while_the_broker_is_closed_fails(own_redis: Server) -> None
             joining = [gevent.spawn(subscribe, "news") for _ in range(3)]
             gevent.sleep(0)
             begun = time.monotonic()
-            pubsub._close()
+            pubsub.process.close_all()
             gevent.joinall(joining, timeout=10)
             assert time.monotonic() - begun < redis_broker.TIMEOUT + 0.5
             assert [type(one.exception) for one in joining] == [BrokerError] * 3
@@ -509,7 +511,7 @@ def test_subscriptions_in_the_loops_of_other_threads_are_told(key: str) -> None:
         thread = threading.Thread(target=reader)
         thread.start()
         assert subscribed.wait(10)
-        pubsub._close()
+        pubsub.process.close_all()
         thread.join(10)
         assert [type(error) for error in outcomes] == [BrokerError]
 
@@ -519,14 +521,14 @@ def test_connections_that_wait_for_orders_move_to_the_next_broker(key: str, pair
     connection.id = key
     with in_use(f"memory://{key}", WEBSOCKET_LOGIN_CHECK_INTERVAL=0.05):
         orders.Orders().add(connection)
-        until(lambda: pubsub._hub().channels)
-        pubsub._close()
-        until(lambda: pubsub._hub().channels)
+        until(lambda: pubsub.process.current_hub().channels)
+        pubsub.process.close_all()
+        until(lambda: pubsub.process.current_hub().channels)
         assert logins.disconnect(connection=key) == 1
         assert peer.until_frames(1)[0].payload[:2] == users.LOGGED_OUT.to_bytes(2, "big")
         peer.close_frame()
         peer.until_end()
-        until(lambda: not pubsub._hub().channels)
+        until(lambda: not pubsub.process.current_hub().channels)
 
 
 # --- other brokers, other processes ----------------------------------------------------------------------------------
@@ -556,7 +558,7 @@ class PlainSubscriber:
 def test_a_broker_without_a_close_method_can_be_closed() -> None:
     with in_use({"class": f"{__name__}.Plain"}):
         subscription = subscribe("news")
-        pubsub._close()
+        pubsub.process.close_all()
         with pytest.raises(BrokerError, match="was closed"):
             subscription.get(timeout=10)
         subscription.close()
@@ -600,11 +602,11 @@ with subscribe("news") as messages:
     assert messages.get(timeout=10) == "before"
     before = connections()
     assert len(before) >= 2, before
-    brokers, hubs = list(pubsub._brokers.values()), list(pubsub._hubs.values())
+    brokers, hubs = list(pubsub.process.brokers.values()), list(pubsub.process.hubs.values())
     child = os.fork()
     if not child:
         try:
-            pubsub._close()
+            pubsub.process.close_all()
             for part in (*hubs, *brokers):
                 part.close()
         except BaseException:
@@ -616,7 +618,7 @@ with subscribe("news") as messages:
     publish("news", "after")
     assert messages.get(timeout=10) == "after"
     assert connections() == before
-pubsub._close()
+pubsub.process.close_all()
 assert connections() == []
 """
 

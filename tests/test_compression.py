@@ -16,7 +16,7 @@ from django.utils.safestring import mark_safe
 from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFactory
 
 from django_websocket.protocol.deflate import RSV1, Agreement, encode_compressed
-from django_websocket.pubsub import hub
+from django_websocket.pubsub import publication as publications
 from django_websocket.transport import compression
 from django_websocket.transport.compression import BURST, KEPT, SHARE, Encoder, TimeToCompress
 from django_websocket.transport.connection import Connection
@@ -158,12 +158,12 @@ def noting(name: str, encode: Callable[..., Any], calls: list[str]) -> Callable[
 def test_published_message_is_encoded_once_for_each_kind_of_client(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
     for name in ("encode_message", "encode_compressed"):
-        monkeypatch.setattr(hub, name, noting(name, getattr(hub, name), calls))
-    publication = hub.Publication("news", [TEXTS[0].encode(), b"short"])
+        monkeypatch.setattr(publications, name, noting(name, getattr(publications, name), calls))
+    publication = publications.Publication("news", [TEXTS[0].encode(), b"short"])
     small = Agreement(window_bits=9)
     for _ in range(3):
         for agreement in (None, Agreement(), Agreement(takeover=True), Agreement(peer_window_bits=9), small):
-            frames = publication.frames(hub.variant_for(agreement))
+            frames = publication.frames(publications.variant_for(agreement))
             assert frames.endswith(b"\x81\x05short")
             assert (len(frames) < len(TEXTS[0])) is (agreement is not None)
     assert calls == ["encode_message"] * 2 + ["encode_compressed"] * 4
@@ -320,8 +320,8 @@ def test_messages_leave_uncompressed_when_there_is_no_time(receivers: Callable[.
         pass
     for receiver in both:
         receiver.gets(TEXTS[0], compressed=False)
-    publication = hub.Publication("news", [TEXTS[0].encode()])
-    assert publication.frames(hub.variant_for(Agreement()))[0] & RSV1 == 0
+    publication = publications.Publication("news", [TEXTS[0].encode()])
+    assert publication.frames(publications.variant_for(Agreement()))[0] & RSV1 == 0
     until(lambda: allowance.begin(1024 * 1024))
     for receiver in both:
         receiver.gets(TEXTS[1], compressed=True)
@@ -336,7 +336,9 @@ def test_pushed_messages_may_come_between_those_that_the_view_sends() -> None:
         theirs.setblocking(False)
         for number, text in enumerate(TEXTS):
             if number % 2:
-                connection.push(hub.Publication("news", [text.encode()]).frames(hub.variant_for(agreement)))
+                connection.push(
+                    publications.Publication("news", [text.encode()]).frames(publications.variant_for(agreement))
+                )
             else:
                 connection.send(text)
             data = theirs.recv(65536)

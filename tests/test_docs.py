@@ -32,8 +32,9 @@ from websockets.sync.client import ClientConnection, connect
 from django_websocket.conf import PREFIX, Settings
 from django_websocket.protocol.frames import CloseCode
 from django_websocket.pubsub import redis_address
-from django_websocket.pubsub.broker import SCHEMES, Listener, Subscriber
+from django_websocket.pubsub.broker import Listener, Subscriber
 from django_websocket.pubsub.encryption import EncryptedBroker
+from django_websocket.pubsub.factory import SCHEMES
 
 from .support.certificates import Authority
 from .support.documentation import PAGES, Project, arguments, blocks, command, commands, readme_project

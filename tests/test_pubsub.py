@@ -44,7 +44,10 @@ import django_websocket.pubsub.redis as redis_broker
 from django_websocket import pubsub
 from django_websocket.exceptions import BrokerError, ConnectionClosed, HandshakeFailed, MessagesMissed
 from django_websocket.pubsub import hub, pipeline, publish, subscribe
-from django_websocket.pubsub.broker import broker_from
+from django_websocket.pubsub.factory import broker_from
+from django_websocket.pubsub.forwarding import Forwarding
+from django_websocket.pubsub.publication import Publication
+from django_websocket.pubsub.subscription import Subscription
 from django_websocket.select import select
 from django_websocket.transport import log, turns
 from django_websocket.transport.connection import Connection
@@ -87,11 +90,11 @@ class Broker:
 
     @property
     def hub(self) -> hub.Hub:
-        return pubsub._hub()
+        return pubsub.process.current_hub()
 
     def publish_raw(self, channel: str, payload: bytes) -> None:
         """Publish the bytes as they are, as another program may."""
-        pubsub._broker().publish(channel, payload)
+        pubsub.process.current_broker().publish(channel, payload)
 
     def publish_together(self, channel: str, *messages: str) -> None:
         """Publish in such a way that the subscriber gets all messages at once."""
@@ -178,7 +181,7 @@ def broker(
     with using(setting, prefix) as broker:
         if request.param == "redis without hiredis":
             monkeypatch.setattr(pipeline, "hiredis", None)
-            pubsub._broker().address.arguments["parser_class"] = _RESP2Parser  # type: ignore[attr-defined]
+            pubsub.process.current_broker().address.arguments["parser_class"] = _RESP2Parser  # type: ignore[attr-defined]
         yield broker
 
 
@@ -194,11 +197,11 @@ def on_redis(redis_url: str, key: str, cooperative: None, pairs: Pairs) -> Itera
         yield broker
 
 
-def taken(subscription: hub.Subscription, count: int) -> list[Any]:
+def taken(subscription: Subscription, count: int) -> list[Any]:
     return [subscription.get(timeout=10) for _ in range(count)]
 
 
-def nothing_more(*subscriptions: hub.Subscription) -> None:
+def nothing_more(*subscriptions: Subscription) -> None:
     """Check that no other message arrives before one that is published now."""
     for number, subscription in enumerate(subscriptions):
         publish(subscription.channels[0], f"the end {number}")
@@ -209,7 +212,7 @@ def nothing_more(*subscriptions: hub.Subscription) -> None:
         assert [message for message in got if str(message)[:7] != "the end"] == []
 
 
-def forward(connection: Connection, *channels: str, **options: Any) -> hub.Forwarding:
+def forward(connection: Connection, *channels: str, **options: Any) -> Forwarding:
     """Forward published messages to a client, as a view does."""
     return WebSocket({}, HttpResponse(), lambda subprotocol: connection).subscribe(*channels, **options)
 
@@ -410,7 +413,7 @@ def test_others_can_join_after_a_member_was_interrupted_while_joining(broker: Br
     interrupted = gevent.spawn(subscribe, "news")
     gevent.sleep(0)
     interrupted.kill()
-    if isinstance(interrupted.value, hub.Subscription):  # memory:// joins without waiting
+    if isinstance(interrupted.value, Subscription):  # memory:// joins without waiting
         interrupted.value.close()
     begun = time.monotonic()
     with subscribe("news") as subscription:
@@ -425,7 +428,7 @@ def test_a_member_is_subscribed_although_another_was_interrupted_while_joining(b
     joining = gevent.spawn(subscribe, "news")
     gevent.sleep(0)
     interrupted.kill()
-    if isinstance(interrupted.value, hub.Subscription):
+    if isinstance(interrupted.value, Subscription):
         interrupted.value.close()
     with joining.get(timeout=10) as subscription:
         publish("news", "a")
@@ -699,7 +702,7 @@ def test_a_view_leaves_its_channels_when_it_ends(broker: Broker) -> None:
         subscribe("news")
         kept.append(subscribe("weather"))
 
-    kept: list[hub.Subscription] = []
+    kept: list[Subscription] = []
     view = View(function)
     view.start()
     view.get(timeout=10)
@@ -910,7 +913,7 @@ def test_a_large_audience_is_served_in_slices_that_let_others_run(memory: Broker
 class Faulty:
     """A member that fails at everything."""
 
-    def deliver(self, publication: hub.Publication) -> None:
+    def deliver(self, publication: Publication) -> None:
         raise ValueError("this one is broken")
 
     def missed(self) -> None:
@@ -1482,7 +1485,7 @@ def own_redis(cooperative: None, pairs: Pairs, monkeypatch: pytest.MonkeyPatch) 
 def any_reader(request: pytest.FixtureRequest, own_redis: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "without hiredis":
         monkeypatch.setattr(pipeline, "hiredis", None)
-        pubsub._broker().address.arguments["parser_class"] = _RESP2Parser  # type: ignore[attr-defined]
+        pubsub.process.current_broker().address.arguments["parser_class"] = _RESP2Parser  # type: ignore[attr-defined]
 
 
 def restart(server: Server) -> None:

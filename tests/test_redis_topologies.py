@@ -636,7 +636,7 @@ def test_nodes_that_announce_no_address_are_found(nameless_cluster: Cluster, any
             until(lambda count=count: reader.got.count(MISSED) == count)  # type: ignore[misc]
             publish(channel, f"to {target}")
             until(lambda target=target: f"to {target}" in reader.got)  # type: ignore[misc]
-        nodes: dict[Host, Any] = pubsub._broker()._nodes  # type: ignore[attr-defined]
+        nodes: dict[Host, Any] = pubsub.process.current_broker()._nodes  # type: ignore[attr-defined]
         assert set(nodes) <= {Host("127.0.0.1", node.port) for node in cluster.nodes}
 
 
@@ -647,7 +647,7 @@ def test_a_slot_may_move_while_its_channel_is_left(cluster: Cluster, any_reader:
     ids = dict(zip(cluster.nodes, cluster.ids, strict=True))
     with in_use(cluster_broker(cluster)), ExitStack() as stack:
         leaving = stack.enter_context(Reader(left))
-        (subscriber,) = pubsub._hub()._subscriber._subscribers.values()  # type: ignore[attr-defined]
+        (subscriber,) = pubsub.process.current_hub()._subscriber._subscribers.values()  # type: ignore[attr-defined]
         cluster.ask(target, "CLUSTER", "SETSLOT", slot(left), "IMPORTING", ids[node])
         cluster.ask(node, "CLUSTER", "SETSLOT", slot(left), "MIGRATING", ids[target])
         cluster.ask(target, "CLUSTER", "SETSLOT", slot(left), "NODE", ids[target])
@@ -764,7 +764,7 @@ def test_a_node_that_hangs_is_replaced(
             try:  # The node wakes up alone, unaware of the failover, and is not believed.
                 until(lambda: b"cluster_state:fail" in cluster.ask(cluster.nodes[0], "CLUSTER", "INFO"), SETTLED)
                 assert cluster.ask(cluster.nodes[0], "SPUBLISH", f"site1:{channel}", "to nobody") == 0
-                broker: Any = pubsub._broker()
+                broker: Any = pubsub.process.current_broker()
                 broker.learn(time.monotonic() + 10)
                 assert broker.owner(channel, time.monotonic()).port == cluster.nodes[3].port
             finally:

@@ -18,8 +18,9 @@ import gevent
 import pytest
 from django.http import HttpResponse
 
-from django_websocket.pubsub.hub import Hub, Subscription
+from django_websocket.pubsub.hub import Hub
 from django_websocket.pubsub.memory import MemoryBroker
+from django_websocket.pubsub.subscription import Subscription
 from django_websocket.select import select
 from django_websocket.transport.limits import Limits
 from django_websocket.transport.waiting import ViewGreenlet

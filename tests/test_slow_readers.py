@@ -23,7 +23,8 @@ from django_websocket import pubsub
 from django_websocket.exceptions import MessagesMissed
 from django_websocket.protocol.deflate import Agreement
 from django_websocket.protocol.engine import Engine, Role
-from django_websocket.pubsub import hub, publish, subscribe
+from django_websocket.pubsub import publish, subscribe
+from django_websocket.pubsub.forwarding import Forwarding
 from django_websocket.transport.connection import Connection
 from django_websocket.transport.limits import Limits
 from django_websocket.transport.state import OPEN
@@ -46,7 +47,7 @@ def memory(key: str, pairs: Pairs) -> Iterator[None]:
         yield
 
 
-def forward(connection: Connection, *channels: str, **options: Any) -> hub.Forwarding:
+def forward(connection: Connection, *channels: str, **options: Any) -> Forwarding:
     """Forward published messages to a client, as a view does."""
     return WebSocket({}, HttpResponse(), lambda subprotocol: connection).subscribe(*channels, **options)
 
@@ -291,7 +292,7 @@ def test_nothing_is_kept_for_a_client_that_never_reads_again(pairs: Pairs, on_sl
         connection._close_socket()
     gc.collect()
     assert gone() is None
-    assert pubsub._hub().channels == {}
+    assert pubsub.process.current_hub().channels == {}
 
 
 @pytest.mark.parametrize("on_slow", LOSSY)
@@ -382,7 +383,7 @@ def test_the_error_for_an_unknown_policy_lists_the_known_ones(pairs: Pairs, on_s
         forward(connection, "news", on_slow=on_slow)
     with pytest.raises(ValueError, match="'raise', 'drop_oldest', 'latest'"):
         subscribe("news", on_slow=on_slow)
-    assert pubsub._hub().channels == {}
+    assert pubsub.process.current_hub().channels == {}
 
 
 # --- the other clients ------------------------------------------------------------------------------------------

@@ -15,8 +15,9 @@ import pytest
 import redis
 from gevent.hub import get_hub
 
-from django_websocket.pubsub.hub import Hub, Publication
+from django_websocket.pubsub.hub import Hub
 from django_websocket.pubsub.memory import BATCH_SIZE, MemoryBroker
+from django_websocket.pubsub.publication import Publication
 from django_websocket.pubsub.redis import RedisBroker
 from django_websocket.select import select
 from django_websocket.transport.turns import BUDGET, Turns, let_others_run, let_others_run_if_spent, turns_of_loop

@@ -9,11 +9,15 @@ from typing import NamedTuple
 
 import gevent
 
-from django_websocket import pubsub
 from django_websocket.exceptions import BrokerError
 from django_websocket.protocol.frames import check_close
 from django_websocket.pubsub.asking import ANSWERS, answer, ask
-from django_websocket.pubsub.hub import Forwarding, Hub, Publication
+from django_websocket.pubsub.channels import RESERVED
+from django_websocket.pubsub.forwarding import Forwarding
+from django_websocket.pubsub.hub import Hub
+from django_websocket.pubsub.json_text import from_json
+from django_websocket.pubsub.process import current_hub
+from django_websocket.pubsub.publication import Publication
 from django_websocket.transport.connection import Connection
 from django_websocket.transport.log import report
 from django_websocket.transport.loops import PerLoop
@@ -22,7 +26,7 @@ from django_websocket.transport.waiting import ViewGreenlet
 
 from .rounds import Rounds
 
-CHANNEL = pubsub.RESERVED + "disconnect"  # where processes tell each other whom to disconnect
+CHANNEL = RESERVED + "disconnect"  # where processes tell each other whom to disconnect
 ORDER_SIZE = 10_000  # characters; a longer message is no order
 KINDS = {"user": 4, "session": 1, "channel": 1, "connection": 1}  # of names in an order, with their numbers of texts
 
@@ -71,7 +75,7 @@ def order_from(message: str | bytes) -> tuple[Order, str]:
     """
     if not isinstance(message, str) or len(message) > ORDER_SIZE:
         raise ValueError
-    kind, name, code, reason, place = pubsub.from_json(message)
+    kind, name, code, reason, place = from_json(message)
     order = Order(kind, tuple(name), code, reason)
     order.check()
     if not place.startswith(ANSWERS):
@@ -111,7 +115,7 @@ class Orders(Rounds):
         """Listen again, if the broker could not be reached or was closed."""
         if self._hub is None:
             try:
-                hub = pubsub._hub()
+                hub = current_hub()
                 hub.join(self, [CHANNEL])
                 self._hub = hub
             except BrokerError as error:

@@ -1,4 +1,4 @@
-"""A question to all processes that serve clients, and the sum of their answers."""
+"""Asks all processes that serve clients a question, and adds up their answers."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from uuid import uuid4
 from gevent import monkey
 from gevent.queue import Empty, SimpleQueue
 
-from django_websocket.pubsub import RESERVED, _broker, _close_hub, _hub, _hubs, publish_reserved
 from django_websocket.transport.log import report
 
-from .broker import Receiver
-from .hub import Publication
+from .broker import Receiver, to_wire
+from .channels import RESERVED
+from .process import close_current_hub, current_broker, current_hub, hubs
+from .publication import Publication
 
-ANSWERS = RESERVED + "answers."  # begins the names of the channels for answers, one for each question
-ANSWER_TIMEOUT = 1.0  # seconds for all answers together; a process whose loop is free answers within milliseconds
-THREADS = 4  # that ask at once, in a process without a loop
+ANSWERS = RESERVED + "answers."  # begins the channel for the answers to a question; each question has its own
+ANSWER_TIMEOUT = 1.0  # seconds for all answers together; a process that is not blocked answers within milliseconds
+THREADS = 4  # for questions asked at the same time in a process without a loop
 
 _threads: dict[int, ThreadPoolExecutor] = {}  # by process, since a fork leaves them behind
 
@@ -32,39 +33,38 @@ class Answers:
         self._queue: SimpleQueue[str | bytes] = SimpleQueue()
 
     def deliver(self, publication: Publication) -> None:
-        """Keep them until they are counted."""
+        """Keep answers until they are counted."""
         for message in publication.messages:
             self._queue.put(message)
 
     def receive(self, timeout: float) -> list[str | bytes]:
-        """Wait for the next one."""
+        """Wait for the next answer; return it in a list. Raises TimeoutError."""
         try:
             return [self._queue.get(timeout=timeout)]
         except Empty:
             raise TimeoutError from None
 
     def missed(self) -> None:
-        """Nothing to do: who asks does not wait for long."""
+        """Do nothing: the question has a short timeout anyway."""
 
     def broker_closed(self) -> None:
-        """Nothing to do: who asks does not wait for long."""
+        """Do nothing: the question has a short timeout anyway."""
 
 
 def ask(channel: str, question: Callable[[str], str]) -> int:
-    """Publish a question on a reserved channel, and return the sum of what the processes answer.
+    """Publish a question on a reserved channel, and return the sum of the processes' answers.
 
-    `question` is given the channel for the answers, and returns the message. May be called wherever `publish` may.
-    Waits for as many answers as there are processes that were reached, for `ANSWER_TIMEOUT` seconds at most. Raises
-    BrokerError.
+    `question` takes the channel for the answers and returns the message. May be called wherever `publish` may. Waits
+    until every process that was reached has answered, for `ANSWER_TIMEOUT` seconds at most. Raises BrokerError.
     """
-    if monkey.is_module_patched("threading") or any(hub.here for hub in list(_hubs.values())):
+    if monkey.is_module_patched("threading") or any(hub.here for hub in list(hubs.values())):
         return _ask(channel, question)
     place = _place()
-    receiver: Receiver | None = getattr(_broker(), "receiver", lambda channel: None)(place)
+    receiver: Receiver | None = getattr(current_broker(), "receiver", lambda channel: None)(place)
     if receiver is not None:
         with closing(receiver):
-            return _sum(publish_reserved(channel, question(place)), receiver.receive)
-    # Others receive in a loop only, and a thread that has none should not be left with one.
+            return _sum(_publish(channel, question(place)), receiver.receive)
+    # Other brokers receive in a loop only, and this thread should not be left with one.
     threads = _threads.get(os.getpid())
     if threads is None:
         threads = _threads[os.getpid()] = ThreadPoolExecutor(THREADS, "django_websocket")
@@ -72,10 +72,10 @@ def ask(channel: str, question: Callable[[str], str]) -> int:
 
 
 def _ask(channel: str, question: Callable[[str], str]) -> int:
-    answers, place, hub = Answers(), _place(), _hub()
+    answers, place, hub = Answers(), _place(), current_hub()
     hub.join(answers, [place])
     try:
-        return _sum(publish_reserved(channel, question(place)), answers.receive)
+        return _sum(_publish(channel, question(place)), answers.receive)
     finally:
         hub.leave(answers, [place])
 
@@ -86,10 +86,10 @@ def _place() -> str:
 
 
 def _sum(expected: int | None, receive: Callable[[float], Sequence[str | bytes]]) -> int:
-    """Wait until as many answers have come as are expected, or until the time is over, and add them up."""
+    """Wait for the expected number of answers, or until time runs out, and return their sum."""
     deadline = time.monotonic() + ANSWER_TIMEOUT
     answers: list[int] = []
-    with suppress(OSError, ValueError):  # a TimeoutError, mostly
+    with suppress(OSError, ValueError):  # usually a TimeoutError
         while (expected is None or len(answers) < expected) and (left := deadline - time.monotonic()) > 0:
             answers += map(int, receive(left))
     return sum(answers)
@@ -99,12 +99,17 @@ def _ask_once(channel: str, question: Callable[[str], str]) -> int:
     try:
         return _ask(channel, question)
     finally:
-        _close_hub()
+        close_current_hub()
 
 
 def answer(place: str, number: int) -> None:
-    """Answer a question with a number; that it cannot be published is logged."""
+    """Answer a question with a number; log it if that cannot be published."""
     try:
-        publish_reserved(place, str(number))
-    except Exception as error:  # who has asked learns less, and nothing else depends on it
+        _publish(place, str(number))
+    except Exception as error:  # only the count suffers
         report("disconnect()", None, "the answer of this process is lost", str(error))
+
+
+def _publish(channel: str, text: str) -> int | None:
+    """Publish on a reserved channel; return how many processes received it, None if the broker cannot tell."""
+    return current_broker().publish(channel, to_wire(text))

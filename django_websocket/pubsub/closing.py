@@ -1,4 +1,4 @@
-"""How brokers and their subscribers end: in every thread, and without a word on the connections of a parent process."""
+"""How brokers and subscribers close: each in the thread of its loop, and never on a parent process's connections."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ class Closed(ConnectionError):
 
 
 def refuse(timeout: float) -> NoReturn:
-    """Stand in for the function that made connections before the broker was closed."""
+    """Raise Closed; replaces the function that connects once the broker was closed."""
     raise Closed("the broker was closed")
 
 
 def closed_error(what: str) -> BrokerError:
-    """Return the error for whoever wants something of `what` after its end."""
+    """Return the error for calls after `what` was closed."""
     return BrokerError(f"{what} was closed in this process: nothing is published or received through it any more.")
 
 
 def close(part: Broker | Subscriber) -> None:
-    """Close a broker or a subscriber; one without `close()` holds nothing that has to end."""
+    """Close a broker or a subscriber; one without `close()` has nothing to end."""
     closing = getattr(part, "close", None)
     if closing is not None:
         closing()
 
 
 class InLoop:
-    """Something that lives in the loop in which it was made, and may be told from any thread to end."""
+    """An object that belongs to the loop in which it was made, and can be ended from any thread."""
 
     def __init__(self) -> None:
         self._hub = get_hub()
@@ -44,21 +44,21 @@ class InLoop:
 
     @property
     def alive(self) -> bool:
-        """Whether its loop is still there: a thread may have ended."""
+        """Whether its loop still exists; it does not once its thread has ended."""
         return self._hub.loop is not None
 
     @property
     def here(self) -> bool:
-        """Whether its loop is that of the running thread."""
+        """Whether its loop runs in the current thread."""
         return threading.get_native_id() == self._thread
 
     @property
     def orphaned(self) -> bool:
-        """Whether it belongs to the parent process, whose clients and servers must not hear from this one."""
+        """Whether it was inherited from the parent process, whose connections this process must not use."""
         return os.getpid() != self._pid
 
     def end(self) -> None:
-        """Begin to end, in the thread of its loop. Never waits."""
+        """Start ending it, in the thread of its loop. Never waits."""
         if self.orphaned or not self.alive:
             return
         if self.here:

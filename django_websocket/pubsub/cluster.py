@@ -1,7 +1,7 @@
 """`redis+cluster://` and `rediss+cluster://`: sharded publish/subscribe through a Redis Cluster.
 
-Each channel belongs to one of 16384 slots, and each slot to a node, until another node gets it or a replica takes the
-place of one that failed. A subscriber for each node receives what is published to the channels in its slots.
+Each channel belongs to one of 16384 slots, and each slot to a node, until the slot is moved or a replica replaces a
+failed node. A subscriber for each node receives the channels in its slots.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from .redis import FIRST_DELAY, TIMEOUT, RedisBroker, RedisReceiver, RedisSubscr
 from .redis_address import Host, RedisAddress
 
 SLOTS = 16384
-CHECK_INTERVAL = 1.0  # seconds between two looks at which node has which slot
-NODE_TIMEOUT = 1.0  # seconds that a node has to tell, since others can be asked
+CHECK_INTERVAL = 1.0  # seconds between two questions about which node has which slot
+NODE_TIMEOUT = 1.0  # seconds that a node has to answer; then another one is asked
 ATTEMPTS = 5  # to find the node that has a slot
 MOVED = re.compile(r"(?:MOVED )?([0-9]+) (.*):([0-9]+)")
-NO_HOSTNAME = "?"  # of a node that is to be named by its hostname, and was given none
+NO_HOSTNAME = "?"  # stands for a node that prefers its hostname and was given none
 
 R = TypeVar("R")
 
@@ -52,7 +52,7 @@ class Node(RedisBroker):
 
 
 class ClusterBroker:
-    """A Redis Cluster. See `RedisAddress` for the URL, which names some of the nodes: they know the others."""
+    """A Redis Cluster. See `RedisAddress` for the URL, which names some of the nodes; they know the others."""
 
     OPTIONS = [name for name in RedisBroker.OPTIONS if name != "db"]
 
@@ -61,25 +61,25 @@ class ClusterBroker:
         login = {name: value for name in ("username", "password") if (value := address.arguments[name])}
         self._options = {**options, **login}
         self._nodes: dict[Host, Node] = {}
-        self._asked = deque(random.sample(address.hosts, len(address.hosts)))  # whom to ask about slots, in this order
-        self.slots: list[Host | None] = [None] * SLOTS  # by number, who has it
-        self.version = 0  # of that; before it is known, 0
-        self._learned = 0.0  # when it was asked for, by the clock of time.monotonic()
-        self.doubtful = True  # whether that may have changed
+        self._asked = deque(random.sample(address.hosts, len(address.hosts)))  # nodes to ask about slots, in this order
+        self.slots: list[Host | None] = [None] * SLOTS  # the node of each slot
+        self.version = 0  # counts the changes of `slots`; 0 before they are known
+        self._learned = 0.0  # when the slots were last asked for, a time of time.monotonic()
+        self.doubtful = True  # whether the slots may have changed
         self._closed = False
         self._subscribers: weakref.WeakValueDictionary[int, ClusterSubscriber] = weakref.WeakValueDictionary()
 
     def publish(self, channel: str, payload: bytes) -> int:
-        """Publish once, and wait for the channel's node to say how many subscribers got it."""
+        """Publish once; return the number of subscribers that the channel's node reports. Raises BrokerError."""
         deadline = time.monotonic() + TIMEOUT
         return self._at_owner(channel, deadline, lambda node: node.publish_until(deadline, channel, payload))
 
     def receiver(self, channel: str) -> RedisReceiver:
-        """Return what receives one channel in a thread without a loop. Raises BrokerError."""
+        """Return a receiver of one channel for a thread without a loop. Raises BrokerError."""
         return self._at_owner(channel, time.monotonic() + TIMEOUT, lambda node: node.receiver(channel))
 
     def _at_owner(self, channel: str, deadline: float, call: Callable[[Node], R]) -> R:
-        """Call with the node that has a channel, wherever it moves to meanwhile."""
+        """Call `call` with the node that has a channel, and follow the channel if it moves meanwhile."""
         attempts = 0
         while True:
             attempts += 1
@@ -87,13 +87,13 @@ class ClusterBroker:
             try:
                 return call(self.node(owner))
             except BrokerError as error:
-                # Only a node that has sent us to another one has certainly not taken it.
+                # Only a node that redirects us has certainly not taken the message.
                 if not self.moved(error, owner) or attempts == ATTEMPTS:
                     self.doubtful = True
                     raise
 
     def subscriber(self, listener: Listener) -> ClusterSubscriber:
-        """Return a subscriber, which connects to the nodes that have channels to receive.
+        """Return a subscriber; it connects to the nodes that have its channels.
 
         Raises BrokerError after `close`.
         """
@@ -124,7 +124,7 @@ class ClusterBroker:
         return node
 
     def owner(self, channel: str, deadline: float) -> Host:
-        """Return where a channel's node is. Raises BrokerError if that cannot be found out until `deadline`."""
+        """Return the address of a channel's node. Raises BrokerError if it is not known by `deadline`."""
         if not self.version:
             self.learn(deadline)
         elif time.monotonic() - self._learned > (FIRST_DELAY if self.doubtful else CHECK_INTERVAL):
@@ -142,10 +142,10 @@ class ClusterBroker:
     def learn(self, deadline: float) -> None:
         """Ask the nodes which of them has which slot.
 
-        One that has lost sight of the others knows only how it was. It is believed where nothing else is known, and
-        else everything stays as it is. Raises BrokerError if nobody answers, and nobody has before.
+        A node cut off from the cluster returns a stale map, which is used only if there is no other. Raises BrokerError
+        if no node answers and none has answered before.
         """
-        self._learned = time.monotonic()  # others need not ask meanwhile
+        self._learned = time.monotonic()  # so that other greenlets do not ask at the same time
         answer: tuple[Host, Any] | None = None
         problem: Exception = TimeoutError("no node has answered")
         for host in tuple(self._asked):
@@ -157,9 +157,9 @@ class ClusterBroker:
                     self.doubtful = False
                     break
             except (redis.RedisError, OSError) as error:
-                problem = error.with_traceback(None)  # it would keep this call, which keeps it
+                problem = error.with_traceback(None)  # the traceback would refer to this frame, and that to the error
             if self._asked[0] == host:
-                self._asked.rotate(-1)  # next time, others first
+                self._asked.rotate(-1)  # ask another node first next time
         else:
             if self.version:
                 return
@@ -168,7 +168,7 @@ class ClusterBroker:
         self._take(*answer)
 
     def _take(self, host: Host, ranges: Any) -> None:
-        """Take what `host` answers to CLUSTER SLOTS."""
+        """Take the answer of `host` to CLUSTER SLOTS."""
         slots: list[Host | None] = [None] * SLOTS
         owners = [host]
         for first, last, node, *_ in ranges:
@@ -181,13 +181,13 @@ class ClusterBroker:
             self._asked = deque(dict.fromkeys([*owners, *self._address.hosts]))
 
     def moved(self, error: BrokerError, host: Host) -> bool:
-        """Whether `error`, of the node at `host`, says that another one has the slot, of which note is taken then."""
+        """Whether `error`, from the node at `host`, is a redirection to another node; if so, note where the slot is."""
         match = MOVED.fullmatch(str(error.__cause__)) if isinstance(error.__cause__, redis.ResponseError) else None
         if match is None:
             return False
         if match[2] == NO_HOSTNAME:
             self.doubtful = True
-            self._learned = -math.inf  # the list of slots has the address, and this node knows the new one
+            self._learned = -math.inf  # CLUSTER SLOTS has the address, and this node knows it
             self._asked = deque(dict.fromkeys([host, *self._asked]))
             return True
         self.slots[int(match[1])] = Host(match[2] or host.name, int(match[3]))
@@ -200,10 +200,10 @@ class ClusterBroker:
 
 
 def place_of(node: Sequence[Any], asked: Host) -> Host:
-    """Return where a node is that the one at `asked` has in its list of slots.
+    """Return the address of a node in the list of slots that the node at `asked` returned.
 
-    Without a name for clients it is reached as that one is, at a port of its own; without the hostname that was to be
-    its name, at the address that stands behind it.
+    A node without a name has the host of `asked` and a port of its own. A node that lacks its preferred hostname is
+    reached at its IP address, which the list has among the metadata.
     """
     name, port, *more = node
     if name == NO_HOSTNAME.encode():
@@ -213,38 +213,38 @@ def place_of(node: Sequence[Any], asked: Host) -> Host:
 
 
 def slot_of(key: bytes) -> int:
-    """Return the slot of a key: that of what stands between its first braces, if anything does."""
+    """Return the slot of a key: that of its hash tag, the text between its first braces, if there is one."""
     begin = key.find(b"{") + 1
     end = key.find(b"}", begin) if begin else -1
     return binascii.crc_hqx(key[begin:end] if end > begin else key, 0) % SLOTS
 
 
 class Place:
-    """Where a channel is received."""
+    """The node from which a channel is received."""
 
     __slots__ = ("asked", "host", "misplaced", "settling", "slot")
 
     def __init__(self, slot: int) -> None:
         self.slot = slot
-        self.host: Host | None = None  # None if nowhere
-        self.asked: Host | None = None  # where it may be soon
-        self.misplaced = 0.0  # since when the slot seems to be elsewhere; 0 if it does not
-        self.settling = True  # whether somebody sees to it
+        self.host: Host | None = None  # None while it is not received
+        self.asked: Host | None = None  # the node that was asked and has not answered yet
+        self.misplaced = 0.0  # since when another node seems to have the slot; else 0
+        self.settling = True  # whether a greenlet is subscribing to it
 
 
 class ClusterSubscriber(InLoop):
-    """The subscribers of the nodes; has channels follow their slots from one to another."""
+    """The subscribers of the nodes; moves channels along with their slots."""
 
     def __init__(self, broker: ClusterBroker, listener: Listener) -> None:
         super().__init__()
         self._broker = broker
         self._listener = listener
         self._subscribers: dict[Host, NodeSubscriber] = {}
-        self._places: dict[str, Place] = {}  # of the channels that are to be received
-        self._astray = False  # whether some may be received nowhere
-        self._look = Event()  # set when slots seem to have moved
+        self._places: dict[str, Place] = {}  # of the channels to be received
+        self._astray = False  # whether some channels may not be received
+        self._look = Event()  # set when slots may have moved
         self._following = False
-        self._failing = False  # whether the log says so
+        self._failing = False  # whether that was logged already
         self._closed = False
         self.deliver = listener.deliver
         self.missed = listener.missed
@@ -262,7 +262,7 @@ class ClusterSubscriber(InLoop):
         self._check_open()
 
     def unsubscribe(self, channels: Sequence[str]) -> None:
-        """Unsubscribe; the reply does not matter."""
+        """Unsubscribe without waiting for the replies."""
         for channel in channels:
             place = self._places.pop(channel, None)
             host = place and (place.host or place.asked)
@@ -270,24 +270,24 @@ class ClusterSubscriber(InLoop):
                 self._subscribers[host].unsubscribe([channel])
 
     def lost(self, channels: Sequence[str]) -> None:
-        """Take note that the connection to a node has ended."""
+        """Note that the connection to a node has ended."""
         self._listener.lost(channels)
         self._look.set()
 
     def close(self) -> None:
-        """End the connections, and make no other; return when they have ended, or after `TIMEOUT` seconds."""
+        """Close the connections for good; return when they have ended, or after `TIMEOUT` seconds."""
         self.end()
         wait_until_ended([self], TIMEOUT)
 
     @property
     def ended(self) -> bool:
-        """Whether no connection is left, once it has been told to end."""
+        """Whether no connection is left after `close()` or `end()`."""
         if self.orphaned or not self.alive:
             return True
         return self._closed and not self._following and all(one.ended for one in tuple(self._subscribers.values()))
 
     def closed(self) -> None:
-        """Nothing to do: no node's subscriber is closed without the others."""
+        """Do nothing: the nodes' subscribers are only closed together."""
 
     def _end(self) -> None:
         if not self._closed:
@@ -303,7 +303,7 @@ class ClusterSubscriber(InLoop):
             raise self._broker.error(Closed())
 
     def taken_away(self, host: Host, channel: str) -> None:
-        """Take note that a node does not have a channel any more."""
+        """Note that a node no longer has a channel."""
         place = self._places.get(channel)
         if place is not None and place.host == host:
             place.host = None
@@ -315,7 +315,7 @@ class ClusterSubscriber(InLoop):
     # --- channels and nodes --------------------------------------------------------------------------------------
 
     def _settle(self, places: Mapping[str, Place]) -> dict[str, BrokerError]:
-        """Subscribe to channels at the nodes that have them; return those for which that failed, and why."""
+        """Subscribe to channels at their nodes; return the errors of those that failed."""
         deadline = time.monotonic() + TIMEOUT
         failures: dict[str, BrokerError] = {}
         asked: dict[str, Host] = {}
@@ -328,7 +328,7 @@ class ClusterSubscriber(InLoop):
                     except BrokerError as error:
                         failures[channel] = error
                     else:
-                        if owner != asked.get(channel):  # else nothing has changed since it refused
+                        if owner != asked.get(channel):  # otherwise nothing has changed since this node refused
                             asked[channel] = owner
                             groups.setdefault(owner, []).append(channel)
                 if not groups:
@@ -347,10 +347,10 @@ class ClusterSubscriber(InLoop):
     def _ask(
         self, places: Mapping[str, Place], host: Host, channels: Sequence[str], deadline: float
     ) -> dict[str, BrokerError]:
-        """Subscribe to channels at one node; return those for which that failed, and why."""
+        """Subscribe to channels at one node; return the errors of those that failed."""
         channels = [channel for channel in channels if self._places.get(channel) is places[channel]]
         if not channels:
-            return {}  # they were left meanwhile
+            return {}  # they were unsubscribed meanwhile
         subscriber = self._subscribers.get(host)
         if subscriber is None:
             subscriber = self._subscribers[host] = NodeSubscriber(self._broker.node(host), host, self)
@@ -379,7 +379,7 @@ class ClusterSubscriber(InLoop):
         return failures
 
     def _follow(self) -> None:
-        """Look, as long as there are channels, whether each is received where it belongs."""
+        """Check at regular intervals, while there are channels, that each is received from the node of its slot."""
         seen = -1
         while self._places:
             self._look.wait(CHECK_INTERVAL)
@@ -393,12 +393,12 @@ class ClusterSubscriber(InLoop):
             except BrokerError as error:
                 logger.debug("%s", error)
             except Exception:
-                logger.exception("The slots of the Redis Cluster cannot be followed")
+                logger.exception("Checking the slots of the Redis Cluster failed")
             gevent.sleep(FIRST_DELAY)
         self._following = False
 
     def _move(self) -> None:
-        """Have channels received where they belong, if that is elsewhere than where they are received."""
+        """Move channels to the nodes that have their slots now."""
         moving = {channel: place for channel, place in self._places.items() if self._must_move(place)}
         if not moving:
             return
@@ -416,7 +416,7 @@ class ClusterSubscriber(InLoop):
             return False
         if place.host is None or not self._subscribers[place.host].connected:
             return True
-        # A node takes channels away itself when it gives up their slot. Until then messages may come from it.
+        # A node that gives up a slot unsubscribes its channels itself; until then, it may still send messages.
         self._astray = True
         place.misplaced = place.misplaced or time.monotonic()
         return time.monotonic() - place.misplaced > CHECK_INTERVAL
@@ -425,18 +425,20 @@ class ClusterSubscriber(InLoop):
         try:
             failures = self._settle(places)
         finally:
-            self._astray = True  # look again, since the slots may have moved meanwhile
+            self._astray = True  # check again, since slots may have moved meanwhile
         settled = [name for name, place in places.items() if self._places.get(name) is place and name not in failures]
         if settled:
             logger.warning("Channels that are now received from another node of the Redis Cluster: %d", len(settled))
             self._listener.missed(settled)
         if failures and not self._failing:
-            logger.error("Channels that no node sends: %d. %s", len(failures), next(iter(failures.values())))
+            logger.error(
+                "Channels that are not received from any node: %d. %s", len(failures), next(iter(failures.values()))
+            )
         self._failing = bool(failures)
 
 
 class NodeSubscriber(RedisSubscriber):
-    """The connection to one node. Its channels may be taken away, with a slot that moves."""
+    """The connection to one node, which unsubscribes channels itself when their slot moves away."""
 
     def __init__(self, node: Node, host: Host, cluster: ClusterSubscriber) -> None:
         super().__init__(node, cluster)
@@ -449,7 +451,7 @@ class NodeSubscriber(RedisSubscriber):
         return self._link is not None
 
     def has(self, channel: str) -> bool:
-        """Whether the node has not taken the channel away since it confirmed it."""
+        """Whether the node still has a channel that it has confirmed."""
         return channel in self._channels
 
     def _take(self, reply: Any) -> None:
@@ -458,10 +460,10 @@ class NodeSubscriber(RedisSubscriber):
             command, name = reply[0].decode().upper(), self._name(reply[1])
             if (command, name) != (expected, channel):
                 if command != self._broker.UNSUBSCRIBE:
-                    raise ConnectionError(f"it answered {command} where {expected or 'nothing'} was asked")
+                    raise ConnectionError(f"it answered {command} to {expected or 'nothing'}")
                 self._dismiss(name)
                 return
-        # When a slot moves while an UNSUBSCRIBE is on its way, that has two answers, of which this may be the second.
+        # An UNSUBSCRIBE that crosses a move of its slot has two answers; this may be the second.
         match = MOVED.fullmatch(str(reply)) if isinstance(reply, redis.ResponseError) else None
         if match and not (channel and int(match[1]) == slot_of((self._broker.prefix + channel).encode())):
             return

@@ -35,15 +35,15 @@ class EncryptedBroker:
         self._fernet = MultiFernet([Fernet(_derived(key)) for key in keys])
 
     def publish(self, channel: str, payload: bytes) -> int | None:
-        """Publish `payload`, which only those can read who have the key."""
+        """Publish `payload`, readable only with one of the keys."""
         return self._broker.publish(channel, self._fernet.encrypt(_bound(channel) + payload))
 
     def subscriber(self, listener: Listener) -> Subscriber:
-        """Return the broker's subscriber, which brings `listener` what it can read."""
+        """Return the broker's subscriber, which delivers decrypted messages to `listener`."""
         return self._broker.subscriber(Decrypting(self._fernet, listener))
 
     def receiver(self, channel: str) -> Receiver | None:
-        """Return what receives one channel in a thread without a loop, if the broker has such. Raises BrokerError."""
+        """Return a receiver for a thread without a loop; None if the broker has none. Raises BrokerError."""
         receiver = getattr(self._broker, "receiver", None)
         return None if receiver is None else DecryptingReceiver(self._fernet, channel, receiver(channel))
 
@@ -53,7 +53,7 @@ class EncryptedBroker:
 
 
 class Decrypting:
-    """Brings `listener` what a subscriber receives, decrypted."""
+    """Decrypts what a subscriber receives, for `listener`."""
 
     def __init__(self, fernet: MultiFernet, listener: Listener) -> None:
         self._fernet = fernet
@@ -63,7 +63,7 @@ class Decrypting:
         self.closed = listener.closed
 
     def deliver(self, batch: Sequence[tuple[str, bytes]]) -> None:
-        """Hand on what can be decrypted, and drop the rest."""
+        """Hand on the messages that can be decrypted, and drop the others."""
         readable = []
         for channel, token in batch:
             payload = _decrypted(self._fernet, channel, token)
@@ -83,13 +83,13 @@ class DecryptingReceiver:
         self.close = receiver.close
 
     def receive(self, timeout: float) -> list[bytes]:
-        """Return the payloads that come next and can be decrypted. Raises OSError, TimeoutError for one."""
+        """Return the next payloads that can be decrypted. Raises OSError; after `timeout` seconds, TimeoutError."""
         payloads = [_decrypted(self._fernet, self._channel, token) for token in self._receiver.receive(timeout)]
         return [payload for payload in payloads if payload is not None]
 
 
 def _decrypted(fernet: MultiFernet, channel: str, token: bytes) -> bytes | None:
-    """Return what was published on a channel, or None, with a line in the log, if it cannot be read."""
+    """Return the decrypted payload, or None and log a line if no key opens it."""
     bound = _bound(channel)
     try:
         payload = fernet.decrypt(token)
@@ -107,11 +107,11 @@ def _decrypted(fernet: MultiFernet, channel: str, token: bytes) -> bytes | None:
 
 
 def _derived(key: str) -> bytes:
-    """Return the key as Fernet takes it; of no use elsewhere, where the same string may serve too."""
+    """Return the key in Fernet's form, derived so that it reveals nothing about other uses of the same string."""
     return base64.urlsafe_b64encode(hmac.digest(key.encode(), b"django_websocket.pubsub", "sha256"))
 
 
 def _bound(channel: str) -> bytes:
-    """Return what stands before a payload, so that it counts on its channel only."""
+    """Return the prefix that binds a payload to its channel."""
     name = channel.encode()
     return len(name).to_bytes(4, "big") + name

@@ -16,27 +16,27 @@ from django_websocket.transport.turns import let_others_run
 from .broker import Listener
 from .closing import InLoop, closed_error
 
-TESTS = "memory://tests"  # the broker of Django's test environment, where nobody need be told what memory:// is
-MAX_PENDING = 256 * 1024  # bytes that a greenlet may publish before it lets the loop deliver them
+TESTS = "memory://tests"  # the broker in Django's test environment, where the warning about memory:// is not needed
+MAX_PENDING = 256 * 1024  # bytes that a greenlet may publish before the loop has to deliver them
 BATCH_SIZE = 64 * 1024  # bytes that are delivered together, so that clients can read in between
-OVERHEAD = 100  # bytes that a message costs beside its own
+OVERHEAD = 100  # bytes that a message costs in addition to its own
 
 logger = logging.getLogger("django_websocket")
 
 
 class MemoryBroker:
-    """Hands what is published in a process to the subscribers of the same process, one for each loop."""
+    """Delivers messages to the subscribers of the same process; there is one for each loop."""
 
     OPTIONS = ()
 
     def __init__(self, url: str = "memory://") -> None:
-        self.observers: list[Callable[[str, bytes], object]] = []  # called with all that is published
+        self.observers: list[Callable[[str, bytes], object]] = []  # called with every message
         self._subscribers: list[MemorySubscriber] = []
         self._warned = url == TESTS
         self._closed = False
 
     def publish(self, channel: str, payload: bytes) -> int:
-        """Deliver soon, to each subscriber in the thread of its loop; return how many have the channel.
+        """Deliver soon, to each subscriber in the thread of its loop; return how many receive the channel.
 
         Raises BrokerError after `close`.
         """
@@ -59,9 +59,9 @@ class MemoryBroker:
         return subscriber
 
     def close(self) -> None:
-        """End the subscribers, each in its own loop: whoever is subscribed is told, and what waits is dropped.
+        """End the subscribers, each in its own loop; their members are told, and undelivered messages are dropped.
 
-        What is published later raises BrokerError. May be called twice, and from any thread or greenlet; never waits.
+        Publishing later raises BrokerError. May be called twice, and from any thread or greenlet; never waits.
         """
         self._closed = True
         subscribers, self._subscribers = self._subscribers, []
@@ -69,7 +69,7 @@ class MemoryBroker:
             subscriber.end()
 
     def forget(self, subscriber: MemorySubscriber) -> None:
-        """Bring a subscriber nothing more."""
+        """Stop delivering to a subscriber."""
         self._subscribers = [one for one in self._subscribers if one is not subscriber]
 
     def _to_nobody(self) -> None:
@@ -78,36 +78,36 @@ class MemoryBroker:
         if not (self._warned or serves_clients()):
             self._warned = True
             logger.warning(
-                "Something was published to memory://, which does not leave the process, in one that serves no "
+                "A message was published to memory://, which does not leave the process, and this process serves no "
                 "clients. If your WebSockets are served by another process, set WEBSOCKET_BROKER to a Redis URL."
             )
 
 
 class MemorySubscriber(InLoop):
-    """Brings the listener what was published, in the thread of the loop in which it was made."""
+    """Delivers messages to its listener, in the thread of the loop in which it was made."""
 
     def __init__(self, broker: MemoryBroker, listener: Listener) -> None:
         super().__init__()
-        self.channels: set[str] = set()  # that it is asked for
+        self.channels: set[str] = set()  # to which it is subscribed
         self._broker = broker
         self._listener = listener
         self._pending: deque[tuple[str, bytes]] = deque()
-        self._size = 0  # bytes, about: other threads add to it
+        self._size = 0  # in bytes, roughly: other threads add to it
         self._delivering = False
         self._closed = False
 
     def subscribe(self, channels: Sequence[str]) -> None:
-        """Take note; everything that is published comes here. Raises BrokerError after `close`."""
+        """Add channels, which `publish` counts: every message comes here. Raises BrokerError after `close`."""
         if self._closed:
             raise closed_error("memory://")
         self.channels.update(channels)
 
     def unsubscribe(self, channels: Sequence[str]) -> None:
-        """Take note; the listener drops what nobody wants."""
+        """Remove channels; the listener drops messages without members."""
         self.channels.difference_update(channels)
 
     def close(self) -> None:
-        """Take nothing more, and drop what waits."""
+        """Take no more messages, and drop those that wait."""
         self.end()
 
     def _end(self) -> None:
@@ -118,7 +118,7 @@ class MemorySubscriber(InLoop):
             gevent.spawn(self._listener.closed)
 
     def take(self, channel: str, payload: bytes) -> None:
-        """Take what was published, from any thread."""
+        """Take a message. May be called from any thread."""
         if not self.alive:
             return
         self._pending.append((channel, payload))

@@ -1,6 +1,6 @@
-"""Commands for Redis from many greenlets, or threads: what is asked at once leaves in one write, in one connection.
+"""Sends the Redis commands of many greenlets or threads over one connection; simultaneous ones leave in one write.
 
-redis-py makes the connections, and would send and read one command after the other, each on a connection of its own.
+redis-py only makes the connections. By itself it would use a connection for each command that is in progress.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from .closing import refuse
 
 verify("redis")
 
-BATCH_SIZE = 1024 * 1024  # bytes of commands that are sent in one write, or one command
+BATCH_SIZE = 1024 * 1024  # bytes of commands in one write, which has at least one command
 NOTHING_TO_READ = (BlockingIOError, ssl.SSLWantReadError)
 
-Connect = Callable[[float], redis.Connection]  # within so many seconds
+Connect = Callable[[float], redis.Connection]  # takes the seconds in which to connect
 if TYPE_CHECKING:
     Result = AsyncResult[Any]
 else:
@@ -45,15 +45,15 @@ else:
 
 
 def pack(*words: bytes) -> bytes:
-    """Return a command as Redis reads it."""
+    """Return a command in the protocol of Redis (RESP)."""
     return b"*%d\r\n%b" % (len(words), b"".join([b"$%d\r\n%b\r\n" % (len(word), word) for word in words]))
 
 
 class Link:
-    """A connection that redis-py has made; hiredis reads it where it is installed."""
+    """A connection made by redis-py, read by hiredis if that is installed."""
 
     def __init__(self, connection: redis.Connection) -> None:
-        self._connection = connection  # which closes the socket when it goes
+        self._connection = connection  # kept because it closes the socket when it is collected
         self._pid = os.getpid()
         self._sock: Any = connection._sock
         self._reader: Any = None
@@ -66,7 +66,7 @@ class Link:
         return self._connection.host, self._connection.port
 
     def quiet(self) -> bool:
-        """Whether nothing has come since the last reply: not the end of the connection either."""
+        """Whether nothing has arrived since the last reply, neither data nor the end of the connection."""
         self._sock.settimeout(0)
         try:
             self._sock.recv(1)
@@ -77,23 +77,21 @@ class Link:
         return False
 
     def send(self, data: bytes, timeout: float | None) -> None:
-        """Send commands. Raises OSError, TimeoutError for one, after which some may have been sent."""
+        """Send commands. Raises OSError, including TimeoutError; some may have been sent then."""
         self._sock.settimeout(timeout)
         self._sock.sendall(data)
 
     def receive(self, timeout: float) -> list[Any]:
-        """Wait for something to come, and return the replies that it completed: none, if a long one goes on.
+        """Wait for data, and return the replies that it completes: none in the middle of a long reply.
 
-        One that is an error is an exception among them.
-
-        Raises OSError, or TimeoutError after `timeout` seconds of silence.
+        An error reply is returned as an exception. Raises OSError, and TimeoutError after `timeout` seconds of silence.
         """
         self._sock.settimeout(timeout)
         if self._reader is None:
             try:
                 return [self._connection.read_response(disconnect_on_error=False)]
             except redis.ResponseError as error:
-                return [error.with_traceback(None)]  # which would keep the connection for as long as the error is kept
+                return [error.with_traceback(None)]  # the traceback would keep the connection alive
             except redis.TimeoutError as error:
                 raise TimeoutError("timed out") from error
         data = self._sock.recv(65536)
@@ -106,11 +104,11 @@ class Link:
         return replies
 
     def hang_up(self) -> None:
-        """Have whoever waits for a reply find that the connection has ended. A child process leaves it alone."""
+        """Shut the connection down, so that the greenlet that reads it wakes up. Does nothing in a child process."""
         if os.getpid() != self._pid:
             return
-        # Not by its own method: with TLS, that would take away what the other one is in the middle of. Nor by a copy of
-        # the descriptor: there may be none left.
+        # The socket's own method would, with TLS, destroy the state that the reader is using; and there may be no
+        # descriptor left for a duplicate.
         with suppress(OSError):
             sock = _socket.socket(fileno=self._sock.fileno())
             try:
@@ -122,22 +120,22 @@ class Link:
         """Close the connection."""
         try:
             self._connection.disconnect()  # type: ignore[no-untyped-call]
-        except ValueError:  # the loop ended with its thread, and gevent needs a loop to close a socket
+        except ValueError:  # its loop ended with its thread, and gevent needs a loop to close a socket
             self._sock.hub = get_hub()
             self._sock.close()
 
 
 class Call(Result):
-    """A command, and the place for its reply, or for the exception that came instead."""
+    """A command with its result: the reply, or an exception."""
 
     def __init__(self, command: bytes) -> None:
         super().__init__()
         self.command = command
-        self.given_up = False  # nobody waits for the reply any more
+        self.given_up = False  # whether nobody waits for the reply any more
 
 
 class Line:
-    """A connection that is made when it is needed, and anew when it has failed."""
+    """A connection that is made when needed, and again after a failure."""
 
     def __init__(self, connect: Connect) -> None:
         self._connect = connect
@@ -145,7 +143,7 @@ class Line:
         self.closed = False
 
     def open(self, deadline: float) -> None:
-        """See to it that there is a connection. One that ended in silence is replaced before anything is lost."""
+        """Connect if necessary; replace a connection that has ended before a command is sent on it and lost."""
         if self._link is not None and not self._link.quiet():
             self._link.close()
             self._link = None
@@ -153,7 +151,7 @@ class Line:
             self._link = Link(self._connect(remaining(deadline)))
 
     def exchange(self, calls: Sequence[Call], deadline: float) -> None:
-        """Send the commands together, once, and give each call its reply, in their order."""
+        """Send the commands together, once, and give each call its reply, in order."""
         link, self._link = self._link, None
         assert link is not None
         try:
@@ -163,17 +161,17 @@ class Line:
                 for reply in link.receive(remaining(deadline)):
                     calls[done].set(reply)
                     done += 1
-        except BaseException:  # whoever interrupts this leaves replies behind that nobody could tell from others
+        except BaseException:  # outstanding replies would be taken for those of later commands
             link.close()
             raise
         self._link = link
 
     def retire(self) -> None:
-        """Make no other connection. The present one stays, since somebody may be using it."""
+        """Make no new connection. The present one stays, since it may be in use."""
         self._connect = refuse
 
     def close(self) -> None:
-        """End the connection, and make no other."""
+        """Close the connection for good."""
         self.retire()
         link, self._link = self._link, None
         if link is not None:
@@ -182,19 +180,19 @@ class Line:
 
 
 class Lines:
-    """Lines that have one user at a time, and that any thread may close.
+    """A pool of lines. Each has one user at a time; any thread may close the pool.
 
-    Two threads never get the same line, because `pop` takes it out of the list in one step.
+    Two threads never get the same line, because `pop` removes it from the list in one step.
     """
 
     def __init__(self, connect: Connect) -> None:
         self._connect = connect
         self._made: list[Line] = []
         self.closed = False
-        self.idle: list[Line] = []  # whoever uses a line pops it, and puts it back
+        self.idle: list[Line] = []  # a user pops a line and puts it back
 
     def new(self) -> Line:
-        """Return a line for somebody who has found none idle."""
+        """Return a new line, for a user who found none idle."""
         line = Line(self._connect)
         self._made.append(line)
         if self.closed:
@@ -202,13 +200,13 @@ class Lines:
         return line
 
     def put_back(self, line: Line) -> None:
-        """Let others have the line."""
+        """Return a line to the pool."""
         self.idle.append(line)
         if self.closed:
             self._close_idle()
 
     def close(self) -> None:
-        """Close the lines that nobody uses, and the others when they are put back. Never waits."""
+        """Close the idle lines now, and the others when they are put back. Never waits."""
         self.closed = True  # set first: `put_back` closes a line that comes back after the list was emptied
         for line in tuple(self._made):
             line.retire()
@@ -221,36 +219,36 @@ class Lines:
                 taken.append(self.idle.pop())
         for line in taken:
             line.close()
-        self.idle += taken  # a closed line tells its next user so
+        self.idle += taken  # a closed line raises Closed for its next user
 
     @property
     def ended(self) -> bool:
-        """Whether no connection is left, once they have been closed."""
+        """Whether no connection is left after `close()`."""
         return all(line.closed for line in tuple(self._made))
 
 
 class Queue:
-    """The calls of a loop's greenlets, on one line.
+    """The calls of a loop's greenlets, made on one line.
 
-    A greenlet of its own makes them: whoever is interrupted while waiting for a reply takes nobody else's along.
+    They are made in a greenlet of its own, so that killing one caller does not affect the others.
     """
 
     def __init__(self, connect: Connect) -> None:
         self.lines = Lines(connect)
         self.lines.put_back(self.lines.new())
         self._calls: deque[Call] = deque()
-        self._running = False  # whether a greenlet makes calls
+        self._running = False  # whether that greenlet exists
 
     def make(self, call: Call, timeout: float) -> None:
-        """Have a call made, and return when it is done, or after `timeout` seconds."""
+        """Queue a call; return when it is done, or after `timeout` seconds."""
         self._calls.append(call)
         if not self._running:
             try:
                 line = self.lines.idle.pop()
-            except IndexError:  # another thread closes it at this moment
+            except IndexError:  # another thread is closing it
                 refuse(timeout)
             self._running = True
-            gevent.spawn(self._run, line, timeout)  # when it runs, all who want something now have said so
+            gevent.spawn(self._run, line, timeout)  # starts after all greenlets that are ready now have queued theirs
         try:
             call.wait(timeout)
         finally:
@@ -266,7 +264,7 @@ class Queue:
                     calls = self._take()
                     line.exchange(calls, deadline)
                 except Exception as error:
-                    error.__traceback__ = None  # it knows this frame, which knows the calls
+                    error.__traceback__ = None  # it refers to this frame, and that to the calls: a cycle
                     for call in tuple(calls):
                         if not call.ready():
                             call.set(error)
@@ -277,7 +275,7 @@ class Queue:
             self.lines.put_back(line)
 
     def _take(self) -> Sequence[Call]:
-        """Take what waits, as much as one write should have."""
+        """Take calls from the queue, as many as belong in one write."""
         calls: list[Call] = []
         size = 0
         while self._calls and size < BATCH_SIZE:
@@ -289,19 +287,19 @@ class Queue:
 
 
 class Pipeline:
-    """Takes commands from any greenlet or thread, with gevent or without."""
+    """Makes calls for any greenlet or thread, with gevent or without."""
 
     def __init__(self, connect: Connect) -> None:
         self._connect = connect
         self._queues: weakref.WeakKeyDictionary[Hub, Queue] = weakref.WeakKeyDictionary()
-        self._lines = Lines(connect)  # of threads without a loop
+        self._lines = Lines(connect)  # for threads without a loop
         self._closed = False
         self._ending: list[Lines] = []
 
     def call(self, timeout: float, *words: bytes) -> Any:
         """Send a command once, and return its reply within `timeout` seconds.
 
-        Raises OSError or RedisError, after which the command may have been carried out, or not.
+        Raises OSError or RedisError; Redis may or may not have carried out the command then.
         """
         call = Call(pack(*words))
         if redis.connection.socket.socket is gevent.socket.socket:  # type: ignore[attr-defined]
@@ -316,7 +314,7 @@ class Pipeline:
                 raise reply
             return reply
         finally:
-            del call, reply  # which the exception's traceback would keep, and they the exception
+            del call, reply  # the exception's traceback would refer to them, and they to the exception
 
     def _queue(self) -> Queue:
         hub = get_hub()
@@ -343,10 +341,10 @@ class Pipeline:
             self._lines.put_back(line)
 
     def close(self) -> None:
-        """Refuse calls from now on, and end the connections, each as soon as nobody uses it. Never waits."""
+        """Refuse calls from now on, and close each connection as soon as it is idle. Never waits."""
         self._closed = True
-        queues, self._queues = self._queues, weakref.WeakKeyDictionary()  # later calls find none of these queues
-        # keyrefs() lists the loops in one step, whatever other threads add.
+        queues, self._queues = self._queues, weakref.WeakKeyDictionary()  # later calls find no open queue
+        # keyrefs() lists the loops in one step, even if other threads add some meanwhile.
         hubs = [hub for ref in queues.keyrefs() if (hub := ref()) is not None]
         self._ending += [queues[hub].lines for hub in hubs]
         for lines in (self._lines, *self._ending):
@@ -354,22 +352,22 @@ class Pipeline:
 
     @property
     def ended(self) -> bool:
-        """Whether no connection is left, once it has been closed."""
+        """Whether no connection is left after `close()`."""
         return self._lines.ended and all(lines.ended for lines in self._ending)
 
 
 class Ending(Protocol):
-    """Something that has been told to end."""
+    """Something that is being closed."""
 
     @property
     def ended(self) -> bool:
-        """Whether it has."""
+        """Whether that is done."""
 
 
 def wait_until_ended(parts: Sequence[Ending], timeout: float) -> None:
     """Wait until all have ended, for at most `timeout` seconds.
 
-    They end in several threads, with loops and without, for which there is no common event.
+    This polls, because they end in several threads, with loops and without, which have no common event.
     """
     deadline = time.monotonic() + timeout
     cooperative = redis.connection.socket.socket is gevent.socket.socket  # type: ignore[attr-defined]

@@ -1,8 +1,8 @@
 """`redis://`, `rediss://` and `unix://`: publish/subscribe through Redis.
 
-redis-py makes the connections. What is published goes through a `Pipeline`. The subscriber has a connection of its own:
-redis-py's way to read a subscription would cost as much as encoding and sending a message, and it reconnects silently,
-while here everybody who may have missed a message is told.
+redis-py makes the connections. A `Pipeline` publishes. The subscriber reads its own connection: through redis-py, that
+would cost as much as encoding and sending a message, and redis-py reconnects silently. Here everybody who may have
+missed a message is told.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from .closing import Closed, InLoop, closed_error
 from .pipeline import Ending, Link, Pipeline, pack, remaining, wait_until_ended
 from .redis_address import OPTIONS, RedisAddress
 
-TIMEOUT = 5.0  # seconds for one call of Redis: connecting, publishing, subscribing
-PING_INTERVAL = 3.0  # seconds of silence after which the subscriber asks whether Redis is there, and gives it as many
+TIMEOUT = 5.0  # seconds for one operation: connecting, publishing, subscribing
+PING_INTERVAL = 3.0  # seconds of silence until the subscriber sends a PING, and again for the answer
 FIRST_DELAY, LONGEST_DELAY = 0.05, 2.0  # seconds between two attempts to connect; jittered
 
 logger = logging.getLogger("django_websocket")
@@ -46,15 +46,15 @@ class RedisBroker:
         self.place = self.address.place
         self._pipeline = Pipeline(self.connect)
         self._closed = False
-        # valuerefs() lists them in one step, whatever the threads of other loops add.
+        # valuerefs() lists them in one step, even if other threads add some meanwhile.
         self._subscribers: weakref.WeakValueDictionary[int, RedisSubscriber] = weakref.WeakValueDictionary()
 
     def publish(self, channel: str, payload: bytes) -> int:
-        """Publish once, and wait for Redis to say how many subscribers got it."""
+        """Publish once; return the number of subscribers that Redis reports. Raises BrokerError."""
         return self.publish_until(time.monotonic() + TIMEOUT, channel, payload)
 
     def publish_until(self, deadline: float, channel: str, payload: bytes) -> int:
-        """Publish once, and wait for Redis to say so until `deadline`, in the seconds of time.monotonic()."""
+        """Do the same until `deadline`, a time of time.monotonic()."""
         words = self.PUBLISH.encode(), (self.prefix + channel).encode(), payload
         try:
             return int(self._pipeline.call(remaining(deadline), *words))
@@ -62,7 +62,7 @@ class RedisBroker:
             raise self.error(error) from error
 
     def subscriber(self, listener: Listener) -> RedisSubscriber:
-        """Return a subscriber, which connects when it has something to subscribe to.
+        """Return a subscriber; it connects when it has a channel to subscribe to.
 
         Raises BrokerError after `close`.
         """
@@ -73,28 +73,27 @@ class RedisBroker:
         return subscriber
 
     def receiver(self, channel: str) -> RedisReceiver:
-        """Return what receives one channel in a thread without a loop. Raises BrokerError."""
+        """Return a receiver of one channel for a thread without a loop. Raises BrokerError."""
         try:
             return RedisReceiver(self, channel)
         except (redis.RedisError, OSError) as error:
             raise self.error(error) from error
 
     def new_subscriber(self, listener: Listener) -> RedisSubscriber:
-        """Return a subscriber of the kind that this broker needs."""
+        """Return a subscriber of the class that suits this broker."""
         return RedisSubscriber(self, listener)
 
     def close(self) -> None:
-        """Close every connection; return when they have ended, or after `TIMEOUT` seconds.
+        """Close all connections; return when they have ended, or after `TIMEOUT` seconds.
 
-        Publishes that are under way may finish until then, or fail with BrokerError; later ones raise it at once, and
-        nothing connects again. The subscribers end as well, and whoever is subscribed is told. May be called twice,
-        and from any thread or greenlet, but not from a callback of the loop. In a child process it leaves alone what
-        the parent's connections carry.
+        Publishes in progress may finish until then, or raise BrokerError; later ones raise it at once, and nothing
+        connects again. The subscribers end too, and their members are told. May be called twice, and from any thread or
+        greenlet, but not from a callback of the loop. In a child process, the parent's connections stay usable.
         """
         wait_until_ended(self.begin_close(), TIMEOUT)
 
     def begin_close(self) -> list[Ending]:
-        """Do what `close` does without waiting, and return what has to end."""
+        """Start closing without waiting, and return the parts that have to end."""
         self._closed = True
         subscribers = [one for ref in self._subscribers.valuerefs() if (one := ref()) is not None]
         for subscriber in subscribers:
@@ -105,11 +104,11 @@ class RedisBroker:
         return [*subscribers, *pipelines]
 
     def pipelines(self) -> list[Pipeline]:
-        """Return what this broker asks and publishes through."""
+        """Return the pipelines through which this broker talks to Redis."""
         return [self._pipeline]
 
     def connect(self, timeout: float) -> redis.Connection:
-        """Return a new connection, on which Redis answers within `timeout` seconds. Raises RedisError or OSError."""
+        """Return a new connection whose replies are due within `timeout` seconds. Raises RedisError or OSError."""
         return self.address.connect(timeout)
 
     def error(self, cause: BaseException) -> BrokerError:
@@ -128,7 +127,7 @@ def unusable(what: str, cause: BaseException) -> BrokerError:
 
 
 class RedisReceiver:
-    """A connection subscribed to one channel, for a thread without a loop, in which a subscriber would block."""
+    """A connection subscribed to one channel, for a thread without a loop: a subscriber needs one."""
 
     def __init__(self, broker: RedisBroker, channel: str) -> None:
         deadline = time.monotonic() + TIMEOUT
@@ -145,7 +144,7 @@ class RedisReceiver:
             raise
 
     def receive(self, timeout: float) -> list[bytes]:
-        """Return the payloads that come next. Raises OSError, TimeoutError after `timeout` seconds."""
+        """Return the next payloads, possibly none. Raises OSError, and TimeoutError after `timeout` seconds."""
         replies = self._link.receive(timeout)
         return [reply[2] for reply in replies if isinstance(reply, list) and reply[0] == self._message]
 
@@ -155,21 +154,21 @@ class RedisReceiver:
 
 
 class RedisSubscriber(InLoop):
-    """The one connection on which a process is subscribed; a greenlet reads it while there is a channel to receive."""
+    """The connection on which a process is subscribed. A greenlet reads it while there are channels."""
 
     def __init__(self, broker: RedisBroker, listener: Listener) -> None:
         super().__init__()
         self._broker = broker
         self._listener = listener
-        self._channels: dict[str, None] = {}  # that are to be received
-        self._pending: dict[str, deque[AsyncResult[None]]] = {}  # who waits for replies, in their order
+        self._channels: dict[str, None] = {}  # to be received
+        self._pending: dict[str, deque[AsyncResult[None]]] = {}  # callers that wait for replies, in order
         self._link: Link | None = None
-        self._commands: deque[bytes] = deque()  # that wait to be sent
-        self._in_flight: deque[tuple[str, str]] = deque()  # commands without a reply, and their channels
+        self._commands: deque[bytes] = deque()  # to be sent
+        self._in_flight: deque[tuple[str, str]] = deque()  # commands whose replies have not come, with their channels
         self._running = False
         self._writing = False
-        self._resubscribing: set[str] = set()  # after an outage: channels without a reply
-        self._missed: dict[str, None] = {}  # and those whose subscribers are to be told
+        self._resubscribing: set[str] = set()  # channels whose replies have not come after an outage
+        self._missed: dict[str, None] = {}  # channels whose members have to be told
         self._closed = Event()
 
     def subscribe(self, channels: Sequence[str]) -> None:
@@ -180,7 +179,7 @@ class RedisSubscriber(InLoop):
                 reply.get()
 
     def request(self, channels: Sequence[str]) -> list[AsyncResult[None]]:
-        """Subscribe; return the places of the replies."""
+        """Send the subscriptions; return a result for each reply."""
         replies = []
         for channel in channels:
             reply: AsyncResult[None] = AsyncResult()
@@ -201,24 +200,24 @@ class RedisSubscriber(InLoop):
         return replies
 
     def unsubscribe(self, channels: Sequence[str]) -> None:
-        """Unsubscribe; the reply does not matter."""
+        """Unsubscribe without waiting for the replies."""
         for channel in channels:
             self._channels.pop(channel, None)
             self._missed.pop(channel, None)
-            if self._link is None:  # nothing was sent for those who wait, so no reply is owed to them
+            if self._link is None:  # nothing was sent, so no reply will come for those who wait
                 for reply in self._pending.pop(channel, ()):
                     reply.set_exception(self._broker.error(ConnectionError("not connected")))
             else:
                 self._send(self._broker.UNSUBSCRIBE, channel)
 
     def close(self) -> None:
-        """End the connection, and make no other; return when it has ended, or after `TIMEOUT` seconds."""
+        """Close the connection for good; return when it has ended, or after `TIMEOUT` seconds."""
         self.end()
         wait_until_ended([self], TIMEOUT)
 
     @property
     def ended(self) -> bool:
-        """Whether no connection is left, once it has been told to end."""
+        """Whether no connection is left after `close()` or `end()`."""
         return self.orphaned or not self.alive or (self._closed.is_set() and not self._running)
 
     def _end(self) -> None:
@@ -233,7 +232,7 @@ class RedisSubscriber(InLoop):
     # --- the connection ------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        """Keep a connection, from the first subscription on, until it fails while there is nothing to receive."""
+        """Keep a connection from the first subscription on, until it fails while there are no channels."""
         delay = FIRST_DELAY
         lost = False
         while True:
@@ -250,7 +249,7 @@ class RedisSubscriber(InLoop):
                 if self._channels and not lost:
                     logger.error("%s", self._broker.error(error))
             except Exception as error:
-                logger.exception("The subscriber of Redis at %s failed, and connects anew", self._broker.place)
+                logger.exception("The subscriber of Redis at %s failed and reconnects", self._broker.place)
                 self._disconnect(error)
             lost = bool(self._channels)
             if not lost:
@@ -268,17 +267,17 @@ class RedisSubscriber(InLoop):
         raise Closed
 
     def _begin(self, lost: bool) -> None:
-        """Subscribe to everything on a new connection."""
+        """Subscribe to all channels on a new connection."""
         channels = list(self._channels)
         if lost:
             self._resubscribing = set(channels)
             self._missed = {channel: None for channel in channels if channel not in self._pending}
         for channel in channels:
-            for _ in self._pending.get(channel) or (None,):  # each that waits has a reply of its own
+            for _ in self._pending.get(channel) or (None,):  # each waiting caller gets a reply of its own
                 self._send(self._broker.SUBSCRIBE, channel)
 
     def _disconnect(self, error: BaseException) -> None:
-        """Drop the connection, and tell those who wait for a reply; their channels are not received then."""
+        """Drop the connection. Callers that wait for a reply get the error, and give up their channels."""
         link, self._link = self._link, None
         if link is not None:
             link.close()
@@ -294,9 +293,9 @@ class RedisSubscriber(InLoop):
         self._listener.lost(list(self._channels))
 
     def _send(self, name: str, channel: str = "") -> None:
-        """Send a command without waiting, behind those that are being sent.
+        """Queue a command without waiting.
 
-        Each concerns one channel, so that each has one reply, and a refusal concerns no other.
+        Each command names one channel: it has exactly one reply, and a refusal affects only that channel.
         """
         self._in_flight.append((name, channel))
         words = (name, self._broker.prefix + channel) if channel else (name,)
@@ -314,14 +313,14 @@ class RedisSubscriber(InLoop):
                     link.send(b"".join(commands), TIMEOUT)
                 except OSError as error:
                     logger.debug("Redis at %s took no command: %s", self._broker.place, error)
-                    link.hang_up()  # a command may have left in part: what follows would be taken for its rest
+                    link.hang_up()  # Redis would take the next command for the rest of one sent in part
         finally:
             self._writing = False
 
     def _read(self, link: Link) -> None:
         """Receive until the connection fails.
 
-        Reading waits for nothing while there is more to read, so that others would not run if Redis is fast enough.
+        Reads do not wait while there is more data, so a fast Redis would keep other greenlets from running.
         """
         asked = False
         while True:
@@ -345,7 +344,7 @@ class RedisSubscriber(InLoop):
                 self._listener.deliver(batch)
 
     def _take(self, reply: Any) -> None:
-        """Take the reply to the command that has waited longest for one."""
+        """Match a reply with the oldest command in flight."""
         command, channel = self._in_flight.popleft()
         if command == self._broker.SUBSCRIBE:
             self._confirm(channel, self._broker.error(reply) if isinstance(reply, Exception) else None)
@@ -354,7 +353,7 @@ class RedisSubscriber(InLoop):
         return channel.decode(errors="replace")[len(self._broker.prefix) :]
 
     def _confirm(self, channel: str, error: BrokerError | None) -> None:
-        """Note that a channel is received from here on, or was refused."""
+        """Note that a channel is received from now on, or was refused."""
         replies = self._pending.get(channel)
         if replies is not None:
             reply = replies.popleft()
@@ -373,7 +372,7 @@ class RedisSubscriber(InLoop):
                 self._listener.missed(list(missed))
 
     def _refused(self, channel: str, error: BrokerError) -> None:
-        """Let a channel's members not wait in silence, which is not received any more after an outage."""
+        """Tell the members of a channel that could not be resubscribed."""
         logger.error("Channel %r: %s", channel, error)
         self._listener.lost([channel])
         self._listener.missed([channel])

@@ -1,4 +1,4 @@
-"""Where Redis is and how to connect to it: what the URL and the options of `WEBSOCKET_BROKER` say, checked."""
+"""The address of Redis and how to connect to it, from the URL and the options of `WEBSOCKET_BROKER`."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ def _provider(value: Any) -> CredentialProvider:
     return value
 
 
-# The options, those of connections with the names that redis-py has: what makes a value right or raises, and what it
-# must be.
+# The options; those for connections have redis-py's names. Each has a function that checks and converts its value, and
+# a description of the right values.
 OPTIONS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "prefix": (_text, "a string"),
     "username": (_text, "a string"),
@@ -74,7 +74,7 @@ OPTIONS: dict[str, tuple[Callable[[Any], Any], str]] = {
 
 
 class Host(NamedTuple):
-    """Where a server is."""
+    """The host and port of a server."""
 
     name: str
     port: int
@@ -84,14 +84,14 @@ class Host(NamedTuple):
 
 
 class RedisAddress:
-    """What a URL says.
+    """The parts of a URL and its options, checked.
 
     `redis://[[username]:password@]host[:port][/db]`, with TLS if it begins with `rediss`; `unix://[...@]/path`;
     `redis+sentinel://[...@]host[:port][,host[:port]...]/service[/db]`; `redis+cluster://[...@]host[:port][,host...]`.
 
     Args:
-        url: One of these, without what stands behind a `?`.
-        options: Some of `OPTIONS`, which count more than the same in the URL. One that is None is not given.
+        url: One of these, without a query.
+        options: Some of `OPTIONS`. They override the URL; None means that an option is not given.
 
     Raises ValueError, which names the mistake and never repeats a password.
     """
@@ -106,11 +106,11 @@ class RedisAddress:
         self.scheme, _, self.topology = scheme.lower().partition("+")
         port = SENTINEL_PORT if self.topology == "sentinel" else PORT
         self.hosts = [_host(host, port) for host in hosts.split(",")]
-        self.service = ""  # what the sentinels call the master
+        self.service = ""  # the sentinels' name for the master
         self.arguments: dict[str, Any] = {  # of connections
             "username": username or None,
             "password": password or None,
-            "retry": Retry(NoBackoff(), 0),  # what was sent, and has no reply, may have been done
+            "retry": Retry(NoBackoff(), 0),  # a command without a reply may have been carried out
             "protocol": 2,
             **{name: _right(name, value) for name, value in options.items()},
         }
@@ -122,7 +122,7 @@ class RedisAddress:
         } | {"credential_provider": None}
         self.kind: Any = redis.Connection
         if self.scheme == "unix":
-            self.place = f"unix://{slash}{path}"  # for people, without what is secret
+            self.place = f"unix://{slash}{path}"  # for messages, without secrets
             self.kind = redis.UnixDomainSocketConnection
             self.arguments["path"] = slash + path
             if not path:
@@ -164,9 +164,9 @@ class RedisAddress:
             self.arguments.setdefault("db", _right("db", path))
 
     def connect(self, timeout: float, host: Host | None = None, **arguments: Any) -> redis.Connection:
-        """Return a connection to `host`, or to the first one, with `arguments` in the place of those that it has.
+        """Return a connection to `host`, or else to the first host. `arguments` override those of the address.
 
-        It has `timeout` seconds, and so has each reply. Raises RedisError or OSError.
+        Connecting and each reply have `timeout` seconds. Raises RedisError or OSError.
         """
         if host is not None:
             arguments["host"], arguments["port"] = host
@@ -177,7 +177,7 @@ class RedisAddress:
 
 
 def _right(name: str, value: Any) -> Any:
-    """Return the value of an option in its type."""
+    """Return the value of an option, checked and converted. Raises ValueError."""
     convert, kind = OPTIONS[name]
     try:
         return convert(value)
@@ -193,7 +193,7 @@ def _host(host: str, port: int) -> Host:
 
 
 def _check_certificates(options: Mapping[str, Any]) -> None:
-    """Load them once: what redis-py says about them later has no option in it, nor a file."""
+    """Load the certificates once: redis-py's later errors would name neither option nor file."""
     try:
         context = ssl.create_default_context(cafile=options.get("ssl_ca_certs"), cadata=options.get("ssl_ca_data"))
         if "ssl_certfile" in options or "ssl_keyfile" in options:

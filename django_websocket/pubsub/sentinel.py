@@ -1,4 +1,4 @@
-"""`redis+sentinel://` and `rediss+sentinel://`: a Redis with replicas, and sentinels who say which is the master."""
+"""`redis+sentinel://` and `rediss+sentinel://`: a Redis with replicas; sentinels know which one is the master."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from .pipeline import Link, Pipeline, remaining
 from .redis import TIMEOUT, RedisBroker, RedisSubscriber
 from .redis_address import OPTIONS, Host
 
-CHECK_INTERVAL = 1.0  # seconds between two looks at who is the master
+CHECK_INTERVAL = 1.0  # seconds between two questions to the sentinels
 
 logger = logging.getLogger("django_websocket")
 
 
 class SentinelBroker(RedisBroker):
-    """The master of a service. See `RedisAddress` for the URL; the sentinels may want a login of their own.
+    """The master of a service. See `RedisAddress` for the URL; the sentinels may have a login of their own.
 
-    A master that was replaced can go on for a while, with nobody to hear what is published there. So the sentinels are
-    asked again and again, and not only when a connection fails.
+    A replaced master can keep running for a while, and messages published there reach nobody. So the sentinels are
+    asked at regular intervals, not only when a connection fails.
     """
 
     OPTIONS = list(OPTIONS)
@@ -37,11 +37,11 @@ class SentinelBroker(RedisBroker):
         ask = partial(self.address.connect, db=0, **self.address.sentinel_login)
         self._sentinels = deque(Pipeline(partial(ask, host=host)) for host in self.address.hosts)
         self._master: Host | None = None
-        self._former: list[weakref.ref[Pipeline]] = []  # to former masters; they last while somebody publishes there
-        self._asked = 0.0  # when, by the clock of time.monotonic()
+        self._former: list[weakref.ref[Pipeline]] = []  # to former masters, while publishes are in progress there
+        self._asked = 0.0  # a time of time.monotonic()
 
     def publish_until(self, deadline: float, channel: str, payload: bytes) -> int:
-        """Publish once, and wait until `deadline` for the master to say so."""
+        """Publish once to the present master, until `deadline`, a time of time.monotonic()."""
         if time.monotonic() - self._asked > CHECK_INTERVAL:
             self._asked = time.monotonic()  # others need not ask meanwhile
             try:
@@ -51,11 +51,11 @@ class SentinelBroker(RedisBroker):
         return super().publish_until(deadline, channel, payload)
 
     def new_subscriber(self, listener: Listener) -> RedisSubscriber:
-        """Return a subscriber, which goes over to another master."""
+        """Return a subscriber that follows the master."""
         return SentinelSubscriber(self, listener)
 
     def pipelines(self) -> list[Pipeline]:
-        """Return what this broker asks the sentinels and publishes through."""
+        """Return the pipelines to the masters and the sentinels."""
         former = [pipeline for ref in self._former if (pipeline := ref()) is not None]
         return [self._pipeline, *former, *self._sentinels]
 
@@ -65,9 +65,9 @@ class SentinelBroker(RedisBroker):
         master = self.master(timeout)
         connection = self.address.connect(remaining(deadline), master)
         try:
-            connection.send_command("ROLE")  # type: ignore[no-untyped-call]  # the sentinels may not know yet
+            connection.send_command("ROLE")  # type: ignore[no-untyped-call]  # the sentinels may not know of a new master yet
             if connection.read_response()[0] != b"master":
-                raise redis.ConnectionError(f"{master} was the master, and is none any more")
+                raise redis.ConnectionError(f"{master} is no longer the master")
         except NoPermissionError:
             pass
         except BaseException:
@@ -76,7 +76,7 @@ class SentinelBroker(RedisBroker):
         return connection
 
     def master(self, timeout: float) -> Host:
-        """Return where the master is; ask the sentinels, one after the other, until one knows."""
+        """Return the master's address, from the first sentinel that answers. Raises RedisError or OSError."""
         question = b"SENTINEL", b"GET-MASTER-ADDR-BY-NAME", self.address.service.encode()
         for sentinel in tuple(self._sentinels):
             try:
@@ -85,7 +85,7 @@ class SentinelBroker(RedisBroker):
                     raise redis.ConnectionError(f"they know no master {self.address.service!r}")
                 break
             except (redis.RedisError, OSError) as error:
-                problem = error.with_traceback(None)  # it would keep this call, which keeps it
+                problem = error.with_traceback(None)  # the traceback would refer to this frame, and that to the error
                 if sentinel is self._sentinels[0]:
                     self._sentinels.rotate(-1)
         else:
@@ -98,14 +98,14 @@ class SentinelBroker(RedisBroker):
             self._master = master
             former = [ref for ref in self._former if ref() is not None]
             self._former = [*former, weakref.ref(self._pipeline)]
-            self._pipeline = Pipeline(self.connect)  # the former one's connections are to the former master
+            self._pipeline = Pipeline(self.connect)  # the old one has connections to the former master
             if self._closed:
                 self._pipeline.close()
         return master
 
 
 class SentinelSubscriber(RedisSubscriber):
-    """A subscriber whose connection ends when there is another master."""
+    """A subscriber that drops its connection when another master takes over."""
 
     _broker: SentinelBroker
 
@@ -122,7 +122,7 @@ class SentinelSubscriber(RedisSubscriber):
             try:
                 master = self._broker.master(TIMEOUT)
             except (redis.RedisError, OSError):
-                continue  # who it was may still be there
+                continue  # the known master may still be alive
             if master != link.host:
                 link.hang_up()
                 return

@@ -35,9 +35,9 @@ from django_websocket.handler.upgrade import HANDSHAKE_KEY, KEY, Upgrade
 from django_websocket.protocol.engine import Close, Engine, Failure, Ping, Role
 from django_websocket.protocol.frames import CloseCode, Opcode
 from django_websocket.protocol.handshake import ClientRequest, HandshakeError
-from django_websocket.pubsub import _broker
 from django_websocket.pubsub.broker import from_wire
 from django_websocket.pubsub.memory import MemoryBroker
+from django_websocket.pubsub.process import current_broker
 from django_websocket.select import select
 from django_websocket.transport import log
 from django_websocket.transport.waiting import check_timeout
@@ -380,7 +380,7 @@ def captured_messages(*channels: str) -> Iterator[list[tuple[str, str | bytes]]]
 
 
 def _memory_broker() -> MemoryBroker:
-    broker = _broker()
+    broker = current_broker()
     if isinstance(broker, MemoryBroker):
         return broker
     raise ImproperlyConfigured(

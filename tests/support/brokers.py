@@ -24,9 +24,11 @@ def in_use(setting: str | Mapping[str, Any], **settings: Any) -> Iterator[None]:
             yield
         finally:
             subscribed = [
-                list(hub.channels) for (_, of, loop), hub in pubsub._hubs.items() if (of, loop) == (key, get_hub())
+                list(hub.channels)
+                for (_, of, loop), hub in pubsub.process.hubs.items()
+                if (of, loop) == (key, get_hub())
             ]
-            pubsub._close(key)
+            pubsub.process.close_all(key)
             assert not any(subscribed), subscribed
 
 

@@ -87,7 +87,7 @@ def census() -> dict[str, Any]:
         "descriptors of readables": len(waiting._with_signal),
         "active watchers": get_hub().loop.activecnt,
         "open databases": sum(database.connection is not None for database in databases),
-        "channels": sum(len(hub.channels) for hub in pubsub._hubs.values()),
+        "channels": sum(len(hub.channels) for hub in pubsub.process.hubs.values()),
         "allocated blocks": sys.getallocatedblocks(),
         **names,
     }

@@ -1,0 +1,166 @@
+"""Published messages that the hub sends straight to a client, without a greenlet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from django_websocket.exceptions import ConnectionClosed
+from django_websocket.protocol.frames import CloseCode, encode_message
+from django_websocket.transport.connection import Connection
+from django_websocket.transport.outbox import WRITE_SIZE
+
+from .backlog import Backlog, cost
+from .hub import Hub
+from .publication import Publication, Variant, variant_for
+
+
+class Forwarding:
+    """Sends what is published to `channels` to a client, unchanged, until `close()`.
+
+    The hub pushes, without a greenlet. Messages that come before `attach()` wait for the connection. A client that is
+    too slow is closed with 1013. One that missed messages is sent `on_missed`; if that is None, it is closed with 1012,
+    so that it connects again.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_broker_closed",
+        "_closed",
+        "_connection",
+        "_hub",
+        "_limit",
+        "_missed",
+        "_on_missed",
+        "_size",
+        "_variant",
+        "_waiting",
+        "channels",
+    )
+
+    def __init__(self, hub: Hub, channels: Sequence[str], limit: int, on_missed: str | bytes | None = None) -> None:
+        self._hub = hub
+        self._limit = limit  # bytes that may wait for the connection
+        self._on_missed = on_missed
+        self._connection: Connection | None = None  # where messages go; None before attach() and after the end
+        self._variant: Variant = None
+        self._waiting: list[Publication] = []
+        self._size = 0  # of `_waiting`, in bytes
+        self._missed = False
+        self._closed = False
+        self._broker_closed = False
+        self.channels = channels
+        hub.join(self, channels)
+
+    def __enter__(self) -> Forwarding:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    @property
+    def connection(self) -> Connection | None:
+        """The connection to which messages go at present."""
+        return self._connection
+
+    def attach(self, connection: Connection) -> Forwarding:
+        """Forward to `connection` until it ends; return self. Raises `ConnectionClosed` if it has ended already."""
+        if not connection.connected:
+            self.close()
+            raise ConnectionClosed(connection.close_code or CloseCode.ABNORMAL, connection.close_reason)
+        connection.on_end.append(self.close)
+        self._connection = connection
+        self._variant = variant_for(connection.agreement)
+        waiting, self._waiting = self._waiting, []
+        if self._missed:
+            self.missed()
+        for publication in waiting:
+            self.deliver(publication)
+        if self._broker_closed:
+            self.broker_closed()
+        return self
+
+    def close(self) -> None:
+        """Stop forwarding. May be called twice."""
+        connection, self._connection = self._connection, None
+        self._closed = True
+        self._hub.leave(self, self.channels)
+        if connection is not None and self.close in connection.on_end:
+            connection.on_end.remove(self.close)
+
+    def client_left(self, code: int, reason: str) -> None:
+        """Do nothing: the connection calls `close()`."""
+
+    def deliver(self, publication: Publication) -> None:
+        """Send the messages to the client."""
+        connection = self._connection
+        if connection is None:
+            self._wait(publication)
+        else:
+            connection.push(publication.frames(self._variant))
+
+    def _wait(self, publication: Publication) -> None:
+        if self._closed:
+            return  # closed in the middle of a large fan-out
+        self._waiting.append(publication)
+        self._size += sum(map(cost, publication.messages))
+        if self._size > self._limit and len(self._waiting) > 1:
+            self.missed()
+
+    def missed(self) -> None:
+        """Send the client the notice, or close it so that it connects again."""
+        if self._connection is None:
+            self._missed = True
+            self._waiting.clear()
+            self._size = 0
+        elif self._on_missed is None:
+            self._connection.close(CloseCode.SERVICE_RESTART, "messages may have been missed")
+        else:
+            self._connection.push(encode_message(self._on_missed))
+
+    def broker_closed(self) -> None:
+        """Close the connection, so that the client connects again: it would receive nothing more here."""
+        self._broker_closed = True
+        if self._connection is not None:
+            self._connection.close(CloseCode.SERVICE_RESTART, "the broker was closed")
+
+
+class LossyForwarding(Forwarding):
+    """A forwarding that drops the oldest waiting messages of a slow client instead of closing it.
+
+    With `latest`, only the newest message of each channel waits. A frame that has left in part is always completed.
+    """
+
+    __slots__ = ("_backlog",)
+
+    def __init__(
+        self, hub: Hub, channels: Sequence[str], limit: int, on_missed: str | bytes | None = None, *, latest: bool
+    ) -> None:
+        self._backlog: Backlog[bytes] = Backlog(limit, latest)
+        super().__init__(hub, channels, limit, on_missed)
+
+    def deliver(self, publication: Publication) -> None:
+        """Send the messages as far as the client takes them, and keep the rest by the policy."""
+        connection = self._connection
+        if connection is None:
+            self._wait(publication)
+            return
+        frames = publication.single_frames(self._variant)
+        begun = connection.offer(frames, publication.frames(self._variant))
+        if begun < len(frames):
+            connection.take_from(self._next_frames)
+            for frame in frames[begun:]:
+                self._backlog.append(publication.channel, frame)
+
+    def _next_frames(self) -> bytes:
+        """Return the oldest waiting frames; the connection calls this when it has room."""
+        frames = []
+        size = 0
+        while self._backlog and size < WRITE_SIZE:
+            frames.append(self._backlog.popleft())
+            size += len(frames[-1])
+        return b"".join(frames)
+
+    def missed(self) -> None:
+        """Send the notice or close the client, and drop the backlog, which is older than the notice."""
+        self._backlog.clear()
+        super().missed()
