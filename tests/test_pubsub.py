@@ -107,6 +107,17 @@ class Broker:
                 together.publish(self.prefix + channel, message)
             together.execute()
 
+    def publish_in_one_write(self, *publications: tuple[str, str | bytes]) -> None:
+        """Publish messages on several channels so that the subscriber gets all of them at once."""
+        if self.url.startswith("memory"):
+            for channel, message in publications:
+                self.publish_raw(channel, message.encode() if isinstance(message, str) else message)
+        else:
+            together = self.redis.pipeline(transaction=True)
+            for channel, message in publications:
+                together.publish(self.prefix + channel, message)
+            together.execute()
+
     @cached_property
     def redis(self) -> redis.Redis:
         """A client of Redis itself, which adds no prefix."""
@@ -539,6 +550,73 @@ def test_on_commit_logs_a_broker_failure_and_runs_the_other_callbacks(
     assert [record.levelname for record in caplog.records] == ["ERROR"] * 2
     for record in caplog.records:
         assert "news" in record.getMessage() and nowhere in record.getMessage()
+
+
+# --- the order across channels ----------------------------------------------------------------------------------
+
+MIXED = [("a", "0"), ("b", "1"), ("a", "2"), ("b", "3"), ("a", "4"), ("c", "5"), ("b", "6")]
+
+
+def test_a_subscription_to_several_channels_gets_the_order_of_the_broker(broker: Broker) -> None:
+    with subscribe("a", "b") as both, subscribe("c", "a", "b", "d") as all_of_them, subscribe("a") as one:
+        broker.publish_in_one_write(*MIXED)
+        assert taken(both, 6) == list("012346")
+        assert taken(all_of_them, 7) == list("0123456")
+        assert taken(one, 3) == list("024")
+        nothing_more(both, all_of_them, one)
+
+
+@pytest.mark.parametrize("on_slow", ["close", "drop_oldest", "latest"])
+def test_a_client_of_several_channels_gets_the_order_of_the_broker_in_one_segment(
+    broker: Broker, pairs: Pairs, on_slow: str
+) -> None:
+    connection, peer = pairs(sockets=packet_pair)
+    other, other_peer = pairs(sockets=packet_pair)
+    with forward(connection, "a", "b", on_slow=on_slow), forward(other, "b", on_slow=on_slow):
+        broker.publish_in_one_write(*MIXED)
+        assert peer.until_frames(6) == list(map(text, "012346"))
+        assert other_peer.until_frames(3) == list(map(text, "136"))
+        if vars(pipeline)["hiredis"] is not None:  # without it, Redis is read one message at a time
+            assert len(peer.segments) == 1
+
+
+def test_a_client_that_is_subscribed_twice_gets_the_order_of_the_broker(broker: Broker, pairs: Pairs) -> None:
+    connection, peer = pairs()
+    with forward(connection, "a") as first, forward(connection, "b"), forward(connection, "c", "b"):
+        broker.publish_in_one_write(*MIXED)
+        got = [frame.payload.decode() for frame in peer.until_frames(10)]
+        assert list(dict.fromkeys(got)) == list("0123456")
+        assert sorted(got) == sorted("0123456" + "136")
+        first.close()
+        broker.publish_in_one_write(*MIXED)
+        got = [frame.payload.decode() for frame in peer.until_frames(17)[10:]]
+        assert sorted(got) == sorted("1365" + "136")
+
+
+def test_a_message_that_is_dropped_changes_no_order(broker: Broker, caplog: pytest.LogCaptureFixture) -> None:
+    with subscribe("a", "b") as both:
+        broker.publish_in_one_write(("a", "0"), ("b", b"\xc3"), ("b", "1"), ("a", b"\xc3"), ("a", "2"), ("b", "3"))
+        assert taken(both, 4) == list("0123")
+        nothing_more(both)
+
+
+def test_a_subscription_says_the_channel_of_each_message(broker: Broker) -> None:
+    with subscribe("a", "b", "c") as subscription:
+        broker.publish_in_one_write(*MIXED)
+        assert [subscription.get_with_channel(timeout=10) for _ in MIXED] == MIXED
+        with pytest.raises(TimeoutError):
+            subscription.get_with_channel(timeout=0)
+        subscription.missed()
+        with pytest.raises(MessagesMissed):
+            subscription.get_with_channel()
+    assert subscription.get_with_channel() is None
+
+
+def test_the_channel_of_the_newest_message_is_said_where_only_that_is_kept(broker: Broker) -> None:
+    with subscribe("a", "b", on_slow="latest") as subscription, subscribe("a", "b") as every:
+        broker.publish_in_one_write(*MIXED[:5])
+        assert taken(every, 5) == list("01234")
+        assert [subscription.get_with_channel(timeout=10) for _ in range(2)] == [("b", "3"), ("a", "4")]
 
 
 # --- a subscription ---------------------------------------------------------------------------------------------

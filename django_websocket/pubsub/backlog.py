@@ -22,7 +22,7 @@ class Backlog(Generic[T]):
     def __init__(self, limit: int, latest: bool) -> None:
         self._limit = limit  # bytes
         self._latest = latest
-        self._items: OrderedDict[str | int, tuple[T, int]] = OrderedDict()  # each with its cost
+        self._items: OrderedDict[str | int, tuple[T, int, str]] = OrderedDict()  # with costs and channels
         self._size = 0
         self._count = 0  # of all items ever appended
 
@@ -36,18 +36,18 @@ class Backlog(Generic[T]):
         if key in self._items:
             self._size -= self._items.pop(key)[1]
         costs = cost(item)
-        self._items[key] = item, costs
+        self._items[key] = item, costs, channel
         self._size += costs
         full = self._size > self._limit and len(self._items) > 1
         while self._size > self._limit and len(self._items) > 1:
             self.popleft()
         return full
 
-    def popleft(self) -> T:
-        """Remove the oldest item and return it."""
-        _, (item, costs) = self._items.popitem(last=False)
+    def popleft(self) -> tuple[str, T]:
+        """Remove the oldest item, and return its channel and itself."""
+        _, (item, costs, channel) = self._items.popitem(last=False)
         self._size -= costs
-        return item
+        return channel, item
 
     def clear(self) -> None:
         """Drop all items."""

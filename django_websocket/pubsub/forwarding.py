@@ -67,6 +67,7 @@ class Forwarding:
         if not connection.connected:
             self.close()
             raise ConnectionClosed(connection.close_code or CloseCode.ABNORMAL, connection.close_reason)
+        self._keep_in_order_with_others(connection)
         connection.on_end.append(self.close)
         self._connection = connection
         self._variant = variant_for(connection.agreement)
@@ -78,6 +79,14 @@ class Forwarding:
         if self._broker_closed:
             self.broker_closed()
         return self
+
+    def _keep_in_order_with_others(self, connection: Connection) -> None:
+        """Have the broker's order kept across the channels of all forwardings of a connection."""
+        owners = [getattr(call, "__self__", None) for call in connection.on_end]
+        others = [owner for owner in owners if type(owner) is Forwarding and owner._hub is self._hub]
+        if others:
+            for forwarding in (*others, self):
+                self._hub.keep_in_order(forwarding, forwarding.channels, connection)
 
     def close(self) -> None:
         """Stop forwarding. May be called twice."""
@@ -148,15 +157,18 @@ class LossyForwarding(Forwarding):
         begun = connection.offer(frames, publication.frames(self._variant))
         if begun < len(frames):
             connection.take_from(self._next_frames)
-            for frame in frames[begun:]:
-                self._backlog.append(publication.channel, frame)
+            for channel, frame in list(zip(publication.channels(), frames, strict=False))[begun:]:
+                self._backlog.append(channel, frame)
+
+    def _keep_in_order_with_others(self, connection: Connection) -> None:
+        """Do nothing: a message that may be dropped, or wait, has no place among those of other forwardings."""
 
     def _next_frames(self) -> bytes:
         """Return the oldest waiting frames; the connection calls this when it has room."""
         frames = []
         size = 0
         while self._backlog and size < WRITE_SIZE:
-            frames.append(self._backlog.popleft())
+            frames.append(self._backlog.popleft()[1])
             size += len(frames[-1])
         return b"".join(frames)
 

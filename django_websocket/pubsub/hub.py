@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from itertools import groupby
 from typing import Protocol
 
 import gevent
@@ -15,18 +16,22 @@ from django_websocket.transport.turns import let_others_run, let_others_run_if_s
 
 from .broker import Broker
 from .closing import InLoop, close
-from .publication import Publication
+from .publication import Mixture, Publication
 
 GLANCE = 64  # deliveries between two looks at the clock
 GLANCE_SIZE = 2 * 1024  # bytes that count as one delivery more, since a large message may be compressed for each client
 JOIN_TIMEOUT = 6.0  # seconds; must exceed the subscriber's own timeout (5 s), whose error says more
 
 
-class Member(Protocol):
-    """A receiver of published messages; its methods must neither wait nor raise."""
+class Target(Protocol):
+    """Takes published messages; must neither wait nor raise."""
 
     def deliver(self, publication: Publication) -> None:
         """Take messages."""
+
+
+class Member(Target, Protocol):
+    """A target that joins channels; its methods must neither wait nor raise."""
 
     def missed(self) -> None:
         """Learn that messages may have been lost."""
@@ -41,7 +46,8 @@ class Channel:
     __slots__ = ("joined", "members", "stale")
 
     def __init__(self) -> None:
-        self.members: dict[Member, None] = {}
+        # Each with the recipient of its other channels, whose messages are to stay in order; None if it has no others.
+        self.members: dict[Member, object] = {}
         self.joined: AsyncResult[None] | None = AsyncResult()  # None while the channel is received
         self.stale: Collection[Member] = ()  # those who were members when the broker went away
 
@@ -50,6 +56,29 @@ class Channel:
         joined, self.joined = self.joined, None
         if joined is not None:
             joined.set(None)
+
+
+class Recipient:
+    """The members of one recipient, by channel: the first one takes the messages for all."""
+
+    def __init__(self, hub: Hub, members: Mapping[str, Member], publications: Mapping[str, Publication]) -> None:
+        self._hub = hub
+        self._members = members
+        self._publications = publications
+
+    def deliver(self, publication: Publication) -> None:
+        """Deliver once; if a member has left meanwhile, deliver to each other one what it has joined."""
+        channels = self._hub.channels
+        joined = {
+            name: member
+            for name, member in self._members.items()
+            if name in channels and member in channels[name].members
+        }
+        if len(joined) == len(self._members):
+            next(iter(joined.values())).deliver(publication)
+        else:
+            for name, member in joined.items():
+                member.deliver(self._publications[name])
 
 
 class Hub(InLoop):
@@ -69,8 +98,9 @@ class Hub(InLoop):
         for name in new:
             self.channels[name] = Channel()
         channels = [self.channels[name] for name in names]
+        recipient = member if len(channels) > 1 else None
         for channel in channels:
-            channel.members[member] = None
+            channel.members[member] = recipient
         try:
             if new:  # in a greenlet of its own: others who join meanwhile depend on it, even if this one is killed
                 gevent.spawn(self._ask_for, {name: self.channels[name] for name in new})
@@ -111,34 +141,67 @@ class Hub(InLoop):
         if empty:
             self._subscriber.unsubscribe(empty)
 
+    def keep_in_order(self, member: Member, names: Sequence[str], recipient: object) -> None:
+        """Deliver to all members of one `recipient` in the order of the broker, across their channels."""
+        for name in names:
+            channel = self.channels.get(name)
+            if channel is not None and member in channel.members:
+                channel.members[member] = recipient
+
     def deliver(self, batch: Sequence[tuple[str, bytes]]) -> None:
-        """Hand out messages that arrived together. Each channel keeps its order."""
+        """Hand out messages that arrived together. Each recipient gets its messages in the order of `batch`."""
         payloads: dict[str, list[bytes]] = {}
         for name, payload in batch:
             payloads.setdefault(name, []).append(payload)
-        turns = turns_of_loop()
-        handed = 0  # deliveries since the last look at the clock
+        publications: dict[str, Publication] = {}
         for name, of_channel in payloads.items():
+            if name in self.channels:  # else its last member left while the message was on its way
+                publication = Publication(name, of_channel)
+                if publication.messages:
+                    publications[name] = publication
+        served: dict[str, set[Member]] = {}
+        handed = 0  # deliveries since the last look at the clock
+        if len(publications) > 1:
+            mixtures, served = self._mixtures([name for name, _ in batch if name in publications], publications)
+            for mixture, targets in mixtures:
+                handed = _hand_out(mixture, targets, handed)
+        for name, publication in publications.items():
             channel = self.channels.get(name)
-            if channel is None:
-                continue  # its last member left while the message was on its way
-            publication = Publication(name, of_channel)
-            if not publication.messages:
-                continue
-            members = tuple(channel.members)
-            each = len(of_channel) + sum(map(len, of_channel)) // GLANCE_SIZE
-            step = max(1, GLANCE // each)
-            for first in range(0, len(members), step):
-                for member in members[first : first + step]:
-                    try:
-                        member.deliver(publication)
-                    except Exception as error:
-                        _report_failure(error)
-                handed += step * each
-                if handed >= GLANCE:
-                    handed = 0
-                    if turns.spent():
-                        let_others_run()
+            if channel is not None:
+                members: Sequence[Target] = tuple(channel.members)
+                if name in served:
+                    members = [member for member in channel.members if member not in served[name]]
+                handed = _hand_out(publication, members, handed)
+
+    def _mixtures(
+        self, arrived: Sequence[str], publications: Mapping[str, Publication]
+    ) -> tuple[list[tuple[Publication, Sequence[Target]]], dict[str, set[Member]]]:
+        """Return what recipients of several channels get, where the channels' messages arrived interleaved.
+
+        Also return, by channel, the members that are served thereby.
+        """
+        if in_rows(arrived, publications):
+            return [], {}
+        recipients: dict[object, dict[str, Member]] = {}
+        for name in publications:
+            for member, recipient in self.channels[name].members.items():
+                if recipient is not None:
+                    recipients.setdefault(recipient, {}).setdefault(name, member)
+        mixtures: dict[tuple[str, ...], tuple[Publication, list[Target]] | None] = {}
+        served: dict[str, set[Member]] = {}
+        for members in recipients.values():
+            key = tuple(members)
+            if key not in mixtures:
+                own = {name: publications[name] for name in key}
+                mixtures[key] = None if in_rows(arrived, own) else (Mixture(arrived, own), [])
+            found = mixtures[key]
+            if found is not None:
+                first = members[key[0]]
+                single = all(member is first for member in members.values())
+                found[1].append(first if single else Recipient(self, members, publications))
+                for name, member in members.items():
+                    served.setdefault(name, set()).add(member)
+        return [found for found in mixtures.values() if found is not None], served
 
     def missed(self, names: Sequence[str]) -> None:
         """Tell those who were members when the broker went away, each once, that messages may have been lost."""
@@ -181,6 +244,31 @@ class Hub(InLoop):
             if channel.joined is None:
                 channel.joined = AsyncResult()
                 channel.stale = tuple(channel.members)
+
+
+def in_rows(arrived: Iterable[str], channels: Collection[str]) -> bool:
+    """Whether the messages of each of these channels arrived one after the other, none of another between them."""
+    rows = [name for name, _ in groupby(name for name in arrived if name in channels)]
+    return len(rows) == len(channels)
+
+
+def _hand_out(publication: Publication, targets: Sequence[Target], handed: int) -> int:
+    """Deliver to all targets, in as many turns of the loop as it takes; return the deliveries since the last look."""
+    turns = turns_of_loop()
+    each = len(publication.messages) + sum(map(len, publication.messages)) // GLANCE_SIZE
+    step = max(1, GLANCE // each)
+    for first in range(0, len(targets), step):
+        for target in targets[first : first + step]:
+            try:
+                target.deliver(publication)
+            except Exception as error:
+                _report_failure(error)
+        handed += step * each
+        if handed >= GLANCE:
+            handed = 0
+            if turns.spent():
+                let_others_run()
+    return handed
 
 
 def _tell(calls: Iterable[Callable[[], None]]) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import count, repeat
 
 from django_websocket.protocol.deflate import Agreement, encode_compressed
 from django_websocket.protocol.frames import encode_message
@@ -21,18 +22,29 @@ class Publication:
 
     def __init__(self, channel: str, payloads: Sequence[bytes]) -> None:
         self.messages: list[str | bytes] = []
+        self.dropped: list[int] = []  # the positions of payloads that are not messages
         for payload in payloads:
             try:
                 self.messages.append(from_wire(payload))
             except UnicodeDecodeError:
+                self.dropped.append(len(self.messages) + len(self.dropped))
                 report(
                     f"Channel {channel}",
                     None,
                     "a message was dropped that is neither UTF-8 nor marked as binary by a first byte FF",
                 )
-        self.channel = channel
+        self._channel = channel
         self._single: dict[Variant, list[bytes]] = {}
         self._frames: dict[Variant, bytes] = {}
+
+    def channels(self) -> Iterable[str]:
+        """Return the channel of each message, in the order of `messages`; possibly more."""
+        return repeat(self._channel)
+
+    def places(self) -> Iterator[int | None]:
+        """Return, for each payload, the index of its message; None if it was dropped."""
+        indexes = iter(range(len(self.messages)))
+        return (None if position in self.dropped else next(indexes) for position in count())
 
     def frames(self, variant: Variant) -> bytes:
         """Return all messages as one piece for clients of this `variant`, encoded once for all of them."""
@@ -45,13 +57,37 @@ class Publication:
         """Return the frame of each message for clients of this `variant`."""
         frames = self._single.get(variant)
         if frames is None:
-            if variant is None:
-                frames = list(map(encode_message, self.messages))
-            else:
-                allowance = shared_of_loop().encoder.allowance
-                frames = [encode_compressed(message, *variant, allowance) for message in self.messages]
-            self._single[variant] = frames
+            frames = self._single[variant] = self._encoded(variant)
         return frames
+
+    def _encoded(self, variant: Variant) -> list[bytes]:
+        if variant is None:
+            return list(map(encode_message, self.messages))
+        allowance = shared_of_loop().encoder.allowance
+        return [encode_compressed(message, *variant, allowance) for message in self.messages]
+
+
+class Mixture(Publication):
+    """Messages of several channels that arrived together, in their order; `publications` have encoded them.
+
+    `arrived` has the channel of each payload.
+    """
+
+    def __init__(self, arrived: Iterable[str], publications: Mapping[str, Publication]) -> None:
+        super().__init__("", ())
+        places = {name: publication.places() for name, publication in publications.items()}
+        found = [(name, next(places[name])) for name in arrived if name in places]
+        self._publications = publications
+        self._places = [(name, place) for name, place in found if place is not None]
+        self.messages = [publications[name].messages[place] for name, place in self._places]
+
+    def channels(self) -> Iterable[str]:
+        """Return the channel of each message."""
+        return [name for name, _ in self._places]
+
+    def _encoded(self, variant: Variant) -> list[bytes]:
+        frames = {name: publication.single_frames(variant) for name, publication in self._publications.items()}
+        return [frames[name][place] for name, place in self._places]
 
 
 def variant_for(agreement: Agreement | None) -> Variant:

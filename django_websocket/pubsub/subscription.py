@@ -62,6 +62,11 @@ class Subscription(Readable):
         when it would wait although the view's client has left; `BrokerError` when the broker was closed and all earlier
         messages have been taken; RuntimeError inside an `atomic()` block that the view entered.
         """
+        found = self.get_with_channel(timeout)
+        return None if found is None else found[1]
+
+    def get_with_channel(self, timeout: float | None = None) -> tuple[str, str | bytes] | None:
+        """Return the next message as a pair: its channel, and the message. Otherwise the same as `get`."""
         check_before_taking()
         while not self.ready():
             if self._client_left is not None:
@@ -109,8 +114,8 @@ class Subscription(Readable):
         """Keep the messages until the view takes them."""
         if self._closed:
             return
-        for message in publication.messages:
-            if self._queue.append(publication.channel, message) and not self._lossy:
+        for channel, message in zip(publication.channels(), publication.messages, strict=False):
+            if self._queue.append(channel, message) and not self._lossy:
                 self._queue.clear()
                 self._missed = True
         self._changed()
