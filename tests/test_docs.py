@@ -547,8 +547,9 @@ def redis() -> Iterator[Server]:
 def publish_project(original: Project, redis: Server, tmp_path_factory: pytest.TempPathFactory) -> Project:
     copy = original.copy(tmp_path_factory.mktemp("publish") / "mysite")
     copy.put("docs/publish.md", {"localhost:6379": redis.address})
-    urls = "from chat import board, prices, views\nfrom django.urls import path\n"
+    urls = "from chat import board, desk, prices, views\nfrom django.urls import path\n"
     paths = 'path("news/", views.news), path("prices/", prices.prices), path("board/", board.board)'
+    paths += ', path("desk/", desk.desk)'
     copy.write("mysite/websocket_urls.py", f"{urls}urlpatterns = [{paths}]")
     copy.write("mysite/urls.py", f'{urls}urlpatterns += [path("announce/", views.announce)]', add=True)
     copy.run("python manage.py migrate --verbosity 0")
@@ -632,6 +633,35 @@ def test_members_are_told_of_missed_messages(publishing: Server, redis: Server) 
         assert [receive(board), receive(board)] == ["43.00", '{"type":"reload"}']
         redis_cli(redis, "redis-cli PUBLISH prices 44.00")
         assert receive(prices) == receive(board) == "44.00"
+
+
+def test_messages_come_with_their_channels(publishing: Server, redis: Server) -> None:
+    with client(publishing, "/desk/") as desk:
+        for channel in ("orders", "alarms", "orders"):
+            redis_cli(redis, f"redis-cli PUBLISH {channel} hello")
+            assert receive(desk) == f'{{"from":"{channel}","message":"hello"}}'
+
+
+def test_who_has_no_client_open_gets_an_e_mail(publish_project: Project, publishing: Server, redis: Server) -> None:
+    code = """
+        from chat.alerts import alert
+        from django.contrib.auth.models import User
+        from django.test.utils import override_settings
+        with override_settings(EMAIL_BACKEND="django.core.mail.backends.console.EmailBackend"):
+            alert(User(pk=7, email="ann@example.com"), "hello")
+    """
+    watcher = subprocess.Popen(
+        [executable("redis-cli"), "-p", str(redis.port), "SUBSCRIBE", "user:7"], stdout=subprocess.PIPE, text=True
+    )
+    assert watcher.stdout is not None
+    try:
+        assert watcher.stdout.readline() == "subscribe\n"
+        assert publish_project.shell(code) == ""
+    finally:
+        watcher.terminate()
+        watcher.wait(DEADLINE)
+        watcher.stdout.close()
+    assert "\nTo: ann@example.com\n" in publish_project.shell(code)
 
 
 # docs/redis.md

@@ -29,8 +29,11 @@ __all__ = ["publish", "subscribe"]
 logger = logging.getLogger("django_websocket")
 
 
-def publish(channel: str, message: Any, *, on_commit: bool = False, using: str | None = None) -> None:
+def publish(channel: str, message: Any, *, on_commit: bool = False, using: str | None = None) -> int | None:
     """Send `message` to all subscribers of `channel`; return when the broker has taken it.
+
+    Returns how many processes received it; 0 means that nobody is subscribed. None with `on_commit`, and if the broker
+    cannot tell.
 
     Text and bytes are sent unchanged, a lazy translation as text in the current language, anything else as JSON text.
     Works in every kind of process, with gevent or without.
@@ -57,10 +60,10 @@ def publish(channel: str, message: Any, *, on_commit: bool = False, using: str |
         from django.db import transaction
 
         transaction.on_commit(lambda: _publish_or_log(channel, payload), using=using)
-    elif using is not None:
+        return None
+    if using is not None:
         raise TypeError("using= names the database of a transaction, and is allowed with on_commit=True only")
-    else:
-        current_broker().publish(channel, payload)
+    return current_broker().publish(channel, payload)
 
 
 def subscribe(*channels: str, on_slow: Literal["raise", "drop_oldest", "latest"] = "raise") -> Subscription:
