@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import inspect
+import itertools
 import json
 import logging
 import os
@@ -550,6 +551,36 @@ def test_on_commit_logs_a_broker_failure_and_runs_the_other_callbacks(
     assert [record.levelname for record in caplog.records] == ["ERROR"] * 2
     for record in caplog.records:
         assert "news" in record.getMessage() and nowhere in record.getMessage()
+
+
+@pytest.mark.parametrize("broker", [*PLAIN, "encrypted", "sentinel", "cluster"], indirect=True)
+def test_publish_returns_how_many_processes_received_the_message(broker: Broker) -> None:
+    assert publish("news", "a") == 0
+    with subscribe("news", "other"), subscribe("news") as messages:
+        assert publish("news", "b") == 1
+        assert taken(messages, 1) == ["b"]
+    until(lambda: publish("news", "c") == 0)
+
+
+def test_publish_counts_every_process(on_redis: Broker) -> None:
+    with subscribe("news"), on_redis.redis.pubsub() as other:  # type: ignore[no-untyped-call]
+        other.subscribe(on_redis.prefix + "news")
+        until(lambda: on_redis.subscribers("news") == 2)
+        assert publish("news", "a") == 2
+
+
+@pytest.mark.parametrize("broker", ["documented"], indirect=True)
+def test_publish_returns_none_where_the_broker_cannot_tell(broker: Broker) -> None:
+    with subscribe("news"):
+        assert publish("news", "a") is None
+
+
+def test_what_waits_for_a_commit_has_reached_an_unknown_number(memory: Broker) -> None:
+    with subscribe("news") as messages:
+        assert publish("news", "at once", on_commit=True) is None
+        with transaction.atomic():
+            assert publish("news", "later", on_commit=True) is None
+        assert taken(messages, 2) == ["at once", "later"]
 
 
 # --- the order across channels ----------------------------------------------------------------------------------
@@ -1967,11 +1998,19 @@ class Proxy:
         self.passes = 0  # bytes of replies that still pass while `swallow` is set
         self.writes: list[int] = []  # the number of PUBLISH commands in each
         self.open: set[gevent.socket.socket] = set()
+        self.hangs_up = ""  # when somebody subscribes: "at once", or "after the reply"
+        self.hung_up: list[float] = []  # when it did, in the seconds of time.monotonic()
         self.server = gevent.server.StreamServer(("127.0.0.1", 0), self._serve, spawn=gevent.pool.Pool())
 
     def freeze(self) -> None:
         """Pass nothing on for the present connections any more, and do not end them either."""
         self.frozen |= self.open
+
+    def hang_up(self, when: str) -> None:
+        """End the present connections, and each later one when somebody subscribes on it."""
+        self.hangs_up = when
+        for client in tuple(self.open):
+            client.shutdown(2)
 
     def _serve(self, client: gevent.socket.socket, address: Any) -> None:
         with client, gevent.socket.create_connection(("127.0.0.1", self.port)) as upstream:
@@ -1996,6 +2035,13 @@ class Proxy:
                     if b"PUBLISH" in data:
                         publisher = True
                         self.writes.append(data.count(b"PUBLISH"))
+                    if b"SUBSCRIBE" in data and self.hangs_up:
+                        if self.hangs_up == "after the reply":
+                            upstream.sendall(data)
+                            gevent.socket.wait_read(upstream.fileno())
+                            gevent.sleep(0)
+                        self.hung_up.append(time.monotonic())
+                        return
                     if client not in self.frozen:
                         upstream.sendall(data)
             except OSError:
@@ -2015,6 +2061,93 @@ def proxy(redis: Server, key: str, cooperative: None, pairs: Pairs, monkeypatch:
             yield proxy
     finally:
         proxy.server.stop(timeout=1)
+
+
+@pytest.mark.parametrize("when", ["at once", "after the reply"])
+def test_a_redis_that_hangs_up_on_subscribers_is_tried_less_and_less_often(
+    proxy: Proxy, caplog: pytest.LogCaptureFixture, when: str
+) -> None:
+    with subscribe("news") as subscription:
+        proxy.hang_up(when)
+        until(lambda: len(proxy.hung_up) == 6)
+        gaps = [later - earlier for earlier, later in itertools.pairwise(proxy.hung_up)]
+        assert gaps[-1] > 0.05 * 2**5 * 0.5 * 0.9
+        lines = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+        if when == "at once":  # it was never back
+            assert len(lines) == 1
+        proxy.hangs_up = ""
+        until(lambda: publish("news", "a"))
+        with pytest.raises(MessagesMissed):
+            subscription.get(timeout=10)
+        with contextlib.suppress(MessagesMissed):  # one after the reply that was the last one
+            subscription.get(timeout=10)
+        publish("news", "b")
+        while subscription.get(timeout=10) != "b":
+            pass
+        assert caplog.records[-1].getMessage().endswith(" is back")
+
+
+def answering(line: bytes) -> gevent.server.StreamServer:
+    """A Redis that answers every command, or every part of one, with the same line; after connecting, that is."""
+
+    def serve(client: gevent.socket.socket, address: Any) -> None:
+        with client, contextlib.suppress(OSError):
+            while data := client.recv(65536):
+                greeting = b"CLIENT" in data or b"HELLO" in data
+                client.sendall(b"+OK\r\n" * data.count(b"SETINFO") if greeting else line)
+
+    server = gevent.server.StreamServer(("127.0.0.1", 0), serve, spawn=gevent.pool.Pool())
+    server.start()
+    return server
+
+
+@pytest.mark.parametrize(
+    ("line", "advice"),
+    [
+        (b"-NOAUTH Authentication required.\r\n", "username and password"),
+        (b"-WRONGPASS invalid username-password pair or user is disabled.\r\n", "username and password"),
+        (b"-NOPERM User app has no permissions to access the 'news' channel\r\n", "ACL"),
+        (b"-OOM command not allowed when used memory > 'maxmemory'.\r\n", "maxmemory"),
+        (b"-LOADING Redis is loading the dataset in memory\r\n", "loaded"),
+        (b"-READONLY You can't write against a read only replica.\r\n", "master"),
+        (b"-ERR max number of clients reached\r\n", "maxclients"),
+    ],
+    ids=lambda value: value[1:].split()[0].decode() if isinstance(value, bytes) else "",
+)
+@pytest.mark.parametrize("reader", ["with hiredis", "without hiredis"])
+def test_what_redis_refuses_comes_with_the_right_advice(
+    key: str, cooperative: None, monkeypatch: pytest.MonkeyPatch, line: bytes, advice: str, reader: str
+) -> None:
+    if reader == "without hiredis":
+        monkeypatch.setattr(pipeline, "hiredis", None)
+    server = answering(line)
+    try:
+        with using(f"redis://127.0.0.1:{server.server_port}", f"{key}:"):
+            if reader == "without hiredis":
+                address = pubsub.process.current_broker().address  # type: ignore[attr-defined]
+                address.arguments["parser_class"] = _RESP2Parser
+            for attempt in (lambda: publish("news", "a"), lambda: subscribe("news")):
+                with pytest.raises(BrokerError) as raised:
+                    attempt()
+                assert advice in str(raised.value)
+                assert "Start it" not in str(raised.value)
+                assert line[1:].split(b" ", 1)[1].rstrip(b".\r\n").decode() in str(raised.value)
+    finally:
+        server.stop(timeout=1)
+
+
+def test_a_redis_that_does_not_answer_is_said_not_to_have_in_round_seconds(
+    key: str, cooperative: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_broker, "TIMEOUT", 0.5)
+    server = answering(b"")
+    try:
+        with using(f"redis://127.0.0.1:{server.server_port}", f"{key}:"):
+            for attempt in (lambda: publish("news", "a"), lambda: subscribe("news")):
+                with pytest.raises(BrokerError, match=r"no reply within 0\.5 seconds"):
+                    attempt()
+    finally:
+        server.stop(timeout=1)
 
 
 @pytest.mark.parametrize("swallow", ["and close", "and stay"])

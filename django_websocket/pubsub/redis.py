@@ -8,7 +8,9 @@ missed a message is told.
 from __future__ import annotations
 
 import logging
+import math
 import random
+import re
 import time
 import weakref
 from collections import deque
@@ -30,6 +32,21 @@ from .redis_address import OPTIONS, RedisAddress
 TIMEOUT = 5.0  # seconds for one operation: connecting, publishing, subscribing
 PING_INTERVAL = 3.0  # seconds of silence until the subscriber sends a PING, and again for the answer
 FIRST_DELAY, LONGEST_DELAY = 0.05, 2.0  # seconds between two attempts to connect; jittered
+
+# By what Redis says in its answer; redis-py leaves out the first word of some.
+ADVICE = {
+    "^NOAUTH|authentication required|^WRONGPASS|invalid (username-)?password": (
+        "Have WEBSOCKET_BROKER give the right username and password."
+    ),
+    "^NOPERM|no permissions": "Have its ACL allow this user the command and the channel.",
+    "^OOM|used memory > 'maxmemory'": "It is out of memory: raise its maxmemory, or remove data.",
+    "^LOADING|loading the dataset": "It can be used as soon as it has loaded its data.",
+    "^READONLY|read only replica|^MASTERDOWN": (
+        "Have WEBSOCKET_BROKER name the master, or its sentinels (redis+sentinel://), which know the master."
+    ),
+    "max number of clients": "Raise its maxclients, or close connections of other programs.",
+    "^CLUSTERDOWN": "See what CLUSTER INFO and CLUSTER NODES say on one of its nodes.",
+}
 
 logger = logging.getLogger("django_websocket")
 
@@ -121,9 +138,19 @@ def unusable(what: str, cause: BaseException) -> BrokerError:
     if isinstance(cause, Closed):
         return closed_error(what)
     why = str(cause).rstrip(".")
-    error = BrokerError(f"{what} cannot be used: {why}. Start it, or have WEBSOCKET_BROKER name the right one.")
+    error = BrokerError(f"{what} cannot be used: {why}. {advice_for(cause)}")
     error.__cause__ = cause
     return error
+
+
+def advice_for(cause: BaseException) -> str:
+    """Return what a developer can do about `cause`."""
+    for pattern, advice in ADVICE.items():
+        if re.search(pattern, str(cause), re.IGNORECASE):
+            return advice
+    if isinstance(cause, redis.ResponseError):
+        return "It runs, but refuses what was asked: see whether WEBSOCKET_BROKER names the right one."
+    return "Start it, or have WEBSOCKET_BROKER name the right one."
 
 
 class RedisReceiver:
@@ -166,6 +193,7 @@ class RedisSubscriber(InLoop):
         self._commands: deque[bytes] = deque()  # to be sent
         self._in_flight: deque[tuple[str, str]] = deque()  # commands whose replies have not come, with their channels
         self._running = False
+        self._lost = False  # the connection, while there are channels, and nothing was received since
         self._writing = False
         self._resubscribing: set[str] = set()  # channels whose replies have not come after an outage
         self._missed: dict[str, None] = {}  # channels whose members have to be told
@@ -174,7 +202,7 @@ class RedisSubscriber(InLoop):
     def subscribe(self, channels: Sequence[str]) -> None:
         """Subscribe, and wait for the replies."""
         replies = self.request(channels)
-        with gevent.Timeout(TIMEOUT, self._broker.error(TimeoutError(f"no reply within {TIMEOUT} seconds"))):
+        with gevent.Timeout(TIMEOUT, self._broker.error(TimeoutError(f"no reply within {TIMEOUT:.3g} seconds"))):
             for reply in replies:
                 reply.get()
 
@@ -234,27 +262,26 @@ class RedisSubscriber(InLoop):
     def _run(self) -> None:
         """Keep a connection from the first subscription on, until it fails while there are no channels."""
         delay = FIRST_DELAY
-        lost = False
         while True:
+            connected = math.inf
             try:
                 link = self._link = self._connect()
-                if lost:
-                    logger.warning("Redis at %s is back", self._broker.place)
-                delay = FIRST_DELAY
-                self._begin(lost)
-                lost = False
+                connected = time.monotonic()
+                self._begin(self._lost)
                 self._read(link)
             except (redis.RedisError, OSError) as error:
                 self._disconnect(error)
-                if self._channels and not lost:
+                if self._channels and not self._lost:
                     logger.error("%s", self._broker.error(error))
             except Exception as error:
                 logger.exception("The subscriber of Redis at %s failed and reconnects", self._broker.place)
                 self._disconnect(error)
-            lost = bool(self._channels)
-            if not lost:
+            self._lost = bool(self._channels)
+            if not self._lost:
                 self._running = False
                 return
+            if time.monotonic() - connected > LONGEST_DELAY:
+                delay = FIRST_DELAY  # it was a good connection; one that ends at once counts as a failed attempt
             self._closed.wait(delay * random.uniform(0.5, 1.5))
             delay = min(delay * 2, LONGEST_DELAY)
 
@@ -329,11 +356,14 @@ class RedisSubscriber(InLoop):
                 replies = link.receive(PING_INTERVAL)
             except TimeoutError:
                 if asked:
-                    raise ConnectionError(f"no answer to PING within {PING_INTERVAL} seconds") from None
+                    raise ConnectionError(f"no answer to PING within {PING_INTERVAL:.3g} seconds") from None
                 asked = True
                 self._send("PING")
                 continue
             asked = False
+            if self._lost:
+                self._lost = False
+                logger.warning("Redis at %s is back", self._broker.place)
             batch = []
             for reply in replies:
                 if isinstance(reply, list) and reply[0] == self._broker.MESSAGE:
