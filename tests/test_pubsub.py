@@ -39,6 +39,7 @@ from django.http import HttpResponse
 from django.test import override_settings
 from django.utils.safestring import mark_safe
 from django.utils.translation import gettext_lazy, override
+from gevent.event import Event
 from redis._parsers import _RESP2Parser
 
 import django_websocket.pubsub.redis as redis_broker
@@ -61,7 +62,7 @@ from .support.brokers import CLOSE_WAIT, connections_to, in_use
 from .support.documentation import blocks
 from .support.frames import BINARY, CLOSE, Frame, close, text
 from .support.servers import ROOT, Cluster, Sentinel, Server, executable, free_port, redis_server
-from .support.waiting import until
+from .support.waiting import at_once, until
 from .support.wire import Pairs, packet_pair
 
 SITE = ROOT / "tests" / "site"
@@ -836,6 +837,148 @@ def test_the_descriptor_follows_the_messages(broker: Broker) -> None:
     assert select([subscription], [], [], 5) == ([subscription], [], [])  # get() returns None at once
 
 
+def in_a_thread(call: Callable[[], Any]) -> Any:
+    """Call in a thread of a pool, as a view does that has something slow to do."""
+
+    def outcome() -> tuple[Any, BaseException | None]:  # the pool reports exceptions to the loop as well
+        try:
+            return call(), None
+        except BaseException as error:
+            return None, error
+
+    result, error = gevent.get_hub().threadpool.apply(outcome)
+    if error is not None:
+        raise error
+    return result
+
+
+@pytest.mark.parametrize("timeout", [None, 5])
+def test_waiting_in_a_thread_of_a_pool_is_an_error_that_says_where_to_wait(
+    memory: Broker, pairs: Pairs, timeout: float | None
+) -> None:
+    connection, peer = pairs()
+    ws = WebSocket({}, HttpResponse(), lambda subprotocol: connection)
+    ws.accept()
+    with subscribe("news") as subscription:
+        for call in (
+            lambda: subscription.get(timeout),
+            lambda: subscription.get_with_channel(timeout),
+            lambda: next(iter(subscription)),
+            lambda: ws.receive(timeout),
+            lambda: next(iter(ws)),
+            lambda: select([ws, subscription], [], [], timeout),
+        ):
+            with pytest.raises(RuntimeError, match=r"(?s)another thread.*gevent\.spawn"), at_once():
+                in_a_thread(call)
+        publish("news", "a")
+        peer.text("b")
+        assert subscription.get(timeout=5) == "a"
+        assert ws.receive(timeout=5) == "b"
+
+
+def test_a_thread_can_wait_for_a_subscription_of_its_own(memory: Broker) -> None:
+    joined = threading.Event()
+
+    def call() -> Any:
+        with subscribe("news") as subscription:
+            joined.set()
+            got = subscription.get(timeout=10)
+        memory.hub.close()
+        return got
+
+    reader = gevent.get_hub().threadpool.spawn(call)
+    until(joined.is_set)
+    publish("news", "a")
+    assert reader.get(timeout=10) == "a"
+
+
+# --- a subscription in a helper greenlet of a view ------------------------------------------------------------------
+
+
+def reading(got: list[Any], *, levels: int = 0) -> Any:
+    """Start a greenlet, directly or through others, that takes what is published until its subscription ends."""
+
+    def read() -> None:
+        if levels:
+            reading(got, levels=levels - 1).join()
+        else:
+            with subscribe("news") as messages:
+                got.extend(messages)
+
+    return gevent.spawn(read)
+
+
+@pytest.mark.parametrize("levels", [0, 2])
+def test_a_subscription_in_a_greenlet_that_a_view_started_ends_with_the_view(broker: Broker, levels: int) -> None:
+    got: list[Any] = []
+    helpers: list[Any] = []
+    leave = Event()
+
+    def view() -> None:
+        helpers.append(reading(got, levels=levels))
+        leave.wait()
+
+    running = View(view)
+    running.start()
+    until(lambda: publish("news", "a"))
+    until(lambda: got)
+    leave.set()
+    helpers[0].join(10)
+    assert helpers[0].successful()
+    until(lambda: broker.hub.channels == {})
+    assert set(got) == {"a"}
+
+
+@pytest.mark.parametrize("levels", [0, 2])
+def test_a_subscription_in_a_greenlet_that_a_view_started_ends_when_the_client_leaves(
+    broker: Broker, levels: int
+) -> None:
+    got: list[Any] = []
+    helpers: list[Any] = []
+
+    def view() -> None:
+        helpers.append(reading(got, levels=levels))
+        Event().wait()
+
+    running = View(view)
+    running.start()
+    until(lambda: publish("news", "a"))
+    running.client_left(1001, "")
+    helpers[0].join(10)
+    assert helpers[0].successful()
+    assert broker.hub.channels == {}
+    running.kill()
+
+
+def test_a_greenlet_that_outlives_its_view_cannot_wait_for_ever(broker: Broker) -> None:
+    go_on = Event()
+    got: list[Any] = []
+
+    def late() -> None:
+        go_on.wait()
+        got.extend(subscribe("news"))
+
+    helpers: list[Any] = []
+    view = View(lambda: helpers.append(gevent.spawn(late)))
+    view.start()
+    view.join(10)
+    go_on.set()
+    helpers[0].join(10)
+    assert helpers[0].successful()
+    assert broker.hub.channels == {}
+
+
+def test_a_subscription_in_a_greenlet_that_no_view_started_stays(broker: Broker) -> None:
+    got: list[Any] = []
+    helper = reading(got)
+    view = View(lambda: until(lambda: publish("news", "a")))
+    view.start()
+    view.join(10)
+    until(lambda: publish("news", "b"))
+    until(lambda: "b" in got)
+    helper.kill()
+
+
 # --- forwarding to a client -------------------------------------------------------------------------------------
 
 
@@ -1424,9 +1567,9 @@ def together(function: Callable[[int], Any], count: int) -> list[Any]:
 
 def test_messages_that_many_greenlets_publish_at_once_leave_in_one_write(proxy: Proxy) -> None:
     with subscribe("news") as subscription:
-        assert together(lambda number: publish("news", str(number)), 200) == [None] * 200
+        assert together(lambda number: publish("news", str(number)), 200) == [1] * 200
         assert taken(subscription, 200) == list(map(str, range(200)))
-        assert together(lambda number: publish("news", str(number)), 200) == [None] * 200
+        assert together(lambda number: publish("news", str(number)), 200) == [1] * 200
         assert proxy.writes == [200, 200]
         assert proxy.server.pool is not None and len(proxy.server.pool) == 2  # one of them is the subscriber's
 
@@ -1435,7 +1578,7 @@ def test_many_large_messages_published_at_once_arrive(on_redis: Broker) -> None:
     messages = [str(number % 10) * 300_000 for number in range(40)]
     with subscribe("news") as subscription, override_settings(WEBSOCKET_OUTBOX_SIZE=1 << 24):
         subscription._queue._limit = 1 << 30
-        assert together(lambda number: publish("news", messages[number]), 40) == [None] * 40
+        assert together(lambda number: publish("news", messages[number]), 40) == [1] * 40
         assert taken(subscription, 40) == messages
 
 
@@ -1444,7 +1587,7 @@ def test_each_publisher_has_its_own_outcome(own_redis: Server, any_reader: None)
         admin.execute_command("ACL", "SETUSER", "default", "resetchannels", "&allowed")
     with subscribe("allowed") as subscription:
         outcomes = together(lambda number: publish("forbidden" if number % 3 else "allowed", str(number)), 30)
-        assert [type(outcome) for outcome in outcomes] == [type(None), BrokerError, BrokerError] * 10
+        assert [type(outcome) for outcome in outcomes] == [int, BrokerError, BrokerError] * 10
         assert taken(subscription, 10) == [str(number) for number in range(0, 30, 3)]
 
 
@@ -2172,7 +2315,7 @@ def test_publishes_whose_replies_are_lost_fail_but_are_delivered_once(proxy: Pro
         publish("news", "before")
         proxy.swallow, proxy.passes = swallow, 12  # bytes of three replies
         outcomes = together(lambda number: publish("news", str(number)), 50)
-        assert [type(outcome) for outcome in outcomes] == [type(None)] * 3 + [BrokerError] * 47
+        assert [type(outcome) for outcome in outcomes] == [int] * 3 + [BrokerError] * 47
         proxy.swallow = ""
         publish("news", "after")
         assert taken(subscription, 52) == ["before", *map(str, range(50)), "after"]

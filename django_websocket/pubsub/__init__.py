@@ -69,7 +69,8 @@ def publish(channel: str, message: Any, *, on_commit: bool = False, using: str |
 def subscribe(*channels: str, on_slow: Literal["raise", "drop_oldest", "latest"] = "raise") -> Subscription:
     """Subscribe the running view to `channels`; nothing that is published after this returns is missed.
 
-    The subscription ends with `close()`, its `with` block or the view. `on_slow` says what happens when more than
+    The subscription ends with `close()`, its `with` block or the view; in a greenlet that a view has started, with that
+    view or its client, and `get` returns None then. `on_slow` says what happens when more than
     `WEBSOCKET_OUTBOX_SIZE` bytes wait for the view: "raise" drops all waiting messages and `get` raises
     `MessagesMissed`; "drop_oldest" drops as many as needed. "latest" always keeps only the newest message of each
     channel. Raises `BrokerError` if the broker cannot be reached.
@@ -79,7 +80,7 @@ def subscribe(*channels: str, on_slow: Literal["raise", "drop_oldest", "latest"]
     check_channels(channels)
     _check_option("on_slow", on_slow, ("raise", "drop_oldest", "latest"))
     subscription = Subscription(current_hub(), channels, current_settings().limits.outbox_size, on_slow)
-    close_at_end(subscription)
+    subscription.end_with_view()
     return subscription
 
 

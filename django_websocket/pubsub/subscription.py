@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from django_websocket.exceptions import ConnectionClosed, MessagesMissed
-from django_websocket.transport.waiting import Readable, check_before_taking, wait
+from django_websocket.transport.waiting import (
+    Readable,
+    check_before_taking,
+    close_at_end,
+    close_with,
+    view_of_helper,
+    wait,
+)
 
 from .backlog import Backlog
 from .hub import Hub, closed_error
@@ -24,6 +31,7 @@ class Subscription(Readable):
         "_broker_closed",
         "_client_left",
         "_closed",
+        "_ends_with_client",
         "_hub",
         "_lossy",
         "_missed",
@@ -40,8 +48,18 @@ class Subscription(Readable):
         self._missed = False
         self._closed = False
         self._broker_closed = False
+        self._ends_with_client = False
         self._client_left: tuple[int, str] | None = None  # not the exception, whose traceback would keep the view alive
         hub.join(self, channels)
+
+    def end_with_view(self) -> None:
+        """Close this when the view ends that runs, or that has started the running greenlet."""
+        view = view_of_helper()
+        if view is None:
+            close_at_end(self)
+        else:
+            self._ends_with_client = True  # quietly: gevent prints the traceback of an exception in such a greenlet
+            close_with(view, self)
 
     def __enter__(self) -> Subscription:
         return self
@@ -102,8 +120,11 @@ class Subscription(Readable):
 
     def client_left(self, code: int, reason: str) -> None:
         """Wake a view that waits here rather than for its client: the client has left."""
-        self._client_left = code, reason
-        self._changed()
+        if self._ends_with_client:
+            self.close()
+        else:
+            self._client_left = code, reason
+            self._changed()
 
     @property
     def abandoned(self) -> bool:

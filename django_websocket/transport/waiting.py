@@ -7,7 +7,7 @@ import os
 import sys
 import weakref
 from collections.abc import Callable, Collection, Container
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import gevent
 from gevent import Greenlet, getcurrent, monkey
@@ -21,6 +21,10 @@ __all__ = ["Readable", "ViewGreenlet", "close_at_end", "readable_with", "wait"]
 SECOND_WAITER = (
     "Another greenlet already waits for this. Let one greenlet receive and hand the messages on, for example through "
     "a gevent.queue.Queue."
+)
+OTHER_THREAD = (
+    "This belongs to another thread, and only greenlets of that thread can wait for it. Receive in the view and hand "
+    "the message to the thread, or use a greenlet, made with gevent.spawn(), instead of the thread."
 )
 NOT_PATCHED = (
     "fileno() is for select() and the like, which would block this whole process, and the client in it: gevent has not "
@@ -60,6 +64,7 @@ class ViewGreenlet(PlainGreenlet):
 
     __slots__ = (
         "_dependents",
+        "_ended",
         "_left",
         "_with_fileno",
         "before_taking",
@@ -77,11 +82,13 @@ class ViewGreenlet(PlainGreenlet):
         self.message_is_there = False
         self.before_waiting: Callable[[], None] | None = None
         self._left: tuple[int, str] | None = None
+        self._ended = False
         self._with_fileno: weakref.WeakSet[Readable] | None = None
         self._dependents: weakref.WeakSet[Dependent] | None = None
 
     def close_all(self) -> None:
         """Close what the view has left open, and the descriptors that it asked for."""
+        self._ended = True
         for readable in tuple(self._with_fileno or ()):
             readable.close_fileno()
         for dependent in tuple(self._dependents or ()):
@@ -102,11 +109,37 @@ def close_at_end(dependent: Dependent) -> None:
     """Close `dependent` when the running view ends, if a view runs and `dependent` still exists then."""
     current = getcurrent()
     if isinstance(current, ViewGreenlet):
-        if current._dependents is None:
-            current._dependents = weakref.WeakSet()
-        current._dependents.add(dependent)
-        if current._left is not None:
-            dependent.client_left(*current._left)
+        _depend(dependent, current)
+
+
+def view_of_helper() -> ViewGreenlet | None:
+    """Return the view that started the running greenlet, directly or through others; None if there is none.
+
+    None also for a greenlet that is a view itself, and where those in between have been collected.
+    """
+    current: Any = getcurrent()
+    if isinstance(current, ViewGreenlet):
+        return None
+    while current is not None and not isinstance(current, ViewGreenlet):
+        spawner = getattr(current, "spawning_greenlet", None)  # a weak reference
+        current = None if spawner is None else spawner()
+    return current
+
+
+def close_with(view: ViewGreenlet, dependent: Dependent) -> None:
+    """Close `dependent` when `view` ends, or now if it has ended. For a greenlet that the view has started."""
+    if view._ended:
+        dependent.close()
+    else:
+        _depend(dependent, view)
+
+
+def _depend(dependent: Dependent, view: ViewGreenlet) -> None:
+    if view._dependents is None:
+        view._dependents = weakref.WeakSet()
+    view._dependents.add(dependent)
+    if view._left is not None:
+        dependent.client_left(*view._left)
 
 
 class Signal:
@@ -160,9 +193,10 @@ class Readable:
     `_changed()`.
     """
 
-    __slots__ = ("__weakref__", "_signal", "_waiter")
+    __slots__ = ("__weakref__", "_loop", "_signal", "_waiter")
 
     def __init__(self) -> None:
+        self._loop = get_hub()  # of the thread whose greenlets can wait for this
         self._signal: Signal | None = None
         self._waiter: greenlet | None = None
 
@@ -213,11 +247,14 @@ class Readable:
             hook()
             if self.ready() or self.abandoned:  # the hook let others run
                 return
+        loop = get_hub()
+        if loop is not self._loop:
+            raise RuntimeError(OTHER_THREAD)
         if self._waiter is not None:
             raise RuntimeError(SECOND_WAITER)
         self._waiter = current
         try:
-            greenlet.switch(get_hub())  # the hub's own method would first look for a hook of this greenlet
+            greenlet.switch(loop)  # the hub's own method would first look for a hook of this greenlet
         finally:  # also when an exception is thrown into this greenlet: a later switch to it would fail
             self._waiter = None
 
@@ -273,14 +310,17 @@ def wait(sources: Collection[Readable], timeout: float | None = None, *, for_mes
     claimed: list[Readable] = []
     timer = None
     try:
+        loop = get_hub()
         for source in sources:
+            if source._loop is not loop:
+                raise RuntimeError(OTHER_THREAD)
             if source._waiter is not None and source._waiter is not current:
                 raise RuntimeError(SECOND_WAITER)
             source._waiter = current
             claimed.append(source)
         if timeout is not None:
             timer = gevent.Timeout.start_new(timeout)
-        get_hub().switch()
+        loop.switch()
     except gevent.Timeout as expired:
         if expired is not timer:
             raise
