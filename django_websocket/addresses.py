@@ -1,4 +1,4 @@
-"""The addresses of WebSockets, as pages need them."""
+"""The addresses of WebSockets, for pages and scripts that open them."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def websocket_url(
     """Return the absolute ws:// or wss:// address of a view of `WEBSOCKET_URLCONF`, by its name, as `reverse` does.
 
     `WEBSOCKET_SERVER` says where it is served: "" at the page's own host, ":8001" at another port of it, "host:port",
-    or "wss://host/prefix". The scheme, if it is not given, follows that of `request`, and so does the host, which
-    Django validates. Raises NoReverseMatch for a name or arguments that do not resolve, ImproperlyConfigured where the
-    request is missing and needed.
+    or "wss://host/prefix". A scheme or host that it leaves out is taken from `request`; Django validates the host.
+    Raises NoReverseMatch for a name or arguments that do not resolve, and ImproperlyConfigured without a request that
+    is needed.
     """
     settings = conf.current()
     urlconf = settings.required_urlconf()
@@ -39,7 +39,7 @@ def websocket_url(
     server = settings.parsed_server
     if server is None:
         raise ImproperlyConfigured(
-            f'WEBSOCKET_SERVER is {settings.server!r}, of which no address can be made: it may be "", ":8001", '
+            f'WEBSOCKET_SERVER is {settings.server!r}, but no address can be made of it: it may be "", ":8001", '
             f'"host:port" or "wss://host/prefix".'
         )
     scheme = server.scheme or ("wss" if request is not None and request.is_secure() else "ws")
@@ -59,6 +59,6 @@ def websocket_url(
 
 
 def host_name(host: str) -> str:
-    """Return `host`, the value of a Host header, without its port."""
+    """Return the value of a Host header without its port."""
     name, colon, port = host.rpartition(":")
     return name if colon and "]" not in port else host

@@ -233,7 +233,7 @@ def check_server(settings: conf.Settings) -> Iterator[checks.CheckMessage]:
     """Check that WEBSOCKET_SERVER is well-formed."""
     if settings.parsed_server is None:
         yield checks.Error(
-            f"WEBSOCKET_SERVER is {settings.server!r}, of which no address can be made.",
+            f"WEBSOCKET_SERVER is {settings.server!r}, but no address can be made of it.",
             hint='It may be "" (the page\'s own host), ":8001" (another port of it), "host:port" or '
             '"wss://host/prefix".',
             id="websocket.E005",

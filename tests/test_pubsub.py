@@ -845,6 +845,8 @@ def in_a_thread(call: Callable[[], Any]) -> Any:
             return call(), None
         except BaseException as error:
             return None, error
+        finally:
+            gevent.get_hub().destroy(destroy_loop=True)
 
     result, error = gevent.get_hub().threadpool.apply(outcome)
     if error is not None:
@@ -884,6 +886,7 @@ def test_a_thread_can_wait_for_a_subscription_of_its_own(memory: Broker) -> None
             joined.set()
             got = subscription.get(timeout=10)
         memory.hub.close()
+        gevent.get_hub().destroy(destroy_loop=True)
         return got
 
     reader = gevent.get_hub().threadpool.spawn(call)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-__all__ = ["BINARY", "Broker", "Listener", "Receiver", "Subscriber", "from_wire", "to_wire"]
+__all__ = ["Broker", "Listener", "Receiver", "Subscriber"]
 
 BINARY = b"\xff"  # precedes a binary message: UTF-8 text never contains it
 
