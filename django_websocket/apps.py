@@ -2,6 +2,8 @@
 
 from django.apps import AppConfig
 
+__all__ = ["WebSocketConfig"]
+
 
 class WebSocketConfig(AppConfig):
     """`INSTALLED_APPS = [..., "django_websocket"]`."""

@@ -3,7 +3,7 @@
 `RELIED_ON` is the whole list, and a test finds each private name that is used without a row. A module that cannot be
 imported without one of the names imports it within `naming()`; what is used later, or for each message, is looked for
 once, by `verify()`, when a server starts. Nothing is imported here before it is asked for, so that every layer may use
-this module.
+this module. Private to this package.
 """
 
 from __future__ import annotations

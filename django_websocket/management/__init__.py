@@ -1,0 +1,1 @@
+"""The management command `runwebsocket`, and the server that it starts. Private to this package."""

@@ -1,4 +1,4 @@
 """The WebSocket protocol (RFC 6455) without input and output: bytes in, messages and events out, and the reverse.
 
-Private: only this package imports it, and it imports nothing else of the package but `compat`.
+Private to this package: only it imports this folder, which imports nothing else of the package but `compat`.
 """

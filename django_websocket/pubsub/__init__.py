@@ -4,6 +4,8 @@
     publish("news", "hello")        # to every client that is subscribed to "news", in every process
 
 Delivery is at most once. The broker is the one that the setting `WEBSOCKET_BROKER` names.
+
+This module and `broker` are public; the other modules of this folder are private to the package.
 """
 
 from __future__ import annotations

@@ -7,6 +7,8 @@ from django_websocket.pubsub import publish, subscribe
 from django_websocket.select import select
 from django_websocket.websocket import WebSocket
 
+__all__ = ["chat"]
+
 CHANNEL = "CHAT"
 
 

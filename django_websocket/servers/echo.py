@@ -5,6 +5,8 @@ from django.http import HttpRequest
 from django_websocket.decorators import websocket
 from django_websocket.websocket import WebSocket
 
+__all__ = ["echo"]
+
 
 @websocket
 def echo(request: HttpRequest, websocket: WebSocket) -> None:

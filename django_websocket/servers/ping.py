@@ -5,6 +5,8 @@ from django.http import HttpRequest
 from django_websocket.decorators import websocket_loop
 from django_websocket.websocket import WebSocket
 
+__all__ = ["ping"]
+
 ANSWERS = {"ping": "pong", "pong": "ping"}
 
 

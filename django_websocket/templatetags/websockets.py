@@ -9,6 +9,8 @@ from django.template.context import Context
 
 from django_websocket import addresses
 
+__all__ = ["register", "websocket_url"]
+
 register = template.Library()
 
 

@@ -10,6 +10,8 @@ class EchoTests(TestCase):
         with self.client.websocket("/echo/") as ws:
             ws.send("hello")
             self.assertEqual(ws.receive(), "hello")
+
+Import everything from here: the modules of this folder are private to the package.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
+import struct
+
 from django.conf import settings
 from django.contrib.auth.models import User
 
 from django_websocket.decorators import websocket
-from django_websocket.protocol.frames import encode_message
 from django_websocket.pubsub import publish, subscribe
 from django_websocket.select import select
 
@@ -61,6 +62,14 @@ def room(request, websocket, number):
 sockets = []
 
 
+def text_frame(text):
+    """Return the frame of a text as a server sends it (RFC 6455, section 5.2)."""
+    payload = text.encode()
+    size = len(payload)
+    head = struct.pack("!BB", 0x81, size) if size < 126 else struct.pack("!BBH", 0x81, 126, size)
+    return head + payload
+
+
 @websocket
 def bare_loop(request, websocket):
     """What this process could reach in a fan-out at most: a loop of `send` over its sockets, and nothing else."""
@@ -70,7 +79,7 @@ def bare_loop(request, websocket):
     sockets.append(sock)
     try:
         for text in websocket:
-            frame = encode_message(text)
+            frame = text_frame(text)
             for member in sockets:
                 member.send(frame)
     finally:
