@@ -37,7 +37,7 @@ from django_websocket.pubsub.encryption import EncryptedBroker
 from django_websocket.pubsub.factory import SCHEMES
 
 from .support.certificates import Authority
-from .support.documentation import PAGES, Project, arguments, blocks, command, commands, readme_project
+from .support.documentation import GUIDES, PAGES, Project, arguments, blocks, command, commands, readme_project
 from .support.postgres import settings_of
 from .support.servers import ROOT, Cluster, Sentinel, Server, executable, free_port, redis_server, unavailable
 from .support.waiting import eventually
@@ -142,9 +142,11 @@ def assert_is_a_chat(pages: Server, server: Server) -> None:
 
 
 def test_links_of_the_readme_and_the_docs_lead_somewhere() -> None:
-    for page in PAGES:
+    for page in (*PAGES, *GUIDES):
         text = (ROOT / page).read_text()
         for target in re.findall(r"\]\(([^)]+)\)", text):
+            if target.startswith("https://"):
+                continue
             path, _, anchor = target.partition("#")
             file = (ROOT / page).parent / path if path else ROOT / page
             assert file.exists(), f"{page}: {target}"
@@ -155,7 +157,7 @@ def test_links_of_the_readme_and_the_docs_lead_somewhere() -> None:
 
 
 def test_readme_and_pages_name_only_files_that_exist() -> None:
-    for page in PAGES:
+    for page in (*PAGES, *GUIDES):
         for path in re.findall(r"`((?:deploy|scripts|docs|test_project)/[\w./-]*)`", (ROOT / page).read_text()):
             assert (ROOT / path).exists(), f"{page}: {path}"
 

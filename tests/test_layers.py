@@ -19,7 +19,7 @@ from itertools import pairwise
 
 import pytest
 
-from .support.documentation import PAGES, blocks, commands
+from .support.documentation import GUIDES, PAGES, blocks, commands
 from .support.fixtures import SITE, STOCK_WORKER
 from .support.layers import PACKAGE, Import, circles, floors, imported_names, imports, public_modules, sources
 from .support.servers import ROOT, WORKER
@@ -244,7 +244,7 @@ def mentions() -> list[tuple[str, str, str]]:
                 for full in imported_names(node):
                     if full.partition(".")[0] == PACKAGE:
                         take(where, full)
-    for where in (*PAGES, "deploy/gunicorn.conf.py", "benchmarks/servers.py"):
+    for where in (*PAGES, *GUIDES, "deploy/gunicorn.conf.py", "benchmarks/servers.py"):
         text = (ROOT / where).read_text()
         text = re.sub(r"^(?:from|import) .*$", "", text, flags=re.MULTILINE)  # those are taken above
         for full in re.findall(r"(?<![\w./-])django_websocket(?:\.\w+)+", text):

@@ -21,6 +21,7 @@ from pathlib import Path
 from .servers import HTTP_PROBE, NOT_INHERITED, ROOT, Server, free_port
 
 PAGES = ("README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
+GUIDES = ("CONTRIBUTING.md", "SECURITY.md")  # for people who work on the package: their commands run in its tree
 BLOCK = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 FILE = re.compile(r"(?:#|<!--) (\S+\.\w+)(: add)?(?: -->)?\n")
 
