@@ -21,43 +21,27 @@ import pytest
 
 from .support.documentation import GUIDES, PAGES, blocks, commands
 from .support.fixtures import SITE, STOCK_WORKER
-from .support.layers import PACKAGE, Import, circles, floors, imported_names, imports, public_modules, sources
+from .support.layers import (
+    PACKAGE,
+    Import,
+    circles,
+    floors,
+    imported_names,
+    imports,
+    public_modules,
+    sources,
+    statements,
+)
 from .support.servers import ROOT, WORKER
 
 DJANGO = ["django", "asgiref"]
 PUBSUB = ["django_websocket.pubsub", "redis"]
 SERVERS = ["geventwebsocket", "gunicorn"]
 
-# What modules may not bring along. The modules of a row are imported one after the other into one interpreter, so that
-# each is blamed for what it brings beside those before it.
-ABSENT = {
-    "without Django": [
-        ("django_websocket", ["gevent", "redis", "websockets", "socket", "select", *SERVERS, *DJANGO]),
-        ("django_websocket.protocol", ["gevent", "redis", "websockets", "socket", "select", *SERVERS, *DJANGO]),
-        ("django_websocket.protocol.frames", ["gevent", "redis", *SERVERS, *DJANGO]),
-        ("django_websocket.protocol.handshake", ["gevent", "redis", *SERVERS, *DJANGO]),
-        ("django_websocket.protocol.deflate", ["gevent", "redis", *SERVERS, *DJANGO]),
-        ("django_websocket.protocol.engine", ["gevent", "redis", *SERVERS, *DJANGO]),
-        ("django_websocket.exceptions", ["gunicorn", "redis", *DJANGO]),
-        ("django_websocket.select", ["gunicorn", *PUBSUB, *DJANGO]),
-        ("django_websocket.transport.connection", ["gunicorn", *PUBSUB, *DJANGO]),
-        ("django_websocket.pubsub", ["gunicorn", "redis", *DJANGO]),
-        ("django_websocket.pubsub.broker", ["gunicorn", "redis", *DJANGO]),
-        ("django_websocket.pubsub.hub", ["gunicorn", "redis", *DJANGO]),
-        ("django_websocket.pubsub.memory", ["gunicorn", "redis", *DJANGO]),
-        ("django_websocket.pubsub.encryption", ["gunicorn", "redis", *DJANGO]),
-        ("django_websocket.websocket", ["gunicorn", "redis", *DJANGO]),
-        ("django_websocket.pubsub.redis_address", ["gunicorn", *DJANGO]),
-        ("django_websocket.pubsub.pipeline", ["gunicorn", *DJANGO]),
-        ("django_websocket.pubsub.redis", ["gunicorn", *DJANGO]),
-        ("django_websocket.pubsub.sentinel", ["gunicorn", *DJANGO]),
-        ("django_websocket.pubsub.cluster", ["gunicorn", *DJANGO]),
-    ],
-    "without publish/subscribe": [
-        ("django_websocket.worker", [*PUBSUB, *DJANGO]),
-        ("django_websocket.management.server", [*PUBSUB, *DJANGO]),
-    ],
-    "without a server": [("django_websocket.conf", ["gunicorn", *PUBSUB])],
+# Modules that work without the libraries that others beside them need.
+LIGHT = {
+    "redis": ["exceptions", "pubsub", "pubsub.broker", "pubsub.hub", "pubsub.memory", "websocket"],
+    "gunicorn": ["exceptions", "pubsub", "select", "transport.connection", "websocket"],
 }
 
 # Imports inside functions that point up, or that would close a circle at the top of a module, and why they are there.
@@ -89,10 +73,11 @@ FIXED = {
 
 IMPORT = """
 import json, sys
+before = {*sys.modules}
 brought = {}
 for name in sys.argv[1:]:
     __import__(name)
-    brought[name] = sorted(sys.modules)
+    brought[name] = sorted({*sys.modules} - before)
 print(json.dumps(brought))
 """
 
@@ -157,26 +142,76 @@ def test_django_is_not_imported_below_the_floor_of_the_settings() -> None:
     ground = floor_of("conf")
     for name, tree in sources().items():
         if name and floor_of(name) < ground:
-            for node in tree.body:
+            for node, when in statements(tree):
                 roots = {full.partition(".")[0] for full in imported_names(node, name)}
-                assert not roots & {*DJANGO}, f"{name} imports Django"
+                assert when != "imported" or not roots & {*DJANGO}, f"{name} imports Django"
 
 
-@pytest.mark.parametrize("row", ABSENT)
+@cache
+def needing(library: str) -> set[str]:
+    """The modules that cannot be imported without a library, whether they import it themselves or another one does."""
+    found = {
+        name
+        for name, tree in sources().items()
+        for node, when in statements(tree)
+        if when == "imported" and library in {full.partition(".")[0] for full in imported_names(node, name)}
+    }
+    while more := {each.module for each in arrows() if each.when == "imported" and each.target in found} - found:
+        found |= more
+    return found
+
+
+@cache
+def rows() -> dict[str, list[tuple[str, list[str]]]]:
+    """Modules, each with what it may not bring along.
+
+    Those of a row are imported one after the other into one interpreter, so that a module is blamed for what it brings
+    beside those before it.
+    """
+    ground = floor_of("conf")
+    below = sorted((name for name in sources() if name and floor_of(name) < ground), key=floor_of)
+    for library, names in LIGHT.items():
+        assert not needing(library) & {*names}, f"{library} is needed by modules that have to work without it"
+    early = ["compat", *(name for name in below if name.partition(".")[0] == "protocol")]
+    gunicorn = [name for name in below if name in needing("gunicorn")]
+    redis = [name for name in below if name in needing("redis") and name not in gunicorn]
+    late = {*early, *gunicorn, *redis}
+    transport = [name for name in below if name not in late and name.partition(".")[0] in ("exceptions", "transport")]
+    transport.append("select")
+    rest = [name for name in below if name not in late and name not in transport]
+    phases = [
+        (["", "protocol"], ["gevent", "websockets", "socket", "select", "redis", *SERVERS, *DJANGO]),
+        (early, ["gevent", "redis", *SERVERS, *DJANGO]),
+        (transport, ["gunicorn", *PUBSUB, *DJANGO]),
+        (rest, ["gunicorn", "redis", *DJANGO]),
+        (redis, ["gunicorn", *DJANGO]),
+        (gunicorn, DJANGO),
+    ]
+    return {
+        "without Django": [(name, absent) for names, absent in phases for name in names],
+        "without publish/subscribe": [(name, [*PUBSUB, *DJANGO]) for name in ("worker", "management.server")],
+        "without a server": [("conf", ["gunicorn", *PUBSUB])],
+    }
+
+
+def full_name(module: str) -> str:
+    return f"{PACKAGE}.{module}".rstrip(".")
+
+
+@pytest.mark.parametrize("row", ["without Django", "without publish/subscribe", "without a server"])
 def test_module_brings_along_nothing_from_above(row: str) -> None:
     """Checked in a fresh interpreter, since other packages bring things along too."""
-    brought = json.loads(python(IMPORT, *(module for module, _ in ABSENT[row])))
-    before = {*json.loads(python("import json, sys; print(json.dumps(sorted(sys.modules)))"))}
-    for module, absent in ABSENT[row]:
+    brought = json.loads(python(IMPORT, *(full_name(module) for module, _ in rows()[row])))
+    for module, absent in rows()[row]:
         unwanted = tuple(f"{name}." for name in absent)
-        loaded = {*brought[module]} - before
-        assert module in loaded
-        assert [name for name in sorted(loaded) if f"{name}.".startswith(unwanted)] == [], module
+        loaded = brought[full_name(module)]
+        assert full_name(module) in loaded
+        assert [name for name in loaded if f"{name}.".startswith(unwanted)] == [], module
 
 
 def test_importing_changes_nothing_in_the_standard_library() -> None:
     code = "import socket, select, threading; before = socket.socket, select.select, threading.Thread.start\n"
-    code += f"import {', '.join(module for row in ABSENT.values() for module, _ in row)}\n"
+    code += f"import {', '.join(full_name(module) for row in rows().values() for module, _ in row)}\n"
     code += "assert before == (socket.socket, select.select, threading.Thread.start)"
     python(code)
 

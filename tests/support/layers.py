@@ -7,6 +7,7 @@ import importlib.util
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from .servers import ROOT
@@ -36,6 +37,7 @@ def section(heading: str) -> str:
     return found[1]
 
 
+@cache
 def floors() -> list[list[str]]:
     """Return the floors of the table in docs/internals.md, the lowest one first: modules, and folders with a slash."""
     rows = re.findall(r"^\| (\d+) \| ([^|]+) \|", section("Floors"), re.MULTILINE)
@@ -43,12 +45,14 @@ def floors() -> list[list[str]]:
     return [NAME.findall(names) for _, names in reversed(rows)]
 
 
+@cache
 def public_modules() -> list[str]:
     """Return the modules that docs/internals.md calls public."""
     rows = re.findall(r"^\| (`[^|]+) \|", section("Public modules"), re.MULTILINE)
     return [name for row in rows for name in NAME.findall(row)]
 
 
+@cache
 def sources() -> dict[str, ast.Module]:
     """Return the parsed source of each module of the package as it is installed, by its name without the package's."""
     found = importlib.util.find_spec(PACKAGE)
@@ -67,7 +71,7 @@ def imports(modules: dict[str, ast.Module]) -> list[Import]:
     folders = {name.rpartition(".")[0] for name in modules}
     found: dict[Import, None] = {}
     for module, tree in modules.items():
-        for node, when in _statements(tree, "imported"):
+        for node, when in statements(tree):
             for full in imported_names(node, module, is_folder=module in folders):
                 if full.partition(".")[0] == PACKAGE:
                     target = full.partition(".")[2]
@@ -91,8 +95,8 @@ def imported_names(node: ast.stmt, module: str = "", *, is_folder: bool = False)
     return [f"{base}.{alias.name}" for alias in node.names]
 
 
-def _statements(node: ast.AST, when: str) -> Iterator[tuple[ast.stmt, str]]:
-    """Go through all statements, each with when it is run."""
+def statements(node: ast.AST, when: str = "imported") -> Iterator[tuple[ast.stmt, str]]:
+    """Go through all statements, each with when it is run; see `Import`."""
     for child in ast.iter_child_nodes(node):
         inside = when
         if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)):
@@ -105,7 +109,7 @@ def _statements(node: ast.AST, when: str) -> Iterator[tuple[ast.stmt, str]]:
             continue
         if isinstance(child, ast.stmt):
             yield child, when
-        yield from _statements(child, inside)
+        yield from statements(child, inside)
 
 
 def circles(arrows: dict[str, set[str]]) -> list[list[str]]:
