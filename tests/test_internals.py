@@ -65,7 +65,9 @@ def steps(code: str) -> list[Step]:
     found: list[Step] = []
     around: list[tuple[int, str]] = []  # the indented calls above, from the outermost on
     header, *lines = code.splitlines()
-    assert header.split() == ["greenlet", "call", "file", "why"], f"{INTERNALS}: a picture begins with {header!r}"
+    assert header.split() == ["greenlet", "call", "file", "what", "happens"], (
+        f"{INTERNALS}: a picture begins with {header!r}"
+    )
     for line in lines:
         match = LINE.fullmatch(line)
         assert match and match[1] in GREENLETS, f"{INTERNALS}: this line names no greenlet, call and file: {line!r}"
