@@ -46,8 +46,7 @@ LIGHT = {
 
 # Imports inside functions that point up, or that would close a circle at the top of a module, and why they are there.
 DELAYED = {
-    ("pubsub", "conf"): "publish() and subscribe() ask for the project's settings, of which nothing else here knows",
-    ("pubsub.broker", "pubsub.encryption"): "only for a project that encrypts is its library there",
+    ("pubsub.process", "conf"): "publishing asks for the settings of the project, of which nothing else here knows",
 }
 
 # The names that people's commands, other repositories and settings rely on, whatever the pages mention.
