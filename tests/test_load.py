@@ -18,7 +18,8 @@ from .support.processes import descriptors, memory, processor_time, worker_of
 from .support.servers import NOT_MEASURED, ROOT, Server, gunicorn, unavailable
 from .support.waiting import eventually
 
-pytestmark = pytest.mark.alone  # beside other tests, clients would wait so long that the server closes them
+# Beside other tests, so many clients would wait so long that the server closes them.
+many_clients = pytest.mark.alone
 
 MEMBERS, MESSAGES = 300, 10
 CLIENTS, OF_THEM_SELECTING = 2000, 500
@@ -78,6 +79,7 @@ def open_files(limit: int | None = None) -> Iterator[None]:
 # --- one chat --------------------------------------------------------------------------------------------------------
 
 
+@many_clients
 @pytest.mark.parametrize("with_redis", [False, True], ids=["one worker", "three workers of two gunicorns"])
 def test_every_member_of_a_large_chat_gets_each_message_once_and_in_order(
     request: pytest.FixtureRequest, with_redis: bool
@@ -131,6 +133,7 @@ def leave(clients: Sequence[RawClient]) -> None:
         client.reset()
 
 
+@many_clients
 def test_one_worker_serves_two_thousand_clients_with_the_settings_of_the_deployment() -> None:
     arguments: list[str | Path] = ["-c", ROOT / "deploy" / "gunicorn.conf.py"]
     with ExitStack() as servers:
@@ -162,6 +165,7 @@ def test_one_worker_serves_two_thousand_clients_with_the_settings_of_the_deploym
         assert "Traceback" not in server.log
 
 
+@pytest.mark.alone
 def test_worker_does_nothing_while_its_clients_are_idle(start_site: StartSite) -> None:
     with start_site({"WEBSOCKET_PING_INTERVAL": 2.0}, env=NOT_MEASURED) as server, ExitStack() as stack:
         worker = worker_of(server)

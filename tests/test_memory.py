@@ -13,7 +13,7 @@ import pytest
 from .support.clients import RawClient, fetch, notes
 from .support.fixtures import StartSite
 from .support.frames import BINARY, TEXT, frame
-from .support.processes import proportional_memory, worker_of
+from .support.processes import private_memory, worker_of
 from .support.servers import NOT_MEASURED, ROOT, Server
 from .support.waiting import eventually
 
@@ -67,7 +67,7 @@ def settled(server: Server) -> int:
 
     def steady() -> bool:
         fetch(server.port, "/page/")
-        sizes.append(proportional_memory(worker_of(server)) * KIB)
+        sizes.append(private_memory(worker_of(server)) * KIB)
         return sizes[-1] - sizes[-2] < MIB
 
     assert eventually(steady, 30)
@@ -95,7 +95,6 @@ def test_idle_client_keeps_little_of_a_large_head(server: Server) -> None:
         assert (settled(server) - before) / count < documented("the head of its handshake")
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize("what", HELD.values(), ids=HELD)
 def test_client_holds_no_more_than_is_documented(server: Server, key: str, what: bytes) -> None:
     count = 10
@@ -110,7 +109,6 @@ def test_client_holds_no_more_than_is_documented(server: Server, key: str, what:
     assert "Traceback" not in server.log
 
 
-@pytest.mark.alone
 def test_two_hundred_clients_hold_no_more_than_is_documented(server: Server, key: str) -> None:
     with ExitStack() as stack:
         before = settled(server)

@@ -175,7 +175,6 @@ def leave_nothing(server: Server, ways: Sequence[Way], redis: Server, channels: 
         assert len(client.client_list()) <= 16 + 2  # the publisher, the subscriber, and this client
 
 
-@pytest.mark.alone
 def test_connections_that_end_in_any_way_leave_nothing(start_site: StartSite, key: str) -> None:
     with (
         redis_server() as redis,
@@ -184,7 +183,6 @@ def test_connections_that_end_in_any_way_leave_nothing(start_site: StartSite, ke
         leave_nothing(server, WAYS, redis, key)
 
 
-@pytest.mark.alone
 def test_clients_that_vanished_leave_nothing(start_site: StartSite, key: str) -> None:
     impatient = {"WEBSOCKET_PING_INTERVAL": 0.5, "WEBSOCKET_PING_TIMEOUT": 0.5}
     with (

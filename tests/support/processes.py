@@ -24,10 +24,10 @@ def memory(pid: int) -> int:
     return _status(pid, "VmRSS:")
 
 
-def proportional_memory(pid: int) -> int:
-    """Resident memory in KiB, with its share of what several processes use."""
+def private_memory(pid: int) -> int:
+    """Return the memory in KiB that it alone has written to, whatever other processes share or stop sharing."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    return next(int(line.split()[1]) for line in lines if line.startswith("Private_Dirty:"))
 
 
 def peak_memory(pid: int) -> int:
