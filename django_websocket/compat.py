@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -53,10 +54,13 @@ def _loop() -> object:
     return gevent.config.loop  # the class: there is no need for a loop to look at it
 
 
-def _gunicorn_config() -> Any:
+def _new_gunicorn_config() -> Any:
     from gunicorn.config import Config
 
     return Config()
+
+
+_gunicorn_config = cache(_new_gunicorn_config)  # it takes longer to make than all else here, and a dozen names need it
 
 
 def _gunicorn_request() -> Any:
@@ -79,7 +83,7 @@ def _gunicorn_response() -> object:
 
 
 def _settings_can_be_attributes() -> bool:
-    config = _gunicorn_config()
+    config = _new_gunicorn_config()
     vars(config)["keepalive"] = value = object()
     return config.keepalive is value and "keepalive" in config.settings
 
@@ -607,10 +611,12 @@ def _resolves(name: Name) -> bool:
 
 def missing(*parts: str) -> Iterator[tuple[Name, str]]:
     """Return what is gone of what these parts of the package rely on, each with a sentence for the user."""
+    _gunicorn_config.cache_clear()  # what was there before may be gone
     for part in parts:
         for name in RELIED_ON[part]:
             if not is_there(name):
                 yield name, sentence(name, changed=_resolves(name))
+    _gunicorn_config.cache_clear()  # a server asks once, and need not keep it
 
 
 def verify(*parts: str) -> None:
