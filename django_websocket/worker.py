@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from functools import partial
 from http import HTTPStatus
+from importlib import metadata
 from types import FrameType
 from typing import Any, NamedTuple, NoReturn
 
@@ -104,6 +105,20 @@ class Listener(NamedTuple):
         return self.address
 
 
+@contextlib.contextmanager
+def plugins_looked_up_once() -> Iterator[None]:
+    """Let gevent read the metadata of all installed packages once instead of 25 times, a fifth of a worker's start.
+
+    gevent looks for its plugins before and after each module that it patches.
+    """
+    look_up, installed = metadata.entry_points, metadata.entry_points()
+    metadata.entry_points = lambda **group: installed.select(**group)
+    try:
+        yield
+    finally:
+        metadata.entry_points = look_up
+
+
 class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
     """Serves WebSockets beside ordinary requests; all options of gunicorn's gevent worker hold."""
 
@@ -137,7 +152,8 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
 
     def patch(self) -> None:
         """Patch the standard library, with a select() that knows WebSockets and has no limit of 1023."""
-        super().patch()
+        with plugins_looked_up_once():
+            super().patch()
         select.select = cooperative_select
 
     def load_wsgi(self) -> None:

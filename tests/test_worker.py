@@ -86,6 +86,31 @@ def test_worker_has_a_short_name_as_an_entry_point(connect: Connect) -> None:
         assert connect(server, "/echo/").ask("hello") == "hello"
 
 
+PLUGIN = """
+import sys
+reads = []
+
+def begun(event):
+    sys.addaudithook(lambda name, arguments: name == "open" and str(arguments[0]).endswith("entry_points.txt")
+                     and reads.append(arguments[0]))
+
+def done(event):
+    print("gevent has patched, and read", len(reads), "more", flush=True)
+"""
+
+
+def test_gevent_has_its_plugins_and_reads_only_once_which_are_installed(tmp_path: Path) -> None:
+    (tmp_path / "plugin.py").write_text(PLUGIN)
+    metadata = tmp_path / "plugin-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: plugin\nVersion: 1.0\n")
+    points = {"will_patch_all": "begun", "did_patch_all": "done"}
+    lines = [f"[gevent.plugins.monkey.{event}]\nplugin = plugin:{name}\n" for event, name in points.items()]
+    (metadata / "entry_points.txt").write_text("".join(lines))
+    with gunicorn(env={"PYTHONPATH": str(tmp_path)}) as server:
+        assert "gevent has patched, and read 0 more" in server.log
+
+
 def test_handshake_is_in_the_access_log(connect: Connect) -> None:
     with gunicorn(args=["--access-logfile", "-"]) as server:
         client = connect(server, "/echo/?secret")
