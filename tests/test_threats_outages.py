@@ -93,11 +93,11 @@ def test_redis_without_free_connections_is_reported_and_used_again_later(start_s
         ExitStack() as stack,
     ):
         with ExitStack() as others:
-            full = False
-            while not full:
+            connected = 0
+            while connected < 10:  # Redis may still count a connection that was closed, and then has room again
                 other = others.enter_context(RawClient(redis.port))
                 other.send(b"PING\r\n")
-                full = other.sock.recv(100) != b"+PONG\r\n"
+                connected += other.sock.recv(100) == b"+PONG\r\n"
             client = stack.enter_context(RawClient(server.port))
             with at_once():
                 client.send(request(f"/listen/{key}/"))

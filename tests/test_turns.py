@@ -139,8 +139,8 @@ def test_select_that_always_finds_something_lets_others_run(polls: Polls) -> Non
     try:
         os.write(write, b"x")
         assert standard.select([read], [], [], 0)[0]
-        end = time.monotonic() + 100 * BUDGET
-        while time.monotonic() < end:
+        end = time.process_time() + 100 * BUDGET  # on a busy machine, others have a part of the time that passes
+        while time.process_time() < end:
             assert select([read], [], [], 5)[0]
     finally:
         os.close(read)
