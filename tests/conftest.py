@@ -68,7 +68,39 @@ def nothing_is_summed_up() -> Iterator[None]:
 
 
 # The slowest files begin first, or one process would end long after the others. The slowest of all comes first.
-LONGEST = ("docs", "admission", "runwebsocket", "autobahn", "redis_topologies", "browser", "worker", "pubsub")
+LONGEST = (
+    "docs",
+    "logins",
+    "databases",
+    "browser",
+    "pubsub",
+    "admission",
+    "worker",
+    "redis_topologies",
+    "runwebsocket",
+    "broker_close",
+    "autobahn",
+    "scripts",
+    "redis",
+    "compat",
+    "threats_frames",
+    "threats_outages",
+    "threats_leaks",
+    "memory",
+    "connection",
+    "defaults",
+    "load",
+    "ordinary",
+    "websocket",
+    "benchmarks",
+    "layers",
+    "transports",
+    "application",
+    "nginx",
+    "threats_handshake",
+    "log",
+    "signals",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
