@@ -1038,7 +1038,7 @@ def tested(original: Project, tmp_path_factory: pytest.TempPathFactory) -> Proje
 
 
 @pytest.mark.parametrize(
-    ("line", "count"), [("python manage.py test", 8), ("pytest --ds mysite.settings", 3)], ids=["Django", "pytest"]
+    ("line", "count"), [("python manage.py test", 9), ("pytest --ds mysite.settings", 4)], ids=["Django", "pytest"]
 )
 def test_examples_of_tests_pass(tested: Project, line: str, count: int) -> None:
     line = command("docs/testing.md", line)
@@ -1063,7 +1063,7 @@ def test_examples_of_tests_pass_elsewhere(
     line = command("docs/testing.md", "python manage.py test")
     if "patches" in where:
         line = line.replace("python", "python -m gevent.monkey")
-    assert "Ran 8 tests" in copy.run(line, errors=True)
+    assert "Ran 9 tests" in copy.run(line, errors=True)
 
 
 # docs/upgrading.md

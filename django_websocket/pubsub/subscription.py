@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from django_websocket.exceptions import ConnectionClosed, MessagesMissed
 from django_websocket.transport.waiting import (
@@ -70,10 +71,11 @@ class Subscription(Readable):
     def __iter__(self) -> Iterator[str | bytes]:
         return iter(self.get, None)
 
-    def get(self, timeout: float | None = None) -> str | bytes | None:
+    def get(self, timeout: float | None = None) -> str | bytes | Any:
         """Return the next message, `str` or `bytes`; None after `close()`.
 
         Waits for at most `timeout` seconds, or for as long as it takes, and holds no database connection meanwhile.
+        The type says `Any` in place of None: code that closes no subscription need not look for it.
 
         Raises TimeoutError when the time has passed; `MessagesMissed` once after the broker was away, or after too many
         messages had piled up (unless `on_slow` lets them be dropped), and the next call goes on; `ConnectionClosed`

@@ -23,6 +23,8 @@ from django_websocket.handler.databases import used_elsewhere
 from django_websocket.worker import GeventWebSocketWorker
 from django_websocket.wsgi import WebSocketApplication
 
+from .client import Client
+
 with naming("application", "testing"):
     from django.core.handlers.wsgi import WSGIHandler
     from django.test.testcases import LiveServerThread, _MediaFilesHandler
@@ -72,6 +74,8 @@ class WebSocketLiveServerTestCase(LiveServerTestCase):
     """Django's `LiveServerTestCase`, which serves the project's WebSockets as well, at the address of its pages."""
 
     server_thread_class = WebSocketLiveServerThread
+    client_class = Client
+    client: Client
 
     @classmethod
     def setUpClass(cls) -> None:

@@ -1,0 +1,132 @@
+"""What mypy and pyright say of a project's code: of the documentation's examples, and of what else a view may be."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from .support.documentation import Project, readme_project
+from .support.servers import ROOT
+
+BIN = Path(sys.executable).parent
+TYPED_PAGES = ["README.md", "docs/publish.md", "docs/security.md", "docs/testing.md", "docs/views.md"]
+ANNOTATIONS = {"request": "HttpRequest", "websocket": "WebSocket", "room": "str"}
+CLIENT = "client: Client  # pyright: ignore[reportIncompatibleVariableOverride]"
+IMPORTS = """
+from django.http import HttpRequest, HttpResponse, HttpResponseBase
+from django_websocket.testing import Client
+from django_websocket.websocket import WebSocket
+"""
+
+MYPY = """
+[mypy]
+strict = true
+plugins = mypy_django_plugin.main
+cache_dir = {cache}
+
+[mypy.plugins.django-stubs]
+django_settings_module = mysite.settings
+
+[mypy-mysite.*]
+ignore_errors = true
+"""
+# The examples are short: what is neither a view nor a test has no annotations there.
+MYPY_OF_EXAMPLES = """
+[mypy-chat.*]
+disallow_untyped_calls = false
+disallow_untyped_decorators = false
+disallow_untyped_defs = false
+warn_no_return = false
+"""
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    return readme_project(tmp_path_factory.mktemp("types"))
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What mypy has read of the libraries, which all tests of this file share."""
+    return tmp_path_factory.mktemp("mypy")
+
+
+def run(project: Project, program: str, *args: str) -> str:
+    """Run a type checker, and return what it has found, "" for nothing."""
+    result = subprocess.run(
+        [BIN / program, *args], cwd=project.directory, capture_output=True, text=True, timeout=110, check=False
+    )
+    return "" if result.returncode == 0 else result.stdout + result.stderr
+
+
+def mypy(project: Project, cache: Path, more: str, *files: str) -> str:
+    (project.directory / "mypy.ini").write_text(MYPY.format(cache=cache) + more)
+    return run(project, "mypy", *files)
+
+
+def pyright(project: Project, mode: str, *files: str) -> str:
+    """basedpyright is pyright with everything that it needs in one wheel; in these modes it says what pyright says."""
+    config = {"typeCheckingMode": mode, "enableTypeIgnoreComments": True, "include": list(files)}
+    (project.directory / "pyrightconfig.json").write_text(json.dumps(config))
+    found = run(project, "basedpyright", "--pythonpath", sys.executable)
+    if found and (errors := [line for line in found.splitlines() if " - error: " in line]):
+        # Only Django's plugin for mypy knows which model `request.user` is.
+        return "\n".join(line for line in errors if 'for class "_User"' not in line)
+    return found
+
+
+@pytest.mark.parametrize("checker", ["mypy", "pyright"])
+def test_each_form_of_a_view_and_the_test_client_have_types(
+    original: Project, cache: Path, tmp_path: Path, checker: str
+) -> None:
+    project = original.copy(tmp_path / "mysite")
+    project.write("chat/typed.py", (ROOT / "tests" / "site" / "typed" / "views.py").read_text())
+    check = (
+        mypy(project, cache, "", "chat/typed.py") if checker == "mypy" else pyright(project, "strict", "chat/typed.py")
+    )
+    assert check == ""
+
+
+@pytest.mark.parametrize("page", TYPED_PAGES)
+def test_examples_of_the_documentation_have_types(original: Project, cache: Path, tmp_path: Path, page: str) -> None:
+    project = original.copy(tmp_path / "mysite")
+    if page != "README.md":
+        project.put(page)
+    files = [str(path.relative_to(project.directory)) for path in annotate(project)]
+    assert "chat/views.py" in files
+    assert mypy(project, cache, MYPY_OF_EXAMPLES, *files) == ""
+    assert pyright(project, "standard", *files) == ""
+
+
+def annotate(project: Project) -> Iterator[Path]:
+    """Write the annotations that docs/views.md asks for into views and tests; return the files that have them."""
+    for path in sorted((project.directory / "chat").glob("*.py")):
+        source = path.read_text()
+        if ") -> None:" in source:
+            yield path  # it has them
+            continue
+        lines = source.splitlines()
+        for node in ast.walk(ast.parse(source)):
+            if not isinstance(node, ast.FunctionDef):
+                continue
+            names = [argument.arg for argument in node.args.args]
+            known = {"self", "client", *ANNOTATIONS}.issuperset(names) and node.args.kwarg is None
+            header = lines[node.lineno - 1]
+            if known and ("websocket" in names or node.name.startswith(("test_", "setUp", "undecorated"))):
+                returns = {type(each.value) for each in ast.walk(node) if isinstance(each, ast.Return)} - {type(None)}
+                for name, annotation in ANNOTATIONS.items():
+                    header = re.sub(rf"([(,] ?){name}(?=[,)])", rf"\1{name}: {annotation}", header)
+                header = re.sub(r"\bclient(?=\))", "client: Client", header)
+                result = "HttpResponse | None" if returns else "None"
+                lines[node.lineno - 1] = header.replace("):", f") -> {result}:")
+        text = "\n".join(lines).replace("    client_class = Client", f"    client_class = Client\n    {CLIENT}")
+        if text != source.rstrip("\n") or path.name == "views.py":
+            path.write_text(f"from __future__ import annotations\n{IMPORTS}{text}\n")
+            yield path
