@@ -11,7 +11,6 @@ import os
 import re
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
@@ -25,7 +24,7 @@ from gevent import monkey
 
 from django_websocket import compat, conf
 
-from .decorators import options_of
+from .decorators import inside, options_of
 from .pubsub.factory import broker_from
 from .pubsub.memory import MemoryBroker
 
@@ -183,14 +182,14 @@ def takes_websocket(view: Callable[..., Any], depth: int = DEPTH) -> bool:
     It may do so itself, by `request.META["wsgi.websocket"]`, or call a function that does, or one with `@websocket`. A
     view whose source is not available gets the benefit of the doubt.
     """
-    while isinstance(view, partial):
-        view = view.func
-    functions: list[Any] = [inspect.unwrap(view)]
-    view_class = getattr(view, "view_class", None)
-    if view_class is not None:
-        functions = [function for _, function in inspect.getmembers(view_class, inspect.isfunction)]
-    elif not inspect.isroutine(view):
-        functions = [type(view).__call__]
+    functions: list[Any] = []
+    inner: Callable[..., Any] | None = view
+    while inner is not None:
+        view_class = getattr(inner, "view_class", None) or getattr(inner, "cls", None)
+        if view_class is not None:
+            functions = [function for _, function in inspect.getmembers(view_class, inspect.isfunction)]
+        innermost, inner = inner, inside(inner)
+    functions.append(innermost)
     sources = {function: source_of(function) for function in filter(inspect.isfunction, functions)}
     if sources and not any(sources.values()):
         return depth == DEPTH

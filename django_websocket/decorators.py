@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast, overload
@@ -22,8 +23,9 @@ from .websocket import WebSocket
 
 __all__ = ["websocket", "websocket_loop"]
 
+DRF = "rest_framework.decorators"
 LEFT = (
-    "{0.__module__}.{0.__qualname__} was called for a message and did not receive() it: call websocket.receive() once, "
+    "{} was called for a message and did not receive() it: call websocket.receive() once, "
     "or write a loop of your own under @websocket."
 )
 
@@ -62,10 +64,38 @@ class Options:
 
 
 def options_of(view: Callable[..., Any]) -> Options | None:
-    """Return the options of a view of the urlconf; None if `@websocket` cannot be seen on it."""
-    handler = getattr(getattr(view, "view_class", None), "get", None)  # a class-based view's; a handshake is a GET
-    options: Options | None = getattr(view, "websocket_options", None) or getattr(handler, "websocket_options", None)
-    return options
+    """Return the options of a view of the urlconf; None for one that no `@websocket` is seen on."""
+    inner: Callable[..., Any] | None = view
+    while inner is not None:
+        options: Options | None = getattr(inner, "websocket_options", None)
+        if options is not None:
+            return options
+        inner = inside(inner)
+    return None
+
+
+def inside(view: Callable[..., Any]) -> Callable[..., Any] | None:
+    """Return what a view calls for a handshake, as far as it says so; None for one that is an end in itself."""
+    if isinstance(view, functools.partial):
+        return view.func
+    view_class = getattr(view, "view_class", None) or getattr(view, "cls", None)  # a ViewSet of DRF has the latter
+    if view_class is not None:
+        return getattr(view_class, getattr(view, "actions", {}).get("get", "get"), None)  # each handshake is a GET
+    wrapped: Callable[..., Any] | None = getattr(view, "__wrapped__", None)
+    if wrapped is not None:
+        return wrapped
+    if inspect.isfunction(view):
+        # @api_view makes a class whose methods know the function, but not its attributes.
+        return inspect.getclosurevars(view).nonlocals.get("func") if view.__module__ == DRF else None
+    return None if inspect.isroutine(view) else type(view).__call__
+
+
+def name_of(view: Callable[..., Any]) -> str:
+    """Return where a view is defined, for a message."""
+    while isinstance(view, functools.partial):
+        view = view.func
+    named = view if hasattr(view, "__qualname__") else type(view)
+    return f"{named.__module__}.{named.__qualname__}"
 
 
 @overload
@@ -126,7 +156,7 @@ def websocket(
             client = request.META.get("wsgi.websocket")
             if not isinstance(client, WebSocket):
                 raise ImproperlyConfigured(
-                    f"{function.__qualname__} is a WebSocket view, but was called for an ordinary request: list it in "
+                    f"{name_of(function)} is a WebSocket view, but was called for an ordinary request: list it in "
                     f"the module that WEBSOCKET_URLCONF names, not in ROOT_URLCONF."
                 )
             # Before Python 3.12, each call with stars costs a greenlet that waits half a KiB of C stack.
@@ -144,7 +174,7 @@ def websocket(
 def refuse_async(view: Callable[..., Any]) -> None:
     """Raise ImproperlyConfigured for an `async def`, which would need an asyncio loop."""
     if iscoroutinefunction(view):
-        raise ImproperlyConfigured(f"{view.__module__}.{view.__qualname__} is async: write it as a plain `def`")
+        raise ImproperlyConfigured(f"{name_of(view)} is async: write it as a plain `def`")
 
 
 def websocket_loop(view: View[R, P]) -> Decorated[R, P]:
@@ -174,7 +204,7 @@ def websocket_loop(view: View[R, P]) -> Decorated[R, P]:
                 if left:
                     if current.message_is_there and source.before_taking is not None and not source.at_end:
                         if certain:
-                            raise RuntimeError(LEFT.format(view))
+                            raise RuntimeError(LEFT.format(name_of(view)))
                         certain = True
                     else:
                         certain = False

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from django.core.exceptions import ImproperlyConfigured
+from django.test import RequestFactory
+from testsite.kinds import KINDS, Undecorated
+
+from django_websocket.decorators import websocket
 
 from .support.clients import fetch, fetch_json, notes
 from .support.clients import request as handshake
@@ -38,6 +46,28 @@ def test_view_of_each_kind_answers(site: Server, connect: Connect, raw: Raw, pat
     assert [segment.frame().text for _ in range(3)] == [answer] * 3
     segment.send(close_frame(1000))
     assert segment.closing() == (1000, "")
+
+
+@pytest.fixture(scope="module")
+def kinds_site(start_site: StartSite) -> Iterator[Server]:
+    with start_site({"WEBSOCKET_URLCONF": "testsite.kinds"}) as server:
+        yield server
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_options_of_a_callable_of_each_kind_hold(kinds_site: Server, raw: Raw, kind: str) -> None:
+    client = raw(kinds_site)
+    client.open(f"/{kind}/", behind=frame("hello"))
+    assert client.frame().text == "hello"
+    if kind != "loop":  # which has none
+        client.send(frame("hello!"))
+        assert client.closing()[0] == 1009
+
+
+@pytest.mark.parametrize("view", [functools.partial(print), Undecorated("{}")])
+def test_a_callable_without_a_name_is_named_in_errors(view: Any) -> None:
+    with pytest.raises(ImproperlyConfigured, match=r"(builtins\.print|kinds\.Undecorated) is a WebSocket"):
+        websocket(view)(RequestFactory().get("/"))
 
 
 def test_views_that_compare_equal_serve_their_own_urls(site: Server, raw: Raw) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 import sys
@@ -21,6 +22,10 @@ from django.utils.decorators import method_decorator
 from django.views import View
 from django.views.generic import TemplateView
 from redis.credentials import UsernamePasswordCredentialProvider
+from rest_framework.decorators import api_view
+from rest_framework.request import Request
+from rest_framework.views import APIView
+from testsite.kinds import KINDS
 
 from django_websocket import checks, conf
 from django_websocket.checks import check, check_worker
@@ -323,7 +328,40 @@ def with_views(module: types.ModuleType, *views: Any) -> Any:
     return override_settings(WEBSOCKET_URLCONF=module.__name__)
 
 
-@pytest.mark.parametrize("view", [page, forgotten, hides(decorated), TemplateView.as_view(), View.as_view()])
+@api_view(["GET"])
+def api_page(request: Request) -> HttpResponse:
+    return HttpResponse("a page")
+
+
+@api_view(["GET"])
+def api_takes_it(request: Request) -> HttpResponse:
+    request.META["wsgi.websocket"].receive()
+    return HttpResponse()
+
+
+@dataclasses.dataclass
+class Room:
+    name: str
+
+    def __call__(self, request: HttpRequest) -> HttpResponse:
+        return HttpResponse(self.name)
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        page,
+        forgotten,
+        hides(decorated),
+        functools.partial(page),
+        TemplateView.as_view(),
+        View.as_view(),
+        APIView.as_view(),
+        api_page,
+        Room("lobby"),
+    ],
+    ids=written,
+)
 def test_a_view_that_does_not_take_a_websocket_gets_a_warning(module: types.ModuleType, view: Any) -> None:
     with with_views(module, view):
         (message,) = check()
@@ -346,7 +384,10 @@ def test_a_view_that_does_not_take_a_websocket_gets_a_warning(module: types.Modu
         Callable(),
         functools.wraps(decorated)(hides(decorated)),
         WITHOUT_SOURCE["takes_what"],
+        api_takes_it,
+        *KINDS.values(),
     ],
+    ids=written,
 )
 def test_a_view_that_takes_a_websocket_gets_no_warning(module: types.ModuleType, view: Any) -> None:
     with with_views(module, view):
