@@ -98,6 +98,11 @@ class Settings:
         return bool(django_settings.DEBUG)
 
     @property
+    def language_code(self) -> str:
+        """Django's `LANGUAGE_CODE`."""
+        return str(django_settings.LANGUAGE_CODE)
+
+    @property
     def middleware(self) -> list[str]:
         """Django's `MIDDLEWARE`."""
         return list(django_settings.MIDDLEWARE)

@@ -9,7 +9,8 @@ from typing import Any
 
 import django
 from django.core.exceptions import DisallowedHost, ImproperlyConfigured
-from django.http import HttpRequest, HttpResponse, HttpResponseBadRequest, HttpResponseBase
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBadRequest, HttpResponseBase
+from django.utils.translation import activate, get_language_from_path
 from gevent import getcurrent
 
 from django_websocket import checks, compat, conf
@@ -153,7 +154,7 @@ class WebSocketHandler(WSGIHandler):
         """Find the view, or the one that refuses a page of a foreign site before any decorator runs."""
         if hasattr(request, "urlconf"):
             set_urlconf(request.urlconf)  # set by a middleware; `reverse()` finds the pages in it
-        match = get_resolver(conf.current().required_urlconf()).resolve(request.path_info)
+        match = find_view(request)
         match.tried = None  # it is for the page of a 404 alone
         request.resolver_match = match
         request._cache_update_cache = False  # type: ignore[attr-defined]  # a refusal is not kept in the cache
@@ -175,6 +176,30 @@ class WebSocketHandler(WSGIHandler):
             report(who(request.META), 503, str(exception), level=logging.ERROR)
             return try_again_later()
         return super().process_exception_by_middleware(exception, request)
+
+
+def find_view(request: HttpRequest) -> ResolverMatch:
+    """Resolve the path among the WebSocket views. Raises Http404.
+
+    Django's LocaleMiddleware goes by the language in the path only if the pages have `i18n_patterns`. Where only these
+    views have them, the path is looked up again in its own language.
+    """
+    resolver = get_resolver(conf.current().required_urlconf())
+    try:
+        return resolver.resolve(request.path_info)
+    except Http404:
+        language = get_language_from_path(request.path_info) or conf.current().language_code
+        accepted = getattr(request, "LANGUAGE_CODE", language)  # without that middleware nobody chooses a language
+        if language == accepted:
+            raise
+        activate(language)
+        try:
+            match = resolver.resolve(request.path_info)
+        except Http404:
+            activate(accepted)
+            raise
+        request.LANGUAGE_CODE = language
+        return match
 
 
 def beginning_of(view: Callable[..., Any]) -> Callable[..., HttpResponseBase]:

@@ -95,6 +95,36 @@ def test_loop_goes_on_if_its_view_takes_a_message_later(site: Server, raw: Raw) 
         assert [client.frame().text for _ in range(30)] == ["a"] * 30
 
 
+GERMAN = "de de Dieses Feld ist zwingend erforderlich."
+ENGLISH = "en en This field is required."
+
+
+@pytest.fixture(scope="module", params=["all languages", "other languages"])
+def speaking_site(request: pytest.FixtureRequest, start_site: StartSite) -> Iterator[tuple[Server, str]]:
+    urlconf, english = {
+        "all languages": ("testsite.languages", "/en/speaks/"),
+        "other languages": ("testsite.other_languages", "/speaks/"),
+    }[request.param]
+    with start_site({"WEBSOCKET_URLCONF": urlconf, "LANGUAGE_CODE": "en"}) as server:
+        yield server, english
+
+
+def test_language_of_the_path_is_found_where_no_page_has_one(
+    speaking_site: tuple[Server, str], connect: Connect, raw: Raw
+) -> None:
+    server, english = speaking_site
+    for path, said in (("/de/speaks/", GERMAN), (english, ENGLISH)):
+        for accepted in ("de", "en"):
+            client = connect(server, path, additional_headers={"Accept-Language": accepted})
+            for _ in range(2):
+                assert client.ask("?") == said
+    for path in ("/fr/speaks/", "/de/nowhere/", "/nowhere/"):
+        refused = raw(server)
+        refused.send(handshake(path, {"Accept-Language": "de"}))
+        answer = refused.response()
+        assert (answer.status, answer.headers["content-language"]) == (404, "de")
+
+
 def test_view_that_returns_nothing_accepts_and_closes(site: Server, raw: Raw, key: str) -> None:
     client = raw(site)
     client.open(f"/returns-nothing/?key={key}")
