@@ -8,7 +8,7 @@ import pytest
 
 from django_websocket.decorators import websocket
 
-from .support.clients import notes, request
+from .support.clients import fetch, notes, request
 from .support.fixtures import Raw, StartSite
 from .support.frames import close_frame, frame
 from .support.servers import Server
@@ -43,6 +43,20 @@ def test_view_may_refuse_by_a_close_code(site: Server, raw: Raw, key: str, how: 
     if how not in ("raise", "exit"):  # no session is saved after an exception, as in any view
         assert "sessionid" in response.cookies
     assert "location" not in response.headers
+
+
+@pytest.mark.parametrize("path", ["/staff-only/", "/writers-only/"])
+@pytest.mark.parametrize("which", ["site", "stock_site"])
+def test_a_user_who_has_logged_in_is_not_told_to_log_in(
+    request: pytest.FixtureRequest, raw: Raw, which: str, path: str
+) -> None:
+    server: Server = request.getfixturevalue(which)
+    stranger = raw(server)
+    stranger.open(path)
+    assert stranger.closing() == (4401, "Log in first")
+    member = raw(server)
+    member.open(path, {"Cookie": f"sessionid={fetch(server.port, '/enter/').cookies['sessionid']}"})
+    assert member.closing() == (4403, "Forbidden")
 
 
 def test_accepted_handshake_stays_as_it_is(site: Server, raw: Raw) -> None:

@@ -2,7 +2,7 @@
 
 A browser tells its pages nothing of the status of a refused handshake. A refusal by closing accepts the WebSocket and
 closes it at once, with 4000 plus the status as the code: 4403, 4404, 4429, 4500. A redirect to the login becomes 4401,
-since a WebSocket cannot follow it.
+since a WebSocket cannot follow it, and 4403 for a user who has logged in.
 """
 
 from __future__ import annotations
@@ -98,16 +98,19 @@ def close_at_once(request: HttpRequest, response: HttpResponseBase) -> HttpRespo
     """Return the 101 that takes the place of `response`, with its cookies; the WebSocket is closed behind it."""
     upgrade: Upgrade = request.META[KEY]
     upgrade.fail(f"The request was answered with {response.status_code}: a middleware replaced the 101")
-    upgrade.taker = Refusal(*code_and_reason(response), who(request.META))
+    upgrade.taker = Refusal(*code_and_reason(request, response), who(request.META))
     accepted = WebSocketResponse(headers=accept_headers(request.META[HANDSHAKE_KEY].key))
     accepted.cookies = response.cookies
     accepted._resource_closers = response._resource_closers  # type: ignore[attr-defined]
     return accepted
 
 
-def code_and_reason(response: HttpResponseBase) -> tuple[int, str]:
+def code_and_reason(request: HttpRequest, response: HttpResponseBase) -> tuple[int, str]:
     """Return how a WebSocket is closed in place of `response`."""
     if 300 <= response.status_code < 400 and leads_to_login(response.get("Location", "")):
+        user = getattr(request, "user", None)
+        if user is not None and user.is_authenticated:  # Django asks pages for another login
+            return 4000 + HTTPStatus.FORBIDDEN, HTTPStatus.FORBIDDEN.phrase
         return 4000 + HTTPStatus.UNAUTHORIZED, "Log in first"
     return 4000 + response.status_code, response.reason_phrase
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import gevent
 from django.conf import settings
-from django.contrib.auth.decorators import login_required
+from django.contrib.auth.decorators import login_required, permission_required, user_passes_test
 from django.contrib.auth.views import redirect_to_login
 from django.contrib.messages import get_messages
 from django.contrib.sessions.backends.base import UpdateError
@@ -386,6 +386,20 @@ def refuse_by_closing(request: HttpRequest, websocket: WebSocket, how: str) -> H
     if how == "accept":
         return None
     return refuse(request, how=how)
+
+
+@user_passes_test(lambda user: user.is_active and user.is_staff)  # as staff_member_required, without the admin
+@websocket(refuse="close")
+def staff_only(request: HttpRequest, websocket: WebSocket) -> None:
+    """Greets the staff."""
+    websocket.send("hello")
+
+
+@permission_required("testsite.add_note")
+@websocket(refuse="close")
+def writers_only(request: HttpRequest, websocket: WebSocket) -> None:
+    """Greets those who may write notes."""
+    websocket.send("hello")
 
 
 @websocket(refuse="http")

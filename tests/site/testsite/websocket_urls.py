@@ -38,6 +38,8 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path("refuse/<str:how>/", views.refuse),
     path("refuse-by-closing/<str:how>/", views.refuse_by_closing),
     path("refuse-by-status/<str:how>/", views.refuse_by_status),
+    path("staff-only/", views.staff_only),
+    path("writers-only/", views.writers_only),
     path("members-who-listen/", views.members_who_listen),
     path("members-who-stay/", views.members_who_stay),
     path("updates-the-session/", views.updates_the_session),
