@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import json
 import select as standard
@@ -19,6 +20,7 @@ from asgiref.sync import sync_to_async
 from django.conf import settings as django_settings
 from django.contrib import messages
 from django.contrib.auth import get_user_model
+from django.contrib.auth.decorators import login_required
 from django.contrib.auth.models import User
 from django.contrib.messages import get_messages
 from django.core.exceptions import ImproperlyConfigured, SynchronousOnlyOperation
@@ -116,6 +118,25 @@ def fails(request: HttpRequest, websocket: WebSocket) -> None:
         websocket.send("one")
         websocket.send("two")
         raise ValueError(f"cannot handle {text!s}")
+
+
+@login_required
+@websocket(refuse="close")
+def login_above(request: HttpRequest, websocket: WebSocket) -> None:
+    websocket.send("hello")
+
+
+@websocket(refuse="close")
+@login_required
+def login_below(request: HttpRequest, websocket: WebSocket) -> HttpResponse:
+    websocket.send("hello")
+    return websocket.response
+
+
+@websocket(subprotocols=["bearer"])
+def says_its_tokens(request: HttpRequest, websocket: WebSocket) -> None:
+    websocket.response.set_cookie("seen", "once")
+    websocket.send_json([request.headers.get("Authorization"), websocket.protocol, request.COOKIES.get("seen")])
 
 
 gate = Event()
@@ -240,6 +261,9 @@ def mutilate(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[H
 
 
 urlpatterns = [
+    path("login-above/", login_above),
+    path("login-below/", login_below),
+    path("says-its-tokens/", says_its_tokens),
     path("note/", note),
     path("writes-silently/", writes_silently),
     path("headers/", headers, name="headers"),
@@ -428,6 +452,67 @@ def test_handshake_that_a_server_would_refuse_is_refused(client: Client, subprot
     with pytest.raises(HandshakeRefused, match="Sec-WebSocket-Protocol must be a list of different tokens") as refused:
         client.websocket("/echo/", subprotocols=subprotocols)
     assert refused.value.status_code == 400
+
+
+REFUSED = [
+    ("/refuse-by-closing/403/", 4403, "Forbidden"),
+    ("/refuse-by-closing/404/", 4404, "Not Found"),
+    ("/refuse-by-closing/limit/", 4429, "Too Many Requests"),
+    ("/refuse-by-closing/login/", 4401, "Log in first"),
+    ("/login-above/", 4401, "Log in first"),
+    ("/login-below/", 4401, "Log in first"),
+]
+
+
+@pytest.mark.parametrize(("path", "code", "reason"), REFUSED)
+def test_refusal_by_closing_is_seen_as_by_a_browser(client: Client, path: str, code: int, reason: str) -> None:
+    with client.websocket(path) as ws:
+        assert ws.response.status_code == 101
+        assert (ws.closed, ws.close_code, ws.close_reason) == (True, code, reason)
+        with pytest.raises(ConnectionClosed) as ended:
+            ws.receive()
+        assert (ended.value.code, ended.value.reason) == (code, reason)
+        with pytest.raises(ConnectionClosed):
+            ws.send("too late")
+    assert ("sessionid" in client.cookies) == path.startswith("/refuse-by")  # what the refusal sets is kept
+
+
+@override_settings(WEBSOCKET_REFUSE="close")
+def test_refusals_by_closing_of_all_views_and_paths_are_seen(client: Client) -> None:
+    for where, code in (("/nowhere/", 4404), ("/refuse/403/", 4403), ("/members/", 4401)):
+        ws = client.websocket(where)
+        assert ws.close_code == code
+        ws.close()
+    with pytest.raises(HandshakeRefused, match="403"):
+        client.websocket("/echo/", origin="https://evil.example")
+
+
+def test_view_that_raises_before_its_refusal_by_closing_raises_in_the_test(client: Client, key: str) -> None:
+    with pytest.raises(ValueError, match="raised before acceptance"):
+        client.websocket("/refuse-by-closing/raise/")
+    with Client(raise_request_exception=False).websocket("/refuse-by-closing/raise/") as ws:
+        assert ws.close_code == 4500
+
+
+def test_refusal_by_closing_of_a_view_that_had_accepted(client: Client, key: str) -> None:
+    """A middleware replaces the 101, and the view learns of it."""
+    from testsite import probe
+
+    with override_settings(WEBSOCKET_REFUSE="close"), client.websocket(f"/accepts/?key={key}&interfere=replace") as ws:
+        assert ws.close_code == 4409
+    assert probe.notes(key, 2) == ["WebSocketError", "finally"]
+
+
+def test_cookies_subprotocols_and_tokens_travel_in_the_handshake(client: Client) -> None:
+    with client.websocket(
+        "/says-its-tokens/", subprotocols=["bearer", "a.b-c_d"], headers={"Authorization": "Token 12"}
+    ) as ws:
+        assert ws.subprotocol == "bearer"
+        assert ws.receive_json() == ["Token 12", "bearer, a.b-c_d", None]
+        assert ws.response.cookies["seen"].value == "once"
+    with client.websocket("/says-its-tokens/", headers={"Authorization": "Bearer 34"}) as ws:
+        assert ws.subprotocol is None
+        assert ws.receive_json() == ["Bearer 34", None, "once"]
 
 
 def test_view_whose_101_was_replaced_sees_it(client: Client, key: str) -> None:
@@ -875,6 +960,23 @@ class Committing(TransactionTestCase):
             ws.send("c")
             self.assertEqual(ws.receive(), "3")
             self.assertFalse(connection.in_atomic_block)
+
+    def test_a_running_loop_in_the_thread_is_allowed_where_django_allows_it(self) -> None:
+        """As under Playwright's synchronous API and pytest-asyncio."""
+
+        async def converse() -> None:
+            with self.assertRaises(SynchronousOnlyOperation):
+                self.client.websocket("/note/")
+            with self.assertRaises(SynchronousOnlyOperation):
+                Note.objects.count()
+            with mock.patch.dict("os.environ", DJANGO_ALLOW_ASYNC_UNSAFE="true"):
+                with self.client.websocket("/note/") as ws:
+                    ws.send("a")
+                    self.assertEqual(ws.receive(), "1")
+                self.assertEqual(Note.objects.count(), 1)
+                connection.connection.close()  # Django has another one here, and does not close what is in memory
+
+        asyncio.run(converse())
 
     def test_on_commit_callbacks_run(self) -> None:
         with captured_messages() as messages, self.client.websocket("/commits/notes/") as ws:

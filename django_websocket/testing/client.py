@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import copy
 import json
+import os
 import sys
 import time
 import traceback
@@ -106,7 +107,8 @@ class Client(django.test.Client):
         seconds, bounds each wait of this WebSocket. The others are as in `get()` of Django's client.
 
         Raises `HandshakeRefused` if there is another answer than acceptance, and what the view raises before it
-        accepts, unless the client was made with `raise_request_exception=False`.
+        accepts, unless the client was made with `raise_request_exception=False`. A refusal by a close code is seen as
+        in a browser: the WebSocket opens, and has ended with its `close_code` and `close_reason`.
         """
         _check_environment()
         check_timeout(timeout)
@@ -142,7 +144,8 @@ class Client(django.test.Client):
             if isinstance(conversation, Conversation):
                 conversation.join(timeout)
             raise
-        assert isinstance(conversation, Conversation)
+        # Where the view is refused by a close code, nobody converses.
+        conversation = conversation if isinstance(conversation, Conversation) else None
         return ClientWebSocket(self, response, subprotocol, conversation, upgrade, timeout)
 
 
@@ -160,7 +163,7 @@ class ClientWebSocket:
         client: Client,
         response: HttpResponse,
         subprotocol: str | None,
-        conversation: Conversation,
+        conversation: Conversation | None,
         upgrade: Upgrade,
         timeout: float,
     ) -> None:
@@ -169,7 +172,8 @@ class ClientWebSocket:
         self._json_encoder = client.json_encoder
         self._request: HttpRequest = response.wsgi_request  # type: ignore[attr-defined]
         self._conversation = conversation
-        conversation.keeps_request = True
+        if conversation is not None:
+            conversation.keeps_request = True
         self._timeout = timeout
         self._engine = Engine(
             Role.CLIENT, max_message_size=NO_LIMIT, max_queued_messages=NO_LIMIT, max_queued_bytes=NO_LIMIT
@@ -261,13 +265,15 @@ class ClientWebSocket:
                 self._write(frame)
                 while not self._read() and select([self._sock], [], [], max(0.0, end - time.monotonic()))[0]:
                     pass
-            self._conversation.join(max(0.0, end - time.monotonic()))
-            if not self._conversation.ready():
-                raise TimeoutError(
-                    f"The view still ran {self._timeout:g} seconds after its client had left. {self._where()}"
-                )
+            if self._conversation is not None:
+                self._conversation.join(max(0.0, end - time.monotonic()))
+                if not self._conversation.ready():
+                    raise TimeoutError(
+                        f"The view still ran {self._timeout:g} seconds after its client had left. {self._where()}"
+                    )
         finally:
-            self._conversation.kill(timeout=KILL_TIMEOUT)  # if it has not ended
+            if self._conversation is not None:
+                self._conversation.kill(timeout=KILL_TIMEOUT)  # if it has not ended
             self._sock.close()
             self._end(CloseCode.ABNORMAL)
             self._let_happen()
@@ -352,7 +358,7 @@ class ClientWebSocket:
 
     def _where(self) -> str:
         """Say where the view stands."""
-        if self._conversation.ready():
+        if self._conversation is None or self._conversation.ready():
             return "The view has ended."
         stack = traceback.extract_stack(self._conversation.gr_frame)
         own = [frame for frame in stack if not frame.filename.startswith(NOT_THE_VIEW)]
@@ -393,10 +399,12 @@ def _check_environment() -> None:
     """Raise for what would block or break in the middle of a test."""
     with contextlib.suppress(RuntimeError):
         asyncio.get_running_loop()
-        raise SynchronousOnlyOperation(
-            "WebSockets are tested by synchronous code: write the test as a plain `def`, or put all that concerns the "
-            "WebSocket into a function that is called with sync_to_async()."
-        )
+        if not os.environ.get("DJANGO_ALLOW_ASYNC_UNSAFE"):  # by which Django allows the same to its database
+            raise SynchronousOnlyOperation(
+                "WebSockets are tested by synchronous code: write the test as a plain `def`, or put all that concerns "
+                "the WebSocket into a function that is called with sync_to_async(). Where a loop runs in the thread of "
+                "a plain `def`, as under Playwright, set DJANGO_ALLOW_ASYNC_UNSAFE, as for Django's database."
+            )
     if not monkey.is_module_patched("socket"):
         _memory_broker()
 
