@@ -135,7 +135,7 @@ def leave(clients: Sequence[RawClient]) -> None:
 
 @many_clients
 def test_one_worker_serves_two_thousand_clients_with_the_settings_of_the_deployment() -> None:
-    arguments: list[str | Path] = ["-c", ROOT / "deploy" / "gunicorn.conf.py"]
+    arguments: list[str | Path] = ["-c", ROOT / "deploy" / "websocket.conf.py"]
     with ExitStack() as servers:
         with open_files(1024):  # a shell's usual limit; the worker raises it
             server = servers.enter_context(gunicorn(args=arguments, env=NOT_MEASURED))

@@ -1,6 +1,6 @@
 """The files of deploy/ with a real nginx: in front of two servers that report what reached them, and of the test site.
 
-The WebSocket server of the site runs with gunicorn.conf.py.
+The WebSocket server of the site runs with websocket.conf.py.
 """
 
 from __future__ import annotations
@@ -219,7 +219,7 @@ def test_static_files_come_from_nginx(front: Server) -> None:
 def site(static: Path) -> Iterator[Server]:
     with (
         gunicorn("project.wsgi:application", "gthread") as django,
-        gunicorn(args=["-c", ROOT / "deploy" / "gunicorn.conf.py"]) as websockets,
+        gunicorn(args=["-c", ROOT / "deploy" / "websocket.conf.py"]) as websockets,
         configured_nginx(django.port, websockets.port, static) as server,
     ):
         yield server

@@ -148,7 +148,7 @@ def test_only_trusted_proxies_are_believed(start_site: StartSite, opened: Opened
 
 
 def test_gunicorns_with_the_deployed_configuration_do_not_share_a_control_socket(tmp_path: Path) -> None:
-    configuration = Path(__file__).resolve().parent.parent / "deploy" / "gunicorn.conf.py"
+    configuration = Path(__file__).resolve().parent.parent / "deploy" / "websocket.conf.py"
     environment = {"HOME": str(tmp_path), "XDG_RUNTIME_DIR": str(tmp_path)}
     with ExitStack() as stack:
         for _ in range(2):

@@ -1,6 +1,6 @@
 """gunicorn for the WebSockets of a Django site; the ordinary pages keep their own server.
 
-    gunicorn -c gunicorn.conf.py project.wsgi:websocket
+    gunicorn -c websocket.conf.py project.wsgi:websocket
 
 One worker of these settings holds thousands of clients: a WebSocket costs a file descriptor and a few KiB.
 """

@@ -1,0 +1,3 @@
+from gunicorn.workers import SUPPORTED_WORKERS
+
+SUPPORTED_WORKERS["GeventWebSocketWorker"] = "django_websocket.worker.GeventWebSocketWorker"
