@@ -134,7 +134,10 @@ class WebSocket:
     # --- the end -------------------------------------------------------------------------------------------------
 
     def close(self, code: int = CloseCode.NORMAL, reason: str = "") -> None:
-        """Close the connection with `code` (1000, or 3000 to 4999 for your own) and a `reason` of up to 123 bytes.
+        """Close the connection with `code` and a `reason` of up to 123 bytes.
+
+        A code of your own is from 3000 to 4999. Those of RFC 6455, section 7.4.1, may be sent as well, but for those
+        that only say how an end was met, such as 1006.
 
         Does not wait. Returning from the view does the same with 1000. Before acceptance there is nothing to close: a
         plain `close()` leaves the answer to the view; one with a code or a reason accepts first, to be able to send it.

@@ -211,6 +211,34 @@ def test_with_debug_any_port_of_an_ip_address_is_allowed(host: str) -> None:
         assert origin_is_allowed(request(f"http://{host[:-1]}0", host))
 
 
+LOOPBACK = ["localhost", "127.0.0.1", "[::1]"]
+
+
+@pytest.mark.parametrize("page", LOOPBACK)
+@pytest.mark.parametrize("socket", LOOPBACK)
+def test_with_debug_the_names_of_this_machine_are_one_host(page: str, socket: str) -> None:
+    foreign = request(f"http://{page}:8000", f"{socket}:8001")
+    with override_settings(ALLOWED_HOSTS=LOOPBACK):
+        assert not origin_is_allowed(foreign)
+    with override_settings(DEBUG=True, ALLOWED_HOSTS=LOOPBACK):
+        assert origin_is_allowed(foreign)
+
+
+@pytest.mark.parametrize(
+    ("page", "socket"),
+    [
+        ("localhost", "example.com"),
+        ("example.com", "localhost"),
+        ("localhost.evil.example", "localhost"),
+        ("127.0.0.2", "127.0.0.1"),
+        ("0.0.0.0", "localhost"),
+    ],
+)
+def test_with_debug_other_names_are_not_of_this_machine(page: str, socket: str) -> None:
+    with override_settings(DEBUG=True, ALLOWED_HOSTS=["*"]):
+        assert not origin_is_allowed(request(f"http://{page}:8000", f"{socket}:8001"))
+
+
 OWN_HOST = re.compile(r"https?://example\.com(:[0-9]{1,5})?")
 
 
