@@ -335,8 +335,9 @@ def test_two_origins_are_refused(site: Server, raw: Raw) -> None:
 
 def test_pages_on_any_port_of_the_same_host_may_connect_in_debug_mode(start_site: StartSite, raw: Raw) -> None:
     with start_site({"DEBUG": True}) as server:
-        raw(server).open("/echo/", {"Origin": "http://localhost:3000"})
-        for origin in ("http://evil.example", "http://127.0.0.1:3000"):
+        for origin in ("http://localhost:3000", "http://127.0.0.1:3000"):  # another name of the same machine
+            raw(server).open("/echo/", {"Origin": origin})
+        for origin in ("http://evil.example", "http://localhost.example:3000", "http://127.0.0.2:3000"):
             client = raw(server)
             client.send(request("/echo/", {"Origin": origin}))
             assert client.response().status == 403
