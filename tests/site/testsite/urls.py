@@ -112,7 +112,7 @@ def sleep(seconds: float) -> int:
 def hang_up(request: HttpRequest) -> HttpResponse:
     """End all WebSockets of the process, even if something is still to be read from them."""
     for connection in tuple(open_connections()):
-        cast(Connection, connection)._terminate(1006)
+        cast(Connection, connection)._close_socket()
     return HttpResponse("done")
 
 
