@@ -181,15 +181,17 @@ def websocket_loop(view: View[R, P]) -> Decorated[R, P]:
     """Call `view(request, websocket, ...)` each time there is a message to `receive()`, until there will be no more.
 
     A view that leaves its message again and again ends with a RuntimeError: it would be called for it for ever.
+    One that returns a refusal is not called again; other responses reach nobody.
     """
     refuse_async(view)
 
     @functools.wraps(view)
-    def loop(request: R, client: WebSocket, *args: P.args, **kwargs: P.kwargs) -> None:
+    def loop(request: R, client: WebSocket, *args: P.args, **kwargs: P.kwargs) -> HttpResponseBase | None:
         source = client.readiness
         current: Any = gevent.getcurrent()
         left = False  # whether the view seems to have taken nothing; further messages may have come meanwhile
         certain = False  # whether it has taken nothing
+        response = None  # the last one, about which the log has a warning at the end
 
         def asked() -> None:
             current.message_is_there = False
@@ -200,7 +202,11 @@ def websocket_loop(view: View[R, P]) -> Decorated[R, P]:
                 current.message_is_there = True
                 if left and source.before_taking is None:
                     source.before_taking = asked  # else the hook of the databases does the same
-                view(request, client, *args, **kwargs)
+                answer = view(request, client, *args, **kwargs)
+                if answer is not None:
+                    response = answer
+                    if answer is not client.response and getattr(answer, "status_code", 0) >= 300:
+                        break
                 if left:
                     if current.message_is_there and source.before_taking is not None and not source.at_end:
                         if certain:
@@ -215,5 +221,6 @@ def websocket_loop(view: View[R, P]) -> Decorated[R, P]:
                     let_others_run()  # a view that spins must not stop other clients
             else:
                 source._wait()
+        return response
 
     return websocket(cast(View[R, P], loop))

@@ -247,7 +247,7 @@ def test_error_in_a_view_closes_with_1011_and_is_reported_once(
         assert other.ask("still here") == "still here"
 
 
-@pytest.mark.parametrize("how", ["exit", "kill", "404"])
+@pytest.mark.parametrize("how", ["exit", "kill"])
 def test_whatever_a_view_raises_ends_that_view_only(
     site: Server, raw: Raw, connect: Connect, key: str, how: str
 ) -> None:
@@ -274,6 +274,71 @@ def test_view_ends_the_conversation(site: Server, connect: Connect, how: str, ex
     client = connect(site, f"/end/{how}/")
     client.send("go")
     assert client.closing() == expected
+
+
+REFUSED_LATE = "the view refused a client that it had accepted"
+ANSWERED_LATE = "the view answered a client that it had accepted, and nobody gets the response"
+
+
+@pytest.mark.parametrize(
+    ("path", "expected", "detail"),
+    [
+        ("/end/404/", (4404, "Not Found"), "Http404('too late for that')"),
+        ("/end/403/", (4403, "Forbidden"), "PermissionDenied('not any more')"),
+        ("/end/400/", (4400, "Bad Request"), "BadRequest('no sense')"),
+        ("/end/suspicious/", (4400, "Bad Request"), "DisallowedRedirect('not there')"),
+        ("/end/response-403/", (4403, "Forbidden"), "testsite.views.end returned"),
+        ("/end/response-503/", (4503, "Service Unavailable"), "testsite.views.end returned"),
+        ("/end/login/", (4401, "Log in first"), "testsite.views.end returned"),
+        ("/refuses-late/", (4429, "Too Many Requests"), "testsite.views.RefusesLate returned"),
+        ("/loop-that-answers/", (4403, "Forbidden"), "testsite.views.loop_that_answers returned"),
+    ],
+)
+def test_refusal_after_the_acceptance_is_a_close_code_and_a_line_of_the_log(
+    site: Server, raw: Raw, connect: Connect, path: str, expected: tuple[int, str], detail: str
+) -> None:
+    before = fetch_json(site.port, "/state/")["signals"].get("exception", 0)
+    begin = len(site.log)
+    client = raw(site)
+    client.open(path, behind=frame("go"))
+    assert client.closing() == expected
+    assert eventually(lambda: f"127.0.0.1 {path}: {expected[0]} {REFUSED_LATE}: {detail}" in site.log[begin:])
+    assert "Traceback" not in site.log[begin:]
+    assert fetch_json(site.port, "/state/")["signals"].get("exception", 0) == before
+
+
+@pytest.mark.parametrize(
+    ("path", "sent", "what"),
+    [
+        ("/end/response/", ["go"], "testsite.views.end returned HttpResponse"),
+        ("/end/json/", ["go"], "testsite.views.end returned JsonResponse"),
+        ("/end/text/", ["go"], "testsite.views.end returned str"),
+        ("/loop-that-answers/", ["one", "two"], "testsite.views.loop_that_answers returned HttpResponse"),
+    ],
+)
+def test_response_that_nobody_gets_is_told_of(site: Server, raw: Raw, path: str, sent: list[str], what: str) -> None:
+    begin = len(site.log)
+    client = raw(site)
+    client.open(path)
+    client.send(*map(frame, sent))
+    if path.startswith("/loop"):
+        assert [client.frame().text for _ in sent] == sent
+        client.send(close_frame(1000))
+    assert client.closing() == (1000, "")
+    line = f"127.0.0.1 {path}: 1000 {ANSWERED_LATE}: {what}"
+    assert eventually(lambda: line in site.log[begin:])
+    told = site.log[begin:].partition(line)[2].partition("\n")[0]
+    assert "end with `return`" in told and "websocket.send" in told and "before" in told
+
+
+def test_client_that_listens_stays_whatever_its_view_returned(site: Server, raw: Raw, key: str) -> None:
+    begin = len(site.log)
+    client = raw(site)
+    client.open(f"/end/listen-{key}/")
+    assert eventually(lambda: f"/end/listen-{key}/: {ANSWERED_LATE}" in site.log[begin:])
+    member = raw(site)
+    member.open(f"/forward/{key}/", behind=frame("news"))
+    assert client.frame().text == "news"
 
 
 def test_nothing_is_received_after_the_view_has_closed(site: Server, raw: Raw, key: str) -> None:

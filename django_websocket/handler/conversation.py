@@ -6,6 +6,7 @@ import contextvars
 import logging
 import socket
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import gevent
@@ -27,6 +28,7 @@ from django_websocket.websocket import WebSocket
 
 from .databases import Databases
 from .handshake import Handshake
+from .refusal import code_and_reason_late
 from .surroundings import Surroundings
 
 with naming("application"):
@@ -34,6 +36,12 @@ with naming("application"):
     from django.utils.functional import SimpleLazyObject, empty
 
 NOTHING: dict[str, Any] = {}  # one for all views without keyword arguments
+REFUSED_LATE = "the view refused a client that it had accepted"
+ANSWERED_LATE = "the view answered a client that it had accepted, and nobody gets the response"
+REMEDY = (
+    "; tell a client by websocket.send() or websocket.close(code, reason) and end with `return`, or return the "
+    "response before the first call of send(), receive() or accept()"
+)
 
 logger = logging.getLogger("django.request")
 
@@ -176,8 +184,24 @@ class Conversation(ViewGreenlet):
         if connection is None:
             assert answer is not None
             self._handshake.refuse(answer)
+        elif answer is not None:
+            self._end_with_answer(answer, connection)
         elif not self.websocket.listening:
             connection.close()
+
+    def _end_with_answer(self, answer: object, connection: Connection) -> None:
+        """End after the view has returned something that came too late to be the answer to the handshake."""
+        returned = f"{name_of(self._view)} returned {type(answer).__qualname__}"
+        refusal = code_and_reason_late(answer)
+        if refusal is not None:
+            report(self._handshake.who, refusal[0], REFUSED_LATE, returned)
+            connection.close(*refusal)
+            return
+        code = None
+        if not self.websocket.listening:
+            code = CloseCode.NORMAL
+            connection.close()
+        report(self._handshake.who, code, ANSWERED_LATE, returned + REMEDY)
 
     def _end_with(self, error: BaseException) -> None:
         """End after the view has raised, whatever it was: no other client may notice."""
@@ -190,6 +214,9 @@ class Conversation(ViewGreenlet):
         elif isinstance(error, BrokerError):
             report(self._handshake.who, CloseCode.TRY_AGAIN_LATER, str(error), level=logging.ERROR)
             connection.close(CloseCode.TRY_AGAIN_LATER, "try again later")
+        elif (refusal := code_and_reason_late(error)) is not None:
+            report(self._handshake.who, refusal[0], REFUSED_LATE, repr(error))
+            connection.close(*refusal)
         elif isinstance(error, gevent.GreenletExit):
             connection.close(CloseCode.SERVICE_RESTART)
         elif isinstance(error, MessagesMissed):
@@ -243,6 +270,16 @@ class Conversation(ViewGreenlet):
         """Release the databases: a wait of hours may not hold a connection. Raises RuntimeError in a transaction."""
         self._databases.check_no_atomic("A view cannot wait for a message")
         self._watch_databases(self._databases.release())
+
+
+def name_of(view: Callable[..., Any]) -> str:
+    """Return the name of a view for the log: that of its function or class."""
+    while isinstance(view, partial):
+        view = view.func
+    named = getattr(view, "view_class", view)
+    if not hasattr(named, "__qualname__"):  # an object that can be called
+        named = type(named)
+    return f"{named.__module__}.{named.__qualname__}"
 
 
 def untie(request: HttpRequest) -> None:

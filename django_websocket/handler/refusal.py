@@ -15,7 +15,8 @@ from urllib.parse import parse_qs, urlsplit
 
 from django.contrib.auth import REDIRECT_FIELD_NAME
 from django.contrib.auth.decorators import login_not_required
-from django.http import HttpRequest, HttpResponse, HttpResponseBase, HttpResponseForbidden
+from django.core.exceptions import BadRequest, PermissionDenied, SuspiciousOperation
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase, HttpResponseForbidden
 
 from django_websocket import conf
 from django_websocket.decorators import Options, options_of
@@ -27,6 +28,12 @@ from .upgrade import HANDSHAKE_KEY, KEY, Upgrade, who
 
 MAX_REASON = 123  # bytes (RFC 6455, section 5.5)
 PHRASES = {status.value: status.phrase for status in HTTPStatus}
+STATUS = {  # exceptions that Django answers otherwise than with a 500
+    Http404: HTTPStatus.NOT_FOUND,
+    PermissionDenied: HTTPStatus.FORBIDDEN,
+    BadRequest: HTTPStatus.BAD_REQUEST,
+    SuspiciousOperation: HTTPStatus.BAD_REQUEST,
+}
 
 
 # --- by status --------------------------------------------------------------------------------------------------------
@@ -113,6 +120,19 @@ def code_and_reason(request: HttpRequest, response: HttpResponseBase) -> tuple[i
             return 4000 + HTTPStatus.FORBIDDEN, HTTPStatus.FORBIDDEN.phrase
         return 4000 + HTTPStatus.UNAUTHORIZED, "Log in first"
     return 4000 + response.status_code, response.reason_phrase
+
+
+def code_and_reason_late(answer: object) -> tuple[int, str] | None:
+    """Return how a WebSocket is closed when the view, after it has accepted, returns or raises `answer`.
+
+    None if that refuses nothing: it is a response that says all is well, no response, or an error.
+    """
+    if isinstance(answer, HttpResponseBase):
+        return code_and_reason(answer) if answer.status_code >= 300 else None
+    for kind, status in STATUS.items():
+        if isinstance(answer, kind):
+            return 4000 + status, status.phrase
+    return None
 
 
 def leads_to_login(location: str) -> bool:

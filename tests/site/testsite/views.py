@@ -17,6 +17,7 @@ from django.contrib.auth.decorators import login_required, permission_required, 
 from django.contrib.auth.views import redirect_to_login
 from django.contrib.messages import get_messages
 from django.contrib.sessions.backends.base import UpdateError
+from django.core.exceptions import BadRequest, DisallowedRedirect, PermissionDenied
 from django.db import connection, connections, transaction
 from django.http import (
     Http404,
@@ -24,6 +25,7 @@ from django.http import (
     HttpResponse,
     HttpResponseBase,
     HttpResponseForbidden,
+    JsonResponse,
     StreamingHttpResponse,
 )
 from django.shortcuts import redirect
@@ -152,6 +154,9 @@ def about(request: HttpRequest, websocket: WebSocket, number: int) -> None:
 @websocket
 def end(request: HttpRequest, websocket: WebSocket, how: str) -> HttpResponseBase | None:
     """Wait for a message, then end."""
+    if how.startswith("listen-"):
+        websocket.listen(how.removeprefix("listen-"))
+        return HttpResponse("too late for that")
     try:
         websocket.receive()
         if how == "raise":
@@ -162,6 +167,12 @@ def end(request: HttpRequest, websocket: WebSocket, how: str) -> HttpResponseBas
             raise gevent.GreenletExit
         if how == "404":
             raise Http404("too late for that")
+        if how == "403":
+            raise PermissionDenied("not any more")
+        if how == "400":
+            raise BadRequest("no sense")
+        if how == "suspicious":
+            raise DisallowedRedirect("not there")
         if how == "close":
             websocket.close(4321, "bye")
         if how == "close-and-wait":
@@ -169,9 +180,42 @@ def end(request: HttpRequest, websocket: WebSocket, how: str) -> HttpResponseBas
             probe.note(request, f"receive() gives {websocket.receive()!r}")
         if how == "response":
             return HttpResponse("too late for that")
+        if how.startswith("response-"):
+            return HttpResponse(status=int(how.removeprefix("response-")))
+        if how == "login":
+            return redirect_to_login(request.path)
+        if how == "json":
+            return JsonResponse({"ok": True})
+        if how == "text":
+            return "too late for that"  # type: ignore[return-value]
         return None
     finally:
         probe.note(request, "finally")
+
+
+class RefusesLate(View):
+    """A class whose own dispatch makes an answer of what its method raises, as those of REST frameworks do."""
+
+    @method_decorator(websocket)
+    def get(self, request: HttpRequest, websocket: WebSocket) -> None:
+        websocket.receive()
+        raise LookupError
+
+    def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+        try:
+            return super().dispatch(request, *args, **kwargs)
+        except LookupError:
+            return HttpResponse(status=429)
+
+
+@websocket_loop
+def loop_that_answers(request: HttpRequest, websocket: WebSocket) -> HttpResponseBase:
+    """Returns something for each message."""
+    message = websocket.receive()
+    if message == "go":
+        return HttpResponseForbidden()
+    websocket.send(message or "")
+    return HttpResponse()
 
 
 @websocket

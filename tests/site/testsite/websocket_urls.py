@@ -17,6 +17,8 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path("returns-nothing/", views.returns_nothing),
     path("about/<int:number>/", views.about, name="about"),
     path("end/<str:how>/", views.end),
+    path("refuses-late/", views.RefusesLate.as_view()),
+    path("loop-that-answers/", views.loop_that_answers),
     path("receive-within/", views.receive_within),
     path("takes/<str:how>/", views.takes),
     path("send-after-the-end/", views.send_after_the_end),
