@@ -143,7 +143,7 @@ class WebSocketHandler(WSGIHandler):
                 response: HttpResponseBase = HttpResponseBadRequest("This Host is not served here.\n", "text/plain")
             else:
                 response = chain(request)
-            if response.status_code >= 400 and not getattr(response, "_has_been_logged", False):
+            if response.status_code != 101 and not getattr(response, "_has_been_logged", False):
                 report(who(request.META), response.status_code, response.reason_phrase)
                 response._has_been_logged = True  # type: ignore[attr-defined]
             return response

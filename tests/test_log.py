@@ -185,6 +185,9 @@ def talkative(start_site: StartSite) -> Iterator[Server]:
     [
         ("/nowhere/", {}, "/nowhere/: 404 Not Found"),
         ("/refuse/403/", {}, "/refuse/403/: 403 Forbidden"),
+        ("/refuse/302/", {}, "/refuse/302/: 302 Found"),
+        ("/members/", {}, "/members/: 302 Found"),
+        ("/refuse/200/", {}, "/refuse/200/: 200 OK"),
         ("/echo/", {"Origin": "https://evil.example"}, "/echo/: 403 the page that asked is of another site: https://"),
         ("/echo/", {"Host": "evil.example"}, "/echo/: 400 Bad Request"),
         ("/echo/", {"Sec-WebSocket-Key": "short"}, "/echo/: 400 Sec-WebSocket-Key must be 16 bytes in base64."),
@@ -227,6 +230,17 @@ def test_failed_connection_is_logged_on_one_line(talkative: Server, raw: Raw, se
     new = talkative.log[begin:]
     assert new.count("\n") == 1, new
     assert SECRET not in new
+
+
+def test_handshake_that_is_sent_to_https_is_in_the_log(start_site: StartSite, raw: Raw) -> None:
+    with start_site(
+        {"MIDDLEWARE": ["django.middleware.security.SecurityMiddleware"], "SECURE_SSL_REDIRECT": True}
+    ) as site:
+        client = raw(site)
+        client.send(request(f"/echo/?{SECRET}"))
+        assert client.response().status == 301
+        assert eventually(lambda: "127.0.0.1 /echo/: 301 Moved Permanently\n" in site.log)
+        assert SECRET not in site.log
 
 
 def test_bad_header_of_the_response_is_not_logged_as_a_mistake_of_the_client(talkative: Server, raw: Raw) -> None:
