@@ -103,6 +103,12 @@ class Settings:
         return str(django_settings.LANGUAGE_CODE)
 
     @property
+    def secure_proxy_ssl_header(self) -> tuple[str, str] | None:
+        """Django's `SECURE_PROXY_SSL_HEADER`."""
+        header: tuple[str, str] | None = django_settings.SECURE_PROXY_SSL_HEADER
+        return header
+
+    @property
     def middleware(self) -> list[str]:
         """Django's `MIDDLEWARE`."""
         return list(django_settings.MIDDLEWARE)

@@ -283,6 +283,8 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
         # The client may have sent frames behind its request. If it is refused, they must not be read as a request.
         request.force_close()
         upgrade = environ[KEY] = Upgrade(self._address(request, environ))
+        if self._is_said_to_be_secure(request, environ):
+            environ["wsgi.url_scheme"] = "https"
         if not self._has_room(environ["gunicorn.socket"]):
             report(who(environ), 503, "as many clients as this process may have")
             headers = [("Content-Type", "text/plain"), ("Content-Length", str(len(BODY)))]
@@ -325,6 +327,12 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
         if forwarded and not request.proxy_protocol_info and believes(self.cfg, request.peer_addr):
             return str(forwarded.rpartition(",")[2].strip()[:64])
         return str(environ["REMOTE_ADDR"])
+
+    def _is_said_to_be_secure(self, request: Any, environ: dict[str, Any]) -> bool:
+        """Whether a proxy that is to be believed says "wss" of a handshake; gunicorn knows "https" only."""
+        names = (name for name, value in self.cfg.secure_scheme_headers.items() if value == "https")
+        said = any(environ.get(f"HTTP_{name.replace('-', '_')}") == "wss" for name in names)
+        return said and believes(self.cfg, request.peer_addr)
 
     def is_already_handled(self, respiter: Any) -> bool:
         """Hand an upgraded socket over, and leave gunicorn's loop over the requests of a connection."""

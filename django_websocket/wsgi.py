@@ -95,6 +95,14 @@ class WebSocketRequest(WSGIRequest):
 
     _allowed_host: str | None = None
 
+    @property
+    def scheme(self) -> str | None:
+        """The scheme of the page: what Django's own says, and "https" where a proxy says "wss" of the WebSocket."""
+        name, secure = conf.current().secure_proxy_ssl_header or ("", "")
+        if secure == "https" and self.META.get(name, "").partition(",")[0].strip() == "wss":
+            return "https"
+        return super().scheme
+
     def get_host(self) -> str:
         """Return the host that the request names, which Django validates once. Raises DisallowedHost as Django does."""
         host: str = self._get_raw_host()  # type: ignore[attr-defined]

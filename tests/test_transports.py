@@ -13,12 +13,13 @@ from typing import Any, cast
 
 import pytest
 import websockets.sync.client
+from websockets.exceptions import InvalidURI
 
 from .support.clients import Client
-from .support.fixtures import Raw, StartSite
+from .support.fixtures import STOCK_WORKER, Raw, StartSite
 from .support.frames import BINARY, TEXT, close_frame, frame
 from .support.processes import worker_of
-from .support.servers import Server, free_port, gunicorn
+from .support.servers import WORKER, Server, free_port, gunicorn
 from .support.waiting import DEADLINE, eventually
 
 Opened = Callable[..., Client]
@@ -129,9 +130,10 @@ def test_proxy_protocol_names_the_client(start_site: StartSite, opened: Opened, 
         assert eventually(lambda: "203.0.113.7 /echo/: 1002 a frame is not masked\n" in server.log)
 
 
+@pytest.mark.parametrize("scheme", ["https", "wss"])  # the one of the page, or of the WebSocket, as Traefik has it
 @pytest.mark.parametrize("believed", [True, False], ids=["a proxy that is believed", "one that is not"])
-def test_only_trusted_proxies_are_believed(start_site: StartSite, opened: Opened, believed: bool) -> None:
-    headers = {"X-Forwarded-Proto": "https", "X-Forwarded-For": "198.51.100.9, 203.0.113.7"}
+def test_only_trusted_proxies_are_believed(start_site: StartSite, opened: Opened, believed: bool, scheme: str) -> None:
+    headers = {"X-Forwarded-Proto": scheme, "X-Forwarded-For": "198.51.100.9, 203.0.113.7"}
     allowed = "127.0.0.0/8" if believed else "192.0.2.1"
     with start_site(args=["--forwarded-allow-ips", allowed]) as server:
         origin = "https://localhost" if believed else "http://localhost"
@@ -142,6 +144,28 @@ def test_only_trusted_proxies_are_believed(start_site: StartSite, opened: Opened
         assert eventually(lambda: f"{who} /echo/: 1002 a frame is not masked\n" in server.log)
         client = opened(tcp(server.port), "/about/1/", additional_headers=headers, origin=origin)
         assert about(client)["secure"] is believed
+
+
+@pytest.mark.parametrize("worker", [WORKER, STOCK_WORKER], ids=["our worker", "the stock worker"])
+def test_scheme_of_a_websocket_in_a_header_that_django_believes_means_that_of_its_page(
+    start_site: StartSite, opened: Opened, worker: str
+) -> None:
+    from testsite.settings import MIDDLEWARE
+
+    settings = {
+        "SECURE_PROXY_SSL_HEADER": ("HTTP_X_FORWARDED_PROTO", "https"),
+        "SECURE_SSL_REDIRECT": True,
+        "MIDDLEWARE": ["django.middleware.security.SecurityMiddleware", *MIDDLEWARE],
+    }
+    args = ["--forwarded-allow-ips", "192.0.2.1"]  # so that Django alone believes it
+    with start_site(settings, args=args, worker=worker, probe=b"") as server:
+        for said in ("wss", "wss, ws"):
+            headers = {"X-Forwarded-Proto": said}
+            client = opened(tcp(server.port), "/about/1/", additional_headers=headers, origin="https://localhost")
+            assert about(client)["secure"] is True
+        for said in ("ws", "wsss", "ws, wss") if worker == WORKER else ():
+            with pytest.raises(InvalidURI, match="https:"):  # to which it is redirected
+                opened(tcp(server.port), additional_headers={"X-Forwarded-Proto": said})
 
 
 # --- several gunicorns of one user -----------------------------------------------------------------------------------
