@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import ipaddress
+import math
 import os
 import resource
 import select
@@ -123,6 +124,7 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
     """Serves WebSockets beside ordinary requests; all options of gunicorn's gevent worker hold."""
 
     has_process = True  # False for a test's live server, a thread of a process that gevent may not have patched
+    serves_many = True  # False in development: clients are told of a restart all at once, and nobody waits for that
     _told_to_stop: Event | None = None
 
     def init_process(self) -> None:
@@ -169,7 +171,8 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
             self._refuse_unpatched()
         self._settings = conf.current()
         self._close_databases = databases.close_databases
-        longest_drain = drain_time(self.cfg.graceful_timeout) / 2
+        self._drain_window = self._settings.drain_window if self.serves_many and not self.cfg.reload else 0.0
+        longest_drain = drain_time(self.cfg.graceful_timeout) / 2 if self._drain_window else math.inf
         for message in checks.check_worker(self._settings, self.cfg.workers, longest_drain):
             self.log.warning("%s", checks.sentence(message))
         self._application: WSGIApplication = self.wsgi
@@ -405,7 +408,7 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
         self._drain = Drain(
             self._acceptor.serving,
             drain_time(self.cfg.graceful_timeout),
-            0.0 if self.cfg.reload else self._settings.drain_window,  # a developer does not wait for a reload
+            self._drain_window,
             self.tmp.notify,
         )
         self._told_to_stop = told_to_stop = Event()

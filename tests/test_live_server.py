@@ -27,6 +27,7 @@ from testsite.models import Note
 from testsite.websocket_urls import urlpatterns as of_the_site
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from django_websocket import conf
 from django_websocket.addresses import websocket_url
 from django_websocket.decorators import websocket
 from django_websocket.handler import databases
@@ -194,3 +195,10 @@ class WithStaticFiles(Live, StaticLiveServerTestCase):
         with override_settings(STATICFILES_DIRS=[Path(__file__).parent]):
             self.assertEqual(self.fetch(f"/static/{Path(__file__).name}"), Path(__file__).read_text())
         self.assertEqual(self.connect("/echo/").ask("hello"), "hello")
+
+
+def test_live_server_warns_of_nothing_while_no_setting_is_touched(capfd: pytest.CaptureFixture[str]) -> None:
+    with override_settings(WEBSOCKET_DRAIN_WINDOW=conf.Settings.drain_window):
+        Live.setUpClass()
+        Live.doClassCleanups()
+    assert "WEBSOCKET_" not in capfd.readouterr().err

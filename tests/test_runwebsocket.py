@@ -77,6 +77,13 @@ def test_pages_static_files_and_websockets_share_one_port(project: Project, conn
         assert '"GET /chat/lobby/ HTTP/1.1" 200' in server.log
 
 
+@pytest.mark.parametrize("of", ["a new project", "the demonstration"])
+def test_nothing_is_warned_of_while_no_setting_is_touched(project: Project, connect: Connect, of: str) -> None:
+    with runwebsocket(project.directory if of == "a new project" else TEST_PROJECT) as server:
+        connect(server, "/chat/lobby/" if of == "a new project" else "/echo/")
+        assert "websocket.W" not in server.log and "WEBSOCKET_" not in server.log
+
+
 class Edited:
     """A project that is edited while it is served, and the output of its server since `listen()`."""
 

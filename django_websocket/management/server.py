@@ -63,6 +63,9 @@ class Server(BaseApplication):  # type: ignore[misc]
 class Worker(GeventWebSocketWorker):
     """Ends when Django's autoreloader sees a change; gunicorn then starts another one."""
 
+    serves_many = False
+    _drain_window = 0.0  # also where the project could not be loaded
+
     def load_wsgi(self) -> None:
         """Load the project; if that fails, wait until it is changed."""
         broken = None

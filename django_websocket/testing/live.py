@@ -88,6 +88,7 @@ class _Worker(GeventWebSocketWorker):
     """The worker without a process of its own, and without an arbiter."""
 
     has_process = False
+    serves_many = False
 
     def __init__(self, listener: Any, application: Any) -> None:
         cfg = Config()
