@@ -1,6 +1,14 @@
-"""The Django application: the template tag, and the system checks."""
+"""The Django application: the template tag, the system checks, and a word where nothing serves WebSockets."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
 
 from django.apps import AppConfig
+from django.core.signals import request_started
+
+logger = logging.getLogger("django_websocket")
 
 __all__ = ["WebSocketConfig"]
 
@@ -12,5 +20,25 @@ class WebSocketConfig(AppConfig):
     verbose_name = "WebSockets"
 
     def ready(self) -> None:
-        """Register the system checks."""
+        """Register the system checks, and look at what comes to a server of pages."""
         from django_websocket import checks  # noqa: F401
+
+        request_started.connect(tell_of_missing_server)
+
+
+def tell_of_missing_server(environ: dict[str, Any] | None = None, **kwargs: Any) -> None:
+    """Log what to do, if a handshake came to a server that serves pages alone, such as `runserver`."""
+    if environ is None or "HTTP_UPGRADE" not in environ:
+        return
+    from .handler.upgrade import KEY
+    from .protocol.handshake import is_upgrade
+    from .transport.log import printable
+
+    if is_upgrade(environ["HTTP_UPGRADE"]) and KEY not in environ:
+        logger.warning(
+            "A WebSocket handshake for %s came to a server that serves pages alone. In development, use "
+            "`manage.py runwebsocket` in place of `runserver`, or set WEBSOCKET_SERVER to where WebSockets are served; "
+            "in production, have the proxy pass handshakes to a gunicorn of their own: "
+            "gunicorn -k django_websocket.worker.GeventWebSocketWorker mysite.wsgi:websocket",
+            printable(environ.get("PATH_INFO", "")[:300]),
+        )

@@ -75,6 +75,11 @@ UNPATCHED = (
     "gunicorn.conf.py with that first line."
 )
 
+NO_WEBSOCKETS = (
+    "start gunicorn with the one that get_wsgi_websocket_application() returns, such as mysite.wsgi:websocket in place "
+    "of mysite.wsgi:application; given http=get_wsgi_application(), it serves pages too"
+)
+
 # Errors of a request head that are not answered with 400.
 with compat.naming("worker"):
     STATUS = {
@@ -298,6 +303,8 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
         except BaseException:
             upgrade.fail("The request ended with an error")
             raise
+        if not upgrade.recognised:
+            report(who(environ), int(upgrade.status[:3]), "the application serves no WebSockets", NO_WEBSOCKETS)
         if upgrade.accepted:
             return Handover(upgrade, result, environ, start_response.__self__, started)  # type: ignore[attr-defined]
         upgrade.fail(f"The request was answered with {upgrade.status}: a middleware replaced the 101")

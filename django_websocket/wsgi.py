@@ -72,6 +72,9 @@ class WebSocketApplication:
                 return self._http(environ, start_response)
             report(who(environ), 426, "an ordinary request", level=logging.INFO)
             return refuse(upgrade_required(), start_response)
+        upgrade = environ.get(KEY)
+        if upgrade is not None:
+            upgrade.recognised = True
         try:
             environ[HANDSHAKE_KEY] = client_handshake(environ)
         except HandshakeError as error:
@@ -79,7 +82,7 @@ class WebSocketApplication:
             if "wsgi.websocket" in environ:
                 return stock.adopt(environ, functools.partial(refuse, error))
             return refuse(error, start_response)
-        if KEY in environ:
+        if upgrade is not None:
             return self._websocket(environ, start_response)
         if "wsgi.websocket" in environ:
             return stock.adopt(environ, functools.partial(self._websocket, environ))

@@ -22,7 +22,7 @@ from .support.clients import fetch, fetch_json, notes
 from .support.clients import request as handshake
 from .support.fixtures import SITE, STOCK_WORKER, Connect, Raw, StartSite
 from .support.frames import CLOSE, PING, PONG, Frame, close_frame, frame
-from .support.servers import WORKER, Server, gunicorn
+from .support.servers import HTTP_PROBE, WORKER, Server, free_port, gunicorn
 from .support.waiting import at_once, eventually
 
 # --- ways to write a view --------------------------------------------------------------------------------------------
@@ -225,6 +225,59 @@ def test_input_of_a_view_that_only_sends_is_dropped(site: Server, raw: Raw, key:
     assert client.frame().text == "done"
     client.send(close_frame(1000))
     assert client.closing()[0] == 1000
+
+
+# --- servers that serve pages alone ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("app", ["django.core.wsgi:get_wsgi_application()", "testsite.wsgi:echoes_the_path"])
+def test_handshake_with_the_application_of_the_pages_is_told_what_is_missing(
+    start_site: StartSite, raw: Raw, app: str
+) -> None:
+    env = {"DJANGO_SETTINGS_MODULE": "testsite.settings"}
+    with start_site(app=app, env=env) as server:
+        client = raw(server)
+        client.send(handshake("/echo/"))
+        status = client.response().status
+        line = f"127.0.0.1 /echo/: {status} the application serves no WebSockets: start gunicorn with the one that "
+        assert eventually(lambda: line + "get_wsgi_websocket_application() returns" in server.log)
+        assert fetch(server.port, "/page/").status == 200
+        assert server.log.count("WebSockets") == 1
+
+
+@pytest.mark.parametrize("app", ["application", "websocket", "monitored", "late", "generating"])
+def test_nothing_is_missing_where_the_application_knows_websockets(start_site: StartSite, raw: Raw, app: str) -> None:
+    with start_site(app=f"testsite.wsgi:{app}", probe=b"") as server:
+        raw(server).open("/echo/")
+        for refused in (handshake("/nowhere/"), handshake("/echo/", {"Sec-WebSocket-Key": "short"})):
+            client = raw(server)
+            client.send(refused)
+            assert client.response().status in (400, 404)
+        assert eventually(lambda: "404 Not Found" in server.log and "400 Sec-WebSocket-Key" in server.log)
+        assert "serves no WebSockets" not in server.log and "pages alone" not in server.log
+
+
+@pytest.mark.parametrize("how", ["runserver", "gunicorn"])
+def test_handshake_with_a_server_of_pages_alone_is_told_what_is_missing(
+    start_site: StartSite, raw: Raw, how: str
+) -> None:
+    env = {"DJANGO_SETTINGS_MODULE": "testsite.settings"}
+    port = free_port()
+    words = [sys.executable, "-m", "django", "runserver", "--noreload", f"127.0.0.1:{port}"]
+    with (
+        Server(words, port=port, probe=HTTP_PROBE, cwd=SITE, env={**env, "PYTHONPATH": str(SITE)})
+        if how == "runserver"
+        else start_site(app="django.core.wsgi:get_wsgi_application()", worker="sync", env=env)
+    ) as server:
+        client = raw(server)
+        client.send(handshake("/echo/%1b[2J"))
+        assert client.response().status == 404
+        line = r"A WebSocket handshake for /echo/\x1b[2J came to a server that serves pages alone."
+        assert eventually(lambda: line in server.log and "manage.py runwebsocket" in server.log), server.log
+        client = raw(server)
+        client.send(handshake("/page/", {"Upgrade": "h2c"}))
+        assert client.response().status == 200
+        assert server.log.count("A WebSocket handshake") == 1
 
 
 # --- the end ---------------------------------------------------------------------------------------------------------

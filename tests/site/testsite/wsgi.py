@@ -70,3 +70,9 @@ class FailsAtTheEnd(Monitored):
 def failing_at_the_end(environ: dict[str, Any], start_response: Callable[..., Any]) -> Monitored:
     """The application inside one whose responses fail when closed."""
     return FailsAtTheEnd(application(environ, start_response))
+
+
+def echoes_the_path(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
+    """An application that knows nothing of Django, nor of WebSockets."""
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [environ["PATH_INFO"].encode()]
