@@ -136,6 +136,19 @@ def test_headers_and_cookies_of_view_and_middleware_travel_in_the_101(site: Serv
     assert client.frame().text == "hello"
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("X-Greeting", "a%00b"), ("X-Greeting", "a%0bb"), ("X-Greeting", "a%1cb"), ("No%20Name", "a")]
+)
+def test_101_with_a_header_that_http_does_not_know_is_an_error(
+    site: Server, raw: Raw, key: str, name: str, value: str
+) -> None:
+    client = raw(site)
+    client.send(request(f"/sets-a-header/?key={key}&name={name}&value={value}"))
+    assert client.response().status == 500
+    assert client.rest() == b""
+    assert notes(site.port, key) == ["HandshakeFailed"]
+
+
 # --- refusals are HTTP -----------------------------------------------------------------------------------------------
 
 

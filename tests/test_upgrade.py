@@ -75,6 +75,28 @@ def test_header_that_http_cannot_carry_is_not_sent() -> None:
         upgrade.head()
 
 
+@pytest.mark.parametrize("value", ["a\0b", "a\x0bb", "a\x1cb", "a\x7fb", "a\nb", "\u20ac"])
+def test_header_value_that_http_does_not_know_is_not_sent(value: str) -> None:
+    upgrade = Upgrade()
+    upgrade.status, upgrade.headers = "101 Switching Protocols", [("Upgrade", "websocket"), ("X-Greeting", value)]
+    with pytest.raises(ValueError, match="X-Greeting"):
+        upgrade.head()
+
+
+@pytest.mark.parametrize("name", ["No Name", "", "X:", "X\t", "X\0", "X-\xe9"])
+def test_header_name_that_http_does_not_know_is_not_sent(name: str) -> None:
+    upgrade = Upgrade()
+    upgrade.status, upgrade.headers = "101 Switching Protocols", [(name, "value")]
+    with pytest.raises(ValueError, match="header"):
+        upgrade.head()
+
+
+def test_headers_that_http_knows_are_sent() -> None:
+    upgrade = Upgrade()
+    upgrade.status, upgrade.headers = "101 Switching Protocols", [("X-~", "a\tb \xe9"), ("X-Empty", "")]
+    assert upgrade.head() == b"HTTP/1.1 101 Switching Protocols\r\nX-~: a\tb \xe9\r\nX-Empty: \r\n\r\n"
+
+
 def test_environment_keeps_the_entries_for_views_in_their_order() -> None:
     kept: list[tuple[str, Any]] = [("PATH_INFO", "/chat/"), ("HTTP_HOST", "localhost"), ("wsgi.multithread", True)]
     environ: dict[str, Any] = {KEY: 1, "wsgi.input": 2, **dict(kept), HANDSHAKE_KEY: 3}

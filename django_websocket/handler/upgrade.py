@@ -6,10 +6,13 @@ which gets the socket. The object that the application returns is no sign: other
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol
+
+from django_websocket.protocol.handshake import TOKEN
 
 if TYPE_CHECKING:
     from django_websocket.transport.connection import Connection
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
 # In the WSGI environment, until the handshake is over.
 KEY = "django_websocket.handler.upgrade"
 HANDSHAKE_KEY = "django_websocket.handshake"  # what the client asks for
+VALUE = re.compile(r"[ \t\x21-\x7e\x80-\xff]*")  # of a header (RFC 9110, section 5.5)
 
 
 def who(environ: Mapping[str, Any]) -> str:
@@ -71,12 +75,17 @@ class Upgrade:
         return start
 
     def head(self) -> bytes:
-        """Return the bytes of the 101. Raises ValueError for a header with a line break, which would be several."""
+        """Return the 101 as it is sent. Raises ValueError for a header that HTTP does not allow, as gunicorn does."""
+        for name, value in self.headers:
+            if not (TOKEN.fullmatch(name) and VALUE.fullmatch(value)):
+                raise ValueError(
+                    f"The header {name!r} of the 101 cannot be sent: its name is none, or its value has a line break, "
+                    f"another control character, or one beyond latin-1."
+                )
         lines = [f"HTTP/1.1 {self.status}", *(f"{name}: {value}" for name, value in self.headers), "\r\n"]
-        head = "\r\n".join(lines)
-        if not head.count("\r") == head.count("\n") == len(lines):
-            raise ValueError("A header of the 101 has a line break")
-        return head.encode("latin-1")
+        if not VALUE.fullmatch(self.status):
+            raise ValueError(f"The status {self.status!r} has a character that HTTP does not allow")
+        return "\r\n".join(lines).encode("latin-1")
 
     def fail(self, reason: str) -> None:
         """Tell the taker, if there is one, that there will be no connection."""

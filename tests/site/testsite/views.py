@@ -517,6 +517,17 @@ def sets_cookies(request: HttpRequest, websocket: WebSocket) -> None:
 
 
 @websocket
+def sets_a_header(request: HttpRequest, websocket: WebSocket) -> None:
+    """Sets the header that the query names."""
+    websocket.response[request.GET["name"]] = request.GET["value"]
+    try:
+        websocket.accept()
+    except WebSocketError as error:
+        probe.note(request, type(error).__name__)
+        raise
+
+
+@websocket
 def accepts(request: HttpRequest, websocket: WebSocket) -> None:
     """Accept explicitly, and note the result."""
     try:

@@ -51,6 +51,7 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path("accepts-again/", views.accepts_again),
     path("counts-requests/", views.counts_requests),
     path("sets-cookies/", views.sets_cookies),
+    path("sets-a-header/", views.sets_a_header),
     path("accepts/", views.accepts),
     path("hesitates/", views.hesitates),
     path("takes-its-time/", views.takes_its_time),
