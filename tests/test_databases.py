@@ -52,6 +52,19 @@ def pooled(start_site: StartSite, postgres: Server) -> Iterator[Server]:
         yield server
 
 
+def test_queries_are_seen_by_whom_the_view_and_the_middleware_have_see_them(start_site: StartSite, raw: Raw) -> None:
+    with start_site({"MIDDLEWARE": ["testsite.hooks.sees_queries"]}) as server:
+        client = raw(server)
+        client.open("/queries/wraps/", behind=frame("go"))
+        assert json.loads(client.frame().text) == {
+            "before": ["middleware"],
+            "within": ["middleware", "view"],
+            "accepted": ["view"],
+            "received": ["view"],
+            "after": [],
+        }
+
+
 # --- while a view waits ----------------------------------------------------------------------------------------------
 
 

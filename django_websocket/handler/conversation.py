@@ -169,7 +169,12 @@ class Conversation(ViewGreenlet):
         if not handshake.answered:  # else an earlier call was interrupted, or another greenlet accepts
             context = contextvars.copy_context() if own else self._context
             handshake.accept(self, subprotocol, Surroundings(context, wrappers))
-        connection = handshake.wait()
+        wrapped = databases.take_execute_wrappers() if own else ()
+        try:
+            connection = handshake.wait()
+        finally:
+            for wrapper, of_view in wrapped:
+                wrapper.execute_wrappers.extend(of_view)
         if handshake.complete(self.websocket, connection):
             databases.note_transactions()
             if not own:

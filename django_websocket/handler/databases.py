@@ -36,12 +36,13 @@ class Databases:
     saves the look at all of them.
     """
 
-    __slots__ = ("_depths", "shared", "used")
+    __slots__ = ("_depths", "_outer", "shared", "used")
 
     def __init__(self) -> None:
         """Note the wrappers of the running greenlet, the chain's."""
         self.shared: Sequence[BaseDatabaseWrapper] = connections.all(initialized_only=True) or ()
         self.used = bool(self.shared)
+        self._outer = {each.alias: n for each in self.shared if (n := len(each.execute_wrappers))} or NONE
         self.note_transactions()
 
     def note_transactions(self) -> None:
@@ -78,6 +79,19 @@ class Databases:
                     f'end the atomic() block of the database "{wrapper.alias}", or what set_autocommit(False) has '
                     f"begun, first."
                 )
+
+    def take_execute_wrappers(self) -> list[tuple[BaseDatabaseWrapper, list[Any]]]:
+        """Take out what the view has wrapped around its queries by `execute_wrapper()`, and return it.
+
+        The chain is going to end: its blocks each take out the last one, which must be their own.
+        """
+        taken = []
+        for wrapper in self.shared:
+            begin = self._outer.get(wrapper.alias, 0)
+            if len(wrapper.execute_wrappers) > begin:
+                taken.append((wrapper, wrapper.execute_wrappers[begin:]))
+                del wrapper.execute_wrappers[begin:]
+        return taken
 
     def release(self) -> bool:
         """Give back the connections of the view, and return whether it still holds one."""

@@ -77,6 +77,31 @@ def local_time(get_response: GetResponse) -> GetResponse:
     return middleware
 
 
+def sees_queries(get_response: GetResponse) -> GetResponse:
+    """See the queries of the request, as profilers do."""
+
+    def middleware(request: HttpRequest) -> HttpResponse:
+        def see(execute: Any, *args: Any) -> Any:
+            request.seen.append("middleware")  # type: ignore[attr-defined]
+            return execute(*args)
+
+        request.seen = []  # type: ignore[attr-defined]
+        with connection.execute_wrapper(see):
+            return get_response(request)
+
+    return middleware
+
+
+def plain_session(get_response: GetResponse) -> GetResponse:
+    """Have a dict for a session, as for a client that shall not get a cookie."""
+
+    def middleware(request: HttpRequest) -> HttpResponse:
+        request.session = {}  # type: ignore[assignment]
+        return get_response(request)
+
+    return middleware
+
+
 def urlconf(get_response: GetResponse) -> GetResponse:
     """Serve other pages under another host name, as middleware for subdomains does."""
 

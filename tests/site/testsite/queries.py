@@ -9,6 +9,7 @@ import sys
 import weakref
 from collections.abc import Callable
 from select import select as standard_select
+from typing import Any
 
 import gevent
 from django.db import connection, connections, transaction
@@ -34,6 +35,30 @@ def asks(request: HttpRequest, websocket: WebSocket) -> None:
     websocket.send(str(Note.objects.count()))
     for _ in websocket:
         websocket.send(str(Note.objects.count()))
+
+
+@websocket
+def wraps(request: HttpRequest, websocket: WebSocket) -> None:
+    """Tell by whom queries are seen: a middleware (hooks.py) sees them, too."""
+
+    def see(execute: Any, *args: Any) -> Any:
+        request.seen.append("view")  # type: ignore[attr-defined]
+        return execute(*args)
+
+    def seen() -> list[str]:
+        request.seen = []  # type: ignore[attr-defined]
+        Note.objects.count()
+        return request.seen  # type: ignore[attr-defined, no-any-return]
+
+    found = {"before": seen()}
+    with connection.execute_wrapper(see):
+        found["within"] = seen()
+        websocket.accept()
+        found["accepted"] = seen()
+        websocket.receive()
+        found["received"] = seen()
+    found["after"] = seen()
+    websocket.send_json(found)
 
 
 @websocket
@@ -212,6 +237,7 @@ def without_autocommit(request: HttpRequest, websocket: WebSocket) -> None:
 urlpatterns = [
     path("asks/", asks),
     path("asks-all/", asks_all),
+    path("wraps/", wraps),
     path("sleeps/", sleeps),
     path("ends/<str:how>/", ends),
     path("listens/", listens),
