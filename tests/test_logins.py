@@ -13,11 +13,12 @@ from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar, copy_context
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar, cast
 from urllib.parse import urlencode
 
 import pytest
-from django.contrib.auth import get_user_model
+from django.contrib.auth import BACKEND_SESSION_KEY, HASH_SESSION_KEY, SESSION_KEY, get_user_model
+from django.contrib.sessions.backends.cache import SessionStore
 from django.db import connections
 from django.test import override_settings
 from redis import Redis
@@ -603,3 +604,50 @@ def test_process_that_does_not_answer_is_given_up_soon(start_site: StartSite, ra
             redis.stop()
             assert fetch(server.port, f"/end/?channel={key}").body == b"BrokerError"
             assert "Traceback" not in server.log
+
+
+class CountingBackend:
+    """A backend of its own kind, which counts for whom it is asked."""
+
+    asked: ClassVar[list[str]] = []
+
+    def get_user(self, key: str) -> Any:
+        self.asked.append(key)
+        return SimpleNamespace(get_session_auth_hash=lambda: "hash")
+
+
+def test_backend_is_asked_once_for_a_user_whatever_the_number_of_sessions_and_sockets() -> None:
+    path = f"{__name__}.{CountingBackend.__name__}"
+    with override_settings(
+        SESSION_ENGINE="django.contrib.sessions.backends.cache",
+        CACHES={"default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}},
+        AUTHENTICATION_BACKENDS=[path],
+    ):
+        found = set()
+        for _ in range(3):
+            session: Any = SessionStore()
+            session.update({SESSION_KEY: "7", BACKEND_SESSION_KEY: path, HASH_SESSION_KEY: "hash"})
+            session.save()
+            for _ in range(40):
+                login = login_checks.login_of(cast(Any, SimpleNamespace(session=session)))
+                assert login is not None
+                found.add(login)
+        assert len(found) == 3  # one for a session
+        faults: dict[login_checks.Login, Exception] = {}
+        assert login_checks.valid(list(found), faults) == found
+        assert not faults
+        assert CountingBackend.asked == ["7"]
+
+
+def test_session_that_is_a_plain_dict_is_nobody_s(start_site: StartSite, raw: Raw) -> None:
+    middleware = ["testsite.hooks.plain_session", "testsite.middleware.bearer"]
+    with start_site({"MIDDLEWARE": middleware, **SOON}) as server:
+        client = raw(server)
+        client.open("/echo/", behind=frame("hello"))
+        assert client.frame().text == "hello"
+        known = raw(server)
+        known.open("/echo/", {"Authorization": "Bearer ann"})
+        assert fetch(server.port, "/change/deactivate/?name=ann").status == 200
+        assert known.closing() == (4401, "logged out")
+        assert talks(client)
+        assert "Traceback" not in server.log

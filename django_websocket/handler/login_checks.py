@@ -11,6 +11,7 @@ import math
 import time
 import weakref
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from functools import cache as cache_results
 from functools import partial
 from importlib import import_module
 from typing import Any, NamedTuple, TypeVar
@@ -53,7 +54,7 @@ class Login(NamedTuple):
     user: User
     auth_hash: str
     backend: str
-    expires: float  # seconds since the epoch
+    expires: float  # seconds since the epoch; of a session that its store does not end
     checked: bool = True  # False for a user that is in no database, whom only disconnect() can end
 
 
@@ -112,8 +113,8 @@ def logins_of(request: HttpRequest, user: Any) -> list[Login]:
 
 def login_of(request: HttpRequest) -> Login | None:
     """Return the login of the session; None without one, or if nothing read the session."""
-    session = getattr(request, "session", None)
-    if session is None or not session.accessed or SESSION_KEY not in session:
+    session: Any = getattr(request, "session", None)  # it may be a plain dict of some middleware's
+    if not getattr(session, "accessed", False) or SESSION_KEY not in session:
         return None
     if session.get(BACKEND_SESSION_KEY) not in conf.current().authentication_backends:
         return None  # for Django such a session is nobody's
@@ -122,7 +123,7 @@ def login_of(request: HttpRequest) -> Login | None:
         identify(session[SESSION_KEY]),
         session.get(HASH_SESSION_KEY, ""),
         session.get(BACKEND_SESSION_KEY, ""),
-        time.time() + session.get_expiry_age(),
+        time.time() + session.get_expiry_age() if isinstance(session, signed_cookies.SessionStore) else math.inf,
     )
 
 
@@ -317,7 +318,8 @@ def with_user(logins: Sequence[Login], faults: dict[Login, Exception]) -> set[Lo
     def allowed(path: str, of_backend: list[Login]) -> Iterator[Login]:
         backend = load_backend(path)
         users = users_of(backend, of_backend, faults)
-        return (login for login in of_backend if _holds(login, faults, partial(_has_user, backend, users)))
+        get_user = cache_results(backend.get_user)  # several sessions may be of one user
+        return (login for login in of_backend if _holds(login, faults, partial(_has_user, backend, get_user, users)))
 
     return of_each(grouped(logins, lambda login: login.backend), faults, allowed)
 
@@ -353,9 +355,9 @@ def fetch(
     return {login: found[key] for login, key in keys.items() if key in found}
 
 
-def _has_user(backend: Any, fetched: Mapping[Login, Any] | None, login: Login) -> bool:
+def _has_user(backend: Any, get_user: Callable[[str], Any], fetched: Mapping[Login, Any] | None, login: Login) -> bool:
     if fetched is None:
-        user = backend.get_user(login.user.key)
+        user = get_user(login.user.key)
     else:
         user = fetched.get(login)
         if user is not None and not backend.user_can_authenticate(user):
