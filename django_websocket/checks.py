@@ -25,6 +25,7 @@ from gevent import monkey
 from django_websocket import compat, conf
 
 from .decorators import inside, options_of
+from .handler.origin import split
 from .pubsub.factory import broker_from
 from .pubsub.memory import MemoryBroker
 
@@ -34,7 +35,8 @@ with compat.naming("application"):
 
 __all__ = ["check", "check_compatibility", "check_libraries", "check_worker", "sentence"]
 
-ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#*\s]+", re.IGNORECASE)
+# What browsers send as an Origin, and apps and extensions whose pages have a scheme of their own; files have no host.
+ORIGIN = re.compile(r"(?!https?:)[a-z][a-z0-9+.-]*://[^/?#*@\s]+|file://", re.IGNORECASE)
 DEPTH = 2  # calls that are followed from a view to find out whether it uses the WebSocket
 LARGE_MESSAGE = 64 * 1024 * 1024  # bytes; a hundred such messages fill the memory of most machines
 
@@ -261,11 +263,11 @@ def check_origins(name: str, origins: Sequence[str]) -> Iterator[checks.CheckMes
                 hint="List the sites instead. Programs other than browsers need not send an Origin at all.",
                 id="websocket.W002",
             )
-        elif not ORIGIN.fullmatch(origin):
+        elif split(origin.lower()) is None and not ORIGIN.fullmatch(origin):
             yield checks.Warning(
                 f"{name} has {origin!r}, which is not an origin: no page matches it.",
                 hint="Write each site with scheme, host and, if it has one, port, without a slash at the end: "
-                '"https://example.com". There are no wildcards.',
+                '"https://example.com", a host beyond ASCII as "https://xn--...". There are no wildcards.',
                 id="websocket.W003",
             )
 

@@ -429,6 +429,12 @@ def test_djangos_own_checks_of_urlconfs_cover_this_one(module: types.ModuleType)
         ("https://example.com/", "W003"),
         ("https://example.com/app", "W003"),
         ("", "W003"),
+        ("file:///", "W003"),
+        ("https://", "W003"),
+        ("https://example.com:", "W003"),
+        ("https://user@example.com", "W003"),
+        ("https://müller.example", "W003"),  # a browser sends xn--mller-kva
+        ("capacitor://*", "W003"),
     ],
 )
 def test_an_origin_of_every_site_or_of_none_gets_a_warning(module: types.ModuleType, origin: str, id: str) -> None:
@@ -449,6 +455,7 @@ def test_an_origin_of_every_site_or_of_none_gets_a_warning(module: types.ModuleT
 
 def test_correct_origins_pass() -> None:
     origins = ["https://example.com", "http://localhost:3000", "HTTPS://Example.com", "http://[::1]:80", "app://x"]
+    origins += ["file://", "https://xn--mller-kva.example", "capacitor://localhost"]
     with override_settings(WEBSOCKET_ALLOWED_ORIGINS=origins):
         assert check() == []
 

@@ -13,6 +13,7 @@ from django.core.exceptions import DisallowedHost
 from django.http import HttpRequest
 from django.test import RequestFactory, override_settings
 
+from django_websocket.checks import check_origins
 from django_websocket.handler.origin import origin_is_allowed
 
 from .support.waiting import until
@@ -193,6 +194,29 @@ def test_allowed_requests_are_not_logged(caplog: pytest.LogCaptureFixture) -> No
 def test_a_host_outside_allowed_hosts_is_refused_whatever_the_origin(origin: str | None) -> None:
     with pytest.raises(DisallowedHost):
         origin_is_allowed(request(origin, "evil.example"))
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "file://",
+        "capacitor://localhost",
+        "ionic://localhost",
+        "tauri://localhost",
+        "app://.",
+        "chrome-extension://abcdefghijklmnopabcdefghijklmnop",
+        "moz-extension://2c127fa4-62c7-7e4f-90e5-472b45eecfdc",
+        "safari-web-extension://9D2F2A4B-8A6F-4B0E-9C62-0C0E8A5B7A11",
+        "vscode-webview://0A1b2C",
+    ],
+)
+def test_pages_of_apps_and_extensions_may_be_allowed(origin: str) -> None:
+    assert not origin_is_allowed(request(origin))
+    with override_settings(WEBSOCKET_ALLOWED_ORIGINS=[origin]):
+        assert not list(check_origins("the origins", [origin]))
+        assert origin_is_allowed(request(origin))
+        assert not origin_is_allowed(request(f"{origin}x"))
+    assert origin_is_allowed(request(origin), [origin])
 
 
 # --- DEBUG ------------------------------------------------------------------------------------------------------

@@ -197,7 +197,7 @@ class Conversation(ViewGreenlet):
     def _end_with_answer(self, answer: object, connection: Connection) -> None:
         """End after the view has returned something that came too late to be the answer to the handshake."""
         returned = f"{name_of(self._view)} returned {type(answer).__qualname__}"
-        refusal = code_and_reason_late(answer)
+        refusal = code_and_reason_late(self._request, answer)
         if refusal is not None:
             report(self._handshake.who, refusal[0], REFUSED_LATE, returned)
             connection.close(*refusal)
@@ -219,7 +219,7 @@ class Conversation(ViewGreenlet):
         elif isinstance(error, BrokerError):
             report(self._handshake.who, CloseCode.TRY_AGAIN_LATER, str(error), level=logging.ERROR)
             connection.close(CloseCode.TRY_AGAIN_LATER, "try again later")
-        elif (refusal := code_and_reason_late(error)) is not None:
+        elif (refusal := code_and_reason_late(self._request, error)) is not None:
             report(self._handshake.who, refusal[0], REFUSED_LATE, repr(error))
             connection.close(*refusal)
         elif isinstance(error, gevent.GreenletExit):

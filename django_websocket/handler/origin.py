@@ -32,9 +32,10 @@ def origin_is_allowed(request: HttpRequest, more: Sequence[str] = ()) -> bool:
     own = f"{request.scheme}://{host}".lower()
     settings = conf.current()
     more = [allowed.lower() for allowed in more]
-    if origin == own or origin in settings.origins or origin in more:
+    lowered = origin.lower()  # those of some extensions have capitals
+    if lowered == own or lowered in settings.origins or lowered in more:
         return True
-    parts = split(origin.lower())
+    parts = split(lowered)
     if parts is not None:
         if parts in (split(own), *map(split, settings.origins), *map(split, more)):
             return True

@@ -122,13 +122,13 @@ def code_and_reason(request: HttpRequest, response: HttpResponseBase) -> tuple[i
     return 4000 + response.status_code, response.reason_phrase
 
 
-def code_and_reason_late(answer: object) -> tuple[int, str] | None:
+def code_and_reason_late(request: HttpRequest, answer: object) -> tuple[int, str] | None:
     """Return how a WebSocket is closed when the view, after it has accepted, returns or raises `answer`.
 
     None if that refuses nothing: it is a response that says all is well, no response, or an error.
     """
     if isinstance(answer, HttpResponseBase):
-        return code_and_reason(answer) if answer.status_code >= 300 else None
+        return code_and_reason(request, answer) if answer.status_code >= 300 else None
     for kind, status in STATUS.items():
         if isinstance(answer, kind):
             return 4000 + status, status.phrase
