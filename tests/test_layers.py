@@ -278,7 +278,7 @@ def mentions() -> list[tuple[str, str, str]]:
                 for full in imported_names(node):
                     if full.partition(".")[0] == PACKAGE:
                         take(where, full)
-    for where in (*PAGES, *GUIDES, "deploy/gunicorn.conf.py", "benchmarks/servers.py"):
+    for where in (*PAGES, *GUIDES, "deploy/websocket.conf.py", "benchmarks/servers.py"):
         text = (ROOT / where).read_text()
         text = re.sub(r"^(?:from|import) .*$", "", text, flags=re.MULTILINE)  # those are taken above
         for full in re.findall(r"(?<![\w./-])django_websocket(?:\.\w+)+", text):

@@ -966,15 +966,13 @@ class Committing(TransactionTestCase):
 
         async def converse() -> None:
             with self.assertRaises(SynchronousOnlyOperation):
-                self.client.websocket("/note/")
-            with self.assertRaises(SynchronousOnlyOperation):
-                Note.objects.count()
-            with mock.patch.dict("os.environ", DJANGO_ALLOW_ASYNC_UNSAFE="true"):
-                with self.client.websocket("/note/") as ws:
-                    ws.send("a")
-                    self.assertEqual(ws.receive(), "1")
-                self.assertEqual(Note.objects.count(), 1)
-                connection.connection.close()  # Django has another one here, and does not close what is in memory
+                self.client.websocket("/echo/")
+            with (
+                mock.patch.dict("os.environ", DJANGO_ALLOW_ASYNC_UNSAFE="true"),
+                self.client.websocket("/echo/") as ws,
+            ):
+                ws.send("a")
+                self.assertEqual(ws.receive(), "a")
 
         asyncio.run(converse())
 

@@ -506,12 +506,15 @@ def test_connection_that_has_ended_keeps_no_window(
 ) -> None:
     opcode, payload = end
     wire = frame(BINARY, packed(lines(1)[0])[0], rsv=RSV1) + frame(opcode, payload, rsv=0 if opcode == CLOSE else RSV1)
+    assert len(make_engine(agreement=TAKEOVER).receive(wire)) == 1  # coverage takes memory for lines that it sees first
+    allocated()
+    before = allocated()
     engines = [make_engine(agreement=TAKEOVER) for _ in range(20)]
     for engine in engines:
         assert len(engine.receive(wire)) == 1
         engine.messages.clear()
     allocated()
-    assert allocated() < len(engines) * 4 * KIB
+    assert allocated() - before < len(engines) * 4 * KIB
 
 
 # --- messages sent (section 7.2.1) ------------------------------------------------------------------------------------

@@ -404,6 +404,8 @@ def refuse(request: HttpRequest, websocket: WebSocket, how: str) -> HttpResponse
     probe.note(request, "the view runs")
     if how == "403":
         return HttpResponseForbidden("no entry")
+    if how == "200":
+        return HttpResponse("nothing for you")
     if how == "302":
         return redirect("/elsewhere/")
     if how == "at-length":
