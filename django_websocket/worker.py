@@ -144,8 +144,6 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
                 "Remove h2 from http_protocols (--http-protocols); nginx in front can speak HTTP/2 with browsers."
             )
             sys.exit(APP_LOAD_ERROR)
-        if "GEVENT_TRACK_GREENLET_TREE" not in os.environ:
-            gevent.config.track_greenlet_tree = False  # saves a tenth of a handshake's time and a KiB for each client
         descriptors = raise_descriptor_limit()
         self._last_descriptor = descriptors - min(RESERVE, descriptors // 4)
         if self.worker_connections > descriptors // 2:

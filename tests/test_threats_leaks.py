@@ -240,3 +240,18 @@ def test_names_and_values_that_a_client_makes_up_leave_with_it(start_site: Start
         before = memory(worker_of(server))
         come_and_go(1200)
         assert memory(worker_of(server)) - before < 6 * 1024  # while 20 MiB were sent
+
+
+def test_greenlets_of_a_view_that_wait_for_a_channel_end_with_its_client(start_site: StartSite) -> None:
+    with start_site() as server:
+        before = fetch_json(server.port, "/state/")
+        with ExitStack() as stack:
+            for number in range(EACH):
+                client = stack.enter_context(RawClient(server.port))
+                client.open("/has-helpers/", behind=frame("hello"))
+                assert client.frame().text == "hello"
+                if number % 2:
+                    close(client)
+            assert eventually(lambda: fetch_json(server.port, "/census/")["channels"] >= 1)
+        assert eventually(lambda: fetch_json(server.port, "/census/")["channels"] <= 1)
+        assert eventually(lambda: fetch_json(server.port, "/state/")["greenlets"] <= before["greenlets"] + 2)

@@ -9,6 +9,7 @@ from gevent import Greenlet, getcurrent
 
 from .deadlines import Deadline
 from .sockets import ClientSocket
+from .waiting import untracked
 
 if TYPE_CHECKING:
     PlainGreenlet = Greenlet[..., None]
@@ -39,7 +40,8 @@ class ClientGreenlet(PlainGreenlet):
     )
 
     def __init__(self, serve: Callable[..., None], at: Any, client: ClientSocket, address: Any) -> None:
-        super().__init__(serve, at, client, address)
+        with untracked():
+            super().__init__(serve, at, client, address)
         self.accepted = client
         self.client: Any = client
         self.request: Any = None

@@ -419,6 +419,21 @@ def refuse(request: HttpRequest, websocket: WebSocket, how: str) -> HttpResponse
     raise ValueError("raised before acceptance")
 
 
+@websocket
+def has_helpers(request: HttpRequest, websocket: WebSocket) -> None:
+    """Have greenlets wait for a channel on which nothing is published, each started by the one before."""
+
+    def helper(more: int) -> None:
+        if more:
+            gevent.spawn(helper, more - 1)
+        for _ in subscribe("nobody"):
+            pass
+
+    gevent.spawn(helper, 2)
+    for message in websocket:
+        websocket.send(message)
+
+
 @websocket(refuse="close")
 def refuse_by_closing(request: HttpRequest, websocket: WebSocket, how: str) -> HttpResponseBase | None:
     """Refuse by a close frame, whose code a page can read."""

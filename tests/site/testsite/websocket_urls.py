@@ -38,6 +38,7 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path("uncompressed/", views.uncompressed),
     path("sends-only/", views.sends_only),
     path("refuse/<str:how>/", views.refuse),
+    path("has-helpers/", views.has_helpers),
     path("refuse-by-closing/<str:how>/", views.refuse_by_closing),
     path("refuse-by-status/<str:how>/", views.refuse_by_status),
     path("staff-only/", views.staff_only),
