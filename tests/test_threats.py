@@ -183,6 +183,7 @@ CLIENTS = {
         "test_closing.py::test_the_client_ends_after_any_byte",
         "test_handshake.py::test_client_that_leaves_during_the_handshake_leaves_nothing",
         "test_threats_leaks.py::test_connections_that_end_in_any_way_leave_nothing",
+        "test_threats_leaks.py::test_greenlets_of_a_view_that_wait_for_a_channel_end_with_its_client",
         "test_threats_leaks.py::test_request_is_freed_with_its_conversation_without_the_collector",
     ],
     "descriptors that are at their end or not read, and wake the worker all the time": [

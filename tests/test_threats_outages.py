@@ -89,7 +89,6 @@ def test_redis_without_free_connections_is_reported_and_used_again_later(start_s
     with (
         redis_server(args=["--maxclients", "10"]) as redis,
         start_site({"WEBSOCKET_BROKER": f"redis://{redis.address}/0"}) as server,
-        undisturbed(server.port),
         ExitStack() as stack,
     ):
         with ExitStack() as others:
@@ -102,6 +101,7 @@ def test_redis_without_free_connections_is_reported_and_used_again_later(start_s
                     taken = time.monotonic()
                 else:
                     other.sock.close()
+            stack.enter_context(undisturbed(server.port))  # not before: its client would have the server connect
             client = stack.enter_context(RawClient(server.port))
             with at_once():
                 client.send(request(f"/listen/{key}/"))
