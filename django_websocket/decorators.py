@@ -91,10 +91,12 @@ def inside(view: Callable[..., Any]) -> Callable[..., Any] | None:
 
 
 def name_of(view: Callable[..., Any]) -> str:
-    """Return where a view is defined, for a message."""
+    """Return where a view is defined, for a message: its function or class."""
     while isinstance(view, functools.partial):
         view = view.func
-    named = view if hasattr(view, "__qualname__") else type(view)
+    named = getattr(view, "view_class", view)
+    if not hasattr(named, "__qualname__"):  # an object that can be called
+        named = type(named)
     return f"{named.__module__}.{named.__qualname__}"
 
 

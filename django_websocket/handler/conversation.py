@@ -6,7 +6,6 @@ import contextvars
 import logging
 import socket
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import gevent
@@ -15,6 +14,7 @@ from django.http import HttpRequest, HttpResponseBase
 from gevent import getcurrent
 
 from django_websocket.compat import naming
+from django_websocket.decorators import name_of
 from django_websocket.exceptions import BrokerError, MessagesMissed, WebSocketError
 from django_websocket.protocol.frames import CloseCode
 from django_websocket.protocol.handshake import ClientHandshake
@@ -275,16 +275,6 @@ class Conversation(ViewGreenlet):
         """Release the databases: a wait of hours may not hold a connection. Raises RuntimeError in a transaction."""
         self._databases.check_no_atomic("A view cannot wait for a message")
         self._watch_databases(self._databases.release())
-
-
-def name_of(view: Callable[..., Any]) -> str:
-    """Return the name of a view for the log: that of its function or class."""
-    while isinstance(view, partial):
-        view = view.func
-    named = getattr(view, "view_class", view)
-    if not hasattr(named, "__qualname__"):  # an object that can be called
-        named = type(named)
-    return f"{named.__module__}.{named.__qualname__}"
 
 
 def untie(request: HttpRequest) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from django_websocket.transport.connection import Connection
 
 # In the WSGI environment, until the handshake is over.
-KEY = "django_websocket.handler.upgrade"
+KEY = "django_websocket.upgrade"
 HANDSHAKE_KEY = "django_websocket.handshake"  # what the client asks for
 VALUE = re.compile(r"[ \t\x21-\x7e\x80-\xff]*")  # of a header (RFC 9110, section 5.5)
 
