@@ -14,14 +14,14 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from functools import cache as cache_results
 from functools import partial
 from importlib import import_module
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 from django.apps import apps
 from django.contrib.auth import BACKEND_SESSION_KEY, HASH_SESSION_KEY, SESSION_KEY, get_user_model, load_backend
 from django.contrib.auth.backends import ModelBackend
 from django.contrib.sessions.backends import cache, cached_db, db, signed_cookies
 from django.core.cache import caches
-from django.db import connections
+from django.db import InterfaceError, OperationalError, connections
 from django.db.models import Model
 from django.http import HttpRequest
 from django.utils import timezone
@@ -178,6 +178,7 @@ class Logins(Rounds):
         table = logins[0].user[1:]
         try:
             ended = self._ended(logins, faults)
+            raise_outage([faults.get(login) for login in logins if login in self._connections])
         except Exception as error:  # the project's databases may raise anything; the next round may succeed
             if table not in self._unanswered:
                 report("logins", None, "they cannot be checked at present", repr(error), logging.ERROR)
@@ -188,8 +189,8 @@ class Logins(Rounds):
             report("logins", None, "they can be checked again")
         if len(logins) > 1:
             ended = self._ended_for_themselves(ended, faults)
-        # One line for all that have the same error, such as their database's.
-        for login, *others in grouped(faults.keys() - self._faulty, lambda login: id(faults[login])).values():
+        # One line for all that have the same error, such as that of a backend's own database.
+        for login, *others in grouped(faults.keys() - self._faulty, lambda login: repr(faults[login])).values():
             report(
                 f"the login of user {login.user.key}" + (f" and {len(others)} more" if others else ""),
                 None,
@@ -269,6 +270,12 @@ def of_each(
         except Exception as error:
             faults.update(dict.fromkeys(logins, error))
     return found
+
+
+def raise_outage(errors: Sequence[Exception | None]) -> None:
+    """Raise the first of the errors if a database failed for all logins: it is out, perhaps since the last query."""
+    if errors and all(isinstance(error, OperationalError | InterfaceError) for error in errors):
+        raise cast(Exception, errors[0])
 
 
 def valid(logins: Sequence[Login], faults: dict[Login, Exception]) -> set[Login]:
