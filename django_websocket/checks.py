@@ -24,9 +24,9 @@ from gevent import monkey
 
 from django_websocket import compat, conf
 
-from .decorators import inside, options_of
-from .handler.origin import split
-from .pubsub.factory import broker_from
+from .asgi.policy import foreign_policy
+from .decorators import options_of
+from .pubsub.broker import broker_from
 from .pubsub.memory import MemoryBroker
 
 with compat.naming("application"):
@@ -64,10 +64,10 @@ def check(**kwargs: Any) -> list[checks.CheckMessage]:
         *check_urlconf(settings),
         *check_broker(settings),
         *check_server(settings),
-        *check_middleware(settings),
         *check_origins("WEBSOCKET_ALLOWED_ORIGINS", settings.allowed_origins),
         *check_limits(settings),
         *check_databases(),
+        *check_asyncio(),
     ]
 
 
@@ -241,16 +241,17 @@ def check_server(settings: conf.Settings) -> Iterator[checks.CheckMessage]:
         )
 
 
-def check_middleware(settings: conf.Settings) -> Iterator[checks.CheckMessage]:
-    """Look for middleware that only runs under asyncio; it cannot run on the thread of gevent's loop."""
-    for path in settings.middleware:
-        middleware = import_string(path)
-        if not getattr(middleware, "sync_capable", True):
-            yield checks.Error(
-                f"The middleware {path} is only async, and WebSockets are served by synchronous code.",
-                hint="Use middleware that is sync_capable, or serve WebSockets with separate settings without it.",
-                id="websocket.E006",
-            )
+def check_asyncio() -> Iterator[checks.CheckMessage]:
+    """Look for a policy whose loops do not run on gevent's."""
+    policy = foreign_policy()
+    if policy is not None:
+        yield checks.Warning(
+            f"The project sets {policy} as asyncio's event loop policy. While one of its loops runs, all clients of "
+            f"the process wait.",
+            hint="Do not set it, as uvloop.install() does, in what the WebSocket server imports: asyncio.run() and "
+            "async_to_sync() then use loops that run beside the clients.",
+            id="websocket.W008",
+        )
 
 
 def check_origins(name: str, origins: Sequence[str]) -> Iterator[checks.CheckMessage]:

@@ -9,6 +9,7 @@ this module. Private to this package.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -93,6 +94,17 @@ def _hub_is_a_greenlet() -> bool:
     from greenlet import greenlet
 
     return issubclass(Hub, greenlet)
+
+
+def _hub_can_be_a_subclass() -> bool:
+    from gevent.hub import Hub
+
+    class Subclass(Hub):
+        __slots__ = ()
+
+    hub = Hub.__new__(Hub)
+    hub.__class__ = Subclass
+    return callable(hub.switch)
 
 
 def _redis_connection() -> object:
@@ -250,6 +262,7 @@ def _stock_websocket() -> Any:
 # --- the names --------------------------------------------------------------------------------------------------------
 
 BASE = "django.db.backends.base.base:BaseDatabaseWrapper"
+SELECTOR_LOOP = "asyncio:SelectorEventLoop"
 HANDLER = "django.core.handlers.wsgi:WSGIHandler"
 RUNSERVER = "django.core.management.commands.runserver:Command"
 LIVE = "django.test.testcases:LiveServerThread"
@@ -294,6 +307,7 @@ RELIED_ON: dict[str, list[Name]] = {
     ],
     "application": [
         Name("asgiref", "asgiref.sync:_restore_context", "carries the context of a request into its view"),
+        Name("asgiref", "asgiref.sync:AsyncToSync.executors", "names the thread of asynchronous middleware"),
         Name(
             "asgiref",
             "asgiref.local:Local",
@@ -530,6 +544,20 @@ RELIED_ON: dict[str, list[Name]] = {
             ("raw_write", "writes for gevent-websocket, and must not after the handover"),
             ("stream", "is closed by gevent-websocket when the application returns"),
         )
+    ],
+    "asyncio": [
+        Name(PYTHON, "asyncio.events:_get_running_loop", "shows which asyncio loop runs in the thread"),
+        Name(PYTHON, "asyncio.events:_set_running_loop", "hides an asyncio loop from other greenlets"),
+        *(
+            [Name(PYTHON, "asyncio.tasks:_swap_current_task", "hides a task from other greenlets")]
+            if sys.version_info >= (3, 14)
+            else []
+        ),
+        Name(PYTHON, f"{SELECTOR_LOOP}._make_self_pipe", "makes what wakes an asyncio loop"),
+        Name(PYTHON, f"{SELECTOR_LOOP}._close_self_pipe", "closes what wakes an asyncio loop"),
+        Name(PYTHON, f"{SELECTOR_LOOP}._write_to_self", "wakes an asyncio loop"),
+        Name(PYTHON, f"{SELECTOR_LOOP}._check_thread", "compares threads in asyncio's debug mode"),
+        Name("gevent", "gevent.hub:Hub.switch", "lets other greenlets run", probe=_hub_can_be_a_subclass),
     ],
     "redis": [
         Name("redis", "redis:Connection._sock", "is the socket of a connection to Redis", _redis_connection),

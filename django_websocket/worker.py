@@ -135,7 +135,7 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
     def init_process(self) -> None:
         """Patch the standard library before anything of the project is imported, then serve."""
         with self._compatible():
-            compat.verify("connections", "worker")
+            compat.verify("connections", "worker", "asyncio")
         if "django" in sys.modules and not monkey.is_module_patched("threading"):
             self._refuse_unpatched()
         if "h2" in self.cfg.http_protocols:
@@ -156,10 +156,11 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
         super().init_process()
 
     def patch(self) -> None:
-        """Patch the standard library, with a select() that knows WebSockets and has no limit of 1023."""
+        """Patch the standard library: a select() that knows WebSockets, asyncio loops that greenlets do not notice."""
         with plugins_looked_up_once():
             super().patch()
         select.select = cooperative_select
+        asyncio_policy.install()
 
     def load_wsgi(self) -> None:
         """Load the application, and stand between it and gunicorn."""

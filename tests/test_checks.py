@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import functools
 import re
 import sys
 import time
 import types
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +89,6 @@ def test_the_test_site_passes_the_checks() -> None:
         ({"WEBSOCKET_URLCONF": "made_for_a_test"}, "E003", ["made_for_a_test", "patterns"]),
         ({"WEBSOCKET_BROKER": "kafka://localhost"}, "E004", ["kafka://", "redis://", "memory://"]),
         ({"WEBSOCKET_SERVER": "https://example.com"}, "E005", ["https://example.com", "wss://host/prefix"]),
-        ({"MIDDLEWARE": ["made_for_a_test.OnlyAsync"]}, "E006", ["made_for_a_test.OnlyAsync", "async"]),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -252,9 +253,32 @@ def test_a_missing_module_that_the_urlconf_imports_is_not_taken_for_the_urlconf(
     assert raised.value.name == "missing_elsewhere"
 
 
-def test_middleware_that_is_both_sync_and_async_passes(module: types.ModuleType) -> None:
-    with override_settings(MIDDLEWARE=["made_for_a_test.Both", "django.middleware.common.CommonMiddleware"]):
+@pytest.mark.parametrize("name", ["Both", "OnlyAsync"])
+def test_asynchronous_middleware_passes(module: types.ModuleType, name: str) -> None:
+    with override_settings(MIDDLEWARE=[f"made_for_a_test.{name}", "django.middleware.common.CommonMiddleware"]):
         assert check() == []
+
+
+@pytest.fixture
+def policy() -> Iterator[type[Any]]:
+    """A policy of somebody else, as uvloop has one."""
+
+    class EventLoopPolicy(asyncio.DefaultEventLoopPolicy):
+        pass
+
+    former = asyncio.get_event_loop_policy()
+    EventLoopPolicy.__module__, EventLoopPolicy.__qualname__ = "uvloop", "EventLoopPolicy"
+    yield EventLoopPolicy
+    asyncio.set_event_loop_policy(former)
+
+
+def test_policy_whose_loops_make_all_clients_wait_is_named(policy: type[Any]) -> None:
+    assert check() == []
+    asyncio.set_event_loop_policy(policy())
+    (message,) = check()
+    assert isinstance(message, Warning)
+    assert message.id == "websocket.W008"
+    assert "uvloop.EventLoopPolicy" in message.msg
 
 
 # --- views -----------------------------------------------------------------------------------------------------------

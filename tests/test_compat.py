@@ -278,6 +278,7 @@ FIXED = {
     "gevent.core.loop.unref",
     "gevent.Greenlet._run",
     "gevent.hub.Hub.loop",
+    "gevent.hub.Hub.switch",
     "socket.socket._accept",
 }
 

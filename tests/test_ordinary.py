@@ -308,14 +308,6 @@ def test_acceptance_passes_through_middleware_that_compresses_caches_and_compare
     assert (response.status, gzip.decompress(response.body)) == (404, b"x" * 1000)
 
 
-def test_middleware_that_is_only_async_is_refused_at_the_start(start_site: StartSite) -> None:
-    with (
-        pytest.raises(RuntimeError, match="The middleware testsite.hooks.only_async is only async"),
-        start_site({"MIDDLEWARE": ["testsite.hooks.only_async"]}),
-    ):
-        pass
-
-
 def test_middleware_that_requires_a_login_refuses_strangers(start_site: StartSite, raw: Raw) -> None:
     from testsite import settings
 

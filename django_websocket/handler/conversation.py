@@ -32,7 +32,7 @@ from .refusal import code_and_reason_late
 from .surroundings import Surroundings
 
 with naming("application"):
-    from asgiref.sync import _restore_context  # carries over what a plain copy of the context does not
+    from asgiref.sync import AsyncToSync, _restore_context  # carries over what a plain copy of the context does not
     from django.utils.functional import SimpleLazyObject, empty
 
 NOTHING: dict[str, Any] = {}  # one for all views without keyword arguments
@@ -130,6 +130,7 @@ class Conversation(ViewGreenlet):
         ViewGreenlet.running.add(self)
         try:
             _restore_context(self._context)
+            AsyncToSync.executors.current = None  # the thread of asynchronous middleware, which waits for this view
             self._databases.adopt()
             try:
                 view, args, kwargs = self._view, self._args, self._kwargs

@@ -9,7 +9,7 @@ from django.db import connection
 from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
 from django.utils import timezone
-from django.utils.decorators import async_only_middleware, sync_and_async_middleware
+from django.utils.decorators import sync_and_async_middleware
 
 from . import probe
 
@@ -121,9 +121,3 @@ def tenant(get_response: GetResponse) -> GetResponse:
         return get_response(request)
 
     return middleware
-
-
-@async_only_middleware
-def only_async(get_response: Any) -> Any:
-    """Runs under asyncio, and nowhere else."""
-    return get_response

@@ -15,7 +15,7 @@ from django_websocket.pubsub import publish
 from django_websocket.transport.connection import Connection
 from django_websocket.transport.shared import open_connections
 
-from . import children, ordinary, probe, queries, sessions
+from . import asynchronous, children, ordinary, probe, queries, sessions
 from .models import Note
 
 
@@ -174,5 +174,6 @@ urlpatterns = [
     path("census/", census),
     path("database/<str:key>/", database),
     path("queries/", include(queries.pages)),
+    path("asynchronous/", include(asynchronous.pages)),
     path("ordinary/", include((ordinary.pages, "ordinary"))),
 ]

@@ -2,7 +2,7 @@
 
 from django.urls import URLPattern, URLResolver, include, path
 
-from . import ordinary, queries, receivers, views
+from . import asynchronous, ordinary, queries, receivers, views
 
 __all__ = ["receivers", "urlpatterns"]
 
@@ -78,5 +78,6 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path("keeps-a-copy/", views.keeps_a_copy),
     path("forks/<str:how>/", views.forks),
     path("queries/", include(queries.urlpatterns)),
+    path("asynchronous/", include(asynchronous.urlpatterns)),
     path("ordinary/", include((ordinary.urlpatterns, "ordinary"))),
 ]
