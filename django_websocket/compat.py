@@ -553,6 +553,8 @@ RELIED_ON: dict[str, list[Name]] = {
             if sys.version_info >= (3, 14)
             else []
         ),
+        Name("asgiref", "asgiref.sync:SyncToAsync.threadlocal", "says in which loop async_to_sync runs"),
+        Name("asgiref", "asgiref.sync:SyncToAsync.single_thread_executor", "is where sync_to_async runs functions"),
         Name(PYTHON, f"{SELECTOR_LOOP}._make_self_pipe", "makes what wakes an asyncio loop"),
         Name(PYTHON, f"{SELECTOR_LOOP}._close_self_pipe", "closes what wakes an asyncio loop"),
         Name(PYTHON, f"{SELECTOR_LOOP}._write_to_self", "wakes an asyncio loop"),

@@ -135,7 +135,7 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
     def init_process(self) -> None:
         """Patch the standard library before anything of the project is imported, then serve."""
         with self._compatible():
-            compat.verify("connections", "worker", "asyncio")
+            compat.verify("connections", "worker")
         if "django" in sys.modules and not monkey.is_module_patched("threading"):
             self._refuse_unpatched()
         if "h2" in self.cfg.http_protocols:
@@ -160,7 +160,10 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
         with plugins_looked_up_once():
             super().patch()
         select.select = cooperative_select
-        asyncio_policy.install()
+        with self._compatible():
+            from .asgi import policy  # not before asyncio finds what is patched
+
+            policy.install()
 
     def load_wsgi(self) -> None:
         """Load the application, and stand between it and gunicorn."""
@@ -169,10 +172,13 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
             super().load_wsgi()
             # They import Django, which must not happen before everything is patched and the project is loaded.
             from django_websocket import checks, conf
+            from django_websocket.asgi.sharing import share_with_asgiref
             from django_websocket.handler import databases
 
-        if self.has_process and not databases.databases_are_separate():
-            self._refuse_unpatched()
+        if self.has_process:
+            if not databases.databases_are_separate():
+                self._refuse_unpatched()
+            share_with_asgiref(databases.close_databases)
         self._settings = conf.current()
         self._close_databases = databases.close_databases
         self._drain_window = self._settings.drain_window if self.serves_many and not self.cfg.reload else 0.0

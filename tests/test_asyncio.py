@@ -15,7 +15,9 @@ import pytest
 from .support.asyncio_features import FEATURES
 from .support.clients import fetch
 from .support.fixtures import Connect, StartSite
+from .support.postgres import Database, settings_of
 from .support.servers import Server
+from .support.waiting import eventually
 
 CLIENTS = 20
 ROUNDS = 10
@@ -90,6 +92,19 @@ def test_page_that_is_a_coroutine_has_its_user_and_database(site: Server) -> Non
     assert (answer["notes"], answer["users"] >= 1) == (0, True)
 
 
+def test_asynchronous_queries_leave_no_connection_behind(
+    start_site: StartSite, connect: Connect, postgres: Server, database: Database
+) -> None:
+    settings = {"DATABASES": {"default": settings_of(postgres, "asynchronous")}}
+    with start_site(settings) as server, connect(server, "/asynchronous/counts/") as client:
+        for way in ["plain", *WAYS]:
+            client.send(way)
+            assert client.recv(timeout=20) == "0"
+            assert fetch(server.port, f"/asynchronous/counts/{way}/".replace(" ", "%20")).body == b"0"
+        assert fetch(server.port, "/asynchronous/page/").status == 200
+        assert eventually(lambda: database.held("asynchronous") == 0)
+
+
 def test_asynchronous_middleware_stands_around_pages_and_handshakes(asynchronous: Server, connect: Connect) -> None:
     assert fetch(asynchronous.port, "/asynchronous/counts/plain/").headers["x-waited"] == "yes"
     with ThreadPoolExecutor(CLIENTS) as executor:
@@ -103,6 +118,10 @@ def test_asynchronous_middleware_stands_around_pages_and_handshakes(asynchronous
 def test_who_uses_no_asyncio_imports_no_loop(start_site: StartSite) -> None:
     with start_site() as server:
         modules = json.loads(fetch(server.port, "/asynchronous/modules/").body)
-        assert modules == ["django_websocket.asgi.policy"]
+        assert modules == [
+            "django_websocket.asgi.policy",
+            "django_websocket.asgi.executors",
+            "django_websocket.asgi.sharing",
+        ]
         assert fetch(server.port, "/asynchronous/page/").status == 200
         assert "django_websocket.asgi.loop" in json.loads(fetch(server.port, "/asynchronous/modules/").body)

@@ -731,7 +731,7 @@ def test_private_names_of_other_libraries_are_in_the_list() -> None:
     [
         ("from redis import client\nclient._pack()", "_pack"),
         ("getattr(request, '_hidden', None)", "_hidden"),
-        ("from asgiref.sync import SyncToAsync", "asgiref.sync.SyncToAsync"),
+        ("from asgiref.sync import ThreadSensitiveContext", "asgiref.sync.ThreadSensitiveContext"),
         ("from gevent._hub_local import get_loop", "gevent._hub_local.get_loop"),
         ("import gevent\ngevent.get_hub()._own()", "_own"),
         ("import _thread", "_thread"),

@@ -13,6 +13,7 @@ greenlet ever sees a running loop, which would have its queries fail with Synchr
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
 import time
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from contextvars import Context
 from selectors import EVENT_READ, EVENT_WRITE, SelectorKey, SelectSelector
 from typing import Any
 
+import gevent
 from gevent import getcurrent
 from gevent.hub import Hub, get_hub
 from gevent.threadpool import ThreadPoolExecutor
@@ -41,9 +43,12 @@ with naming("asyncio"):
             return None
 
 
-__all__ = ["HubLoop", "hide_running_loops"]
+__all__ = ["HubLoop", "hide_running_loops", "shared_loop"]
 
 READ_WRITE = EVENT_READ | EVENT_WRITE  # the values are libev's, too
+logger = logging.getLogger("django_websocket")
+
+PAUSE = 0.01  # seconds until the shared loop goes on after something has left it
 SHORTEST = 0.0001  # seconds; shorter timers make libev go round without waiting
 
 
@@ -265,3 +270,29 @@ class HubLoop(asyncio.SelectorEventLoop):
         """Compare threads, where asyncio would compare greenlets: in debug mode."""
         if native_ident() != self._native_ident:
             raise RuntimeError("Non-thread-safe operation invoked on an event loop other than the current one")
+
+
+class SharedLoop:
+    """A loop that runs for good, in a greenlet of its own: for all asynchronous code that makes no loop for itself."""
+
+    def __init__(self) -> None:
+        self.loop = HubLoop()
+        gevent.spawn(self._run)
+
+    def _run(self) -> None:
+        while not self.loop.is_closed():
+            try:
+                self.loop.run_forever()
+            except BaseException:  # SystemExit in a task, say: the others go on
+                logger.exception("Something left the asyncio loop, which goes on")
+            gevent.sleep(PAUSE)
+
+
+def shared_loop() -> HubLoop:
+    """Return the loop that all asynchronous code of the running thread shares."""
+    attributes = vars(get_hub())  # which both end with their thread
+    shared = attributes.get("asyncio")
+    if shared is None:
+        shared = attributes["asyncio"] = SharedLoop()
+    loop: HubLoop = shared.loop
+    return loop

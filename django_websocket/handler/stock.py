@@ -16,10 +16,12 @@ from gevent import monkey
 from gevent.event import Event
 
 from django_websocket import compat
+from django_websocket.asgi import policy
 from django_websocket.select import select as cooperative_select
 from django_websocket.transport.connection import WOULD_BLOCK
 from django_websocket.transport.sockets import share
 
+from .databases import close_databases
 from .refusal import Refusal
 from .upgrade import KEY, Upgrade, who
 
@@ -29,7 +31,11 @@ def prepare() -> None:
     if "geventwebsocket.gunicorn.workers" in sys.modules:
         compat.verify("stock worker")
         if monkey.is_module_patched("select"):
+            from django_websocket.asgi.sharing import share_with_asgiref
+
             select.select = cooperative_select
+            policy.install()
+            share_with_asgiref(close_databases)
 
 
 def adopt(environ: dict[str, Any], answer: Callable[[Callable[..., Any]], Iterable[bytes]]) -> list[bytes]:

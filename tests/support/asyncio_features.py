@@ -519,6 +519,25 @@ def async_to_sync_in_many_greenlets() -> None:
 
 
 @feature
+def async_to_sync_again_and_again_has_one_loop() -> None:
+    from asgiref.sync import async_to_sync
+
+    async def loop() -> asyncio.AbstractEventLoop:
+        return asyncio.get_running_loop()
+
+    first = async_to_sync(loop)()
+    assert async_to_sync(loop)() is gevent.spawn(async_to_sync(loop)).get() is first
+    assert asyncio.run(loop()) is not first
+
+    async def leave() -> None:
+        sys.exit(3)
+
+    first.call_soon(first.create_task, leave())
+    gevent.sleep(PAUSE)
+    assert async_to_sync(loop)() is first
+
+
+@feature
 async def sync_to_async_and_back() -> None:
     from asgiref.sync import async_to_sync, sync_to_async
 
@@ -634,8 +653,10 @@ def outcome(function: Callable[[], Any]) -> str | None:
 
 if __name__ == "__main__":
     from django_websocket.asgi.policy import install
+    from django_websocket.asgi.sharing import share_with_asgiref
 
     install()
+    share_with_asgiref(bool)
     for name, function in FEATURES.items():
         print(json.dumps([name, run(function)]), flush=True)
     print(json.dumps(["threads", threading.active_count()]), file=sys.stderr)

@@ -1,0 +1,55 @@
+"""How asgiref's bridges between synchronous and asynchronous code run in greenlets.
+
+Only for processes that gevent has patched, and not to be imported before: asgiref must not be either.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Callable
+
+from asgiref.sync import SyncToAsync
+
+from .executors import SerialExecutor
+
+__all__ = ["share_with_asgiref"]
+
+
+class LocalToGreenlet(threading.local):
+    """What asgiref keeps for each thread: in which loop `async_to_sync` runs. Without another one, in the shared loop.
+
+    asgiref would make a loop and a thread for each call; and what belongs to a loop, such as the connections of a
+    client for HTTP or Redis, could not be used by the next call.
+    """
+
+    @property
+    def main_event_loop(self) -> asyncio.AbstractEventLoop:
+        """The loop of whoever has called this greenlet's function by `sync_to_async`, or the shared loop."""
+        from .loop import shared_loop
+
+        loop: asyncio.AbstractEventLoop | None = vars(self).get("loop")
+        return shared_loop() if loop is None or loop.is_closed() else loop
+
+    @main_event_loop.setter
+    def main_event_loop(self, loop: asyncio.AbstractEventLoop) -> None:
+        vars(self)["loop"] = loop
+
+    @property
+    def main_event_loop_pid(self) -> int:
+        """The process in which that loop runs."""
+        return os.getpid()
+
+    @main_event_loop_pid.setter
+    def main_event_loop_pid(self, pid: int) -> None:
+        """Nothing: a fork leaves no loop behind."""
+
+
+def share_with_asgiref(after: Callable[[], object]) -> None:
+    """Have `async_to_sync` run in the shared loop, and `sync_to_async` in greenlets; `after` is called behind each.
+
+    Only where gevent has patched `threading`.
+    """
+    SyncToAsync.threadlocal = LocalToGreenlet()
+    SyncToAsync.single_thread_executor = SerialExecutor(after)  # type: ignore[assignment]
