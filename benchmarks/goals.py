@@ -39,6 +39,8 @@ GOALS = [
     *(Goal(load, (f"{OURS}-bare-loop",), 0.8) for load in ("fanout200", "fanout1000")),
     Goal("redis1000_x10", (OURS,), 2, load_of_others="redis1000"),
     Goal("latency", ("asgi-uvicorn",), most=1.1),
+    Goal("echo", (OURS,), 0.7, server=f"{OURS}-async"),
     Goal("idle2000", most=15),
+    Goal("idle2000", most=10, server=f"{OURS}-async"),
     Goal("members2000", most=4, server=f"{OURS}-listen"),
 ]

@@ -68,7 +68,8 @@ class Server:
 def ours(directory, name):
     """Our package from a checkout (a pathlib.Path), or as the environment has it (INSTALLED).
 
-    It is measured with its chat in views, with views that have returned `listen()`, and with sends in a bare loop.
+    It is measured with its chat in views, with views that have returned `listen()`, with sends in a bare loop, and with
+    its echo in views that are coroutines.
     """
     path = [str(APPS)] if directory == INSTALLED else [str(APPS), str(directory)]
     in_views = Server(
@@ -93,7 +94,14 @@ def ours(directory, name):
         many=False,
         skips={"members2000": "only there to compare fan-outs"},
     )
-    return [in_views, listening, bare_loop]
+    coroutines = replace(
+        in_views,
+        name=f"{name}-async",
+        paths={"echo": ECHO},
+        environ=in_views.environ | {"WEBSOCKET_URLCONF": "djangosite.ours_async"},
+        many=False,
+    )
+    return [in_views, listening, bare_loop, coroutines]
 
 
 def parse_ours(text):

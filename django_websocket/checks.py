@@ -15,7 +15,6 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
-from asgiref.sync import iscoroutinefunction
 from django.core import checks
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
@@ -25,8 +24,9 @@ from gevent import monkey
 from django_websocket import compat, conf
 
 from .asgi.policy import foreign_policy
-from .decorators import options_of
-from .pubsub.broker import broker_from
+from .decorators import inside, options_of
+from .handler.origin import split
+from .pubsub.factory import broker_from
 from .pubsub.memory import MemoryBroker
 
 with compat.naming("application"):
@@ -156,13 +156,6 @@ def patterns_of(resolver: URLResolver) -> Iterator[URLPattern]:
 def check_view(pattern: URLPattern) -> Iterator[checks.CheckMessage]:
     """Check that a pattern leads to a WebSocket view."""
     where = f"The view {pattern.lookup_str} in WEBSOCKET_URLCONF, {pattern.pattern.describe()},"
-    if iscoroutinefunction(pattern.callback):
-        yield checks.Error(
-            f"{where} is async, and WebSockets are served by synchronous code.",
-            hint="Write it as a plain `def`.",
-            id="websocket.E007",
-        )
-        return
     options = options_of(pattern.callback)
     if options is None:
         if not takes_websocket(pattern.callback):

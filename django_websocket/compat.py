@@ -554,6 +554,16 @@ RELIED_ON: dict[str, list[Name]] = {
             else []
         ),
         Name("asgiref", "asgiref.sync:SyncToAsync.threadlocal", "says in which loop async_to_sync runs"),
+        Name(
+            "asgiref",
+            "asgiref.sync:SyncToAsync.context_to_thread_executor",
+            "says where sync_to_async runs the functions of one view",
+        ),
+        Name(
+            "asgiref",
+            "asgiref.sync:SyncToAsync.thread_sensitive_context",
+            "says in which view sync_to_async is called",
+        ),
         Name("asgiref", "asgiref.sync:SyncToAsync.single_thread_executor", "is where sync_to_async runs functions"),
         Name(PYTHON, f"{SELECTOR_LOOP}._make_self_pipe", "makes what wakes an asyncio loop"),
         Name(PYTHON, f"{SELECTOR_LOOP}._close_self_pipe", "closes what wakes an asyncio loop"),

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Concatenate, ParamSpec, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar, cast, overload
 
 import gevent
 from asgiref.sync import iscoroutinefunction
@@ -33,6 +33,20 @@ P = ParamSpec("P")
 R = TypeVar("R", bound=HttpRequest)
 View = Callable[Concatenate[R, WebSocket, P], HttpResponseBase | None]
 Decorated = Callable[Concatenate[R, P], HttpResponseBase]
+
+if TYPE_CHECKING:
+    from .asgi.websocket import AsyncWebSocket
+
+    AsyncView = Callable[Concatenate[R, AsyncWebSocket, P], Coroutine[Any, Any, HttpResponseBase | None]]
+    AsyncDecorated = Callable[Concatenate[R, P], Coroutine[Any, Any, HttpResponseBase]]
+
+    class Decorator(Protocol):
+        """What `@websocket` with options returns."""
+
+        @overload
+        def __call__(self, view: View[R, P], /) -> Decorated[R, P]: ...
+        @overload
+        def __call__(self, view: AsyncView[R, P], /) -> AsyncDecorated[R, P]: ...
 
 
 @dataclass(frozen=True)
@@ -103,6 +117,8 @@ def name_of(view: Callable[..., Any]) -> str:
 @overload
 def websocket(view: View[R, P], /) -> Decorated[R, P]: ...
 @overload
+def websocket(view: AsyncView[R, P], /) -> AsyncDecorated[R, P]: ...
+@overload
 def websocket(
     *,
     origins: Sequence[str] = ...,
@@ -112,9 +128,9 @@ def websocket(
     compression: bool = ...,
     refuse: str | None = ...,
     until_logout: bool = ...,
-) -> Callable[[View[R, P]], Decorated[R, P]]: ...
+) -> Decorator: ...
 def websocket(
-    view: Callable[..., HttpResponseBase | None] | None = None,
+    view: Callable[..., Any] | None = None,
     /,
     *,
     origins: Sequence[str] = (),
@@ -150,45 +166,79 @@ def websocket(
         conf.check_refuse(refuse)
     options = Options(tuple(origins), tuple(subprotocols), max_message_size, receive, compression, refuse, until_logout)
 
-    def decorate(function: Callable[..., HttpResponseBase | None]) -> Callable[..., HttpResponseBase]:
-        refuse_async(function)
-
-        @functools.wraps(function)
-        def wrapper(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
-            client = request.META.get("wsgi.websocket")
-            if not isinstance(client, WebSocket):
-                raise ImproperlyConfigured(
-                    f"{name_of(function)} is a WebSocket view, but was called for an ordinary request: list it in "
-                    f"the module that WEBSOCKET_URLCONF names, not in ROOT_URLCONF."
-                )
-            # Before Python 3.12, each call with stars costs a greenlet that waits half a KiB of C stack.
-            starred = args or kwargs
-            answer = function(request, client, *args, **kwargs) if starred else function(request, client)
-            # Decorators above expect a response.
-            return client.response if answer is None else answer
-
-        wrapper.websocket_options = options  # type: ignore[attr-defined]
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        wrapper: Callable[..., Any] = (
+            with_async_websocket(function) if iscoroutinefunction(function) else with_websocket(function)
+        )
+        vars(wrapper)["websocket_options"] = options
         return wrapper
 
     return decorate if view is None else decorate(view)
 
 
-def refuse_async(view: Callable[..., Any]) -> None:
-    """Raise ImproperlyConfigured for an `async def`, which would need an asyncio loop."""
-    if iscoroutinefunction(view):
-        raise ImproperlyConfigured(f"{name_of(view)} is async: write it as a plain `def`")
+def with_websocket(function: Callable[..., HttpResponseBase | None]) -> Callable[..., HttpResponseBase]:
+    """Return a view that gives `function` its `WebSocket`."""
+
+    @functools.wraps(function)
+    def wrapper(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+        client = request.META.get("wsgi.websocket")
+        if not isinstance(client, WebSocket):
+            raise misplaced(function, client)
+        # Before Python 3.12, each call with stars costs a greenlet that waits half a KiB of C stack.
+        starred = args or kwargs
+        answer = function(request, client, *args, **kwargs) if starred else function(request, client)
+        # Decorators above expect a response.
+        return client.response if answer is None else answer
+
+    return wrapper
 
 
-def websocket_loop(view: View[R, P]) -> Decorated[R, P]:
+def with_async_websocket(
+    function: Callable[..., Coroutine[Any, Any, HttpResponseBase | None]],
+) -> Callable[..., Coroutine[Any, Any, HttpResponseBase]]:
+    """Return a view that gives `function`, a coroutine function, its `AsyncWebSocket`."""
+    from .asgi.websocket import AsyncWebSocket
+
+    @functools.wraps(function)
+    async def wrapper(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+        client = request.META.get("wsgi.websocket")
+        if not isinstance(client, AsyncWebSocket):
+            raise misplaced(function, client)
+        answer = await function(request, client, *args, **kwargs)
+        return client.response if answer is None else answer
+
+    return wrapper
+
+
+def misplaced(function: Callable[..., Any], client: object) -> ImproperlyConfigured:
+    """Return the error of a view that does not get the kind of WebSocket that it needs."""
+    if client is None:
+        return ImproperlyConfigured(
+            f"{name_of(function)} is a WebSocket view, but was called for an ordinary request: list it in "
+            f"the module that WEBSOCKET_URLCONF names, not in ROOT_URLCONF."
+        )
+    kinds = ("async def", "a plain def") if iscoroutinefunction(function) else ("a plain def", "async def")
+    return ImproperlyConfigured(
+        f"{name_of(function)} is {kinds[0]}, but a decorator above @websocket makes it {kinds[1]}: use a decorator "
+        f"that keeps the kind of a view, as Django's own do."
+    )
+
+
+@overload
+def websocket_loop(view: View[R, P]) -> Decorated[R, P]: ...
+@overload
+def websocket_loop(view: AsyncView[R, P]) -> AsyncDecorated[R, P]: ...
+def websocket_loop(view: Callable[..., Any]) -> Any:
     """Call `view(request, websocket, ...)` each time there is a message to `receive()`, until there will be no more.
 
     A view that leaves its message again and again ends with a RuntimeError: it would be called for it for ever.
     One that returns a refusal is not called again; other responses reach nobody.
     """
-    refuse_async(view)
+    if iscoroutinefunction(view):
+        return async_loop(view)
 
     @functools.wraps(view)
-    def loop(request: R, client: WebSocket, *args: P.args, **kwargs: P.kwargs) -> HttpResponseBase | None:
+    def loop(request: HttpRequest, client: WebSocket, *args: Any, **kwargs: Any) -> HttpResponseBase | None:
         source = client.readiness
         current: Any = gevent.getcurrent()
         left = False  # whether the view seems to have taken nothing; further messages may have come meanwhile
@@ -225,4 +275,31 @@ def websocket_loop(view: View[R, P]) -> Decorated[R, P]:
                 source._wait()
         return response
 
-    return websocket(cast(View[R, P], loop))
+    return websocket(loop)
+
+
+def async_loop(view: Callable[..., Coroutine[Any, Any, HttpResponseBase | None]]) -> Callable[..., Any]:
+    """Return what `websocket_loop` makes of a coroutine function."""
+    from .asgi.waiting import until_ready
+
+    @functools.wraps(view)
+    async def loop(request: HttpRequest, client: AsyncWebSocket, *args: Any, **kwargs: Any) -> HttpResponseBase | None:
+        await client.accept()
+        source = client.connection
+        assert source is not None
+        response = None  # the last one, about which the log has a warning at the end
+        while not source.at_end:
+            if not source.ready():
+                await until_ready(source)
+                continue
+            received = client.received
+            answer = await view(request, client, *args, **kwargs)
+            if answer is not None:
+                response = answer
+                if answer is not client.response and answer.status_code >= 300:
+                    break
+            if client.received == received and not source.at_end:
+                raise RuntimeError(LEFT.format(name_of(view)))
+        return response
+
+    return websocket(cast(Any, loop))

@@ -29,7 +29,79 @@ class Handler(NamedTuple):
     socket: WebSocket
 
 
-class WebSocket:
+class BaseWebSocket:
+    """What the WebSockets of synchronous and of asynchronous views have in common."""
+
+    __slots__ = ("__weakref__", "_id", "connection", "environ", "listening", "response")
+
+    def __init__(self, environ: dict[str, Any], response: HttpResponse) -> None:
+        self.environ = environ
+        self.response = response
+        self.connection: Connection | None = None  # once the handshake is done
+        self.listening = False  # whether the connection outlives the view
+        self._id = ""  # once somebody has asked for it
+
+    def __repr__(self) -> str:
+        state = "handshake" if self.connection is None else "closed" if self.closed else "open"
+        return f"<{type(self).__name__} {self.path} {state}>"
+
+    @property
+    def id(self) -> str:
+        """A name for this connection, unique among all processes and impossible to guess.
+
+        `django_websocket.logins.disconnect(connection=...)` takes it. It can be stored, and may be shown to the client.
+        """
+        if not self._id:
+            self._id = uuid4().hex
+            if self.connection is not None:
+                self.connection.id = self._id
+        return self._id
+
+    @property
+    def closed(self) -> bool:
+        """Whether the connection has ended and every message that came before has been received."""
+        return self.connection is not None and self.connection.at_end
+
+    @property
+    def close_code(self) -> int | None:
+        """Why the connection ended: a close code (RFC 6455, section 7.4), 1006 if the client vanished, else None."""
+        return None if self.connection is None else self.connection.close_code
+
+    @property
+    def close_reason(self) -> str:
+        """The reason that was given with the close code."""
+        return "" if self.connection is None else self.connection.close_reason
+
+    @property
+    def latency(self) -> float | None:
+        """Seconds between the last ping that the client answered and its pong; None until there was one.
+
+        A client is sent a ping when nothing came from it for `WEBSOCKET_PING_INTERVAL` seconds.
+        """
+        return None if self.connection is None else self.connection.latency
+
+    @property
+    def origin(self) -> str | None:
+        """The `Origin` header: the site whose page opened the connection; None outside browsers."""
+        return self.environ.get("HTTP_ORIGIN")
+
+    @property
+    def path(self) -> str | None:
+        """The path of the request."""
+        return self.environ.get("PATH_INFO")
+
+    @property
+    def protocol(self) -> str | None:
+        """The `Sec-WebSocket-Protocol` header: the subprotocols that the client offered."""
+        return self.environ.get("HTTP_SEC_WEBSOCKET_PROTOCOL")
+
+    @property
+    def version(self) -> str | None:
+        """The `Sec-WebSocket-Version` header."""
+        return self.environ.get("HTTP_SEC_WEBSOCKET_VERSION")
+
+
+class WebSocket(BaseWebSocket):
     """A client's WebSocket, as a view sees it.
 
     When the view begins, the handshake has not been answered. The first call that needs the client accepts it:
@@ -40,21 +112,13 @@ class WebSocket:
     on it until it is sent.
     """
 
-    __slots__ = ("__weakref__", "_accept", "_id", "connection", "environ", "listening", "response")
+    __slots__ = ("_accept",)
 
     def __init__(
         self, environ: dict[str, Any], response: HttpResponse, accept: Callable[[str | None], Connection]
     ) -> None:
-        self.environ = environ
-        self.response = response
+        super().__init__(environ, response)
         self._accept: Callable[[str | None], Connection] | None = accept
-        self.connection: Connection | None = None  # once the handshake is done
-        self.listening = False  # whether the connection outlives the view
-        self._id = ""  # once somebody has asked for it
-
-    def __repr__(self) -> str:
-        state = "handshake" if self.connection is None else "closed" if self.closed else "open"
-        return f"<WebSocket {self.path} {state}>"
 
     # --- the handshake -------------------------------------------------------------------------------------------
 
@@ -77,18 +141,6 @@ class WebSocket:
         self.accept()
         assert self.connection is not None
         return self.connection
-
-    @property
-    def id(self) -> str:
-        """A name for this connection, unique among all processes and impossible to guess.
-
-        `django_websocket.logins.disconnect(connection=...)` takes it. It can be stored, and may be shown to the client.
-        """
-        if not self._id:
-            self._id = uuid4().hex
-            if self.connection is not None:
-                self.connection.id = self._id
-        return self._id
 
     # --- messages ------------------------------------------------------------------------------------------------
 
@@ -147,29 +199,6 @@ class WebSocket:
         if self.connection is not None or code != CloseCode.NORMAL or reason:
             (self.connection or self._open()).close(code, reason)
 
-    @property
-    def closed(self) -> bool:
-        """Whether the connection has ended and every message that came before has been received."""
-        return self.connection is not None and self.connection.at_end
-
-    @property
-    def close_code(self) -> int | None:
-        """Why the connection ended: a close code (RFC 6455, section 7.4), 1006 if the client vanished, else None."""
-        return None if self.connection is None else self.connection.close_code
-
-    @property
-    def close_reason(self) -> str:
-        """The reason that was given with the close code."""
-        return "" if self.connection is None else self.connection.close_reason
-
-    @property
-    def latency(self) -> float | None:
-        """Seconds between the last ping that the client answered and its pong; None until there was one.
-
-        A client is sent a ping when nothing came from it for `WEBSOCKET_PING_INTERVAL` seconds.
-        """
-        return None if self.connection is None else self.connection.latency
-
     # --- several sources -----------------------------------------------------------------------------------------
 
     @property
@@ -224,26 +253,6 @@ class WebSocket:
     def handler(self) -> Handler:
         """Make `websocket.handler.socket.fileno()` this WebSocket's `fileno()`."""
         return Handler(self)
-
-    @property
-    def origin(self) -> str | None:
-        """The `Origin` header: the site whose page opened the connection; None outside browsers."""
-        return self.environ.get("HTTP_ORIGIN")
-
-    @property
-    def path(self) -> str | None:
-        """The path of the request."""
-        return self.environ.get("PATH_INFO")
-
-    @property
-    def protocol(self) -> str | None:
-        """The `Sec-WebSocket-Protocol` header: the subprotocols that the client offered."""
-        return self.environ.get("HTTP_SEC_WEBSOCKET_PROTOCOL")
-
-    @property
-    def version(self) -> str | None:
-        """The `Sec-WebSocket-Version` header."""
-        return self.environ.get("HTTP_SEC_WEBSOCKET_VERSION")
 
 
 def as_payload(message: Message, binary: bool | None) -> str | bytes:

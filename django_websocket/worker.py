@@ -172,8 +172,8 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
             super().load_wsgi()
             # They import Django, which must not happen before everything is patched and the project is loaded.
             from django_websocket import checks, conf
-            from django_websocket.asgi.sharing import share_with_asgiref
             from django_websocket.handler import databases
+            from django_websocket.handler.sharing import share_with_asgiref
 
         if self.has_process:
             if not databases.databases_are_separate():

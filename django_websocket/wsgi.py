@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import django
+from asgiref.sync import iscoroutinefunction, markcoroutinefunction
 from django.core.exceptions import DisallowedHost, ImproperlyConfigured
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBadRequest, HttpResponseBase
 from django.utils.translation import activate, get_language_from_path
@@ -15,7 +16,7 @@ from gevent import getcurrent
 
 from django_websocket import checks, compat, conf
 
-from .decorators import Options, options_of, refuse_async
+from .decorators import Options, options_of
 from .exceptions import BrokerError
 from .handler import stock
 from .handler.conversation import Conversation
@@ -226,13 +227,23 @@ def beginning_of(view: Callable[..., Any]) -> Callable[..., HttpResponseBase]:
 
 def make_beginning(view: Callable[..., Any]) -> Callable[..., HttpResponseBase]:
     """Return a new function that starts `view` for one request."""
-    refuse_async(view)
+    conversation: Callable[..., Any] = Conversation
+    if iscoroutinefunction(view):
+        from .handler.coroutine import CoroutineConversation
 
-    @functools.wraps(view)
+        conversation = CoroutineConversation
+
     def begin(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
-        return Conversation(request, request.META[HANDSHAKE_KEY], view, args, kwargs).begin()
+        answer: HttpResponseBase = conversation(request, request.META[HANDSHAKE_KEY], view, args, kwargs).begin()
+        return answer
 
+    functools.update_wrapper(begin, view)
+    for mark in COROUTINE_MARKS:  # or Django would await the response
+        vars(begin).pop(mark, None)
     return begin
+
+
+COROUTINE_MARKS = frozenset(vars(markcoroutinefunction(lambda: None)))
 
 
 # By the identity of the view, which the function keeps alive: views that compare equal may still behave differently.

@@ -7,12 +7,13 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from django.core.exceptions import ImproperlyConfigured
+from django.http import HttpRequest
 from django.test import RequestFactory
 from testsite.kinds import KINDS, Undecorated
 
@@ -65,9 +66,10 @@ def test_options_of_a_callable_of_each_kind_hold(kinds_site: Server, raw: Raw, k
 
 
 @pytest.mark.parametrize("view", [functools.partial(print), Undecorated("{}")])
-def test_a_callable_without_a_name_is_named_in_errors(view: Any) -> None:
+def test_a_callable_without_a_name_is_named_in_errors(view: Callable[..., Any]) -> None:
+    decorated: Callable[[HttpRequest], object] = websocket(view)
     with pytest.raises(ImproperlyConfigured, match=r"(builtins\.print|kinds\.Undecorated) is a WebSocket"):
-        websocket(view)(RequestFactory().get("/"))
+        decorated(RequestFactory().get("/"))
 
 
 def test_views_that_compare_equal_serve_their_own_urls(site: Server, raw: Raw) -> None:

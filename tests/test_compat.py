@@ -619,7 +619,10 @@ UNDOCUMENTED = (
 )
 DOCUMENTED = {
     # Imports.
+    "asgiref.sync.ThreadSensitiveContext",
     "asgiref.sync.iscoroutinefunction",
+    "asgiref.sync.markcoroutinefunction",
+    "asgiref.sync.sync_to_async",
     "django.urls.NoReverseMatch",
     "django.urls.ResolverMatch",
     "django.urls.URLPattern",
@@ -731,7 +734,7 @@ def test_private_names_of_other_libraries_are_in_the_list() -> None:
     [
         ("from redis import client\nclient._pack()", "_pack"),
         ("getattr(request, '_hidden', None)", "_hidden"),
-        ("from asgiref.sync import ThreadSensitiveContext", "asgiref.sync.ThreadSensitiveContext"),
+        ("from asgiref.sync import ThreadSafeTool", "asgiref.sync.ThreadSafeTool"),
         ("from gevent._hub_local import get_loop", "gevent._hub_local.get_loop"),
         ("import gevent\ngevent.get_hub()._own()", "_own"),
         ("import _thread", "_thread"),

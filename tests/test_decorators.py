@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from asgiref.sync import iscoroutinefunction
 from django.core.exceptions import ImproperlyConfigured
 from django.http import HttpResponse
 from django.test import RequestFactory
@@ -14,12 +15,14 @@ from django_websocket.handler.upgrade import Begun, Upgrade
 
 
 @pytest.mark.parametrize("decorate", [websocket, websocket(), websocket_loop])
-def test_an_async_view_is_refused_where_it_is_defined(decorate: Any) -> None:
+def test_an_async_view_stays_one(decorate: Any) -> None:
     async def view(request: Any, websocket: Any) -> None:
-        """A view that would never run."""
+        """A view that is not called here."""
 
-    with pytest.raises(ImproperlyConfigured, match=r"view is async: write it as a plain `def`"):
-        decorate(view)
+    async def answer(request: Any, websocket: Any, message: Any) -> None:
+        """A function for each message that is not called here."""
+
+    assert iscoroutinefunction(decorate(answer if decorate is websocket_loop else view))
 
 
 @pytest.mark.parametrize("name", ["", "two words", "a,b", 'quo"ted'])

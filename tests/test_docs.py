@@ -263,6 +263,7 @@ def test_examples_of_a_page_are_right_as_they_stand(original: Project, page: str
 
 VIEWS = """
 from chat import views as examples
+from chat.asynchronous import clock
 from chat.current import current
 from django.urls import path
 from django_websocket.decorators import websocket
@@ -293,6 +294,7 @@ urlpatterns += [
     path("whoami/", examples.whoami),
     path("whoami/without-the-decorator/", knows_nobody),
     path("publish/<channel>/", publisher),
+    path("clock/", clock),
 ]
 """
 
@@ -301,6 +303,7 @@ urlpatterns += [
 def views_project(original: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
     copy = original.copy(tmp_path_factory.mktemp("views") / "mysite")
     copy.put("docs/views.md", {"[], [], 60)": "[], [], 2)"})
+    copy.put("docs/async.md")
     copy.write("mysite/websocket_urls.py", VIEWS, add=True)
     more = 'MIDDLEWARE.insert(2, "django.middleware.locale.LocaleMiddleware")\n'
     more += 'MIDDLEWARE.append("chat.current.remember_user")'
@@ -484,6 +487,14 @@ def test_websocket_loop(views: Server) -> None:
         for message in ("ping", "something else", "ping"):
             websocket.send(message)
         assert receive(websocket) == receive(websocket) == "pong"
+
+
+def test_asynchronous_view(views: Server, cookies: dict[str, str]) -> None:
+    with client(views, "/clock/", cookies["member"]) as websocket:
+        assert receive(websocket) == "hello member"
+        assert receive(websocket) == "tick"
+        websocket.send("shout")
+        assert "SHOUT" in (receive(websocket), receive(websocket))
 
 
 def test_view_without_a_decorator(views: Server) -> None:

@@ -1,1 +1,4 @@
-"""Asynchronous code on gevent's loop. Private to this package; gevent and asyncio, and no Django."""
+"""Asynchronous code: asyncio's loops on gevent's, and the WebSocket of `async def` views.
+
+Private to this package, but for the module `websocket`.
+"""

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import gevent
 from gevent.lock import BoundedSemaphore
 
-__all__ = ["SerialExecutor"]
+__all__ = ["SerialExecutor", "call_behind_each", "do"]
 
 R = TypeVar("R")
 
@@ -20,13 +20,31 @@ LIMIT = int(os.environ.get("ASGI_THREADS", "32"))  # functions that run at once 
 permits = BoundedSemaphore(LIMIT)
 
 
+_behind: Callable[[], object] = bool
+
+
+def call_behind_each(function: Callable[[], object]) -> None:
+    """Have `function` called behind each function that `do` calls."""
+    global _behind
+    _behind = function
+
+
+def do(function: Callable[..., R], *args: Any) -> R:
+    """Call what an asyncio loop runs in its own executor, whose greenlets stay: they may keep no database."""
+    try:
+        return function(*args)
+    finally:
+        _behind()
+
+
 class SerialExecutor(Executor):
-    """Runs functions one after the other, each in a greenlet, and `after` behind each, to give back what it has used.
+    """Runs functions one after the other, each with `before` and `after` it: to have what it uses, and to give it back.
 
     asgiref's `sync_to_async` takes it where code must not run in several threads at once.
     """
 
-    def __init__(self, after: Callable[[], object]) -> None:
+    def __init__(self, before: Callable[[], object], after: Callable[[], object]) -> None:
+        self._before = before
         self._after = after
         self._jobs: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
         self._running = False
@@ -53,6 +71,7 @@ class SerialExecutor(Executor):
 
     def _do(self, future: Future[Any], job: Callable[[], Any]) -> None:
         try:
+            self._before()
             result = job()
         except BaseException as error:  # whatever it is, it is for the one who waits
             future.set_exception(error)

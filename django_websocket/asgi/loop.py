@@ -29,6 +29,8 @@ from gevent.threadpool import ThreadPoolExecutor
 from django_websocket.compat import naming
 from django_websocket.transport.turns import turns_of_loop
 
+from .executors import do
+
 with naming("asyncio"):
     from asyncio.events import _get_running_loop, _set_running_loop
 
@@ -230,6 +232,8 @@ class HubLoop(asyncio.SelectorEventLoop):
 
     def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:  # type: ignore[override]
         """See `asyncio.loop.run_in_executor`; `executor` may be one of gevent's, for native threads."""
+        if executor is None:
+            return super().run_in_executor(None, do, func, *args)
         if not isinstance(executor, ThreadPoolExecutor):
             return super().run_in_executor(executor, func, *args)
         future = self.create_future()

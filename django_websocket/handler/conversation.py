@@ -5,44 +5,32 @@ from __future__ import annotations
 import contextvars
 import logging
 import socket
+import traceback
 from collections.abc import Callable, Sequence
+from types import FrameType
 from typing import Any
 
-import gevent
-from django.core import signals
 from django.http import HttpRequest, HttpResponseBase
 from gevent import getcurrent
 
 from django_websocket.compat import naming
-from django_websocket.decorators import name_of
-from django_websocket.exceptions import BrokerError, MessagesMissed, WebSocketError
 from django_websocket.protocol.frames import CloseCode
 from django_websocket.protocol.handshake import ClientHandshake
-from django_websocket.signals import send
 from django_websocket.transport.clients import ClientGreenlet
 from django_websocket.transport.connection import Connection
 from django_websocket.transport.forking import end_child, in_child
-from django_websocket.transport.log import printable, report
 from django_websocket.transport.waiting import ViewGreenlet
 from django_websocket.websocket import WebSocket
 
 from .databases import Databases
+from .ending import end, end_with, untie
 from .handshake import Handshake
-from .refusal import code_and_reason_late
 from .surroundings import Surroundings
 
 with naming("application"):
     from asgiref.sync import AsyncToSync, _restore_context  # carries over what a plain copy of the context does not
-    from django.utils.functional import SimpleLazyObject, empty
 
 NOTHING: dict[str, Any] = {}  # one for all views without keyword arguments
-REFUSED_LATE = "the view refused a client that it had accepted"
-ANSWERED_LATE = "the view answered a client that it had accepted, and nobody gets the response"
-REMEDY = (
-    "; tell a client by websocket.send() or websocket.close(code, reason) and end with `return`, or return the "
-    "response before the first call of send(), receive() or accept()"
-)
-
 logger = logging.getLogger("django.request")
 
 
@@ -95,7 +83,7 @@ class Conversation(ViewGreenlet):
         # The view is not switched to at once: a greenlet that begins deep in the stack is dear to switch to and from.
         return self._handshake.answer_of(self)
 
-    def abort(self, error: Exception, timeout: float) -> None:
+    def abort(self, error: BaseException, timeout: float) -> None:
         """Raise `error` in the view, and wait up to `timeout` seconds for its end.
 
         It is an Exception: a pool's queue does not clean up after GreenletExit, a BaseException.
@@ -119,6 +107,11 @@ class Conversation(ViewGreenlet):
         connection = self.connection
         assert connection is not None
         self.client_left(connection.close_code or CloseCode.ABNORMAL, connection.close_reason)
+
+    @property
+    def frames(self) -> list[FrameType]:
+        """Where the view waits: the frames of its calls, the outermost first."""
+        return [frame for frame, _ in traceback.walk_stack(self.gr_frame)][::-1] if self.gr_frame else []
 
     def failed(self, reason: str) -> None:
         """Let the view know that there will be no connection."""
@@ -144,9 +137,9 @@ class Conversation(ViewGreenlet):
                 if in_child():
                     end_child(error)
                 self._databases.used = True  # the error may be of one that failed to connect, and was not noted
-                self._end_with(error)
+                end_with(error, self._handshake, self.websocket, self._request)
             else:
-                self._end(answer)
+                end(answer, self._handshake, self.websocket, self._request, self._view)
         finally:
             ViewGreenlet.running.discard(self)
             try:
@@ -184,63 +177,6 @@ class Conversation(ViewGreenlet):
             self._watch_databases(databases.release())
         return connection
 
-    def _end(self, answer: HttpResponseBase | None) -> None:
-        """End after the view has returned: `answer` counts if it had not accepted."""
-        connection = self.websocket.connection
-        if connection is None:
-            assert answer is not None
-            self._handshake.refuse(answer)
-        elif answer is not None:
-            self._end_with_answer(answer, connection)
-        elif not self.websocket.listening:
-            connection.close()
-
-    def _end_with_answer(self, answer: object, connection: Connection) -> None:
-        """End after the view has returned something that came too late to be the answer to the handshake."""
-        returned = f"{name_of(self._view)} returned {type(answer).__qualname__}"
-        refusal = code_and_reason_late(self._request, answer)
-        if refusal is not None:
-            report(self._handshake.who, refusal[0], REFUSED_LATE, returned)
-            connection.close(*refusal)
-            return
-        code = None
-        if not self.websocket.listening:
-            code = CloseCode.NORMAL
-            connection.close()
-        report(self._handshake.who, code, ANSWERED_LATE, returned + REMEDY)
-
-    def _end_with(self, error: BaseException) -> None:
-        """End after the view has raised, whatever it was: no other client may notice."""
-        connection = self.websocket.connection
-        if connection is None:
-            if not self._handshake.refuse_after(error):
-                self._log(error)
-        elif isinstance(error, WebSocketError):
-            connection.close()
-        elif isinstance(error, BrokerError):
-            report(self._handshake.who, CloseCode.TRY_AGAIN_LATER, str(error), level=logging.ERROR)
-            connection.close(CloseCode.TRY_AGAIN_LATER, "try again later")
-        elif (refusal := code_and_reason_late(self._request, error)) is not None:
-            report(self._handshake.who, refusal[0], REFUSED_LATE, repr(error))
-            connection.close(*refusal)
-        elif isinstance(error, gevent.GreenletExit):
-            connection.close(CloseCode.SERVICE_RESTART)
-        elif isinstance(error, MessagesMissed):
-            report(self._handshake.who, CloseCode.SERVICE_RESTART, "messages may have been missed")
-            connection.close(CloseCode.SERVICE_RESTART, "messages may have been missed")
-        else:
-            connection.close(CloseCode.INTERNAL_ERROR, "internal error")
-            self._log(error)
-
-    def _log(self, error: BaseException) -> None:
-        send(signals.got_request_exception, type(self), request=self._request)
-        logger.error(
-            "Error in the WebSocket view of %s",
-            printable(self._request.path),
-            exc_info=error,
-            extra={"status_code": 500, "request": self._request},
-        )
-
     def _let_go(self) -> None:
         """Leave the connection, which may outlive the view."""
         connection = self.connection
@@ -276,14 +212,3 @@ class Conversation(ViewGreenlet):
         """Release the databases: a wait of hours may not hold a connection. Raises RuntimeError in a transaction."""
         self._databases.check_no_atomic("A view cannot wait for a message")
         self._watch_databases(self._databases.release())
-
-
-def untie(request: HttpRequest) -> None:
-    """Undo the circles of a request, so that what ends with its view is freed then, and not by the collector."""
-    attributes = vars(request)
-    user = attributes.get("user")
-    if isinstance(user, SimpleLazyObject) and user._wrapped is not empty:
-        vars(user)["_setupfunc"] = None  # it refers to the request, and has done its work
-    for name in ("auser", "_messages"):
-        attributes.pop(name, None)
-    request.META.pop("wsgi.websocket", None)

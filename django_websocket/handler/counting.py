@@ -13,7 +13,7 @@ from django.http import HttpRequest
 from django_websocket.signals import send, websocket_disconnected
 from django_websocket.transport.connection import Connection
 from django_websocket.transport.waiting import unfinished
-from django_websocket.websocket import WebSocket
+from django_websocket.websocket import BaseWebSocket
 
 
 class CountingConnection(Connection):
@@ -44,7 +44,7 @@ class CountingConnection(Connection):
 
 
 def make_connection(
-    view: Callable[..., Any], request: HttpRequest, websocket: WebSocket, *args: Any, **kwargs: Any
+    view: Callable[..., Any], request: HttpRequest, websocket: BaseWebSocket, *args: Any, **kwargs: Any
 ) -> Connection:
     """Return a new connection; its end is told to the receivers of `websocket_disconnected`, if there are any."""
     if not websocket_disconnected.has_listeners(view):

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from typing import Any, Protocol
 
@@ -28,7 +29,7 @@ from django_websocket.signals import send, websocket_connected
 from django_websocket.transport.connection import Connection
 from django_websocket.transport.deadlines import Deadline
 from django_websocket.transport.log import report
-from django_websocket.websocket import WebSocket
+from django_websocket.websocket import BaseWebSocket
 
 from .counting import make_connection
 from .orders import orders
@@ -65,7 +66,7 @@ class HandshakeTimeout(Exception):
 
 
 class Runner(Taker, Protocol):
-    """Runs a view: a greenlet of its own, or whatever else a kind of view needs."""
+    """Runs a view: a greenlet, or a task of asyncio's."""
 
     def start(self) -> None:
         """Have the view begin once the running greenlet waits."""
@@ -207,15 +208,20 @@ class Handshake:
     def wait(self) -> Connection:
         """Let the running greenlet wait for the outcome."""
         while (connection := self.outcome()) is None:
-            go_on = getcurrent().switch
-            self.waiting.append(go_on)
-            try:
+            with self.telling(getcurrent().switch):
                 get_hub().switch()
-            finally:  # also when somebody throws an exception into this greenlet
-                self.waiting.remove(go_on)
         return connection
 
-    def complete(self, websocket: WebSocket, connection: Connection) -> bool:
+    @contextmanager
+    def telling(self, call: Callable[[], object]) -> Iterator[None]:
+        """Have `call` called, in the hub, when the outcome is known within the block."""
+        self.waiting.append(call)
+        try:
+            yield
+        finally:  # also when somebody throws an exception into whoever waits
+            self.waiting.remove(call)
+
+    def complete(self, websocket: BaseWebSocket, connection: Connection) -> bool:
         """Give the view its connection. Returns False if another greenlet of the view has done so."""
         if self._asked is None:
             return False
@@ -227,7 +233,7 @@ class Handshake:
 
     # --- for the server, through the runner ----------------------------------------------------------------------
 
-    def connect(self, websocket: WebSocket, sock: socket.socket, early: bytes, head: bytes) -> Connection:
+    def connect(self, websocket: BaseWebSocket, sock: socket.socket, early: bytes, head: bytes) -> Connection:
         """Return the new connection; see `Taker.opened`."""
         options = self._options
         self._connection = connection = make_connection(

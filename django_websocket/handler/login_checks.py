@@ -16,6 +16,7 @@ from functools import partial
 from importlib import import_module
 from typing import Any, NamedTuple, TypeVar, cast
 
+from asgiref.sync import sync_to_async
 from django.apps import apps
 from django.contrib.auth import BACKEND_SESSION_KEY, HASH_SESSION_KEY, SESSION_KEY, get_user_model, load_backend
 from django.contrib.auth.backends import ModelBackend
@@ -71,11 +72,17 @@ def watch(request: HttpRequest, connection: Connection, surroundings: Surroundin
         attributes = vars(user)
         attributes["_setupfunc"] = FirstLook(attributes["_setupfunc"], request, connection, logins, get_hub().loop)
         user = None
+    fetch = vars(request).get("auser")
+    if fetch is not None:
+        request.auser = FirstLook(fetch, request, connection, logins, get_hub().loop).fetch_asynchronously
     logins.add_all(surroundings.run(logins_of, request, user), connection, surroundings)
 
 
 class FirstLook:
-    """Replaces the function that fetches a lazy `request.user`, to have the login watched from then on."""
+    """Replaces the function that fetches a lazy `request.user`, to have the login watched from then on.
+
+    Its method `fetch_asynchronously` does so for `request.auser`.
+    """
 
     __slots__ = ("_connection", "_fetch", "_logins", "_loop", "_request")
 
@@ -91,12 +98,24 @@ class FirstLook:
     def __call__(self) -> Any:
         """Fetch the user, in the calling thread."""
         user = self._fetch()
+        self._watch(user)
+        return user
+
+    async def fetch_asynchronously(self) -> Any:
+        """Fetch the user; later calls go to the original function."""
+        user = await self._fetch()
+        request = self._request()
+        if request is not None:
+            await sync_to_async(self._watch)(user)  # where the view's databases are, and a session may be loaded
+            request.auser = self._fetch  # not before: the call may be cancelled
+        return user
+
+    def _watch(self, user: Any) -> None:
         request, connection = self._request(), self._connection()
         if request is not None and connection is not None:
             found = logins_of(request, user)
             surroundings = Surroundings(contextvars.copy_context(), connections.all(initialized_only=True))
             self._loop.run_callback_threadsafe(self._logins.add_all, found, connection, surroundings)
-        return user
 
 
 def logins_of(request: HttpRequest, user: Any) -> list[Login]:

@@ -31,7 +31,7 @@ def prepare() -> None:
     if "geventwebsocket.gunicorn.workers" in sys.modules:
         compat.verify("stock worker")
         if monkey.is_module_patched("select"):
-            from django_websocket.asgi.sharing import share_with_asgiref
+            from .sharing import share_with_asgiref
 
             select.select = cooperative_select
             policy.install()

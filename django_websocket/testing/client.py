@@ -17,8 +17,8 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from types import FrameType, TracebackType
+from typing import Any, Protocol, runtime_checkable
 
 import django.test
 import gevent
@@ -30,7 +30,6 @@ from gevent import monkey
 
 from django_websocket.compat import naming
 from django_websocket.exceptions import ConnectionClosed
-from django_websocket.handler.conversation import Conversation
 from django_websocket.handler.handshake import KILL_TIMEOUT
 from django_websocket.handler.upgrade import HANDSHAKE_KEY, KEY, Upgrade
 from django_websocket.protocol.engine import Close, Engine, Failure, Ping, Role
@@ -141,12 +140,35 @@ class Client(django.test.Client):
         except BaseException as error:
             conversation = upgrade.taker
             upgrade.fail(f"The handshake ended with {error!r}")
-            if isinstance(conversation, Conversation):
+            if isinstance(conversation, RunningView):
                 conversation.join(timeout)
             raise
         # Where the view is refused by a close code, nobody converses.
-        conversation = conversation if isinstance(conversation, Conversation) else None
+        conversation = conversation if isinstance(conversation, RunningView) else None
         return ClientWebSocket(self, response, subprotocol, conversation, upgrade, timeout)
+
+
+@runtime_checkable
+class RunningView(Protocol):
+    """A view and its client, as a test looks at them: the conversation of a greenlet or of a coroutine.
+
+    `keeps_request` is set by whoever needs the request when the view has ended.
+    """
+
+    keeps_request: bool
+
+    def ready(self) -> bool:
+        """Whether the view has ended."""
+
+    def join(self, timeout: float | None = None) -> object:
+        """Let the running greenlet wait for the end of the view, up to `timeout` seconds."""
+
+    def abort(self, error: BaseException, timeout: float) -> None:
+        """Raise `error` in the view, and wait up to `timeout` seconds for its end."""
+
+    @property
+    def frames(self) -> list[FrameType]:
+        """Where the view waits: the frames of its calls, the outermost first."""
 
 
 class ClientWebSocket:
@@ -163,7 +185,7 @@ class ClientWebSocket:
         client: Client,
         response: HttpResponse,
         subprotocol: str | None,
-        conversation: Conversation | None,
+        conversation: RunningView | None,
         upgrade: Upgrade,
         timeout: float,
     ) -> None:
@@ -273,7 +295,7 @@ class ClientWebSocket:
                     )
         finally:
             if self._conversation is not None:
-                self._conversation.kill(timeout=KILL_TIMEOUT)  # if it has not ended
+                self._conversation.abort(gevent.GreenletExit(), KILL_TIMEOUT)  # if it has not ended
             self._sock.close()
             self._end(CloseCode.ABNORMAL)
             self._let_happen()
@@ -360,7 +382,7 @@ class ClientWebSocket:
         """Say where the view stands."""
         if self._conversation is None or self._conversation.ready():
             return "The view has ended."
-        stack = traceback.extract_stack(self._conversation.gr_frame)
+        stack = traceback.StackSummary.extract((frame, frame.f_lineno) for frame in self._conversation.frames)
         own = [frame for frame in stack if not frame.filename.startswith(NOT_THE_VIEW)]
         return "The view waits here:\n" + "".join(traceback.format_list(own or stack))
 

@@ -89,6 +89,7 @@ class Connection(Readable):
         "id",
         "inbox",
         "limits",
+        "never_waits",
         "on_end",
         "state",
         "who",
@@ -124,6 +125,7 @@ class Connection(Readable):
         self.discard = discard
         self.agreement = agreement
         self._plain_below = sys.maxsize if agreement is None else agreement.plain_below
+        self.never_waits = False  # whether whoever sends waits otherwise than in `send` while this is `crowded`
         self.before_taking: Callable[[], None] | None = None  # called when a message is asked for; it may raise
         self.close_code: int | None = None
         self.close_reason = ""
@@ -501,29 +503,44 @@ class Connection(Readable):
             self._engine.forget_sent()
         return filled
 
+    @property
+    def crowded(self) -> bool:
+        """Whether so much waits for the client that the view should not send more."""
+        return self._blocked and self._outbox.size > self.limits.send_buffer_size
+
+    def until_drained(self) -> tuple[GreenletEvent, int]:
+        """Return what is set when the client has read enough or the connection closes, and the bytes taken so far."""
+        if self._drained is None:
+            self._drained = GreenletEvent()
+        self._drained.clear()
+        return self._drained, self._outbox.taken
+
+    def judge_reader(self, before: int) -> None:
+        """Close if the client has taken little since `before`, a number of bytes, although it had its time."""
+        if self._outbox.taken - before < self.limits.send_buffer_size:
+            self._give_up(CloseCode.POLICY_VIOLATION, "does not read")
+
+    def check_not_closing(self) -> None:
+        """Raise ConnectionClosed if nothing can be sent any more."""
+        if self.state is not OPEN and self.state is not ANSWERING:
+            raise ConnectionClosed(self.close_code or CloseCode.ABNORMAL, self.close_reason)
+
     def _wait_until_drained(self) -> None:
         """Let the view wait until the client has read, so that what the view sends does not pile up here."""
-        limits = self.limits
-        outbox = self._outbox
-        while outbox.size > limits.send_buffer_size:
-            if self._drained is None:
-                self._drained = GreenletEvent()
-            self._drained.clear()
-            before = outbox.taken
+        while self.crowded and not self.never_waits:
+            drained, before = self.until_drained()
             late = ClientDoesNotRead()
-            deadline = Deadline(limits.send_timeout, late)
+            deadline = Deadline(self.limits.send_timeout, late)
             try:
-                self._drained.wait()
+                drained.wait()
             except ClientDoesNotRead as error:
                 if error is not late:
                     raise
-                if outbox.taken - before < limits.send_buffer_size:
-                    self._give_up(CloseCode.POLICY_VIOLATION, "does not read")
+                self.judge_reader(before)
             finally:
                 deadline.close()
                 del late  # its traceback refers to this frame
-            if self.state is not OPEN and self.state is not ANSWERING:
-                raise ConnectionClosed(self.close_code or CloseCode.ABNORMAL, self.close_reason)
+            self.check_not_closing()
 
     # --- from one state to the next ------------------------------------------------------------------------------
 

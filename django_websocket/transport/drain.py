@@ -18,6 +18,7 @@ from .waiting import ViewGreenlet, unfinished
 MARGIN = 2.0  # seconds before gunicorn's graceful_timeout at which the worker is gone; half of a shorter one
 STEPS = 20  # groups in which clients are told
 HEAD_GRACE = 1.0  # seconds in which a request may still begin
+CANCELLATION = 1.0  # seconds for the `finally` blocks of coroutines; the margin has room for it
 LOOK = 0.05  # seconds between two looks at what goes on
 
 
@@ -54,6 +55,17 @@ class Drain:
                 for client in tuple(self._serving):
                     if client.waits_for_head:
                         client.kill(WorkerStops(), block=False)
+            self._notify()
+            gevent.sleep(LOOK)
+        self._cancel()
+
+    def _cancel(self) -> None:
+        """Cancel the coroutines that have not ended, and give them a moment for their `finally` blocks."""
+        end = time.monotonic() + CANCELLATION
+        coroutines = {each for each in unfinished if hasattr(each, "cancel")}
+        for each in coroutines:
+            each.cancel()
+        while coroutines & unfinished and time.monotonic() < end:
             self._notify()
             gevent.sleep(LOOK)
 

@@ -20,8 +20,8 @@ from .turns import turns_of_loop
 __all__ = ["Readable", "ViewGreenlet", "close_at_end", "readable_with", "wait"]
 
 SECOND_WAITER = (
-    "Another greenlet already waits for this. Let one greenlet receive and hand the messages on, for example through "
-    "a gevent.queue.Queue."
+    "Another greenlet or task already waits for this. Let one receive and hand the messages on, for example through "
+    "a gevent.queue.Queue, or an asyncio.Queue."
 )
 OTHER_THREAD = (
     "This belongs to another thread, and only greenlets of that thread can wait for it. Receive in the view and hand "
@@ -33,7 +33,15 @@ NOT_PATCHED = (
     "the subscription itself instead of a number."
 )
 
-unfinished: set[greenlet] = set()  # greenlets, other than views, that still work for clients that have left
+
+unfinished: set[object] = set()  # what still goes on beside the greenlets of views; it may have a `cancel()`
+
+
+class Waiter(Protocol):
+    """Who waits for a `Readable`: a greenlet, or what stands for a coroutine."""
+
+    def switch(self) -> object:
+        """Go on. Called in the hub."""
 
 
 class Dependent(Protocol):
@@ -213,7 +221,7 @@ class Readable:
     def __init__(self) -> None:
         self._loop = get_hub()  # of the thread whose greenlets can wait for this
         self._signal: Signal | None = None
-        self._waiter: greenlet | None = None
+        self._waiter: Waiter | None = None
 
     @property
     def readiness(self) -> Readable:
@@ -253,6 +261,16 @@ class Readable:
             del _with_signal[self._signal.fileno()]
             self._signal.close()
             self._signal = None
+
+    def claim(self, waiter: Waiter) -> None:
+        """Have `waiter` go on when this may be ready. Raises RuntimeError if there is another one."""
+        if self._waiter is not None:
+            raise RuntimeError(SECOND_WAITER)
+        self._waiter = waiter
+
+    def release(self) -> None:
+        """Undo `claim`."""
+        self._waiter = None
 
     def _wait(self) -> None:
         """Let the running greenlet wait until this may be ready: `wait()` in a form for the path of each message."""

@@ -653,7 +653,7 @@ def outcome(function: Callable[[], Any]) -> str | None:
 
 if __name__ == "__main__":
     from django_websocket.asgi.policy import install
-    from django_websocket.asgi.sharing import share_with_asgiref
+    from django_websocket.handler.sharing import share_with_asgiref
 
     install()
     share_with_asgiref(bool)

@@ -54,7 +54,7 @@ LOGGING = {
 }
 
 # ours
-WEBSOCKET_URLCONF = "djangosite.ours_urls"
+WEBSOCKET_URLCONF = os.environ.get("WEBSOCKET_URLCONF", "djangosite.ours_urls")
 WEBSOCKET_BROKER = REDIS_URL
 
 # Channels

@@ -11,7 +11,7 @@ from django.dispatch import receiver
 from django_websocket.signals import websocket_connected, websocket_disconnected
 from django_websocket.websocket import WebSocket
 
-from . import probe, views
+from . import asynchronous, probe, views
 from .models import Note
 
 
@@ -29,6 +29,18 @@ def disconnected(request: Any, **told: Any) -> None:
     probe.note(
         request, f"{told['code']} {told['reason']} {told['received']} {told['sent']} {0 < told['duration'] < 60}"
     )
+
+
+@receiver(websocket_connected, sender=asynchronous.observed)
+def connected_asynchronously(request: Any, **kwargs: Any) -> None:
+    Note.objects.create(text="connected")
+    probe.note(request, "connected")
+
+
+@receiver(websocket_disconnected, sender=asynchronous.observed)
+def disconnected_asynchronously(request: Any, **told: Any) -> None:
+    Note.objects.create(text="disconnected")
+    probe.note(request, f"{told['code']} {told['reason']} {told['received']} {told['sent']}")
 
 
 @receiver(websocket_connected, sender=views.observed)

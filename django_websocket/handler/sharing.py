@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from asgiref.sync import SyncToAsync
 
-from .executors import SerialExecutor
+from django_websocket.asgi.executors import SerialExecutor, call_behind_each
 
 __all__ = ["share_with_asgiref"]
 
@@ -27,7 +27,7 @@ class LocalToGreenlet(threading.local):
     @property
     def main_event_loop(self) -> asyncio.AbstractEventLoop:
         """The loop of whoever has called this greenlet's function by `sync_to_async`, or the shared loop."""
-        from .loop import shared_loop
+        from django_websocket.asgi.loop import shared_loop
 
         loop: asyncio.AbstractEventLoop | None = vars(self).get("loop")
         return shared_loop() if loop is None or loop.is_closed() else loop
@@ -51,5 +51,6 @@ def share_with_asgiref(after: Callable[[], object]) -> None:
 
     Only where gevent has patched `threading`.
     """
+    call_behind_each(after)
     SyncToAsync.threadlocal = LocalToGreenlet()
-    SyncToAsync.single_thread_executor = SerialExecutor(after)  # type: ignore[assignment]
+    SyncToAsync.single_thread_executor = SerialExecutor(bool, after)  # type: ignore[assignment]

@@ -1,0 +1,185 @@
+"""What an asynchronous view holds: the WebSocket, with methods to await."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+from typing import TYPE_CHECKING, Any
+
+from django_websocket import pubsub
+from django_websocket.protocol.frames import CloseCode, check_close
+from django_websocket.pubsub.json_text import as_json, from_json
+from django_websocket.transport.connection import Connection
+from django_websocket.websocket import BaseWebSocket, Message, OnSlow, as_payload
+
+from .waiting import in_greenlet, until_ready, until_set
+
+if TYPE_CHECKING:
+    from django.http import HttpResponse
+
+    from django_websocket.pubsub.forwarding import Forwarding
+
+__all__ = ["AsyncWebSocket"]
+
+
+class AsyncWebSocket(BaseWebSocket):
+    """A client's WebSocket, as an `async def` view sees it: what `WebSocket` has, with `await` before what may wait.
+
+    The handshake is not answered yet when the view begins. The first call that needs the client accepts it: receiving,
+    sending, iterating, subscribing, or `accept()` itself. Until then the view may return an `HttpResponse` or raise,
+    and the client gets that instead.
+
+    Several tasks of the view may send; one at a time may receive.
+    """
+
+    __slots__ = ("_accept", "_forwardings", "received")
+
+    def __init__(
+        self,
+        environ: dict[str, Any],
+        response: HttpResponse,
+        accept: Callable[[str | None], Awaitable[Connection]],
+    ) -> None:
+        super().__init__(environ, response)
+        self._accept: Callable[[str | None], Awaitable[Connection]] | None = accept
+        self._forwardings: weakref.WeakSet[Forwarding] | None = None
+        self.received = 0  # messages
+
+    # --- the handshake -------------------------------------------------------------------------------------------
+
+    async def accept(self, subprotocol: str | None = None) -> None:
+        """Answer the handshake with 101 and open the connection; see `WebSocket.accept`."""
+        if self.connection is None:
+            await self._open(subprotocol)
+
+    async def _open(self, subprotocol: str | None = None) -> Connection:
+        accept = self._accept
+        assert accept is not None
+        connection = self.connection = await accept(subprotocol)
+        connection.id = self._id
+        self._accept = None  # it refers to what runs the view, which has this
+        return connection
+
+    # --- messages ------------------------------------------------------------------------------------------------
+
+    async def receive(self, timeout: float | None = None) -> str | bytes | None:
+        """Return the client's next message: `str` for text, `bytes` for binary, None when there will be none.
+
+        Raises TimeoutError after `timeout` seconds, and ValueError if that is NaN. A call that is cancelled, as by
+        `asyncio.wait_for`, has taken no message.
+        """
+        connection = self.connection or await self._open()
+        while not (connection.inbox or connection.ready()):
+            await until_ready(connection, timeout)
+        self.received += 1
+        return connection.receive()
+
+    async def send(self, message: Message, binary: bool | None = None) -> None:
+        """Send one message: text for `str`, binary for bytes, or as `binary` says.
+
+        Waits if the client does not read and `WEBSOCKET_SEND_BUFFER_SIZE` is used up. Raises `ConnectionClosed`, a
+        `WebSocketError`, when the connection is closed; a view that lets it pass ends quietly.
+        """
+        if type(message) is not str or binary:
+            message = as_payload(message, binary)
+        connection = self.connection or await self._open()
+        connection.send(message)
+        if connection.crowded:
+            await until_drained(connection)
+
+    async def __aiter__(self) -> AsyncIterator[str | bytes]:
+        """Iterate over the client's messages, until there will be none."""
+        while (message := await self.receive()) is not None:
+            yield message
+
+    async def receive_json(self, timeout: float | None = None) -> Any:
+        """Return the next message, decoded from JSON; see `WebSocket.receive_json`."""
+        message = await self.receive(timeout)
+        return None if message is None else from_json(message)
+
+    async def send_json(self, value: Any) -> None:
+        """Send `value` as JSON in a text message; see `WebSocket.send_json`."""
+        await self.send(as_json(value))
+
+    # --- the end -------------------------------------------------------------------------------------------------
+
+    async def close(self, code: int = CloseCode.NORMAL, reason: str = "") -> None:
+        """Close the connection with `code` (1000, or 3000 to 4999 for your own) and a `reason`; see `WebSocket.close`.
+
+        Waits for nothing but the acceptance of the handshake, if there is a code or reason to tell.
+        """
+        check_close(code, reason)  # before anything changes
+        if self.connection is not None or code != CloseCode.NORMAL or reason:
+            (self.connection or await self._open()).close(code, reason)
+
+    # --- channels ------------------------------------------------------------------------------------------------
+
+    def subscribe(self, *channels: str, on_slow: OnSlow = "close", on_missed: Any = None) -> Subscribing:
+        """Have what is published to `channels` sent to this client, as it is; see `WebSocket.subscribe`.
+
+        `async with websocket.subscribe("news"):` for the time of a block, `await websocket.subscribe("news")` until the
+        view ends or the returned object is closed.
+        """
+        return Subscribing(self, channels, {"on_slow": on_slow, "on_missed": on_missed})
+
+    async def listen(self, *channels: str, on_slow: OnSlow = "close", on_missed: Any = None) -> HttpResponse:
+        """Subscribe this client to `channels` for good; return the result from the view. See `WebSocket.listen`."""
+        await self.forward(channels, {"on_slow": on_slow, "on_missed": on_missed}, for_good=True)
+        connection = self.connection
+        assert connection is not None
+        connection.drop_input()
+        self.listening = True
+        return self.response
+
+    async def forward(
+        self, channels: tuple[str, ...], options: dict[str, Any], *, for_good: bool = False
+    ) -> Forwarding:
+        """Subscribe the client; for the methods above."""
+        forwarding = await in_greenlet(pubsub.forward, channels, for_good=True, **options)  # the broker may be away
+        try:
+            forwarding.attach(self.connection or await self._open())
+        except BaseException:
+            forwarding.close()
+            raise
+        if not for_good:
+            if self._forwardings is None:
+                self._forwardings = weakref.WeakSet()
+            self._forwardings.add(forwarding)
+        return forwarding
+
+    def close_all(self) -> None:
+        """End the subscriptions that the view has left open."""
+        for forwarding in tuple(self._forwardings or ()):
+            forwarding.close()
+
+
+class Subscribing:
+    """A subscription that is about to begin: await it, or begin it with `async with`."""
+
+    __slots__ = ("_channels", "_forwarding", "_options", "_websocket")
+
+    def __init__(self, websocket: AsyncWebSocket, channels: tuple[str, ...], options: dict[str, Any]) -> None:
+        self._websocket = websocket
+        self._channels = channels
+        self._options = options
+        self._forwarding: Forwarding | None = None
+
+    def __await__(self) -> Generator[Any, None, Forwarding]:
+        return self._websocket.forward(self._channels, self._options).__await__()
+
+    async def __aenter__(self) -> Forwarding:
+        self._forwarding = await self
+        return self._forwarding
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        assert self._forwarding is not None
+        self._forwarding.close()
+
+
+async def until_drained(connection: Connection) -> None:
+    """Wait until the client has read. Raises `ConnectionClosed` if it does not."""
+    while connection.crowded:
+        drained, before = connection.until_drained()
+        if not await until_set(drained, connection.limits.send_timeout):
+            connection.judge_reader(before)
+        connection.check_not_closing()
