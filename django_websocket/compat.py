@@ -1,9 +1,9 @@
-"""What other libraries do not promise to keep and this package relies on, and the sentence that says what is gone.
+"""The names in other libraries that this package needs although those libraries do not promise to keep them.
 
-`RELIED_ON` is the whole list, and a test finds each private name that is used without a row. A module that cannot be
-imported without one of the names imports it within `naming()`; what is used later, or for each message, is looked for
-once, by `verify()`, when a server starts. Nothing is imported here before it is asked for, so that every layer may use
-this module. Private to this package.
+`RELIED_ON` lists them all, and a test fails for any private name that the package uses and the list does not have. If a
+module needs such a name at the top, it imports the name within `naming()`. The other names are checked once, by
+`verify()`, when a server starts. When a name is gone, one sentence says which one and what to install. This module
+imports other libraries only inside functions, so every layer may use it. Private to this package.
 """
 
 from __future__ import annotations
@@ -20,22 +20,23 @@ __all__ = ["RELIED_ON", "Incompatible", "Name", "apply_mask", "is_there", "maski
 
 OURS = "django-gevent-websocket"  # on PyPI
 PYTHON = "Python"
-BOUND = re.compile(r"([A-Za-z0-9._-]+)(?:\[[^]]*\])? *>= *([0-9.]+)")  # of a dependency, as the metadata has it
+BOUND = re.compile(r"([A-Za-z0-9._-]+)(?:\[[^]]*\])? *>= *([0-9.]+)")  # a dependency in the package's metadata
 
 
 class Incompatible(ImportError):
-    """A library does not have a name that the package cannot do without; the text says which, and what to install."""
+    """A library lacks a name that the package needs. The text says which name it is and what to install."""
 
 
 class Name(NamedTuple):
-    """A name that is relied on.
+    """A name that the package relies on.
 
-    `path` is where it is: "module:name", or "module:Class.name". `use` says what it does here, behind "which". `made`
-    returns an object that has the name, where the class does not show it; `probe` returns whether the name still
-    does what is expected of it. `instead` says what happens without it, where something can.
+    `path` says where the name is: "module:name", or "module:Class.name". `use` says what the package uses it for, and
+    completes the sentence "..., which ...". `made` returns an object that has the name, for a name that only instances
+    have. `probe` returns whether the name still behaves as expected. `instead` says what happens without the name, if
+    the package can do without it.
     """
 
-    library: str  # as it is called on PyPI
+    library: str  # its name on PyPI
     path: str
     use: str
     made: Callable[[], object] | None = None
@@ -46,13 +47,13 @@ class Name(NamedTuple):
         return self.path.replace(":", ".")
 
 
-# --- what the names are looked for in ---------------------------------------------------------------------------------
+# --- objects that have the names, and probes --------------------------------------------------------------------------
 
 
 def _loop() -> object:
     import gevent
 
-    return gevent.config.loop  # the class: there is no need for a loop to look at it
+    return gevent.config.loop  # the class, so that no loop has to be made
 
 
 def _new_gunicorn_config() -> Any:
@@ -61,7 +62,7 @@ def _new_gunicorn_config() -> Any:
     return Config()
 
 
-_gunicorn_config = cache(_new_gunicorn_config)  # it takes longer to make than all else here, and a dozen names need it
+_gunicorn_config = cache(_new_gunicorn_config)  # a dozen names need one, and nothing else here takes as long to make
 
 
 def _gunicorn_request() -> Any:
@@ -210,7 +211,7 @@ def _refers_back(name: str, back: str) -> Callable[[], bool]:
 
 
 def _takes(path: str, *args: object, **kwargs: object) -> Callable[[], bool]:
-    """Return the probe of what is called, or overridden, with these arguments."""
+    """Return a probe that checks whether a function, called or overridden here, still takes these arguments."""
 
     def probe() -> bool:
         import inspect
@@ -270,7 +271,7 @@ WORKER = "gunicorn.workers.ggevent:GeventWorker"
 REQUEST = "gunicorn.http.message:Request"
 STOCK = "geventwebsocket.websocket:WebSocket"
 
-# By the part of the package that relies on them.
+# By the part of the package that relies on the names.
 RELIED_ON: dict[str, list[Name]] = {
     "protocol": [
         Name(
@@ -619,7 +620,7 @@ RELIED_ON: dict[str, list[Name]] = {
 }
 
 
-# --- is it there? -----------------------------------------------------------------------------------------------------
+# --- checking the names -----------------------------------------------------------------------------------------------
 
 
 def _at(path: str) -> Any:
@@ -631,7 +632,7 @@ def _at(path: str) -> Any:
 
 
 def is_there(name: Name) -> bool:
-    """Whether a name can be relied on."""
+    """Return whether a name exists and still does what the package needs."""
     try:
         return _resolves(name) if name.probe is None else name.probe()
     except Exception:  # an untested version of a library may do anything
@@ -650,13 +651,13 @@ def _resolves(name: Name) -> bool:
 
 
 def missing(*parts: str) -> Iterator[tuple[Name, str]]:
-    """Return what is gone of what these parts of the package rely on, each with a sentence for the user."""
-    _gunicorn_config.cache_clear()  # what was there before may be gone
+    """Yield each name that these parts of the package rely on and that is gone, with a sentence for the user."""
+    _gunicorn_config.cache_clear()  # a name may have gone since the last time
     for part in parts:
         for name in RELIED_ON[part]:
             if not is_there(name):
                 yield name, sentence(name, changed=_resolves(name))
-    _gunicorn_config.cache_clear()  # a server asks once, and need not keep it
+    _gunicorn_config.cache_clear()  # a server asks only once, so it need not keep the configuration
 
 
 def verify(*parts: str) -> None:
@@ -668,7 +669,7 @@ def verify(*parts: str) -> None:
 
 @contextmanager
 def naming(*parts: str) -> Iterator[None]:
-    """Have an import in the block that fails for lack of a name raise `Incompatible`, which says what to install."""
+    """Raise `Incompatible`, which says what to install, if an import in the block fails because a name is gone."""
     try:
         yield
     except (ImportError, AttributeError):
@@ -677,7 +678,7 @@ def naming(*parts: str) -> Iterator[None]:
 
 
 def sentence(name: Name, *, changed: bool = False) -> str:
-    """Say that a name is gone, or has changed, what it was needed for, and what helps."""
+    """Return a sentence that says that a name is gone or has changed, what it was needed for, and what to do."""
     version = _version(name.library)
     minimum = _minimum(name.library)
     older = minimum is not None and _numbers(version) < _numbers(minimum)
@@ -706,12 +707,12 @@ def _version(library: str) -> str:
 
 
 def _minimum(library: str) -> str | None:
-    """Return the oldest version of a library with which this package was tested, None if that is not known."""
+    """Return the oldest version of a library that this package was tested with, or None if that is unknown."""
     from importlib import metadata
 
     try:
         requirements = metadata.requires(OURS) or []
-    except metadata.PackageNotFoundError:  # imported from a tree that is not installed
+    except metadata.PackageNotFoundError:  # the package was imported from a tree and is not installed
         requirements = []
     for match in filter(None, map(BOUND.match, requirements)):
         if match[1].lower().replace("_", "-") == library.lower():
@@ -723,18 +724,18 @@ def _numbers(version: str) -> list[int]:
     return [int(number) for number in re.findall(r"[0-9]+", version)][:3]
 
 
-# --- what stands in for a name ----------------------------------------------------------------------------------------
+# --- replacements for names that are gone -----------------------------------------------------------------------------
 
 
 def masking() -> Callable[[Any, Any], bytes]:
-    """Return what masks and unmasks bytes (RFC 6455, section 5.3): in C where websockets has it."""
+    """Return the function that masks and unmasks bytes (RFC 6455, section 5.3): websockets' C routine if it exists."""
     (name,) = RELIED_ON["protocol"]
     routine: Callable[[Any, Any], bytes] = _at(name.path) if is_there(name) else apply_mask
     return routine
 
 
 def apply_mask(data: bytes | memoryview, mask: bytes | memoryview) -> bytes:
-    """Return `data`, masked or unmasked with the four bytes of `mask`, by the arithmetic of large integers."""
+    """Return `data`, masked or unmasked with the four bytes of `mask`, by an XOR of large integers."""
     size = len(data)
     key = (bytes(mask) * (size // 4 + 1))[:size]
     return (int.from_bytes(data, "little") ^ int.from_bytes(key, "little")).to_bytes(size, "little")
@@ -745,6 +746,6 @@ def _masks(routine: Callable[[Any, Any], bytes]) -> bool:
 
 
 class NothingPending:
-    """Stands in for a loop that does not say how many of its callbacks are about to be called."""
+    """Stands in for a loop that does not tell how many callbacks are pending."""
 
     pendingcnt = 0

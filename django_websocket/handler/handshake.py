@@ -183,7 +183,7 @@ class Handshake:
     def refuse_after(self, error: BaseException) -> bool:
         """Answer with the error of a view that has no connection. Returns False if the error has to be logged instead.
 
-        What is no Exception, such as a SystemExit, becomes one: it ends the view, and not the server.
+        A BaseException such as SystemExit is wrapped in a RuntimeError, so that it ends the view and not the server.
         """
         if self.over:
             return True
