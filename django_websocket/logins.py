@@ -1,8 +1,12 @@
-"""Disconnecting users, sessions and others, in every process."""
+"""Logging in users whom a token names, and disconnecting users, sessions and others in every process."""
 
 from __future__ import annotations
 
+import math
+from datetime import datetime
 from typing import Any
+
+from django.http import HttpRequest
 
 from django_websocket.handler import orders
 from django_websocket.handler.users import LOGGED_OUT, identify
@@ -10,9 +14,34 @@ from django_websocket.pubsub.channels import check_channel
 
 from .websocket import WebSocket
 
-__all__ = ["disconnect"]
+__all__ = ["disconnect", "login"]
 
 NOT_GIVEN: Any = object()
+
+
+def login(request: HttpRequest, user: Any, *, expires: datetime | float | None = None) -> None:
+    """Make `user`, whom a token names, the user of this request and of its WebSocket.
+
+    Sets `request.user`. The WebSocket is closed with 4401 when the user is deactivated or deleted, by
+    `disconnect(user=...)`, and when the token expires: `expires` is a datetime, or seconds since the epoch as the `exp`
+    of a JWT (RFC 7519, section 4.1.4). It does not begin a session.
+
+    Call it in a middleware, a decorator, or the view, before the WebSocket is accepted or later. If the client sends a
+    newer token, call it again: the new login replaces the former one. A WebSocket whose view has `until_logout=False`
+    stays open. Raises ValueError for an anonymous user, one without a primary key, and an `expires` that is NaN.
+    """
+    if not getattr(user, "is_authenticated", False) or getattr(user, "pk", None) is None:
+        raise ValueError(f"{user!r} cannot be logged in: this takes a user who is stored in the database")
+    if isinstance(expires, datetime):
+        expires = expires.timestamp()
+    end = math.inf if expires is None else float(expires)
+    if math.isnan(end):
+        raise ValueError("expires is NaN, which is no time: leave it out for a token that does not expire")
+    from django_websocket.handler.login_checks import log_in  # it imports models, which must be installed
+
+    request.user = user
+    client = request.META.get("wsgi.websocket")
+    log_in(request, client.connection if isinstance(client, WebSocket) else None, user, end)
 
 
 def disconnect(

@@ -376,6 +376,38 @@ def test_examples_of_the_page_about_pages(browser: Browser, tmp_path: Path) -> N
         window.wait(lambda: window["body"].text.endswith("hellohello"))
 
 
+def test_pages_with_a_token(browser: Browser, tmp_path: Path) -> None:
+    project = readme_project(tmp_path)
+    project.put("docs/tokens.md")
+    views = """
+from chat import views as examples
+urlpatterns += [
+    path("by-subprotocol/", examples.by_subprotocol, name="by-subprotocol"),
+    path("by-message/", examples.by_message, name="by-message"),
+]"""
+    project.write("mysite/websocket_urls.py", views, add=True)
+    page = """
+from chat.tokens import make_token
+from django.contrib.auth.models import User
+from django.shortcuts import render
+
+def page(request, name, seconds):
+    user = User.objects.get_or_create(username="ann")[0]
+    return render(request, f"chat/{name}.html", {"token": make_token(user, int(seconds))})
+
+urlpatterns += [path("<name>/<seconds>/", page)]"""
+    project.write("mysite/urls.py", page, add=True)
+    project.run("python manage.py migrate --verbosity 0")
+    with project.runserver(command("README.md", "runwebsocket"), free_port()) as server:
+        for name, refusal in (("by_subprotocol", "4401 Unauthorized"), ("by_message", "4401 invalid token")):
+            window = browser.open(f"http://{server.address}/{name}/4/")
+            window.wait(lambda: window["body"].text == "Welcome, annhello")  # noqa: B023
+            window.wait(lambda: window["body"].text == "Welcome, annhello 4401 expired")  # noqa: B023
+            window.driver.get(f"http://{server.address}/{name}/-1/")
+            window.wait(lambda: window["body"].text == refusal)  # noqa: B023
+    assert [error for error in browser.errors() if "favicon" not in error] == []
+
+
 def test_page_reads_why_it_was_refused(browser: Browser, start_site: StartSite) -> None:
     with start_site() as server:
         window = browser.open(f"http://{server.address}/page/")

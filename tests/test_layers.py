@@ -59,7 +59,7 @@ FIXED = {
     "signals": ["websocket_connected", "websocket_disconnected"],
     "exceptions": ["BrokerError", "ConnectionClosed", "HandshakeFailed", "MessagesMissed", "WebSocketError"],
     "sessions": ["update_session"],
-    "logins": ["disconnect"],
+    "logins": ["disconnect", "login"],
     "addresses": ["websocket_url"],
     "pubsub": ["publish", "subscribe"],
     "pubsub.broker": ["Broker", "Listener", "Receiver", "Subscriber"],

@@ -16,7 +16,7 @@ from .support.documentation import Project, readme_project
 from .support.servers import ROOT
 
 BIN = Path(sys.executable).parent
-TYPED_PAGES = ["README.md", "docs/publish.md", "docs/security.md", "docs/testing.md", "docs/views.md"]
+TYPED_PAGES = ["README.md", "docs/publish.md", "docs/security.md", "docs/testing.md", "docs/tokens.md", "docs/views.md"]
 ANNOTATIONS = {"request": "HttpRequest", "websocket": "WebSocket", "room": "str"}
 CLIENT = "client: Client  # pyright: ignore[reportIncompatibleVariableOverride]"
 IMPORTS = """

@@ -159,7 +159,8 @@ class Handshake:
         if subprotocol is None:
             subprotocol = choose_subprotocol(offered, self._options.subprotocols)
         elif subprotocol not in offered:
-            raise ValueError(f"The subprotocol {subprotocol!r} cannot be chosen: the client offered {list(offered)}")
+            # Those that it did offer are not named: one may be a token, which does not belong in a log.
+            raise ValueError(f"The subprotocol {subprotocol!r} cannot be chosen: the client did not offer it")
         upgrade: Upgrade = self._request.META[KEY]
         response = self.response
         wanted = None if upgrade.answered else self._options.wanted_compression()

@@ -31,7 +31,9 @@ from django.utils.functional import SimpleLazyObject, empty
 from gevent.hub import get_hub
 
 from django_websocket import conf
+from django_websocket.decorators import options_of
 from django_websocket.transport.connection import Connection
+from django_websocket.transport.deadlines import sweep_of_loop, ticks
 from django_websocket.transport.log import report
 from django_websocket.transport.loops import PerLoop
 from django_websocket.transport.turns import let_others_run_if_spent
@@ -41,11 +43,13 @@ from .rounds import Rounds
 from .surroundings import Surroundings
 from .users import LOGGED_OUT, User, identify
 
-__all__ = ["watch"]
+__all__ = ["log_in", "watch"]
 
 K = TypeVar("K", bound=Hashable)
 
 BATCH = 500  # logins in one query
+EXPIRED = "expired"
+KEY = "django_websocket.login"  # in the WSGI environment, until the WebSocket is accepted
 
 
 class Login(NamedTuple):
@@ -55,7 +59,7 @@ class Login(NamedTuple):
     user: User
     auth_hash: str
     backend: str
-    expires: float  # seconds since the epoch; of a session that its store does not end
+    expires: float  # seconds since the epoch; of a token, and of a session that its store does not end
     checked: bool = True  # False for a user that is in no database, whom only disconnect() can end
 
 
@@ -68,6 +72,10 @@ def watch(request: HttpRequest, connection: Connection, surroundings: Surroundin
         return
     logins = logins_of_loop()
     user = vars(request).get("user")
+    login: Login | None = request.META.pop(KEY, None)
+    if login is not None:
+        logins.replace(login, connection, surroundings)
+        user = None
     if isinstance(user, SimpleLazyObject) and user._wrapped is empty:
         attributes = vars(user)
         attributes["_setupfunc"] = FirstLook(attributes["_setupfunc"], request, connection, logins, get_hub().loop)
@@ -76,6 +84,22 @@ def watch(request: HttpRequest, connection: Connection, surroundings: Surroundin
     if fetch is not None:
         request.auser = FirstLook(fetch, request, connection, logins, get_hub().loop).fetch_asynchronously
     logins.add_all(surroundings.run(logins_of, request, user), connection, surroundings)
+
+
+def log_in(request: HttpRequest, connection: Connection | None, user: Any, expires: float) -> None:
+    """Close `connection` when `user`, whom a token names, may no longer log in, and at the time `expires`.
+
+    Without a connection yet, the login is watched from the acceptance on.
+    """
+    login = Login("", identify(user), "", "", expires, is_stored(user))
+    if connection is None:
+        request.META[KEY] = login
+        return
+    match = request.resolver_match
+    options = None if match is None else options_of(match.func)
+    if options is None or options.until_logout:
+        surroundings = Surroundings(contextvars.copy_context(), connections.all(initialized_only=True))
+        logins_of_loop().replace(login, connection, surroundings)
 
 
 class FirstLook:
@@ -125,9 +149,13 @@ def logins_of(request: HttpRequest, user: Any) -> list[Login]:
     if getattr(user, "is_authenticated", False) and getattr(user, "pk", None) is not None:
         known = identify(user)
         if login is None or login.user != known:
-            stored = isinstance(user, Model) and not user._state.adding
-            found.append(Login("", known, "", "", math.inf, stored))
+            found.append(Login("", known, "", "", math.inf, is_stored(user)))
     return found
+
+
+def is_stored(user: Any) -> bool:
+    """Return whether a database has the user, and can say whether it is active."""
+    return isinstance(user, Model) and not user._state.adding
 
 
 def login_of(request: HttpRequest) -> Login | None:
@@ -146,12 +174,40 @@ def login_of(request: HttpRequest) -> Login | None:
     )
 
 
+class Expiry:
+    """Closes a connection when its token expires, whatever the databases are doing."""
+
+    __slots__ = ("_connection", "_expires", "_sweep", "due")
+
+    def __init__(self, connection: Connection, expires: float) -> None:
+        self._connection = connection
+        self._expires = expires
+        self._sweep = sweep_of_loop()
+        self.due = 0
+        self._wait()
+
+    def _wait(self) -> None:
+        self._sweep.look_at(self, self._sweep.now + ticks(self._expires - time.time()) + 1)
+
+    def on_due(self) -> None:
+        """See `Due`. The clock may have been set back meanwhile."""
+        if time.time() < self._expires:
+            self._wait()
+        else:
+            self._connection.close(LOGGED_OUT, EXPIRED)
+
+    def cancel(self) -> None:
+        """Leave the connection open."""
+        self._sweep.forget(self)
+
+
 class Logins(Rounds):
     """Checks the logins of the connections of one loop."""
 
     def __init__(self) -> None:
         super().__init__()
         self._connections: dict[Login, dict[Connection, Surroundings]] = {}
+        self._replaceable: dict[Connection, tuple[Login, Expiry | None]] = {}  # what `replace()` has added last
         self._faulty: set[Login] = set()  # not checked because of an error, which was logged
         self._unanswered: set[tuple[str, ...]] = set()  # tables that could not be read, which was logged
 
@@ -168,8 +224,32 @@ class Logins(Rounds):
         connection.on_end.append(partial(self._remove, login, connection))
         self.changed()
 
+    def replace(self, login: Login, connection: Connection, surroundings: Surroundings) -> None:
+        """Watch `login` in place of the one for which this was called before."""
+        if not connection.connected:
+            return
+        if login.expires <= time.time():
+            connection.close(LOGGED_OUT, EXPIRED)
+            return
+        if connection in self._replaceable:
+            self._remove_replaceable(connection)
+        else:
+            connection.on_end.append(partial(self._remove_replaceable, connection))
+        expiry = None if login.expires == math.inf else Expiry(connection, login.expires)
+        self._replaceable[connection] = login, expiry
+        self._connections.setdefault(login, {})[connection] = surroundings
+        self.changed()
+
+    def _remove_replaceable(self, connection: Connection) -> None:
+        login, expiry = self._replaceable.pop(connection)
+        if expiry is not None:
+            expiry.cancel()
+        self._remove(login, connection)
+
     def _remove(self, login: Login, connection: Connection) -> None:
-        of_login = self._connections[login]
+        of_login = self._connections.get(login)
+        if of_login is None:  # another login has replaced it
+            return
         of_login.pop(connection, None)
         if not of_login:
             del self._connections[login]
@@ -219,7 +299,7 @@ class Logins(Rounds):
             )
         self._faulty.difference_update(logins)
         self._faulty.update(faults.keys() & self._connections.keys())
-        self._close(ended, "logged out")
+        self._close(ended)
 
     def _ended(self, logins: Sequence[Login], faults: dict[Login, Exception]) -> set[Login]:
         """Return which of the logins do not hold in the surroundings of the first one that is still connected."""
@@ -240,15 +320,18 @@ class Logins(Rounds):
             let_others_run_if_spent()
         return ended
 
-    def _close(self, logins: Iterable[Login], reason: str) -> None:
+    def _close(self, logins: Iterable[Login]) -> None:
+        now = time.time()
         for login in logins:
+            reason = "logged out" if login.session_key or login.expires > now else EXPIRED
             for connection in tuple(self._connections.get(login, ())):
                 connection.close(LOGGED_OUT, reason)
                 let_others_run_if_spent()
 
     def of_user(self, name: tuple[str, ...]) -> list[Connection]:
         """Return the connections of a user."""
-        return [each for login, found in self._connections.items() if login.user == name for each in found]
+        found = (each for login, found in self._connections.items() if login.user == name for each in found)
+        return list(dict.fromkeys(found))  # a session and a token may be of one user
 
     def of_session(self, name: tuple[str, ...]) -> list[Connection]:
         """Return the connections of a session."""
@@ -306,13 +389,18 @@ def valid(logins: Sequence[Login], faults: dict[Login, Exception]) -> set[Login]
 
 
 def without_session(logins: Sequence[Login], faults: dict[Login, Exception]) -> set[Login]:
-    """Return the logins whose users exist and are active. A middleware knows them by a token, for example."""
+    """Return the logins that have not expired, and whose users exist and are active.
+
+    A middleware knows them by a token, for example.
+    """
 
     def active(label: str, of_model: list[Login]) -> Iterator[Login]:
         model = apps.get_model(label)
         users = fetch(model, model._base_manager, of_model, faults)
         return (login for login in of_model if getattr(users.get(login), "is_active", login in users))
 
+    now = time.time()
+    logins = [login for login in logins if login.expires > now]
     checked = [login for login in logins if login.checked]
     return {login for login in logins if not login.checked} | of_each(
         grouped(checked, lambda login: login.user.model), faults, active

@@ -20,7 +20,7 @@ from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase, Ht
 
 from django_websocket import conf
 from django_websocket.decorators import Options, options_of
-from django_websocket.protocol.handshake import HandshakeError, accept_headers
+from django_websocket.protocol.handshake import HandshakeError, accept_headers, choose_subprotocol
 from django_websocket.transport.connection import Connection
 
 from .handshake import WebSocketResponse
@@ -96,9 +96,13 @@ def refuses_by_closing(request: HttpRequest, response: HttpResponseBase) -> bool
         return True
     if isinstance(response, ForeignOrigin) or response.status_code == HTTPStatus.BAD_REQUEST:
         return False
+    return options_for(request).refuses_by_closing()
+
+
+def options_for(request: HttpRequest) -> Options:
+    """Return the options of the view that a request has led to, the defaults if there is none."""
     match = request.resolver_match
-    options = options_of(match.func) if match is not None else None
-    return (options or Options()).refuses_by_closing()
+    return (options_of(match.func) if match is not None else None) or Options()
 
 
 def close_at_once(request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
@@ -106,7 +110,10 @@ def close_at_once(request: HttpRequest, response: HttpResponseBase) -> HttpRespo
     upgrade: Upgrade = request.META[KEY]
     upgrade.fail(f"The request was answered with {response.status_code}: a middleware replaced the 101")
     upgrade.taker = Refusal(*code_and_reason(request, response), who(request.META))
-    accepted = WebSocketResponse(headers=accept_headers(request.META[HANDSHAKE_KEY].key))
+    asked = request.META[HANDSHAKE_KEY]
+    # Browsers fail a connection for which they offered subprotocols and none was chosen, without a word of the code.
+    subprotocol = choose_subprotocol(asked.subprotocols, options_for(request).subprotocols)
+    accepted = WebSocketResponse(headers=accept_headers(asked.key, subprotocol))
     accepted.cookies = response.cookies
     accepted._resource_closers = response._resource_closers  # type: ignore[attr-defined]
     return accepted
