@@ -40,8 +40,7 @@ def login(request: HttpRequest, user: Any, *, expires: datetime | float | None =
     from django_websocket.handler.login_checks import log_in  # it imports models, which must be installed
 
     request.user = user
-    client = request.META.get("wsgi.websocket")
-    log_in(request, client.connection if isinstance(client, WebSocket) else None, user, end)
+    log_in(request, user, end)
 
 
 def disconnect(

@@ -37,12 +37,17 @@ PATHS = ["by-header", "by-subprotocol", "by-message"]
 EVERY_PATH = ["by-drf", *PATHS]
 
 VIEWS = """
+import time
+
+import gevent
 from chat import api, views as examples
 from chat.tokens import log_in
 from django.contrib.auth.models import User
 from django.urls import path
 from django_websocket.decorators import websocket
-from django_websocket.logins import disconnect
+from django_websocket.logins import disconnect, login
+from rest_framework.authentication import TokenAuthentication
+from rest_framework.decorators import api_view, authentication_classes
 
 @websocket
 def change(request, websocket):
@@ -73,6 +78,36 @@ def stays(request, websocket):
     log_in(request, request.headers["X-Token"])
     renew(request, websocket)
 
+@websocket
+def in_a_thread(request, websocket):
+    for token in websocket:
+        websocket.send(str(gevent.get_hub().threadpool.apply(log_in, (request, token))))
+
+class Expiring(TokenAuthentication):
+    def authenticate_credentials(self, key):
+        user, _ = super().authenticate_credentials(key)
+        return user, {"exp": time.time() + 1}
+
+@api_view()
+@authentication_classes([Expiring])
+@websocket
+def drf_with_expiry(request, websocket):
+    login(request, request.user, expires=request.auth["exp"])
+    renew(request, websocket)
+
+@websocket
+def of_a_middleware(request, websocket):
+    websocket.send(f"Welcome, {request.user.get_username()}")
+    renew(request, websocket)
+
+def by_token(get_response):
+    def middleware(request):
+        if request.path == "/of-a-middleware/":
+            log_in(request, request.headers["X-Token"])
+        return get_response(request)
+
+    return middleware
+
 @websocket(subprotocols=["bearer"])
 def mistaken(request, websocket):
     log_in(request, websocket.protocol.partition(", ")[2])
@@ -92,6 +127,9 @@ urlpatterns += [
     path("renew/", websocket(renew)),
     path("early/", early),
     path("stays/", stays),
+    path("in-a-thread/", in_a_thread),
+    path("drf-with-expiry/", drf_with_expiry),
+    path("of-a-middleware/", of_a_middleware),
     path("mistaken/", mistaken),
     path("raises/", raises),
 ]
@@ -123,9 +161,9 @@ class Site(NamedTuple):
     def connect(self, path: str, token: str) -> Iterator[ClientConnection]:
         """Open a WebSocket with a token."""
         headers: dict[str, str] = {}
-        if path in ("by-drf", "by-header"):
-            headers["Authorization"] = f"{'Token' if path == 'by-drf' else 'Bearer'} {token}"
-        elif path in ("early", "stays"):
+        if path in ("by-drf", "by-header", "drf-with-expiry"):
+            headers["Authorization"] = f"{'Bearer' if path == 'by-header' else 'Token'} {token}"
+        elif path in ("early", "stays", "of-a-middleware"):
             headers["X-Token"] = token
         offered: Any = ["bearer", token] if path == "by-subprotocol" else None
         with self.open(path, headers, offered) as websocket:
@@ -154,6 +192,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[float]
     project = readme_project(tmp_path_factory.mktemp("tokens"))
     project.put("docs/tokens.md", {"timeout=5": "timeout=1"})
     project.write("mysite/websocket_urls.py", VIEWS, add=True)
+    project.write("mysite/settings.py", "MIDDLEWARE += ['mysite.websocket_urls.by_token']", add=True)
     project.run("python manage.py migrate --verbosity 0")
     made = json.loads(
         project.shell(
@@ -351,6 +390,31 @@ def test_websocket_of_a_view_that_may_go_on_outlives_its_token(quick: Site) -> N
         assert closing(other) == (4401, "expired")
         assert quick.change("disconnect", "bob") == "0"
         assert renews(websocket, quick.token("bob"))
+
+
+@pytest.mark.parametrize("path", ["drf-with-expiry", "of-a-middleware", "in-a-thread"])
+def test_login_is_watched_wherever_it_is_called(slow: Site, path: str) -> None:
+    token = slow.of_drf["ann"] if path == "drf-with-expiry" else slow.token("ann", 1)
+    with slow.connect(path, token) as websocket, slow.connect(path, token) as renewed:
+        for each in (websocket, renewed):
+            if path == "of-a-middleware":
+                assert receive(each) == "Welcome, ann"
+            elif path == "in-a-thread":
+                assert renews(each, token)
+        assert renews(renewed, slow.token("bob"))
+        assert closing(websocket) == (4401, "expired")
+        assert slow.change("disconnect", "bob") == "1"
+        assert closing(renewed)[0] == 4401
+
+
+def test_user_of_a_session_and_a_token_is_counted_once(key: str, pairs: Pairs) -> None:
+    with in_use(f"memory://{key}", WEBSOCKET_LOGIN_CHECK_INTERVAL=AT_LEISURE):
+        watched = login_checks.Logins()
+        connection, _ = pairs()
+        for session, add in (("session", watched.add), ("", watched.replace)):
+            one = login_checks.Login(session, users.identify("1"), "", "", time.time() + 60)
+            add(one, connection, cast(Surroundings, None))
+        assert watched.of_user(users.identify("1")) == [connection]
 
 
 def test_renewals_leave_nothing_behind(key: str, pairs: Pairs) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextvars
 import logging
 import math
+import threading
 import time
 import weakref
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -31,7 +32,6 @@ from django.utils.functional import SimpleLazyObject, empty
 from gevent.hub import get_hub
 
 from django_websocket import conf
-from django_websocket.decorators import options_of
 from django_websocket.transport.connection import Connection
 from django_websocket.transport.deadlines import sweep_of_loop, ticks
 from django_websocket.transport.log import report
@@ -49,7 +49,7 @@ K = TypeVar("K", bound=Hashable)
 
 BATCH = 500  # logins in one query
 EXPIRED = "expired"
-KEY = "django_websocket.login"  # in the WSGI environment, until the WebSocket is accepted
+KEY = "django_websocket.login"  # in the WSGI environment: a Login until the acceptance, then a Watched
 
 
 class Login(NamedTuple):
@@ -72,7 +72,8 @@ def watch(request: HttpRequest, connection: Connection, surroundings: Surroundin
         return
     logins = logins_of_loop()
     user = vars(request).get("user")
-    login: Login | None = request.META.pop(KEY, None)
+    login = request.META.get(KEY)
+    request.META[KEY] = Watched(logins, weakref.ref(connection))
     if login is not None:
         logins.replace(login, connection, surroundings)
         user = None
@@ -86,20 +87,25 @@ def watch(request: HttpRequest, connection: Connection, surroundings: Surroundin
     logins.add_all(surroundings.run(logins_of, request, user), connection, surroundings)
 
 
-def log_in(request: HttpRequest, connection: Connection | None, user: Any, expires: float) -> None:
-    """Close `connection` when `user`, whom a token names, may no longer log in, and at the time `expires`.
+class Watched(NamedTuple):
+    """Where the logins of a request are watched. A view that goes on after the logout has none."""
 
-    Without a connection yet, the login is watched from the acceptance on.
+    logins: Logins
+    connection: weakref.ref[Connection]  # the connection may refer to the request, which has this
+
+
+def log_in(request: HttpRequest, user: Any, expires: float) -> None:
+    """Close the WebSocket when `user`, whom a token names, may no longer log in, and at the time `expires`.
+
+    Before the acceptance, the login is kept for `watch()`.
     """
     login = Login("", identify(user), "", "", expires, is_stored(user))
-    if connection is None:
+    watched = request.META.get(KEY)
+    if not isinstance(watched, Watched):
         request.META[KEY] = login
-        return
-    match = request.resolver_match
-    options = None if match is None else options_of(match.func)
-    if options is None or options.until_logout:
+    elif (connection := watched.connection()) is not None:
         surroundings = Surroundings(contextvars.copy_context(), connections.all(initialized_only=True))
-        logins_of_loop().replace(login, connection, surroundings)
+        watched.logins.replace_from_anywhere(login, connection, surroundings)
 
 
 class FirstLook:
@@ -207,6 +213,8 @@ class Logins(Rounds):
     def __init__(self) -> None:
         super().__init__()
         self._connections: dict[Login, dict[Connection, Surroundings]] = {}
+        self._loop = get_hub().loop
+        self._thread = threading.get_native_id()
         self._replaceable: dict[Connection, tuple[Login, Expiry | None]] = {}  # what `replace()` has added last
         self._faulty: set[Login] = set()  # not checked because of an error, which was logged
         self._unanswered: set[tuple[str, ...]] = set()  # tables that could not be read, which was logged
@@ -223,6 +231,13 @@ class Logins(Rounds):
         self._connections.setdefault(login, {})[connection] = surroundings
         connection.on_end.append(partial(self._remove, login, connection))
         self.changed()
+
+    def replace_from_anywhere(self, login: Login, connection: Connection, surroundings: Surroundings) -> None:
+        """Do what `replace()` does; called in any thread."""
+        if threading.get_native_id() == self._thread:
+            self.replace(login, connection, surroundings)
+        else:
+            self._loop.run_callback_threadsafe(self.replace, login, connection, surroundings)
 
     def replace(self, login: Login, connection: Connection, surroundings: Surroundings) -> None:
         """Watch `login` in place of the one for which this was called before."""
