@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -187,7 +188,7 @@ NAMES += [f"{what}-{path}" for what in ("deactivate", "delete", "disconnect") fo
 
 
 @pytest.fixture(scope="module")
-def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[float], Site]]:
+def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Site]]:
     """Starts the project of the page with an interval between checks of the logins."""
     project = readme_project(tmp_path_factory.mktemp("tokens"))
     project.put("docs/tokens.md", {"timeout=5": "timeout=1"})
@@ -215,27 +216,27 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[float]
         )
     )
     with ExitStack() as stack:
-        started: dict[float, Site] = {}
+        started: dict[tuple[float, str], Site] = {}
 
-        def start(interval: float) -> Site:
-            if interval not in started:
+        def start(interval: float, page: str = "README.md", worker: str = "gunicorn") -> Site:
+            if (interval, worker) not in started:
                 copy = project.copy(Path(tmp_path_factory.mktemp("tokens")) / "mysite")
                 copy.write("mysite/settings.py", f"WEBSOCKET_LOGIN_CHECK_INTERVAL = {interval}", add=True)
-                line = command("README.md", "gunicorn")
+                line = command(page, worker)
                 server = stack.enter_context(copy.gunicorn(line, args=["--access-logfile", "-"]))
-                started[interval] = Site(server, **made)
-            return started[interval]
+                started[interval, worker] = Site(server, **made)
+            return started[interval, worker]
 
         yield start
 
 
 @pytest.fixture
-def quick(start: Callable[[float], Site]) -> Site:
+def quick(start: Callable[..., Site]) -> Site:
     return start(SOON)
 
 
 @pytest.fixture
-def slow(start: Callable[[float], Site]) -> Site:
+def slow(start: Callable[..., Site]) -> Site:
     return start(AT_LEISURE)
 
 
@@ -434,6 +435,19 @@ def test_renewals_leave_nothing_behind(key: str, pairs: Pairs) -> None:
         assert not watched.needed()
 
 
+def test_token_may_be_valid_for_ever(key: str, pairs: Pairs) -> None:
+    with in_use(f"memory://{key}", WEBSOCKET_LOGIN_CHECK_INTERVAL=AT_LEISURE):
+        watched = login_checks.Logins()
+        connection, peer = pairs()
+        for expires in (sys.float_info.max, math.inf):
+            one = login_checks.Login("", users.identify("1"), "", "", expires)
+            watched.replace(one, connection, cast(Surroundings, None))
+            assert watched.of_user(one.user) == [connection]
+        peer.sock.close()
+        until(lambda: not connection.connected)
+        assert not watched.needed()
+
+
 def test_login_that_has_expired_already_closes_at_once(key: str, pairs: Pairs) -> None:
     with in_use(f"memory://{key}", WEBSOCKET_LOGIN_CHECK_INTERVAL=AT_LEISURE):
         watched = login_checks.Logins()
@@ -443,6 +457,23 @@ def test_login_that_has_expired_already_closes_at_once(key: str, pairs: Pairs) -
         assert connection.at_end
         assert connection.close_code == 4401
         assert not watched.needed()
+
+
+def test_tokens_work_with_the_stock_worker_too(start: Callable[..., Site]) -> None:
+    site = start(AT_LEISURE, "docs/deployment.md", "geventwebsocket")
+    with (
+        site.connect("by-message", site.token("ann", LIFE)) as websocket,
+        site.connect("by-header", site.made) as other,
+    ):
+        assert says(websocket, "ann")
+        assert closing(websocket) == (4401, "expired")
+        assert says(other, "ann")
+        assert site.change("disconnect", "ann") == "1"
+        assert closing(other)[0] == 4401
+    for path in ("by-drf", "by-header", "by-message"):
+        with site.connect(path, "no-token") as websocket:
+            assert closing(websocket)[0] == 4401
+    assert "no-token" not in site.server.log
 
 
 # --- login() ----------------------------------------------------------------------------------------------------------

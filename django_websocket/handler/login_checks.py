@@ -48,6 +48,7 @@ __all__ = ["log_in", "watch"]
 K = TypeVar("K", bound=Hashable)
 
 BATCH = 500  # logins in one query
+DAY = 86_400.0  # seconds
 EXPIRED = "expired"
 KEY = "django_websocket.login"  # in the WSGI environment: a Login until the acceptance, then a Watched
 
@@ -193,7 +194,8 @@ class Expiry:
         self._wait()
 
     def _wait(self) -> None:
-        self._sweep.look_at(self, self._sweep.now + ticks(self._expires - time.time()) + 1)
+        seconds = min(self._expires - time.time(), DAY)  # somebody's "never" may be more than there are ticks
+        self._sweep.look_at(self, self._sweep.now + ticks(seconds) + 1)
 
     def on_due(self) -> None:
         """See `Due`. The clock may have been set back meanwhile."""
