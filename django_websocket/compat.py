@@ -108,6 +108,14 @@ def _hub_can_be_a_subclass() -> bool:
     return callable(hub.switch)
 
 
+def _asyncio_loop() -> object:
+    from asyncio import BaseEventLoop
+
+    loop = BaseEventLoop()
+    loop.close()
+    return loop
+
+
 def _redis_connection() -> object:
     import redis
 
@@ -363,7 +371,6 @@ RELIED_ON: dict[str, list[Name]] = {
             probe=_logged_responses_are_marked,
             instead="it is logged twice",
         ),
-        Name("Django", "django.http.response:ResponseHeaders", "holds the headers of a response"),
         Name(
             "Django",
             "django.http:HttpRequest._cache_update_cache",
@@ -566,6 +573,8 @@ RELIED_ON: dict[str, list[Name]] = {
             "says in which view sync_to_async is called",
         ),
         Name("asgiref", "asgiref.sync:SyncToAsync.single_thread_executor", "is where sync_to_async runs functions"),
+        Name(PYTHON, "asyncio:BaseEventLoop._ready", "is what an asyncio loop calls next", _asyncio_loop),
+        Name(PYTHON, "asyncio:BaseEventLoop._check_closed", "tells whoever uses a closed asyncio loop"),
         Name(PYTHON, f"{SELECTOR_LOOP}._make_self_pipe", "makes what wakes an asyncio loop"),
         Name(PYTHON, f"{SELECTOR_LOOP}._close_self_pipe", "closes what wakes an asyncio loop"),
         Name(PYTHON, f"{SELECTOR_LOOP}._write_to_self", "wakes an asyncio loop"),

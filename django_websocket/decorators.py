@@ -257,7 +257,7 @@ def websocket_loop(view: Callable[..., Any]) -> Any:
                 answer = view(request, client, *args, **kwargs)
                 if answer is not None:
                     response = answer
-                    if answer is not client.response and getattr(answer, "status_code", 0) >= 300:
+                    if getattr(answer, "status_code", 0) >= 300:
                         break
                 if left:
                     if current.message_is_there and source.before_taking is not None and not source.at_end:
@@ -296,7 +296,7 @@ def async_loop(view: Callable[..., Coroutine[Any, Any, HttpResponseBase | None]]
             answer = await view(request, client, *args, **kwargs)
             if answer is not None:
                 response = answer
-                if answer is not client.response and answer.status_code >= 300:
+                if answer.status_code >= 300:
                     break
             if client.received == received and not source.at_end:
                 raise RuntimeError(LEFT.format(name_of(view)))

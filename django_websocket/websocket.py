@@ -32,11 +32,12 @@ class Handler(NamedTuple):
 class BaseWebSocket:
     """What the WebSockets of synchronous and of asynchronous views have in common."""
 
-    __slots__ = ("__weakref__", "_id", "connection", "environ", "listening", "response")
+    __slots__ = ("__weakref__", "_id", "_new_response", "_response", "connection", "environ", "listening")
 
     def __init__(self, environ: dict[str, Any], response: HttpResponse) -> None:
         self.environ = environ
-        self.response = response
+        self._response: HttpResponse | None = response
+        self._new_response = type(response)
         self.connection: Connection | None = None  # once the handshake is done
         self.listening = False  # whether the connection outlives the view
         self._id = ""  # once somebody has asked for it
@@ -44,6 +45,17 @@ class BaseWebSocket:
     def __repr__(self) -> str:
         state = "handshake" if self.connection is None else "closed" if self.closed else "open"
         return f"<{type(self).__name__} {self.path} {state}>"
+
+    @property
+    def response(self) -> HttpResponse:
+        """The 101 that accepts; headers and cookies can be set on it until it is sent."""
+        if self._response is None:
+            self._response = self._new_response()
+        return self._response
+
+    def forget_response(self) -> None:
+        """Let go of what was sent, for the client may stay long: for whoever opens the connection."""
+        self._response = None
 
     @property
     def id(self) -> str:
@@ -108,8 +120,7 @@ class WebSocket(BaseWebSocket):
     receiving, sending, iterating, subscribing, `fileno()`, or `accept()` itself. Until then the view may return an
     `HttpResponse` or raise, and the client gets that instead.
 
-    `environ` is the WSGI environment of the request. `response` is the 101 that accepts; headers and cookies can be set
-    on it until it is sent.
+    `environ` is the WSGI environment of the request.
     """
 
     __slots__ = ("_accept",)

@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Iterator
 
 import pytest
+from asgiref.sync import async_to_sync
 from django.contrib.auth import get_user_model
 from django.test import TestCase, override_settings
 from testsite.models import Note
@@ -113,6 +114,11 @@ def test_view_learns_how_its_client_left(client: Client) -> None:
     ws.close()
 
 
+async def count_notes() -> int:
+    """Ask the database, which Django does in synchronous code."""
+    return await Note.objects.acount()
+
+
 class InATransaction(TestCase):
     client_class = Client
     client: Client
@@ -123,6 +129,19 @@ class InATransaction(TestCase):
             ws.send("counts_notes")
             self.assertEqual(ws.receive_json(), [2, 2, 2])
         self.assertEqual(Note.objects.count(), 2)
+
+    def test_test_may_call_asynchronous_code_after_a_view_has_called_synchronous_code(self) -> None:
+        with self.client.websocket("/asynchronous/calls/") as ws:
+            ws.send("counts_notes")
+            self.assertEqual(ws.receive_json(), [1, 1, 1])
+            self.assertEqual(async_to_sync(count_notes)(), 1)
+        self.assertEqual(async_to_sync(count_notes)(), 1)
+
+    def test_view_may_call_synchronous_code_that_calls_asynchronous_code(self) -> None:
+        Note.objects.create(text="of the test")
+        with self.client.websocket("/asynchronous/calls/") as ws:
+            ws.send("counts_in_synchronous_code")
+            self.assertEqual(ws.receive_json(), 1)
 
     def test_rows_are_gone_in_the_next_test(self) -> None:
         self.assertEqual(Note.objects.count(), 0)

@@ -38,44 +38,49 @@ def do(function: Callable[..., R], *args: Any) -> R:
 
 
 class SerialExecutor(Executor):
-    """Runs functions one after the other, each with `before` and `after` it: to have what it uses, and to give it back.
+    """Runs functions one after the other.
 
     asgiref's `sync_to_async` takes it where code must not run in several threads at once.
     """
 
-    def __init__(self, before: Callable[[], object], after: Callable[[], object]) -> None:
-        self._before = before
-        self._after = after
-        self._jobs: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
-        self._running = False
+    __slots__ = ("_jobs",)
+
+    def __init__(self) -> None:
+        self._jobs: deque[tuple[Future[Any], Callable[[], Any]]] | None = None  # while there are any
+
+    def before(self) -> None:
+        """Do what comes before each function: to have what it uses."""
+
+    def after(self) -> None:
+        """Do what comes behind each function: to give it back."""
 
     def submit(self, fn: Callable[..., R], /, *args: Any, **kwargs: Any) -> Future[R]:
         """Have `fn` called when those are done that came before; never waits."""
         future: Future[R] = Future()
+        if self._jobs is None:
+            self._jobs = deque()
+            gevent.spawn(self._run, self._jobs)
         self._jobs.append((future, partial(fn, *args, **kwargs)))
-        if not self._running:
-            self._running = True
-            gevent.spawn(self._run)
         return future
 
-    def _run(self) -> None:
+    def _run(self, jobs: deque[tuple[Future[Any], Callable[[], Any]]]) -> None:
         try:
-            while self._jobs:
-                future, job = self._jobs.popleft()
+            while jobs:
+                future, job = jobs.popleft()
                 if future.set_running_or_notify_cancel():
                     with permits:
                         self._do(future, job)
                 del future, job
         finally:
-            self._running = False
+            self._jobs = None
 
     def _do(self, future: Future[Any], job: Callable[[], Any]) -> None:
         try:
-            self._before()
+            self.before()
             result = job()
         except BaseException as error:  # whatever it is, it is for the one who waits
             future.set_exception(error)
         else:
             future.set_result(result)
         finally:
-            self._after()
+            self.after()

@@ -10,7 +10,7 @@ import gevent
 
 from django_websocket.transport.waiting import Readable, check_timeout
 
-__all__ = ["in_greenlet", "until_ready", "until_set"]
+__all__ = ["Waiter", "in_greenlet", "until_ready", "until_set"]
 
 R = TypeVar("R")
 
@@ -31,19 +31,26 @@ class Waiter:
 
 async def until_ready(readable: Readable, timeout: float | None = None) -> None:
     """Wait until `readable` may be ready. Raises TimeoutError after `timeout` seconds."""
-    check_timeout(timeout)
     loop = asyncio.get_running_loop()
+    if timeout is None:
+        future = loop.create_future()
+        readable.claim(Waiter(future))
+        try:
+            await future
+        finally:
+            readable.release()
+        return
+    check_timeout(timeout)
     future = loop.create_future()
     waiter = Waiter(future)
     readable.claim(waiter)
-    timer = None if timeout is None else loop.call_later(max(0, timeout), waiter.switch)
+    timer = loop.call_later(max(0, timeout), waiter.switch)
     try:
         await future
     finally:
         readable.release()
-        if timer is not None:
-            timer.cancel()
-    if timeout is not None and not (readable.ready() or readable.abandoned):
+        timer.cancel()
+    if not (readable.ready() or readable.abandoned):
         raise TimeoutError(f"no message came within {timeout} seconds")
 
 

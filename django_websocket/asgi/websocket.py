@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from asyncio import get_running_loop
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from django_websocket.pubsub.json_text import as_json, from_json
 from django_websocket.transport.connection import Connection
 from django_websocket.websocket import BaseWebSocket, Message, OnSlow, as_payload
 
-from .waiting import in_greenlet, until_ready, until_set
+from .waiting import Waiter, in_greenlet, until_ready, until_set
 
 if TYPE_CHECKING:
     from django.http import HttpResponse
@@ -70,7 +71,15 @@ class AsyncWebSocket(BaseWebSocket):
         """
         connection = self.connection or await self._open()
         while not (connection.inbox or connection.ready()):
-            await until_ready(connection, timeout)
+            if timeout is not None:
+                await until_ready(connection, timeout)
+                continue
+            future = get_running_loop().create_future()  # like `until_ready()`, which takes longer
+            connection.claim(Waiter(future))
+            try:
+                await future
+            finally:
+                connection.release()
         self.received += 1
         return connection.receive()
 
@@ -87,10 +96,15 @@ class AsyncWebSocket(BaseWebSocket):
         if connection.crowded:
             await until_drained(connection)
 
-    async def __aiter__(self) -> AsyncIterator[str | bytes]:
+    def __aiter__(self) -> AsyncIterator[str | bytes]:
         """Iterate over the client's messages, until there will be none."""
-        while (message := await self.receive()) is not None:
-            yield message
+        return self
+
+    async def __anext__(self) -> str | bytes:
+        message = await self.receive()
+        if message is None:
+            raise StopAsyncIteration
+        return message
 
     async def receive_json(self, timeout: float | None = None) -> Any:
         """Return the next message, decoded from JSON; see `WebSocket.receive_json`."""

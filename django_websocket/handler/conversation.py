@@ -24,7 +24,7 @@ from django_websocket.websocket import WebSocket
 
 from .databases import Databases
 from .ending import end, end_with, untie
-from .handshake import Handshake
+from .handshake import Handshake, WebSocketResponse
 from .surroundings import Surroundings
 
 with naming("application"):
@@ -65,7 +65,7 @@ class Conversation(ViewGreenlet):
         self._view = view
         self._args = args
         self._kwargs = kwargs or NOTHING
-        self._handshake = Handshake(request, asked, view)
+        self._handshake: Handshake | None = Handshake(request, asked, view)  # until the view has its connection
         self._context = contextvars.copy_context()
         self._databases = Databases()
         self.websocket = WebSocket(request.META, self._handshake.response, self._accept)
@@ -81,6 +81,7 @@ class Conversation(ViewGreenlet):
         if self._databases.shared and isinstance(chain, ClientGreenlet):
             chain.uses_databases = True  # the view may connect the chain's
         # The view is not switched to at once: a greenlet that begins deep in the stack is dear to switch to and from.
+        assert self._handshake is not None
         return self._handshake.answer_of(self)
 
     def abort(self, error: BaseException, timeout: float) -> None:
@@ -92,14 +93,16 @@ class Conversation(ViewGreenlet):
 
     def opened(self, sock: socket.socket, early: bytes, head: bytes) -> Connection:
         """Let the view have its connection."""
-        connection = self.connection = self._handshake.connect(self.websocket, sock, early, head)
+        handshake = self._handshake
+        assert handshake is not None
+        connection = self.connection = handshake.connect(self.websocket, sock, early, head)
         if self.ready():  # the view has ended while the 101 was on its way
             connection.close(CloseCode.INTERNAL_ERROR, "internal error")
         elif connection.connected:
             connection.on_end.append(self._on_end)
         else:
             self._on_end()
-        self._handshake.opened()
+        handshake.opened()
         del self._context  # it may refer to much
         return connection
 
@@ -115,6 +118,7 @@ class Conversation(ViewGreenlet):
 
     def failed(self, reason: str) -> None:
         """Let the view know that there will be no connection."""
+        assert self._handshake is not None
         self._handshake.failed(reason)
 
     # --- in the greenlet of the view -----------------------------------------------------------------------------
@@ -130,7 +134,7 @@ class Conversation(ViewGreenlet):
                 answer = view(self._request, *args, **kwargs) if args or kwargs else view(self._request)
                 if in_child():
                     end_child()
-                if answer is None or answer is self._handshake.response:
+                if answer is None or isinstance(answer, WebSocketResponse):
                     self.websocket.accept()
                     answer = None
             except BaseException as error:
@@ -156,6 +160,7 @@ class Conversation(ViewGreenlet):
     def _accept(self, subprotocol: str | None) -> Connection:
         """Have the chain answer with the 101, and wait for the connection; see `WebSocket.accept`."""
         handshake, databases = self._handshake, self._databases
+        assert handshake is not None
         handshake.check_not_over()
         own = getcurrent() is self  # else another greenlet, which knows none of the databases but the shared ones
         wrappers = databases.here() if own else databases.shared
@@ -170,6 +175,7 @@ class Conversation(ViewGreenlet):
             for wrapper, of_view in wrapped:
                 wrapper.execute_wrappers.extend(of_view)
         if handshake.complete(self.websocket, connection):
+            self._handshake = None
             databases.note_transactions()
             if not own:
                 self._watch_databases(databases.used)  # the view gives back what it holds when it waits for a message

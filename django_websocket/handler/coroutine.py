@@ -27,13 +27,35 @@ from django_websocket.transport.waiting import unfinished
 
 from .databases import Databases, close_databases, untie_database
 from .ending import end, end_with, untie
-from .handshake import Handshake
+from .handshake import Handshake, WebSocketResponse
+from .sharing import keep_from_own_thread
 from .surroundings import Surroundings
 
 with naming("asyncio"):
     from asgiref.sync import AsyncToSync, SyncToAsync, ThreadSensitiveContext, _restore_context
 
 R = TypeVar("R")
+
+if not monkey.is_module_patched("threading"):
+    keep_from_own_thread()
+
+
+class OfView(SerialExecutor):
+    """Runs the synchronous functions that a view waits for, each with the databases of its request."""
+
+    __slots__ = ("_conversation",)
+
+    def __init__(self, conversation: CoroutineConversation) -> None:
+        super().__init__()
+        self._conversation = conversation
+
+    def before(self) -> None:
+        """See `SerialExecutor.before`."""
+        self._conversation.adopt()
+
+    def after(self) -> None:
+        """See `SerialExecutor.after`."""
+        self._conversation.give_back()
 
 
 class CoroutineConversation:
@@ -71,7 +93,7 @@ class CoroutineConversation:
         self._view = view
         self._args = args
         self._kwargs = kwargs
-        self._handshake = Handshake(request, asked, view)
+        self._handshake: Handshake | None = Handshake(request, asked, view)  # until the view has its connection
         self._context = contextvars.copy_context()
         self._databases = Databases()
         self._loop = shared_loop()
@@ -88,6 +110,7 @@ class CoroutineConversation:
     def begin(self) -> HttpResponseBase:
         """Start the view and return its answer: its response, the 101 if it accepts, or the exception it raises."""
         self._databases.share()
+        assert self._handshake is not None
         return self._handshake.answer_of(self)
 
     def start(self) -> None:
@@ -103,7 +126,9 @@ class CoroutineConversation:
 
     def opened(self, sock: socket.socket, early: bytes, head: bytes) -> Connection:
         """Let the view have its connection."""
-        connection = self.connection = self._handshake.connect(self.websocket, sock, early, head)
+        handshake = self._handshake
+        assert handshake is not None
+        connection = self.connection = handshake.connect(self.websocket, sock, early, head)
         connection.never_waits = True
         if self.ready():  # the view has ended while the 101 was on its way
             connection.close(CloseCode.INTERNAL_ERROR, "internal error")
@@ -111,11 +136,12 @@ class CoroutineConversation:
             connection.on_end.append(self._on_end)
         else:
             self._on_end()
-        self._handshake.opened()
+        handshake.opened()
         return connection
 
     def failed(self, reason: str) -> None:
         """Let the view know that there will be no connection."""
+        assert self._handshake is not None
         self._handshake.failed(reason)
 
     def _on_end(self) -> None:
@@ -161,15 +187,16 @@ class CoroutineConversation:
 
     async def _run(self) -> None:
         _restore_context(self._context)
+        del self._context  # it may refer to much
         AsyncToSync.executors.current = None  # the thread of asynchronous middleware, which waits for this view
         sensitive = ThreadSensitiveContext()
         SyncToAsync.thread_sensitive_context.set(sensitive)
-        SyncToAsync.context_to_thread_executor[sensitive] = SerialExecutor(self._databases.adopt, self._give_back)
+        SyncToAsync.context_to_thread_executor[sensitive] = OfView(self)
         answer: HttpResponseBase | None = None
         error: BaseException | None = None
         try:
             answer = await self._view(self._request, *self._args, **self._kwargs)
-            if answer is None or answer is self._handshake.response:
+            if answer is None or isinstance(answer, WebSocketResponse):
                 await self.websocket.accept()
                 answer = None
         except asyncio.CancelledError:
@@ -185,6 +212,7 @@ class CoroutineConversation:
     async def _accept(self, subprotocol: str | None) -> Connection:
         """Have the chain answer with the 101, and wait for the connection; see `WebSocket.accept`."""
         handshake = self._handshake
+        assert handshake is not None
         handshake.check_not_over()
         if not handshake.answered:  # else another task accepts
             handshake.accept(self, subprotocol, Surroundings(contextvars.copy_context(), self._databases.shared))
@@ -193,7 +221,8 @@ class CoroutineConversation:
             with handshake.telling(Waiter(future).switch):
                 await future
         if self.websocket.connection is None:
-            await in_greenlet(self._within, contextvars.copy_context(), self._complete, connection)
+            await in_greenlet(self._within, contextvars.copy_context(), handshake.complete, self.websocket, connection)
+            self._handshake = None
         return connection
 
     # --- in a greenlet of its own, where code may block ----------------------------------------------------------
@@ -203,24 +232,25 @@ class CoroutineConversation:
 
         def run() -> None:
             _restore_context(context)
-            self._databases.adopt()
+            self.adopt()
             try:
                 function(*args)
             finally:
-                self._give_back()
+                self.give_back()
 
         context.run(run)
 
-    def _give_back(self) -> None:
+    def adopt(self) -> None:
+        """Have the running greenlet use the databases of the request."""
+        self._databases.adopt()
+
+    def give_back(self) -> None:
         """Close what the running greenlet has used of databases, for whoever uses them next or with its end."""
         close_databases()
         if monkey.is_module_patched("threading"):  # else they are the thread's
             for wrapper in connections.all(initialized_only=True):
                 if wrapper not in self._databases.shared:
                     untie_database(wrapper)
-
-    def _complete(self, connection: Connection) -> None:
-        self._handshake.complete(self.websocket, connection)
 
     def _end(self, answer: HttpResponseBase | None, error: BaseException | None) -> None:
         if error is None:

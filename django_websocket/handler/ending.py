@@ -33,50 +33,54 @@ logger = logging.getLogger("django.request")
 
 def end(
     answer: HttpResponseBase | None,
-    handshake: Handshake,
+    handshake: Handshake | None,
     websocket: BaseWebSocket,
     request: HttpRequest,
     view: Callable[..., Any],
 ) -> None:
-    """End after a view has returned: `answer` counts if the view had not accepted."""
+    """End after a view has returned: `answer` counts if the view had not accepted.
+
+    `handshake` is None if the view has its connection.
+    """
     connection = websocket.connection
     if connection is None:
-        assert answer is not None
+        assert answer is not None and handshake is not None
         handshake.refuse(answer)
     elif answer is not None:
         returned = f"{name_of(view)} returned {type(answer).__qualname__}"
         refusal = code_and_reason_late(request, answer)
         if refusal is not None:
-            report(handshake.who, refusal[0], REFUSED_LATE, returned)
+            report(connection.who, refusal[0], REFUSED_LATE, returned)
             connection.close(*refusal)
             return
         code = None
         if not websocket.listening:
             code = CloseCode.NORMAL
             connection.close()
-        report(handshake.who, code, ANSWERED_LATE, returned + REMEDY)
+        report(connection.who, code, ANSWERED_LATE, returned + REMEDY)
     elif not websocket.listening:
         connection.close()
 
 
-def end_with(error: BaseException, handshake: Handshake, websocket: BaseWebSocket, request: HttpRequest) -> None:
-    """End after a view has raised, whatever it was: no other client may notice."""
+def end_with(error: BaseException, handshake: Handshake | None, websocket: BaseWebSocket, request: HttpRequest) -> None:
+    """End after a view has raised, whatever it was: no other client may notice. See `end` for `handshake`."""
     connection = websocket.connection
     if connection is None:
+        assert handshake is not None
         if not handshake.refuse_after(error):
             log(error, request)
     elif isinstance(error, WebSocketError):
         connection.close()
     elif isinstance(error, BrokerError):
-        report(handshake.who, CloseCode.TRY_AGAIN_LATER, str(error), level=logging.ERROR)
+        report(connection.who, CloseCode.TRY_AGAIN_LATER, str(error), level=logging.ERROR)
         connection.close(CloseCode.TRY_AGAIN_LATER, "try again later")
     elif (refusal := code_and_reason_late(request, error)) is not None:
-        report(handshake.who, refusal[0], REFUSED_LATE, repr(error))
+        report(connection.who, refusal[0], REFUSED_LATE, repr(error))
         connection.close(*refusal)
     elif isinstance(error, gevent.GreenletExit):
         connection.close(CloseCode.SERVICE_RESTART)
     elif isinstance(error, MessagesMissed):
-        report(handshake.who, CloseCode.SERVICE_RESTART, "messages may have been missed")
+        report(connection.who, CloseCode.SERVICE_RESTART, "messages may have been missed")
         connection.close(CloseCode.SERVICE_RESTART, "messages may have been missed")
     else:
         connection.close(CloseCode.INTERNAL_ERROR, "internal error")

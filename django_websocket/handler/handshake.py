@@ -15,7 +15,7 @@ from io import BytesIO
 from typing import Any, Protocol
 
 from django.apps import apps
-from django.http import HttpRequest, HttpResponse, HttpResponseBase, SimpleCookie
+from django.http import HttpRequest, HttpResponse, HttpResponseBase
 from gevent import getcurrent
 from gevent.hub import get_hub
 
@@ -38,7 +38,6 @@ from .upgrade import KEY, Taker, Upgrade, who
 
 with naming("application"):
     from django.core.handlers.wsgi import LimitedStream
-    from django.http.response import ResponseHeaders
 
 NO_BODY = LimitedStream(BytesIO(), 0)
 KILL_TIMEOUT = 1.0  # seconds that a view gets for its `finally` blocks when its time for the handshake is over
@@ -48,11 +47,6 @@ class WebSocketResponse(HttpResponse):
     """The 101 that accepts a WebSocket; middleware and decorators see it as any other response."""
 
     status_code = 101
-
-    def forget_headers(self) -> None:
-        """Let go of what was sent: the view keeps the response for as long as the client stays."""
-        self.headers = ResponseHeaders({})
-        self.cookies = SimpleCookie()
 
 
 class HandshakeTimeout(Exception):
@@ -228,7 +222,7 @@ class Handshake:
             return False
         self._asked = None
         websocket.connection = connection
-        self.response.forget_headers()
+        websocket.forget_response()
         send(websocket_connected, self._view, request=self._request, websocket=websocket)
         return True
 

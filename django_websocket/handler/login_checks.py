@@ -21,6 +21,7 @@ from asgiref.sync import sync_to_async
 from django.apps import apps
 from django.contrib.auth import BACKEND_SESSION_KEY, HASH_SESSION_KEY, SESSION_KEY, get_user_model, load_backend
 from django.contrib.auth.backends import ModelBackend
+from django.contrib.auth.middleware import AuthenticationMiddleware
 from django.contrib.sessions.backends import cache, cached_db, db, signed_cookies
 from django.core.cache import caches
 from django.db import InterfaceError, OperationalError, connections
@@ -72,20 +73,27 @@ def watch(request: HttpRequest, connection: Connection, surroundings: Surroundin
     if not connection.connected:
         return
     logins = logins_of_loop()
-    user = vars(request).get("user")
+    attributes = vars(request)
+    user, auser = attributes.get("user"), attributes.get("auser")
     login = request.META.get(KEY)
     request.META[KEY] = Watched(logins, weakref.ref(connection))
     if login is not None:
         logins.replace(login, connection, surroundings)
         user = None
     if isinstance(user, SimpleLazyObject) and user._wrapped is empty:
-        attributes = vars(user)
-        attributes["_setupfunc"] = FirstLook(attributes["_setupfunc"], request, connection, logins, get_hub().loop)
+        fetch = vars(user)["_setupfunc"]
+        if not fetches_known_login(fetch, request):
+            vars(user)["_setupfunc"] = FirstLook(fetch, request, connection, logins, get_hub().loop)
         user = None
-    fetch = vars(request).get("auser")
-    if fetch is not None:
-        request.auser = FirstLook(fetch, request, connection, logins, get_hub().loop).fetch_asynchronously
+    if user is None and auser is not None and not fetches_known_login(auser, request):
+        request.auser = FirstLook(auser, request, connection, logins, get_hub().loop).fetch_asynchronously
     logins.add_all(surroundings.run(logins_of, request, user), connection, surroundings)
+
+
+def fetches_known_login(fetch: Callable[..., Any], request: HttpRequest) -> bool:
+    """Return whether a function fetches the user of the session, as Django's does, and the session was read already."""
+    of_session = getattr(getattr(fetch, "func", fetch), "__module__", "") == AuthenticationMiddleware.__module__
+    return of_session and getattr(getattr(request, "session", None), "accessed", False)
 
 
 class Watched(NamedTuple):

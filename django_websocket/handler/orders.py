@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from functools import partial
 from typing import NamedTuple
 
 import gevent
@@ -21,6 +20,7 @@ from django_websocket.pubsub.publication import Publication
 from django_websocket.transport.connection import Connection
 from django_websocket.transport.log import report
 from django_websocket.transport.loops import PerLoop
+from django_websocket.transport.shared import open_connections
 from django_websocket.transport.turns import let_others_run_if_spent
 from django_websocket.transport.waiting import ViewGreenlet
 
@@ -88,24 +88,25 @@ class Orders(Rounds):
 
     def __init__(self) -> None:
         super().__init__()
-        self._connections: set[Connection] = set()
+        self._count = 0  # of open connections
+        self._on_end = self._one_ended  # one object for all connections
         self._hub: Hub | None = None
         self.find: dict[str, Find] = {"channel": self._of_channel, "connection": self._of_id}  # by the kind of order
 
     def add(self, connection: Connection) -> None:
         """Listen as long as `connection` is open."""
         if connection.connected:
-            self._connections.add(connection)
-            connection.on_end.append(partial(self._remove, connection))
+            self._count += 1
+            connection.on_end.append(self._on_end)
             self.changed()
 
-    def _remove(self, connection: Connection) -> None:
-        self._connections.discard(connection)
+    def _one_ended(self) -> None:
+        self._count -= 1
         self.changed()
 
     def needed(self) -> bool:
         """See `Rounds`."""
-        return bool(self._connections)
+        return self._count > 0
 
     def begin(self) -> None:
         """Listen."""
@@ -164,10 +165,12 @@ class Orders(Rounds):
         found = {member.connection for member in channel.members if isinstance(member, Forwarding)}
         views = tuple(ViewGreenlet.running)  # of all loops
         found |= {view.connection for view in views if view.has_opened_one_of(channel.members)}
-        return {connection for connection in found if connection in self._connections}
+        of_loop = open_connections()
+        return {connection for connection in found if connection in of_loop}
 
-    def _of_id(self, name: tuple[str, ...]) -> set[Connection]:
-        return {connection for connection in self._connections if connection.id == name[0]}
+    def _of_id(self, name: tuple[str, ...]) -> list[Connection]:
+        of_loop = open_connections()
+        return [each for each in of_loop if isinstance(each, Connection) and each.id == name[0]]
 
 
 orders = PerLoop(Orders).get

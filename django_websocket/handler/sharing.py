@@ -1,6 +1,6 @@
 """How asgiref's bridges between synchronous and asynchronous code run in greenlets.
 
-Only for processes that gevent has patched, and not to be imported before: asgiref must not be either.
+In a server it must not be imported before gevent has patched the process: asgiref must not be either.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from asgiref.sync import SyncToAsync
 
 from django_websocket.asgi.executors import SerialExecutor, call_behind_each
 
-__all__ = ["share_with_asgiref"]
+__all__ = ["keep_from_own_thread", "share_with_asgiref"]
 
 
 class LocalToGreenlet(threading.local):
@@ -46,6 +46,42 @@ class LocalToGreenlet(threading.local):
         """Nothing: a fork leaves no loop behind."""
 
 
+class LocalToThread(threading.local):
+    """What asgiref keeps for each thread, without a loop that this very thread would keep from running."""
+
+    @property
+    def main_event_loop(self) -> asyncio.AbstractEventLoop | None:
+        """The loop of another thread, whose coroutine has called this thread's function by `sync_to_async`."""
+        from django_websocket.asgi.loop import shared_loop
+
+        loop: asyncio.AbstractEventLoop | None = vars(self).get("loop")
+        return None if loop is None or loop is shared_loop() else loop
+
+    @main_event_loop.setter
+    def main_event_loop(self, loop: asyncio.AbstractEventLoop) -> None:
+        vars(self)["loop"] = loop
+
+
+def keep_from_own_thread() -> None:
+    """Have `async_to_sync` run elsewhere than in the shared loop, where waiting would keep that from running.
+
+    For processes that gevent has not patched, such as those of a project's tests.
+    """
+    SyncToAsync.threadlocal = LocalToThread()
+
+
+class GivingBack(SerialExecutor):
+    """Runs the functions for which nobody else has an executor, and calls `give_back` behind each."""
+
+    def __init__(self, give_back: Callable[[], object]) -> None:
+        super().__init__()
+        self._give_back = give_back
+
+    def after(self) -> None:
+        """See `SerialExecutor.after`."""
+        self._give_back()
+
+
 def share_with_asgiref(after: Callable[[], object]) -> None:
     """Have `async_to_sync` run in the shared loop, and `sync_to_async` in greenlets; `after` is called behind each.
 
@@ -53,4 +89,4 @@ def share_with_asgiref(after: Callable[[], object]) -> None:
     """
     call_behind_each(after)
     SyncToAsync.threadlocal = LocalToGreenlet()
-    SyncToAsync.single_thread_executor = SerialExecutor(bool, after)  # type: ignore[assignment]
+    SyncToAsync.single_thread_executor = GivingBack(after)  # type: ignore[assignment]

@@ -25,6 +25,7 @@ from django.views import View
 from django_websocket.asgi.websocket import AsyncWebSocket
 from django_websocket.decorators import websocket, websocket_loop
 from django_websocket.exceptions import WebSocketError
+from django_websocket.logins import login
 from django_websocket.pubsub import publish
 from django_websocket.websocket import WebSocket
 
@@ -99,6 +100,15 @@ def modules(request: HttpRequest) -> JsonResponse:
 
 
 # --- views that are coroutines ---------------------------------------------------------------------------------------
+
+
+@websocket
+async def knows_by_first_message(request: HttpRequest, websocket: AsyncWebSocket) -> None:
+    """Log in the user whom the first message names, as a token does."""
+    login(request, await get_user_model().objects.aget(username=await websocket.receive()))
+    user = await request.auser()
+    async for message in websocket:
+        await websocket.send(f"{user.get_username()}: {message!s}")
 
 
 @websocket
@@ -225,6 +235,15 @@ async def counts_notes(request: HttpRequest, websocket: AsyncWebSocket) -> Any:
     ]
 
 
+async def counts_in_synchronous_code(request: HttpRequest, websocket: AsyncWebSocket) -> Any:
+    """Call synchronous code that calls asynchronous code, which calls synchronous code."""
+
+    async def count() -> int:
+        return await Note.objects.acount()
+
+    return await sync_to_async(async_to_sync(count))()
+
+
 async def search_paths(request: HttpRequest, websocket: AsyncWebSocket) -> Any:
     """Ask the database which schema it looks in."""
 
@@ -282,6 +301,7 @@ CALLS: dict[str, Callable[[HttpRequest, AsyncWebSocket], Awaitable[Any]]] = {
         tells_about_itself,
         queries_synchronously,
         queries,
+        counts_in_synchronous_code,
         counts_notes,
         search_paths,
         in_atomic,
@@ -535,6 +555,7 @@ pages = [
 urlpatterns = [
     path("counts/", counts),
     path("echo/", echo),
+    path("knows-by-first-message/", knows_by_first_message),
     path("loop/<str:name>/", loop),
     path("leaves-its-message/", leaves_its_message),
     path("class/<str:name>/", Echo.as_view()),
