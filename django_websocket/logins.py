@@ -12,7 +12,7 @@ from django_websocket.handler import orders
 from django_websocket.handler.users import LOGGED_OUT, identify
 from django_websocket.pubsub.channels import check_channel
 
-from .websocket import WebSocket
+from .websocket import BaseWebSocket
 
 __all__ = ["disconnect", "login"]
 
@@ -22,9 +22,9 @@ NOT_GIVEN: Any = object()
 def login(request: HttpRequest, user: Any, *, expires: datetime | float | None = None) -> None:
     """Make `user`, whom a token names, the user of this request and of its WebSocket.
 
-    Sets `request.user`. The WebSocket is closed with 4401 when the user is deactivated or deleted, by
-    `disconnect(user=...)`, and when the token expires: `expires` is a datetime, or seconds since the epoch as the `exp`
-    of a JWT (RFC 7519, section 4.1.4). It does not begin a session.
+    Sets `request.user` and `request.auser`. The WebSocket is closed with 4401 when the user is deactivated or deleted,
+    by `disconnect(user=...)`, and when the token expires: `expires` is a datetime, or seconds since the epoch as the
+    `exp` of a JWT (RFC 7519, section 4.1.4). It does not begin a session.
 
     Call it in a middleware, a decorator, or the view, before the WebSocket is accepted or later. If the client sends a
     newer token, call it again: the new login replaces the former one. A WebSocket whose view has `until_logout=False`
@@ -39,7 +39,11 @@ def login(request: HttpRequest, user: Any, *, expires: datetime | float | None =
         raise ValueError("expires is NaN, which is no time: leave it out for a token that does not expire")
     from django_websocket.handler.login_checks import log_in  # it imports models, which must be installed
 
+    async def auser() -> Any:
+        return user
+
     request.user = user
+    request.auser = auser
     log_in(request, user, end)
 
 
@@ -48,7 +52,7 @@ def disconnect(
     user: Any = NOT_GIVEN,
     session: Any = NOT_GIVEN,
     channel: str = NOT_GIVEN,
-    connection: str | WebSocket = NOT_GIVEN,
+    connection: str | BaseWebSocket = NOT_GIVEN,
     code: int = LOGGED_OUT,
     reason: str = "",
 ) -> int:
@@ -56,7 +60,8 @@ def disconnect(
 
     One argument says which: those of a `user` (an object or its primary key); those of a `session` (an object or its
     session key); those that are subscribed to a `channel`, themselves or by their views; or one `connection` (a
-    `WebSocket` or its `id`). WebSockets of views with `until_logout=False` belong to no user and no session here.
+    `WebSocket`, an `AsyncWebSocket`, or its `id`). WebSockets of views with `until_logout=False` belong to no user and
+    no session here.
 
     The clients get the close `code` (1000, or 3000 to 4999) and a `reason` of up to 123 bytes (RFC 6455, section 7.4).
 
@@ -81,7 +86,7 @@ def disconnect(
         check_channel(whom)
         name = (whom,)
     else:
-        name = (whom.id if isinstance(whom, WebSocket) else whom,)
+        name = (whom.id if isinstance(whom, BaseWebSocket) else whom,)
     if not name[0]:
         raise ValueError(f"{kind}={whom!r} names nobody")
     return orders.disconnect(orders.Order(kind, name, code, reason))

@@ -418,6 +418,17 @@ def test_conversation_ends_with_its_login(ours: Server, raw: Raw, key: str, what
     assert other.frame().text == "still here"
 
 
+@pytest.mark.parametrize("what", ["deactivate", "disconnect"])
+def test_login_by_a_first_message_is_the_users(ours: Server, raw: Raw, key: str, what: str) -> None:
+    log_in(ours, key)
+    client = raw(ours)
+    client.open("/asynchronous/knows-by-first-message/", behind=frame(key))
+    client.send(frame("hi"))
+    assert client.frame().text == f"{key}: hi"
+    fetch(ours.port, f"/change/{what}/?name={key}")
+    assert client.closing() == (4401, "go away" if what == "disconnect" else "logged out")
+
+
 @pytest.mark.parametrize("what", ["leave", "password", "deactivate", "disconnect"])
 def test_login_is_watched_from_the_first_use_of_the_user(ours: Server, raw: Raw, key: str, what: str) -> None:
     headers = log_in(ours, key)
