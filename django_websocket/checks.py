@@ -24,7 +24,7 @@ from gevent import monkey
 from django_websocket import compat, conf
 
 from .asgi.policy import foreign_policy
-from .decorators import inside, options_of
+from .decorators import inside, is_asgi, options_of
 from .handler.origin import split
 from .pubsub.factory import broker_from
 from .pubsub.memory import MemoryBroker
@@ -119,6 +119,8 @@ def sentence(message: checks.CheckMessage) -> str:
 
 def check_urlconf(settings: conf.Settings) -> Iterator[checks.CheckMessage]:
     """Check that the module with the WebSocket views exists, and check each view."""
+    if not settings.urlconf and settings.asgi_application:
+        return  # whose WebSocket part is served
     try:
         urlconf = settings.required_urlconf()
     except ImproperlyConfigured as error:
@@ -158,7 +160,7 @@ def check_view(pattern: URLPattern) -> Iterator[checks.CheckMessage]:
     where = f"The view {pattern.lookup_str} in WEBSOCKET_URLCONF, {pattern.pattern.describe()},"
     options = options_of(pattern.callback)
     if options is None:
-        if not takes_websocket(pattern.callback):
+        if not is_asgi(pattern.callback) and not takes_websocket(pattern.callback):
             yield checks.Warning(
                 f"{where} is not decorated with @websocket, and does not seem to be for WebSockets.",
                 hint="Decorate it, or move it to ROOT_URLCONF. If it is decorated, another decorator above hides "

@@ -438,6 +438,7 @@ RELIED_ON: dict[str, list[Name]] = {
             probe=_takes("django.db:connections.all", initialized_only=True),
         ),
         Name("Django", "django.urls:get_resolver", "reads the views of WEBSOCKET_URLCONF"),
+        Name("Django", "django.urls.resolvers:RoutePattern", "is the prefix of a mounted application"),
         Name("Django", "django.urls:set_urlconf", "has reverse() find the pages"),
         Name("Django", "django.urls:URLPattern.lookup_str", "names a view in a message"),
     ],

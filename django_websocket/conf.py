@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -103,6 +104,12 @@ class Settings:
         return str(django_settings.LANGUAGE_CODE)
 
     @property
+    def asgi_application(self) -> str | None:
+        """The setting `ASGI_APPLICATION` that projects with Channels have."""
+        path: str | None = getattr(django_settings, "ASGI_APPLICATION", None)
+        return path
+
+    @property
     def secure_proxy_ssl_header(self) -> tuple[str, str] | None:
         """Django's `SECURE_PROXY_SSL_HEADER`."""
         header: tuple[str, str] | None = django_settings.SECURE_PROXY_SSL_HEADER
@@ -175,6 +182,17 @@ def serve_pages_too() -> None:
     global _current, _current_in_tests
     django_settings.WEBSOCKET_SERVER = ""
     _current = _current_in_tests = None
+
+
+@contextmanager
+def without_middleware() -> Iterator[None]:
+    """Have Django find no `MIDDLEWARE`, for a chain that is built meanwhile."""
+    configured = django_settings.MIDDLEWARE
+    django_settings.MIDDLEWARE = []
+    try:
+        yield
+    finally:
+        django_settings.MIDDLEWARE = configured
 
 
 def for_publishing() -> Settings:

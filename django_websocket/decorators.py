@@ -104,6 +104,20 @@ def inside(view: Callable[..., Any]) -> Callable[..., Any] | None:
     return None if inspect.isroutine(view) else type(view).__call__
 
 
+def is_asgi(view: Callable[..., Any]) -> bool:
+    """Return whether a callable is an ASGI application: it takes `scope`, `receive` and `send`, by these names."""
+    if inspect.isclass(view):
+        return False
+    for follow_wrapped in (False, True):  # Channels' `as_asgi()` seems to wrap its class, a decorator does wrap
+        try:
+            names = list(inspect.signature(view, follow_wrapped=follow_wrapped).parameters)
+        except (TypeError, ValueError):
+            return False
+        if names[:3] == ["scope", "receive", "send"]:
+            return True
+    return False
+
+
 def name_of(view: Callable[..., Any]) -> str:
     """Return where a view is defined, for a message: its function or class."""
     while isinstance(view, functools.partial):

@@ -172,6 +172,7 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
             super().load_wsgi()
             # They import Django, which must not happen before everything is patched and the project is loaded.
             from django_websocket import checks, conf
+            from django_websocket.decorators import is_asgi
             from django_websocket.handler import databases
             from django_websocket.handler.sharing import share_with_asgiref
 
@@ -179,13 +180,18 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
             if not databases.databases_are_separate():
                 self._refuse_unpatched()
             share_with_asgiref(databases.close_databases)
+        application: Any = self.wsgi
+        if is_asgi(application):
+            from django_websocket.wsgi import serve_asgi
+
+            application = serve_asgi(application)
         self._settings = conf.current()
         self._close_databases = databases.close_databases
         self._drain_window = self._settings.drain_window if self.serves_many and not self.cfg.reload else 0.0
         longest_drain = drain_time(self.cfg.graceful_timeout) / 2 if self._drain_window else math.inf
         for message in checks.check_worker(self._settings, self.cfg.workers, longest_drain):
             self.log.warning("%s", checks.sentence(message))
-        self._application: WSGIApplication = self.wsgi
+        self._application: WSGIApplication = application
         self.wsgi: Any = self._call
 
     def _refuse_unpatched(self) -> NoReturn:

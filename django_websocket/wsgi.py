@@ -11,12 +11,13 @@ import django
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction
 from django.core.exceptions import DisallowedHost, ImproperlyConfigured
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBadRequest, HttpResponseBase
+from django.utils.module_loading import import_string
 from django.utils.translation import activate, get_language_from_path
 from gevent import getcurrent
 
 from django_websocket import checks, compat, conf
 
-from .decorators import Options, options_of
+from .decorators import Options, is_asgi, options_of
 from .exceptions import BrokerError
 from .handler import stock
 from .handler.conversation import Conversation
@@ -48,23 +49,38 @@ def get_wsgi_websocket_application(http: WSGIApplication | None = None) -> WebSo
     """Return the WSGI application for the views of `WEBSOCKET_URLCONF`: `websocket` in the project's wsgi.py.
 
     Requests that are not WebSocket handshakes go to `http`, for example Django's own `get_wsgi_application()`, so that
-    one process serves both; without it, they are answered with 426. Raises ImproperlyConfigured for a mistake in the
-    settings, such as a missing `WEBSOCKET_URLCONF`, and ImportError for an incompatible library.
+    one process serves both; without it, they are answered with 426. Where `WEBSOCKET_URLCONF` is not set and
+    `ASGI_APPLICATION` is, that application gets the handshakes.
+
+    Raises ImproperlyConfigured for a mistake in the settings, such as a missing `WEBSOCKET_URLCONF`, and ImportError
+    for an incompatible library.
     """
     django.setup(set_prefix=False)
+    settings = conf.current()
+    if settings.asgi_application and not settings.urlconf:
+        return WebSocketApplication(http, import_string(settings.asgi_application))
     return WebSocketApplication(http)
+
+
+def serve_asgi(application: Callable[..., Any]) -> WebSocketApplication:
+    """Return what serves an ASGI application: it gets the handshakes, and Django's WSGI application all other requests.
+
+    For a server that was given the project's asgi.py.
+    """
+    django.setup(set_prefix=False)
+    return WebSocketApplication(WSGIHandler(), application)
 
 
 class WebSocketApplication:
     """Tells handshakes from other requests, and answers both."""
 
-    def __init__(self, http: WSGIApplication | None = None) -> None:
+    def __init__(self, http: WSGIApplication | None = None, asgi: Callable[..., Any] | None = None) -> None:
         compat.verify(*PARTS)
         stock.prepare()
-        check_settings()
+        check_settings(urlconf=asgi is None)
         log_warnings()
         self._http = http
-        self._websocket = WebSocketHandler()
+        self._websocket = WebSocketHandler() if asgi is None else AsgiHandler(asgi)
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         """Answer one request."""
@@ -166,7 +182,7 @@ class WebSocketHandler(WSGIHandler):
         """Find the view, or the one that refuses a page of a foreign site before any decorator runs."""
         if hasattr(request, "urlconf"):
             set_urlconf(request.urlconf)  # set by a middleware; `reverse()` finds the pages in it
-        match = find_view(request)
+        match = self.find(request)
         match.tried = None  # it is for the page of a 404 alone
         request.resolver_match = match
         request._cache_update_cache = False  # type: ignore[attr-defined]  # a refusal is not kept in the cache
@@ -174,6 +190,10 @@ class WebSocketHandler(WSGIHandler):
         if not origin_is_allowed(request, options.origins):
             return ResolverMatch(refuse_origin, (), {})
         return match
+
+    def find(self, request: HttpRequest) -> ResolverMatch:
+        """Return the view for the path. Raises Http404."""
+        return find_view(request)
 
     def make_view_atomic(self, view: Callable[..., Any]) -> Callable[..., Any]:
         """Return what Django calls in place of the view: its start, within the transaction of ATOMIC_REQUESTS."""
@@ -188,6 +208,28 @@ class WebSocketHandler(WSGIHandler):
             report(who(request.META), 503, str(exception), level=logging.ERROR)
             return try_again_later()
         return super().process_exception_by_middleware(exception, request)
+
+
+class AsgiHandler(WebSocketHandler):
+    """Has one ASGI application answer all handshakes, which brings its own middleware.
+
+    Django's is left out, but not the checks of the Host and of the page's origin.
+    """
+
+    def __init__(self, application: Callable[..., Any]) -> None:
+        from .handler.asgi import Mounted
+
+        self._view = Mounted(application)
+        super().__init__()
+
+    def load_middleware(self, is_async: bool = False) -> None:
+        """Build a chain without the project's middleware."""
+        with conf.without_middleware():
+            super().load_middleware(is_async)
+
+    def find(self, request: HttpRequest) -> ResolverMatch:
+        """Return the application, whatever the path is."""
+        return ResolverMatch(self._view, (), {})
 
 
 def find_view(request: HttpRequest) -> ResolverMatch:
@@ -228,7 +270,11 @@ def beginning_of(view: Callable[..., Any]) -> Callable[..., HttpResponseBase]:
 def make_beginning(view: Callable[..., Any]) -> Callable[..., HttpResponseBase]:
     """Return a new function that starts `view` for one request."""
     conversation: Callable[..., Any] = Conversation
-    if iscoroutinefunction(view):
+    if is_asgi(view):
+        from .handler.asgi import AsgiConversation
+
+        conversation = AsgiConversation
+    elif iscoroutinefunction(view):
         from .handler.coroutine import CoroutineConversation
 
         conversation = CoroutineConversation
@@ -250,9 +296,14 @@ COROUTINE_MARKS = frozenset(vars(markcoroutinefunction(lambda: None)))
 _beginnings: dict[int, Callable[..., HttpResponseBase]] = {}
 
 
-def check_settings() -> None:
-    """Raise ImproperlyConfigured for the errors that the system checks find, which a server does not run by itself."""
+def check_settings(*, urlconf: bool = True) -> None:
+    """Raise ImproperlyConfigured for the errors that the system checks find, which a server does not run by itself.
+
+    Without `urlconf`, none has to be set.
+    """
     errors = [message for message in checks.check() if message.is_serious()]
+    if not urlconf:
+        errors = [error for error in errors if error.id != "websocket.E002"]
     if errors:
         raise ImproperlyConfigured("\n".join(f"{error.msg} {error.hint or ''}" for error in errors))
 

@@ -184,6 +184,9 @@ def without_effect_on_this_machine(project: Project, line: str) -> bool:
 
 
 TESTED_BELOW = {
+    "gunicorn -k django_websocket.worker.GeventWebSocketWorker mysite.asgi:application -b 127.0.0.1:8001": (
+        "test_asgi_py_in_place_of_wsgi_py"
+    ),
     "django-admin startproject mysite": "test_following_the_readme_step_by_step_gives_a_chat",
     "cd mysite": "test_following_the_readme_step_by_step_gives_a_chat",
     "python manage.py startapp chat": "test_following_the_readme_step_by_step_gives_a_chat",
@@ -265,7 +268,7 @@ VIEWS = """
 from chat import views as examples
 from chat.asynchronous import clock
 from chat.current import current
-from django.urls import path
+from django.urls import include, path
 from django_websocket.decorators import websocket
 from django_websocket.pubsub import publish
 
@@ -295,7 +298,21 @@ urlpatterns += [
     path("whoami/without-the-decorator/", knows_nobody),
     path("publish/<channel>/", publisher),
     path("clock/", clock),
+    path("more/", include("chat.websocket_urls")),
 ]
+"""
+
+
+ASGI_PY = """
+from chat.pingpong import application as pingpong
+
+django_application = application
+
+async def application(scope, receive, send):
+    if scope["type"] == "websocket":
+        await pingpong({**scope, "user": "nobody"}, receive, send)
+    else:
+        await django_application(scope, receive, send)
 """
 
 
@@ -495,6 +512,24 @@ def test_asynchronous_view(views: Server, cookies: dict[str, str]) -> None:
         assert receive(websocket) == "tick"
         websocket.send("shout")
         assert "SHOUT" in (receive(websocket), receive(websocket))
+
+
+def test_asgi_applications(views: Server, cookies: dict[str, str]) -> None:
+    with client(views, "/more/pingpong/", cookies["member"]) as websocket:
+        websocket.send("ping")
+        assert receive(websocket) == "pong, member!"
+    with client(views, "/more/api/greet", cookies["member"]) as websocket:
+        assert receive(websocket) == "hello member"
+        assert close_code(websocket) == CloseCode.NORMAL
+
+
+def test_asgi_py_in_place_of_wsgi_py(views_project: Project) -> None:
+    views_project.write("mysite/asgi.py", ASGI_PY, add=True)
+    with views_project.gunicorn(command("docs/async.md", "gunicorn")) as server:
+        with client(server, "/anywhere/") as websocket:
+            websocket.send("ping")
+            assert receive(websocket) == "pong, nobody!"
+        assert "Django" in fetch(f"http://{server.address}/admin/login/")
 
 
 def test_view_without_a_decorator(views: Server) -> None:

@@ -195,7 +195,7 @@ class CoroutineConversation:
         answer: HttpResponseBase | None = None
         error: BaseException | None = None
         try:
-            answer = await self._view(self._request, *self._args, **self._kwargs)
+            answer = await self._call()
             if answer is None or isinstance(answer, WebSocketResponse):
                 await self.websocket.accept()
                 answer = None
@@ -208,6 +208,10 @@ class CoroutineConversation:
             gevent.spawn(self._finish, context, answer, error)
         finally:
             del error  # its traceback has this frame
+
+    async def _call(self) -> HttpResponseBase | None:
+        """Call the view."""
+        return await self._view(self._request, *self._args, **self._kwargs)
 
     async def _accept(self, subprotocol: str | None) -> Connection:
         """Have the chain answer with the 101, and wait for the connection; see `WebSocket.accept`."""

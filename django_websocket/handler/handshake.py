@@ -169,6 +169,8 @@ class Handshake:
 
     def refuse(self, answer: HttpResponseBase | Exception) -> None:
         """Answer with what the view returned or raised, unless another greenlet of the view has accepted meanwhile."""
+        if self.answered and self.over:  # it was refused before the view ended
+            return
         if self.answered:
             report(self.who, None, "the view's answer comes too late", "another greenlet of it has accepted")
         else:

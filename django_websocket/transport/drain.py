@@ -13,7 +13,7 @@ from django_websocket.protocol.frames import CloseCode
 from .clients import ClientGreenlet
 from .shared import open_connections
 from .slow import WorkerStops
-from .waiting import ViewGreenlet, unfinished
+from .waiting import ViewGreenlet, services, unfinished
 
 MARGIN = 2.0  # seconds before gunicorn's graceful_timeout at which the worker is gone; half of a shorter one
 STEPS = 20  # groups in which clients are told
@@ -58,6 +58,7 @@ class Drain:
             self._notify()
             gevent.sleep(LOOK)
         self._cancel()
+        self._stop_services()
 
     def _cancel(self) -> None:
         """Cancel the coroutines that have not ended, and give them a moment for their `finally` blocks."""
@@ -66,6 +67,15 @@ class Drain:
         for each in coroutines:
             each.cancel()
         while coroutines & unfinished and time.monotonic() < end:
+            self._notify()
+            gevent.sleep(LOOK)
+
+    def _stop_services(self) -> None:
+        """Give what has served all clients a moment to end."""
+        end = time.monotonic() + CANCELLATION
+        for service in tuple(services):
+            service.stop()
+        while services and time.monotonic() < end:
             self._notify()
             gevent.sleep(LOOK)
 

@@ -34,6 +34,14 @@ NOT_PATCHED = (
 )
 
 
+class Service(Protocol):
+    """What serves all clients of a process, and ends after them."""
+
+    def stop(self) -> None:
+        """Begin to end; it leaves `services` when it has."""
+
+
+services: set[Service] = set()
 unfinished: set[object] = set()  # what still goes on beside the greenlets of views; it may have a `cancel()`
 
 

@@ -1,0 +1,310 @@
+"""ASGI applications in the place of views: each gets the scope of a handshake, and talks in events.
+
+See the ASGI specification, "HTTP & WebSocket ASGI Message Format" (version 2.5), and its "Lifespan Protocol".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Any
+from urllib.parse import quote
+
+from django.http import HttpRequest, HttpResponse, HttpResponseBase, HttpResponseForbidden
+
+from django_websocket import conf
+from django_websocket.asgi.loop import shared_loop
+from django_websocket.decorators import name_of
+from django_websocket.exceptions import WebSocketError
+from django_websocket.protocol.frames import CloseCode
+from django_websocket.transport.log import report
+from django_websocket.transport.loops import PerLoop
+from django_websocket.transport.waiting import services
+
+from .coroutine import CoroutineConversation
+from .upgrade import HANDSHAKE_KEY, KEY
+
+__all__ = ["AsgiConversation", "Mounted"]
+
+Event = dict[str, Any]
+Scope = dict[str, Any]
+Application = Callable[[Scope, Callable[[], Awaitable[Event]], Callable[[Event], Awaitable[None]]], Awaitable[None]]
+
+VERSIONS = {"version": "3.0", "spec_version": "2.5"}
+REST = "path_remaining"  # of the arguments of a URL: what is behind the prefix of a mounted application
+VANISHED: Event = {"type": "websocket.disconnect", "code": int(CloseCode.ABNORMAL), "reason": ""}
+
+
+class ClientDisconnected(WebSocketError, OSError):  # type: ignore[misc]
+    """Nothing can be sent any more; an application that lets it pass ends quietly (ASGI: an OSError)."""
+
+
+class AsgiConversation(CoroutineConversation):
+    """Runs one ASGI application for one client, as a view would run."""
+
+    __slots__ = ("_body", "_connected", "_decision", "_denied", "_left", "_said_close")
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._connected = False  # whether the application has had websocket.connect
+        self._decision: asyncio.Future[None] | None = None  # for whoever receives before the handshake is answered
+        self._denied: HttpResponseBase | None = None
+        self._body: HttpResponse | None = None  # of a denial whose parts are being sent
+        self._said_close = False
+        self._left = False  # whether the application has had websocket.disconnect
+
+    def begin(self) -> HttpResponseBase:
+        """Load the user and the session, for which a coroutine could not wait, and start the application."""
+        _ = getattr(getattr(self._request, "user", None), "is_authenticated", None)
+        return super().begin()
+
+    async def _call(self) -> HttpResponseBase | None:
+        await self._view(scope_of(self._request, self._args, self._kwargs), self.receive, self.send)
+        if self._denied is None and self.websocket.connection is None:
+            raise RuntimeError(
+                f"The ASGI application {name_of(self._view)} has returned without answering the handshake: let it send "
+                f"websocket.accept or websocket.close"
+            )
+        return self._denied
+
+    # --- what the application receives ---------------------------------------------------------------------------
+
+    async def receive(self) -> Event:
+        """Return the next event. A call that is cancelled has taken none."""
+        if not self._connected:
+            self._connected = True
+            return {"type": "websocket.connect"}
+        if self.websocket.connection is None and self._denied is None:
+            if self._decision is None:
+                self._decision = self._loop.create_future()
+            await asyncio.shield(self._decision)
+        if self._left:  # an application that goes on without end is cancelled soon
+            await self._loop.create_future()
+        if self._denied is not None:
+            self._left = True
+            return VANISHED.copy()
+        message = await self.websocket.receive()
+        if type(message) is str:
+            return {"type": "websocket.receive", "text": message, "bytes": None}
+        if message is not None:
+            return {"type": "websocket.receive", "bytes": message, "text": None}
+        self._left = True
+        code, reason = self.websocket.close_code, self.websocket.close_reason
+        return {"type": "websocket.disconnect", "code": int(code or CloseCode.ABNORMAL), "reason": reason}
+
+    # --- what the application sends ------------------------------------------------------------------------------
+
+    async def send(self, event: Event) -> None:
+        """Send an event.
+
+        Raises `ClientDisconnected`, an OSError, if the client has left; RuntimeError for an event out of turn,
+        ValueError or TypeError for one that is malformed.
+        """
+        kind = event["type"]
+        if kind == "websocket.send":
+            if self.websocket.connection is None or self._said_close:
+                raise RuntimeError(f"websocket.send came {'after' if self._decided else 'before'} {self._border}")
+            await self._send(event.get("text"), event.get("bytes"))
+        elif kind == "websocket.accept":
+            if self._decided:
+                raise RuntimeError(f"websocket.accept came after {self._border}")
+            await self._open(event.get("subprotocol"), event.get("headers") or ())
+        elif kind == "websocket.close":
+            if self._said_close or self._denied is not None:
+                raise RuntimeError(f"websocket.close came after {self._border}")
+            if self.websocket.connection is None:
+                self._deny(HttpResponseForbidden())
+            else:
+                await self.websocket.close(event.get("code") or CloseCode.NORMAL, event.get("reason") or "")
+                self._said_close = True
+        elif kind == "websocket.http.response.start":
+            if self._decided or self._body is not None:
+                raise RuntimeError(f"websocket.http.response.start came after {self._border}")
+            self._body = HttpResponse(status=event["status"])
+            del self._body["Content-Type"]  # the application says which, if any
+            set_headers(self._body, event.get("headers") or ())
+        elif kind == "websocket.http.response.body":
+            if self._body is None or self._denied is not None:
+                raise RuntimeError("websocket.http.response.body came without websocket.http.response.start")
+            self._body.write(event.get("body", b""))
+            if not event.get("more_body"):
+                self._deny(self._body)
+        else:
+            raise ValueError(
+                f"{kind!r} is no event that can be sent to a WebSocket: those are websocket.accept, websocket.send, "
+                f"websocket.close, websocket.http.response.start and websocket.http.response.body"
+            )
+
+    @property
+    def _decided(self) -> bool:
+        return self.websocket.connection is not None or self._denied is not None
+
+    @property
+    def _border(self) -> str:
+        """The event that an event out of turn came before or after."""
+        if self._denied is not None or self._said_close:
+            return "websocket.close"
+        return "websocket.http.response.start" if self._body is not None else "websocket.accept"
+
+    async def _send(self, text: str | None, data: bytes | None) -> None:
+        if (text is None) == (data is None):
+            raise ValueError("websocket.send has one of text and bytes; the other is None, or left out")
+        if data is None and not isinstance(text, str):
+            raise TypeError(f"The text of websocket.send is a str, not {type(text).__name__}: send bytes as bytes")
+        message: Any = data if text is None else text
+        try:
+            await self.websocket.send(message, None if data is None else True)
+        except WebSocketError as error:
+            raise ClientDisconnected(str(error)) from None
+
+    async def _open(self, subprotocol: str | None, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        set_headers(self.websocket.response, headers)
+        offered = self._request.META[HANDSHAKE_KEY].subprotocols
+        try:
+            await self.websocket.accept(subprotocol if subprotocol in offered else None)
+        except WebSocketError as error:
+            raise ClientDisconnected(str(error)) from None
+        self._decide()
+
+    def _deny(self, response: HttpResponseBase) -> None:
+        """Have the client get a response in place of the 101, at once."""
+        self._denied = response
+        assert self._handshake is not None
+        self._handshake.refuse(response)
+        self._patience = self._loop.call_later(conf.current().limits.close_timeout, self.cancel)
+        self._decide()
+
+    def _decide(self) -> None:
+        if self._decision is not None and not self._decision.done():
+            self._decision.set_result(None)
+
+
+def set_headers(response: HttpResponseBase, headers: Iterable[tuple[bytes, bytes]]) -> None:
+    """Give a response the headers of an event."""
+    for raw_name, raw_value in headers:
+        name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
+        if name.lower() == "set-cookie":
+            response.cookies.load(value)
+        elif name.lower() == "sec-websocket-protocol":
+            raise ValueError("Name the subprotocol by the key `subprotocol` of websocket.accept, not by a header")
+        elif name.lower() != "content-length":  # which Django knows better
+            response[name] = f"{response[name]}, {value}" if name in response else value
+
+
+def scope_of(request: HttpRequest, args: Iterable[Any], kwargs: Mapping[str, Any]) -> Scope:
+    """Return the scope of a handshake (ASGI, "WebSocket Connection Scope"), with what Django knows of it.
+
+    That is `user`, `session` and `cookies`, and `url_route` with the arguments of the URL, as Channels names them.
+    """
+    meta = request.META
+    root_path = meta.get("SCRIPT_NAME", "")
+    path = root_path + request.path_info
+    arguments = dict(kwargs)
+    rest = arguments.pop(REST, None)
+    if rest is not None:
+        root_path = path[: len(path) - len(rest)].rstrip("/")
+    target = meta.get("RAW_URI", "").partition("?")[0]
+    upgrade = meta[KEY]
+    address, port = upgrade.address or meta.get("REMOTE_ADDR", ""), meta.get("REMOTE_PORT")
+    scope: Scope = {
+        "type": "websocket",
+        "asgi": VERSIONS.copy(),
+        "http_version": meta.get("SERVER_PROTOCOL", "HTTP/1.1").partition("/")[2],
+        "scheme": "wss" if request.is_secure() else "ws",
+        "path": path,
+        "raw_path": target.encode("latin-1") if target.startswith("/") else quote(path).encode(),
+        "query_string": meta.get("QUERY_STRING", "").encode("latin-1"),
+        "root_path": root_path,
+        "headers": [
+            (name[5:].replace("_", "-").lower().encode("latin-1"), value.encode("latin-1"))
+            for name, value in meta.items()
+            if name.startswith("HTTP_")
+        ],
+        # A proxy's word is taken for the address, and it does not tell the port.
+        "client": (address, int(port) if port and address == meta.get("REMOTE_ADDR") else 0) if address else None,
+        "server": (meta.get("SERVER_NAME", ""), int(meta.get("SERVER_PORT") or 0)),
+        "subprotocols": list(meta[HANDSHAKE_KEY].subprotocols),
+        "extensions": {"websocket.http.response": {}},
+        "state": {},
+        "cookies": request.COOKIES,
+        "url_route": {"args": tuple(args), "kwargs": arguments},
+    }
+    for name in ("session", "user"):
+        if hasattr(request, name):
+            scope[name] = getattr(request, name)
+    return scope
+
+
+# --- whole applications -----------------------------------------------------------------------------------------------
+
+
+class Mounted:
+    """An ASGI application that is told of the begin and the end of the process, in each loop that it serves."""
+
+    def __init__(self, application: Application, *, lifespan: bool = True) -> None:
+        self.application = application
+        self._lifespan_of_loop = PerLoop(lambda: Lifespan(application)).get if lifespan else None
+
+    async def __call__(
+        self, scope: Scope, receive: Callable[[], Awaitable[Event]], send: Callable[[Event], Awaitable[None]]
+    ) -> None:
+        """Serve one connection, once the application has begun."""
+        if self._lifespan_of_loop is not None:
+            lifespan = self._lifespan_of_loop()
+            await lifespan.begun()
+            scope["state"] = lifespan.state.copy()
+        await self.application(scope, receive, send)
+
+
+class Lifespan:
+    """Tells an application that the process serves its first client, and that it ends."""
+
+    def __init__(self, application: Application) -> None:
+        self._application = application
+        self._name = name_of(application)
+        self._loop = shared_loop()
+        self._events: asyncio.Queue[Event] = asyncio.Queue()
+        self._begun: asyncio.Future[None] | None = None
+        self._task: asyncio.Task[None] | None = None
+        self.state: dict[str, Any] = {}
+
+    async def begun(self) -> None:
+        """Wait until the application has begun. Raises RuntimeError if it says that it cannot."""
+        if self._begun is None:
+            self._begun = self._loop.create_future()
+            self._events.put_nowait({"type": "lifespan.startup"})
+            self._task = self._loop.create_task(self._run())
+        await asyncio.shield(self._begun)
+
+    async def _run(self) -> None:
+        services.add(self)
+        scope: Scope = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}, "state": self.state}
+        try:
+            await self._application(scope, self._events.get, self._send)
+        except Exception as error:
+            assert self._begun is not None
+            if self._begun.done():
+                report(f"ASGI application {self._name}", None, "its lifespan ended with an error", repr(error))
+            else:  # as most do that know of none
+                report(f"ASGI application {self._name}", None, "it knows no lifespan", repr(error), logging.INFO)
+        finally:
+            services.discard(self)
+            if self._begun is not None and not self._begun.done():
+                self._begun.set_result(None)
+
+    async def _send(self, event: Event) -> None:
+        begun, kind = self._begun, event["type"]
+        if begun is None or begun.done():
+            return
+        if kind == "lifespan.startup.complete":
+            begun.set_result(None)
+        elif kind == "lifespan.startup.failed":
+            why = event.get("message") or "it gives no reason"
+            begun.set_exception(RuntimeError(f"The ASGI application {self._name} could not begin: {why}"))
+            begun.exception()  # nobody may be waiting any more
+            self._begun = None  # the next client asks again
+
+    def stop(self) -> None:
+        """Tell the application that the process ends."""
+        self._loop.call_soon(self._events.put_nowait, {"type": "lifespan.shutdown"})
