@@ -69,7 +69,7 @@ def ours(directory, name):
     """Our package from a checkout (a pathlib.Path), or as the environment has it (INSTALLED).
 
     It is measured with its chat in views, with views that have returned `listen()`, with sends in a bare loop, and with
-    its echo in views that are coroutines.
+    its echo in views that are coroutines and in an ASGI function.
     """
     path = [str(APPS)] if directory == INSTALLED else [str(APPS), str(directory)]
     in_views = Server(
@@ -101,7 +101,8 @@ def ours(directory, name):
         environ=in_views.environ | {"WEBSOCKET_URLCONF": "djangosite.ours_async"},
         many=False,
     )
-    return [in_views, listening, bare_loop, coroutines]
+    function = replace(coroutines, name=f"{name}-asgi", paths={"echo": "/asgi/"}, rounds=2)
+    return [in_views, listening, bare_loop, coroutines, function]
 
 
 def parse_ours(text):

@@ -19,6 +19,7 @@ from .support.waiting import eventually
 
 KIB, MIB = 1024, 1024 * 1024
 RSV1 = 0x40
+SILENT = 600  # clients
 OFFER = {"Sec-WebSocket-Extensions": "permessage-deflate; client_max_window_bits"}
 WHOLE_HEAD = {**OFFER, **{f"X-{number}": "x" * 7000 for number in range(3)}}
 WHOLE_HEAD["Cookie"] = "; ".join(f"cookie{number}={number:010}" for number in range(300))
@@ -84,6 +85,26 @@ def server(start_site: StartSite) -> Iterator[Server]:
             client.open("/echo/", WHOLE_HEAD, behind=HELD["inflated texts"])
             assert client.frame(compressed=True)
         yield server
+
+
+def kept_by_silent_clients(server: Server, path: str) -> float:
+    """The memory that one of many clients takes that do nothing, in bytes."""
+    with ExitStack() as stack:
+        for _ in range(50):  # the first ones take what is there
+            stack.enter_context(RawClient(server.port)).open(path)
+        before = settled(server)
+        for _ in range(SILENT):
+            stack.enter_context(RawClient(server.port)).open(path)
+        return (settled(server) - before) / SILENT
+
+
+def test_silent_client_of_an_async_view_takes_less_than_one_with_a_greenlet(start_site: StartSite) -> None:
+    kept = []
+    for path in ("/echo/", "/asynchronous/echo/"):
+        with start_site({"WEBSOCKET_PING_INTERVAL": 300.0}) as server:
+            kept.append(kept_by_silent_clients(server, path))
+    with_greenlet, without = kept
+    assert without < 0.85 * with_greenlet < 17 * KIB, kept
 
 
 def test_idle_client_keeps_little_of_a_large_head(server: Server) -> None:

@@ -262,48 +262,50 @@ class Lifespan:
 
     def __init__(self, application: Application) -> None:
         self._application = application
-        self._name = name_of(application)
+        self._who = f"ASGI application {name_of(application)}"
         self._loop = shared_loop()
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._begun: asyncio.Future[None] | None = None
-        self._task: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[None] | None = None  # which only this keeps alive
         self.state: dict[str, Any] = {}
 
     async def begun(self) -> None:
-        """Wait until the application has begun. Raises RuntimeError if it says that it cannot."""
-        if self._begun is None:
-            self._begun = self._loop.create_future()
-            self._events.put_nowait({"type": "lifespan.startup"})
-            self._task = self._loop.create_task(self._run())
-        await asyncio.shield(self._begun)
+        """Wait until the application has begun. Raises RuntimeError if it cannot; the next call asks again."""
+        begun = self._begun
+        if begun is None:
+            begun = self._begun = self._loop.create_future()
+            events = self._events = asyncio.Queue()
+            events.put_nowait({"type": "lifespan.startup"})
+            self._task = self._loop.create_task(self._run(begun, events))
+        try:
+            await asyncio.shield(begun)
+        except RuntimeError:
+            self._begun = None
+            raise
 
-    async def _run(self) -> None:
+    async def _run(self, begun: asyncio.Future[None], events: asyncio.Queue[Event]) -> None:
+        async def send(event: Event) -> None:
+            if begun.done():
+                return
+            if event["type"] == "lifespan.startup.complete":
+                begun.set_result(None)
+            elif event["type"] == "lifespan.startup.failed":
+                why = event.get("message") or "it gives no reason"
+                begun.set_exception(RuntimeError(f"The {self._who} could not begin: {why}"))
+
         services.add(self)
         scope: Scope = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}, "state": self.state}
         try:
-            await self._application(scope, self._events.get, self._send)
+            await self._application(scope, events.get, send)
         except Exception as error:
-            assert self._begun is not None
-            if self._begun.done():
-                report(f"ASGI application {self._name}", None, "its lifespan ended with an error", repr(error))
-            else:  # as most do that know of none
-                report(f"ASGI application {self._name}", None, "it knows no lifespan", repr(error), logging.INFO)
+            if begun.done():
+                report(self._who, None, "its lifespan ended with an error", repr(error))
+            else:  # as those do that know of none
+                report(self._who, None, "it knows no lifespan", repr(error), logging.INFO)
         finally:
             services.discard(self)
-            if self._begun is not None and not self._begun.done():
-                self._begun.set_result(None)
-
-    async def _send(self, event: Event) -> None:
-        begun, kind = self._begun, event["type"]
-        if begun is None or begun.done():
-            return
-        if kind == "lifespan.startup.complete":
-            begun.set_result(None)
-        elif kind == "lifespan.startup.failed":
-            why = event.get("message") or "it gives no reason"
-            begun.set_exception(RuntimeError(f"The ASGI application {self._name} could not begin: {why}"))
-            begun.exception()  # nobody may be waiting any more
-            self._begun = None  # the next client asks again
+            if not begun.done():
+                begun.set_result(None)
 
     def stop(self) -> None:
         """Tell the application that the process ends."""

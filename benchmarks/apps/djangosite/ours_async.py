@@ -1,4 +1,4 @@
-"""Views that are coroutines, in a urlconf of their own: versions from before they existed cannot import them."""
+"""What is asynchronous, in a urlconf of its own: versions from before there was such a thing cannot import it."""
 
 from django.urls import path
 
@@ -12,4 +12,14 @@ async def echo(request, websocket):
         await websocket.send(message)
 
 
-urlpatterns = [path("echo/", echo)]
+async def application(scope, receive, send):
+    await receive()
+    await send({"type": "websocket.accept"})
+    while (event := await receive())["type"] == "websocket.receive":
+        if event["text"] is not None:
+            await send({"type": "websocket.send", "text": event["text"]})
+        else:
+            await send({"type": "websocket.send", "bytes": event["bytes"]})
+
+
+urlpatterns = [path("echo/", echo), path("asgi/", application)]
