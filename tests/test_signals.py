@@ -40,6 +40,20 @@ def test_receivers_are_called(server: Server, raw: Raw, key: str, how: str, sent
     assert notes(server.port, key, 2) == [f"connected {path}", note]
 
 
+def test_receivers_may_be_coroutines(server: Server, raw: Raw, key: str) -> None:
+    clients = [raw(server) for _ in range(10)]
+    for client in clients:
+        client.send(request(f"/observed-by-coroutines/?key={key}"))
+    for client in clients:
+        assert client.response().status == 101
+        client.send(frame("hello"))
+        assert client.frame().text == "hello"
+        client.send(close_frame(4000))
+        assert client.closing()[0] == 4000
+        client.sock.close()
+    assert notes(server.port, key, 20) == ["a coroutine was told"] * 20
+
+
 def test_receivers_learn_of_a_client_that_vanishes(site: Server, raw: Raw, key: str) -> None:
     client = raw(site)
     client.open(f"/observed/echo/?key={key}")

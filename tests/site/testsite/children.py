@@ -30,8 +30,9 @@ def keep_a_copy(request: HttpRequest) -> None:
 
 
 def start(request: HttpRequest, how: str) -> None:
-    """Start a child that ends when the request's gate opens; note its process id and how it ended."""
+    """Start a child that ends when the request's gate opens; note its process id, once it runs, and how it ended."""
     read, write = os.pipe()  # tells the child, which has no gate, to end
+    begun, begins = os.pipe()  # tells that the child runs
     try:
         if how == "work":
             queue = FORK.SimpleQueue()
@@ -40,8 +41,9 @@ def start(request: HttpRequest, how: str) -> None:
             process.join(probe.WAIT)
             probe.note(request, queue.get() if process.exitcode == 0 else f"status {process.exitcode}")
         elif how in ("process", "terminate"):
-            process = FORK.Process(target=wait, args=(read,))
+            process = FORK.Process(target=wait, args=(read, begins))
             process.start()
+            os.read(begun, 1)
             probe.note(request, str(process.pid))
             if how == "process":
                 probe.wait_at_gate(request)
@@ -53,23 +55,25 @@ def start(request: HttpRequest, how: str) -> None:
         else:
             pid = os.fork()
             if not pid:
-                wait(read)
+                wait(read, begins)
                 if how == "exit":
                     sys.exit(3)
                 if how == "raise":
                     raise Over
                 return
+            os.read(begun, 1)
             probe.note(request, str(pid))
             probe.wait_at_gate(request)
             os.write(write, b"x")
             probe.note(request, f"status {os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])}")
     finally:
-        os.close(read)
-        os.close(write)
+        for descriptor in (read, write, begun, begins):
+            os.close(descriptor)
 
 
-def wait(read: int) -> None:
-    """Wait in the child's loop until there is something to read."""
+def wait(read: int, begins: int) -> None:
+    """Tell that the child runs, and wait in its loop until there is something to read."""
+    os.write(begins, b"x")
     os.set_blocking(read, False)
     deadline = time.monotonic() + probe.WAIT
     while time.monotonic() < deadline:

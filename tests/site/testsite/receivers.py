@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import time
 from typing import Any
@@ -41,6 +42,14 @@ def connected_asynchronously(request: Any, **kwargs: Any) -> None:
 def disconnected_asynchronously(request: Any, **told: Any) -> None:
     Note.objects.create(text="disconnected")
     probe.note(request, f"{told['code']} {told['reason']} {told['received']} {told['sent']}")
+
+
+@receiver(websocket_connected, sender=views.observed_by_coroutines)
+@receiver(websocket_disconnected, sender=views.observed_by_coroutines)
+async def coroutine(request: Any, **kwargs: Any) -> None:
+    await asyncio.sleep(0.05)
+    await Note.objects.acreate(text="by a coroutine")
+    probe.note(request, "a coroutine was told")
 
 
 @receiver(websocket_connected, sender=views.observed)

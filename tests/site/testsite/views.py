@@ -65,6 +65,13 @@ def observed(request: HttpRequest, how: str) -> HttpResponseBase:
 
 
 @websocket
+def observed_by_coroutines(request: HttpRequest, websocket: WebSocket) -> None:
+    """Echo; the receivers of the signals are coroutines."""
+    for message in websocket:
+        websocket.send(message)
+
+
+@websocket
 def observed_view(request: HttpRequest, websocket: WebSocket, how: str) -> HttpResponseBase | None:
     if how == "refuse":
         return HttpResponseForbidden("no entry")

@@ -9,6 +9,7 @@ __all__ = ["receivers", "urlpatterns"]
 urlpatterns: list[URLPattern | URLResolver] = [
     path("echo/", views.echo, name="echo"),
     path("observed/<str:how>/", views.observed),
+    path("observed-by-coroutines/", views.observed_by_coroutines),
     path("undecorated/", views.undecorated),  # type: ignore[arg-type] # it returns nothing, as in 2017
     path("class/<str:name>/", views.Echo.as_view()),
     path("loop/<str:name>/", views.loop),
