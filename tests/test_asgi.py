@@ -185,6 +185,13 @@ def test_refusal_is_a_close_code_where_the_project_wants_that(start_site: StartS
         assert client.closing() == (4403, "Forbidden")
 
 
+def test_application_whose_101_is_replaced_cannot_send_and_is_cancelled(ours: Server, raw: Raw, key: str) -> None:
+    path = steps(key, "receive", ACCEPT, "receive for ever", interfere="replace")
+    assert refused(ours, raw, path).status == 409
+    (connect, error) = noted(ours, key, 2)
+    assert (connect["type"], error.partition(":")[0]) == ("websocket.connect", "ClientDisconnected")
+
+
 def test_foreign_page_is_refused(ours: Server, raw: Raw) -> None:
     client = raw(ours)
     client.send(request("/pingpong/", {"Origin": "https://evil.example"}))

@@ -104,7 +104,7 @@ def test_silent_client_of_an_async_view_takes_less_than_one_with_a_greenlet(star
         with start_site({"WEBSOCKET_PING_INTERVAL": 300.0}, env=NOT_MEASURED) as server:
             kept.append(kept_by_silent_clients(server, path))
     with_greenlet, without = kept
-    assert without < 0.85 * with_greenlet < 17 * KIB, kept
+    assert without < 0.95 * with_greenlet < 19 * KIB, kept  # the most is on Python 3.10, where frames are larger
 
 
 def test_idle_client_keeps_little_of_a_large_head(server: Server) -> None:

@@ -87,7 +87,7 @@ def in_a_thread(request, websocket):
 class Expiring(TokenAuthentication):
     def authenticate_credentials(self, key):
         user, _ = super().authenticate_credentials(key)
-        return user, {"exp": time.time() + 1}
+        return user, {"exp": time.time() + 3}
 
 @api_view()
 @authentication_classes([Expiring])
@@ -386,8 +386,8 @@ def test_newer_token_replaces_the_time_and_the_user_of_the_former_one(slow: Site
 
 
 def test_websocket_of_a_view_that_may_go_on_outlives_its_token(quick: Site) -> None:
-    with quick.connect("stays", quick.token("bob", 1)) as websocket, quick.connect("renew", "") as other:
-        assert renews(websocket, quick.token("bob", 1)) and renews(other, quick.token("bob", 1))
+    with quick.connect("stays", quick.token("bob", 3)) as websocket, quick.connect("renew", "") as other:
+        assert renews(websocket, quick.token("bob", 3)) and renews(other, quick.token("bob", 3))
         assert closing(other) == (4401, "expired")
         assert quick.change("disconnect", "bob") == "0"
         assert renews(websocket, quick.token("bob"))
@@ -395,7 +395,7 @@ def test_websocket_of_a_view_that_may_go_on_outlives_its_token(quick: Site) -> N
 
 @pytest.mark.parametrize("path", ["drf-with-expiry", "of-a-middleware", "in-a-thread"])
 def test_login_is_watched_wherever_it_is_called(slow: Site, path: str) -> None:
-    token = slow.of_drf["ann"] if path == "drf-with-expiry" else slow.token("ann", 1)
+    token = slow.of_drf["ann"] if path == "drf-with-expiry" else slow.token("ann", 3)
     with slow.connect(path, token) as websocket, slow.connect(path, token) as renewed:
         for each in (websocket, renewed):
             if path == "of-a-middleware":

@@ -13,7 +13,6 @@ from urllib.parse import quote
 
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, HttpResponseForbidden
 
-from django_websocket import conf
 from django_websocket.asgi.loop import shared_loop
 from django_websocket.decorators import name_of
 from django_websocket.exceptions import WebSocketError
@@ -172,7 +171,7 @@ class AsgiConversation(CoroutineConversation):
         self._denied = response
         assert self._handshake is not None
         self._handshake.refuse(response)
-        self._patience = self._loop.call_later(conf.current().limits.close_timeout, self.cancel)
+        self.cancel_later()
         self._decide()
 
     def _decide(self) -> None:

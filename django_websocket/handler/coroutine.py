@@ -15,6 +15,7 @@ from django.http import HttpRequest, HttpResponseBase
 from gevent import monkey
 from gevent.event import Event
 
+from django_websocket import conf
 from django_websocket.asgi.executors import SerialExecutor
 from django_websocket.asgi.loop import shared_loop
 from django_websocket.asgi.waiting import Waiter, in_greenlet
@@ -140,15 +141,13 @@ class CoroutineConversation:
         return connection
 
     def failed(self, reason: str) -> None:
-        """Let the view know that there will be no connection."""
+        """Let the view know that there will be no connection, and cancel it if it goes on all the same."""
         assert self._handshake is not None
         self._handshake.failed(reason)
+        self.cancel_later()
 
     def _on_end(self) -> None:
-        """Cancel the view if it does not see within the time for a close handshake that its client has left."""
-        connection = self.connection
-        assert connection is not None
-        self._patience = self._loop.call_later(connection.limits.close_timeout, self.cancel)
+        self.cancel_later()
 
     # --- for whoever waits for the end ---------------------------------------------------------------------------
 
@@ -167,6 +166,10 @@ class CoroutineConversation:
         """Raise CancelledError in the view, if it has not ended."""
         if self._task is not None:
             self._loop.call_soon(self._task.cancel)
+
+    def cancel_later(self) -> None:
+        """Cancel the view if it does not end within the time for a close handshake."""
+        self._patience = self._loop.call_later(conf.current().limits.close_timeout, self.cancel)
 
     def kill(self, timeout: float) -> None:
         """Cancel the view, and wait up to `timeout` seconds for its end."""
