@@ -480,10 +480,10 @@ def a_busy_loop_lets_greenlets_run() -> None:
 
     done: list[bool] = []
     running = gevent.spawn(asyncio.run, busy())
-    begin = time.monotonic()
+    begin = time.process_time()  # which other processes do not take from
     for _ in range(10):
         gevent.sleep(0.001)
-    assert time.monotonic() - begin < 0.5
+    assert time.process_time() - begin < 0.5
     done.append(True)
     running.get()
 
