@@ -26,15 +26,17 @@ class WebSocketConfig(AppConfig):
         request_started.connect(tell_of_missing_server)
 
 
+UPGRADE = "django_websocket.upgrade"  # `handler.upgrade.KEY`, which is too dear to import for pages
+
+
 def tell_of_missing_server(environ: dict[str, Any] | None = None, **kwargs: Any) -> None:
     """Log what to do, if a handshake came to a server that serves pages alone, such as `runserver`."""
-    if environ is None or "HTTP_UPGRADE" not in environ:
+    if environ is None or "HTTP_UPGRADE" not in environ or UPGRADE in environ:
         return
-    from .handler.upgrade import KEY
     from .protocol.handshake import is_upgrade
     from .transport.log import printable
 
-    if is_upgrade(environ["HTTP_UPGRADE"]) and KEY not in environ:
+    if is_upgrade(environ["HTTP_UPGRADE"]):
         logger.warning(
             "A WebSocket handshake for %s came to a server that serves pages alone. In development, use "
             "`manage.py runwebsocket` in place of `runserver`, or set WEBSOCKET_SERVER to where WebSockets are served; "

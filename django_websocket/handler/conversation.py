@@ -127,7 +127,8 @@ class Conversation(ViewGreenlet):
         ViewGreenlet.running.add(self)
         try:
             _restore_context(self._context)
-            AsyncToSync.executors.current = None  # the thread of asynchronous middleware, which waits for this view
+            if getattr(AsyncToSync.executors, "current", None) is not None:
+                AsyncToSync.executors.current = None  # the thread of asynchronous middleware, which waits for this view
             self._databases.adopt()
             try:
                 view, args, kwargs = self._view, self._args, self._kwargs

@@ -15,6 +15,8 @@ class State(Enum):
     A connection may skip states, but never goes back.
     """
 
+    __hash__ = object.__hash__  # Enum's own is written in Python
+
     OPEN = "open"
     """Both ends may send messages."""
 
