@@ -36,7 +36,7 @@ def login(request: HttpRequest, user: Any, *, expires: datetime | float | None =
         expires = expires.timestamp()
     end = math.inf if expires is None else float(expires)
     if math.isnan(end):
-        raise ValueError("expires is NaN, which is no time: leave it out for a token that does not expire")
+        raise ValueError("expires is NaN, which is not a time: leave it out if the token does not expire")
     from django_websocket.handler.login_checks import log_in  # it imports models, which must be installed
 
     async def auser() -> Any:

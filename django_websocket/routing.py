@@ -36,11 +36,11 @@ def mount(prefix: str, application: Application, *, lifespan: bool = True, **kwa
     It takes applications that route by themselves, such as those of Starlette, FastAPI or Litestar. In their scope,
     `root_path` ends with the prefix; `user`, `session` and `cookies` are Django's. With `lifespan`, the application is
     told that the process begins, before its first client here, and that it ends (ASGI, "Lifespan Protocol"). `prefix`
-    and `kwargs` are the route and the arguments of Django's `path()`. Raises ImproperlyConfigured for what is no ASGI
-    application.
+    and `kwargs` are the route and the arguments of Django's `path()`. Raises ImproperlyConfigured for anything but
+    an ASGI application.
     """
     if not is_asgi(application):
         raise ImproperlyConfigured(
-            f"{application!r} is no ASGI application, which takes scope, receive and send: list a view by path()"
+            f"{application!r} is not an ASGI application, which takes scope, receive and send: list a view by path()"
         )
     return Prefix(RoutePattern(prefix, is_endpoint=False), Mounted(application, lifespan=lifespan), kwargs)

@@ -31,26 +31,19 @@ class Waiter:
 
 async def until_ready(readable: Readable, timeout: float | None = None) -> None:
     """Wait until `readable` may be ready. Raises TimeoutError after `timeout` seconds."""
-    loop = asyncio.get_running_loop()
-    if timeout is None:
-        future = loop.create_future()
-        readable.claim(Waiter(future))
-        try:
-            await future
-        finally:
-            readable.release()
-        return
     check_timeout(timeout)
+    loop = asyncio.get_running_loop()
     future = loop.create_future()
     waiter = Waiter(future)
     readable.claim(waiter)
-    timer = loop.call_later(max(0, timeout), waiter.switch)
+    timer = None if timeout is None else loop.call_later(max(0, timeout), waiter.switch)
     try:
         await future
     finally:
         readable.release()
-        timer.cancel()
-    if not (readable.ready() or readable.abandoned):
+        if timer is not None:
+            timer.cancel()
+    if timeout is not None and not (readable.ready() or readable.abandoned):
         raise TimeoutError(f"no message came within {timeout} seconds")
 
 

@@ -169,13 +169,11 @@ class Handshake:
 
     def refuse(self, answer: HttpResponseBase | Exception) -> None:
         """Answer with what the view returned or raised, unless another greenlet of the view has accepted meanwhile."""
-        if self.answered and self.over:  # it was refused before the view ended
-            return
-        if self.answered:
-            report(self.who, None, "the view's answer comes too late", "another greenlet of it has accepted")
-        else:
+        if not self.answered:
             self.over = True
             self._answer_chain(answer)
+        elif not self.over:  # else it was refused before the view ended
+            report(self.who, None, "the view's answer comes too late", "another greenlet of it has accepted")
 
     def refuse_after(self, error: BaseException) -> bool:
         """Answer with the error of a view that has no connection. Returns False if the error has to be logged instead.

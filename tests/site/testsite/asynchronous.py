@@ -277,7 +277,7 @@ async def closes_wrongly(request: HttpRequest, websocket: AsyncWebSocket) -> Any
 
 
 async def sends_no_message(request: HttpRequest, websocket: AsyncWebSocket) -> Any:
-    """Send what is no message."""
+    """Send an object that is not a message."""
     await websocket.send({"a": 1})  # type: ignore[arg-type]
 
 
