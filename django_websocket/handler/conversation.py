@@ -23,7 +23,7 @@ from django_websocket.transport.waiting import ViewGreenlet
 from django_websocket.websocket import WebSocket
 
 from .databases import Databases
-from .ending import end, end_with, untie
+from .ending import end, end_with, follow, let_go, untie
 from .handshake import Handshake, WebSocketResponse
 from .surroundings import Surroundings
 
@@ -96,12 +96,7 @@ class Conversation(ViewGreenlet):
         handshake = self._handshake
         assert handshake is not None
         connection = self.connection = handshake.connect(self.websocket, sock, early, head)
-        if self.ready():  # the view has ended while the 101 was on its way
-            connection.close(CloseCode.INTERNAL_ERROR, "internal error")
-        elif connection.connected:
-            connection.on_end.append(self._on_end)
-        else:
-            self._on_end()
+        follow(connection, self._on_end, ended=self.ready())
         handshake.opened()
         del self._context  # it may refer to much
         return connection
@@ -188,11 +183,8 @@ class Conversation(ViewGreenlet):
         """Leave the connection, which may outlive the view."""
         connection = self.connection
         if connection is not None:
-            if self._on_end in connection.on_end:
-                connection.on_end.remove(self._on_end)
             connection.close_fileno()
-            if self.websocket.connection is None:  # the view did not wait for it to the end
-                connection.close(CloseCode.INTERNAL_ERROR, "internal error")
+            let_go(connection, self._on_end, self.websocket)
 
     # --- databases while the view waits --------------------------------------------------------------------------
 

@@ -21,13 +21,12 @@ from django_websocket.asgi.loop import shared_loop
 from django_websocket.asgi.waiting import Waiter, in_greenlet
 from django_websocket.asgi.websocket import AsyncWebSocket
 from django_websocket.compat import naming
-from django_websocket.protocol.frames import CloseCode
 from django_websocket.protocol.handshake import ClientHandshake
 from django_websocket.transport.connection import Connection
 from django_websocket.transport.waiting import unfinished
 
 from .databases import Databases, close_databases, untie_database
-from .ending import end, end_with, untie
+from .ending import end, end_with, follow, let_go, untie
 from .handshake import Handshake, WebSocketResponse
 from .sharing import keep_from_own_thread
 from .surroundings import Surroundings
@@ -131,12 +130,7 @@ class CoroutineConversation:
         assert handshake is not None
         connection = self.connection = handshake.connect(self.websocket, sock, early, head)
         connection.never_waits = True
-        if self.ready():  # the view has ended while the 101 was on its way
-            connection.close(CloseCode.INTERNAL_ERROR, "internal error")
-        elif connection.connected:
-            connection.on_end.append(self._on_end)
-        else:
-            self._on_end()
+        follow(connection, self._on_end, ended=self.ready())
         handshake.opened()
         return connection
 
@@ -283,10 +277,7 @@ class CoroutineConversation:
                 self._patience.cancel()  # it would keep all this until it is due
             connection = self.connection
             if connection is not None:
-                if self._on_end in connection.on_end:
-                    connection.on_end.remove(self._on_end)
-                if self.websocket.connection is None:  # the view did not wait for it to the end
-                    connection.close(CloseCode.INTERNAL_ERROR, "internal error")
+                let_go(connection, self._on_end, self.websocket)
             self.websocket.close_all()
             self._databases.unshare()
             if self.websocket.connection is not None and not self.keeps_request:

@@ -15,6 +15,7 @@ from django_websocket.decorators import name_of
 from django_websocket.exceptions import BrokerError, MessagesMissed, WebSocketError
 from django_websocket.protocol.frames import CloseCode
 from django_websocket.signals import send
+from django_websocket.transport.connection import Connection
 from django_websocket.transport.log import printable, report
 from django_websocket.websocket import BaseWebSocket
 
@@ -96,6 +97,24 @@ def log(error: BaseException, request: HttpRequest) -> None:
         exc_info=error,
         extra={"status_code": 500, "request": request},
     )
+
+
+def follow(connection: Connection, on_end: Callable[[], None], *, ended: bool) -> None:
+    """Have `on_end` called when a new connection ends, unless the view has `ended` while the 101 was on its way."""
+    if ended:
+        connection.close(CloseCode.INTERNAL_ERROR, "internal error")
+    elif connection.connected:
+        connection.on_end.append(on_end)
+    else:
+        on_end()
+
+
+def let_go(connection: Connection, on_end: Callable[[], None], websocket: BaseWebSocket) -> None:
+    """Undo `follow`: the connection may outlive its view, unless that did not wait for it to the end."""
+    if on_end in connection.on_end:
+        connection.on_end.remove(on_end)
+    if websocket.connection is None:
+        connection.close(CloseCode.INTERNAL_ERROR, "internal error")
 
 
 def untie(request: HttpRequest) -> None:
