@@ -30,8 +30,13 @@ DAPHNE = ("daphne", "-b", "127.0.0.1", "-p", "{port}", "-v", "0")
 ASGI_WORKER = ("-k", "asgi", "--asgi-loop", "uvloop")
 STOCK_WORKER = ("-k", "geventwebsocket.gunicorn.workers.GeventWebSocketWorker")
 
+CHANNELS_ASGI = "djangosite.channels_asgi:application"
+OUR_LAYER = "django_websocket.channels.ChannelLayer"
+
 # Every server has an echo here, whatever else is measured.
 ECHO = "/echo/"
+CONSUMERS = {"echo": ECHO, "lookup": "/lookup/", "chat": "/chat/"}
+SYNC_CONSUMERS = {"echo": "/echo-sync/", "chat": "/chat-sync/"}
 
 
 @dataclass(frozen=True)
@@ -68,8 +73,8 @@ class Server:
 def ours(directory, name):
     """Our package from a checkout (a pathlib.Path), or as the environment has it (INSTALLED).
 
-    It is measured with its chat in views, with views that have returned `listen()`, with sends in a bare loop, and with
-    its echo in views that are coroutines and in an ASGI function.
+    It is measured with its chat in views, with views that have returned `listen()`, with sends in a bare loop, with its
+    echo in views that are coroutines and in an ASGI function, and with the consumers of `channels()`.
     """
     path = [str(APPS)] if directory == INSTALLED else [str(APPS), str(directory)]
     in_views = Server(
@@ -102,7 +107,17 @@ def ours(directory, name):
         many=False,
     )
     function = replace(coroutines, name=f"{name}-asgi", paths={"echo": "/asgi/"}, rounds=2)
-    return [in_views, listening, bare_loop, coroutines, function]
+    consumers = replace(
+        in_views,
+        name=f"{name}-channels",
+        command=(*GUNICORN, *OUR_WORKER, CHANNELS_ASGI),
+        paths=CONSUMERS,
+        raw_channel=False,
+        environ=in_views.environ | {"EXTRA_APPS": "django_websocket channels", "CHANNEL_LAYER": OUR_LAYER},
+        many=False,
+    )
+    synchronous = replace(consumers, name=f"{consumers.name}-sync", paths=SYNC_CONSUMERS)
+    return [in_views, listening, bare_loop, coroutines, function, consumers, synchronous]
 
 
 def parse_ours(text):
@@ -119,16 +134,23 @@ def parse_ours(text):
 
 
 def channels(name, *command, rounds=None):
-    """Channels on a server: everything with the better of its Redis layers, the chat with the other one as well."""
+    """Channels on a server: everything with the better of its Redis layers, the chat with the other one as well.
+
+    Its synchronous consumers have a server of their own.
+    """
     pubsub = Server(
         name,
-        (*command, "djangosite.channels_asgi:application"),
-        paths={"echo": ECHO, "lookup": "/lookup/", "chat": "/chat/"},
+        (*command, CHANNELS_ASGI),
+        paths=CONSUMERS,
         raw_channel=False,
         environ={"EXTRA_APPS": "channels"},
         rounds=rounds,
     )
-    return [pubsub, replace(pubsub, name=f"{name}-core", paths={"chat": "/chat-core/"})]
+    return [
+        pubsub,
+        replace(pubsub, name=f"{name}-core", paths={"chat": "/chat-core/"}),
+        replace(pubsub, name=f"{name}-sync", paths=SYNC_CONSUMERS),
+    ]
 
 
 STOCK = Server(

@@ -9,6 +9,7 @@ import ast
 import inspect
 import os
 import re
+import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
@@ -24,7 +25,7 @@ from gevent import monkey
 from django_websocket import compat, conf
 
 from .asgi.policy import foreign_policy
-from .decorators import inside, is_asgi, options_of
+from .decorators import inside, is_asgi, options_of, without_as_asgi
 from .handler.origin import split
 from .pubsub.factory import broker_from
 from .pubsub.memory import MemoryBroker
@@ -74,7 +75,8 @@ def check(**kwargs: Any) -> list[checks.CheckMessage]:
 @checks.register("websocket")
 def check_compatibility(**kwargs: Any) -> list[checks.CheckMessage]:
     """Check the installed libraries. `django_websocket.testing` checks what only tests need."""
-    return list(check_libraries(*(part for part in compat.RELIED_ON if part != "testing")))
+    unused = {"testing"} if "channels" in sys.modules else {"testing", "channels"}
+    return list(check_libraries(*(part for part in compat.RELIED_ON if part not in unused)))
 
 
 def check_libraries(*parts: str) -> Iterator[checks.CheckMessage]:
@@ -157,6 +159,10 @@ def patterns_of(resolver: URLResolver) -> Iterator[URLPattern]:
 
 def check_view(pattern: URLPattern) -> Iterator[checks.CheckMessage]:
     """Check that a pattern leads to a WebSocket view."""
+    mistake = without_as_asgi(pattern.callback)
+    if mistake is not None:
+        yield checks.Error(f"WEBSOCKET_URLCONF: {mistake}", id="websocket.E009")
+        return
     where = f"The view {pattern.lookup_str} in WEBSOCKET_URLCONF, {pattern.pattern.describe()},"
     options = options_of(pattern.callback)
     if options is None:

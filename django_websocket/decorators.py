@@ -118,6 +118,13 @@ def is_asgi(view: Callable[..., Any]) -> bool:
     return False
 
 
+def without_as_asgi(view: Any) -> str | None:
+    """Return what to tell who lists the class of a Channels consumer in place of its application; None for all else."""
+    if not (inspect.isclass(view) and hasattr(view, "as_asgi")):
+        return None
+    return f"The route to the consumer {name_of(view)} has its class: write {view.__name__}.as_asgi() there."
+
+
 def name_of(view: Callable[..., Any]) -> str:
     """Return where a view is defined, for a message: its function or class."""
     while isinstance(view, functools.partial):

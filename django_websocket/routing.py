@@ -10,6 +10,7 @@ from django_websocket.compat import naming
 
 from .decorators import is_asgi
 from .handler.asgi import REST, Application, Mounted
+from .handler.recognition import recognised
 
 with naming("application"):
     from django.urls import ResolverMatch, URLPattern
@@ -43,4 +44,5 @@ def mount(prefix: str, application: Application, *, lifespan: bool = True, **kwa
         raise ImproperlyConfigured(
             f"{application!r} is not an ASGI application, which takes scope, receive and send: list a view by path()"
         )
-    return Prefix(RoutePattern(prefix, is_endpoint=False), Mounted(application, lifespan=lifespan), kwargs)
+    mounted = Mounted(recognised(application), lifespan=lifespan)
+    return Prefix(RoutePattern(prefix, is_endpoint=False), mounted, kwargs)

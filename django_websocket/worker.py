@@ -179,7 +179,7 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
         if self.has_process:
             if not databases.databases_are_separate():
                 self._refuse_unpatched()
-            share_with_asgiref(databases.close_databases)
+            share_with_asgiref(databases.give_back_databases)
         application: Any = self.wsgi
         if is_asgi(application):
             from django_websocket.wsgi import serve_asgi

@@ -23,6 +23,7 @@ from .handler import stock
 from .handler.conversation import Conversation
 from .handler.databases import close_databases
 from .handler.origin import origin_is_allowed
+from .handler.recognition import checks_origin, recognised
 from .handler.refusal import close_at_once, refuse, refuse_origin, refuses_by_closing, try_again_later
 from .handler.upgrade import HANDSHAKE_KEY, KEY, who
 from .protocol.handshake import ClientHandshake, HandshakeError, check_request, is_upgrade, upgrade_required
@@ -186,14 +187,18 @@ class WebSocketHandler(WSGIHandler):
         match.tried = None  # it is for the page of a 404 alone
         request.resolver_match = match
         request._cache_update_cache = False  # type: ignore[attr-defined]  # a refusal is not kept in the cache
-        options = options_of(match.func) or Options()
-        if not origin_is_allowed(request, options.origins):
+        if not self.allows_origin(request, match.func):
             return ResolverMatch(refuse_origin, (), {})
         return match
 
     def find(self, request: HttpRequest) -> ResolverMatch:
         """Return the view for the path. Raises Http404."""
         return find_view(request)
+
+    def allows_origin(self, request: HttpRequest, view: Callable[..., Any]) -> bool:
+        """Whether the page that asks may connect."""
+        options = options_of(view) or Options()
+        return origin_is_allowed(request, options.origins)
 
     def make_view_atomic(self, view: Callable[..., Any]) -> Callable[..., Any]:
         """Return what Django calls in place of the view: its start, within the transaction of ATOMIC_REQUESTS."""
@@ -213,13 +218,14 @@ class WebSocketHandler(WSGIHandler):
 class AsgiHandler(WebSocketHandler):
     """Has one ASGI application answer all handshakes, which brings its own middleware.
 
-    Django's is left out, but not the checks of the Host and of the page's origin.
+    Django's is left out, but not the checks of the Host and, unless the application has its own, of the page's origin.
     """
 
     def __init__(self, application: Callable[..., Any]) -> None:
         from .handler.asgi import Mounted
 
-        self._view = Mounted(application)
+        self._view = Mounted(recognised(application))
+        self._checks_origin = checks_origin(application)
         super().__init__()
 
     def load_middleware(self, is_async: bool = False) -> None:
@@ -230,6 +236,10 @@ class AsgiHandler(WebSocketHandler):
     def find(self, request: HttpRequest) -> ResolverMatch:
         """Return the application, whatever the path is."""
         return ResolverMatch(self._view, (), {})
+
+    def allows_origin(self, request: HttpRequest, view: Callable[..., Any]) -> bool:
+        """Whether the page that asks may connect, or that is for the application to decide."""
+        return self._checks_origin or super().allows_origin(request, view)
 
 
 def find_view(request: HttpRequest) -> ResolverMatch:
@@ -273,7 +283,7 @@ def make_beginning(view: Callable[..., Any]) -> Callable[..., HttpResponseBase]:
     if is_asgi(view):
         from .handler.asgi import AsgiConversation
 
-        conversation = AsgiConversation
+        view, conversation = recognised(view), AsgiConversation
     elif iscoroutinefunction(view):
         from .handler.coroutine import CoroutineConversation
 

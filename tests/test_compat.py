@@ -593,11 +593,12 @@ def test_slot_of_a_channel_is_the_one_that_redis_computes(key: bytes) -> None:
 
 # --- the list is complete ---------------------------------------------------------------------------------------------
 
-FOREIGN = ("asgiref", "django", "gevent", "geventwebsocket", "greenlet", "gunicorn", "redis", "websockets")
+FOREIGN = ("asgiref", "channels", "django", "gevent", "geventwebsocket", "greenlet", "gunicorn", "redis", "websockets")
 
 # Modules that are hardly documented.
 UNDOCUMENTED = (
     "asgiref",
+    "channels",
     "django.contrib.staticfiles.handlers",
     "django.core.checks.urls",
     "django.core.handlers",
@@ -620,9 +621,19 @@ UNDOCUMENTED = (
 DOCUMENTED = {
     # Imports.
     "asgiref.sync.ThreadSensitiveContext",
+    "asgiref.sync.async_to_sync",
     "asgiref.sync.iscoroutinefunction",
     "asgiref.sync.markcoroutinefunction",
     "asgiref.sync.sync_to_async",
+    "channels.consumer.AsyncConsumer",
+    "channels.consumer.SyncConsumer",
+    "channels.exceptions.ChannelFull",
+    "channels.exceptions.MessageTooLarge",
+    "channels.exceptions.StopConsumer",
+    "channels.layers.BaseChannelLayer",
+    "channels.layers.get_channel_layer",
+    "channels.routing.ProtocolTypeRouter",
+    "channels.routing.URLRouter",
     "django.urls.NoReverseMatch",
     "django.urls.ResolverMatch",
     "django.urls.URLPattern",
@@ -659,7 +670,12 @@ def own_names(modules: dict[str, ast.Module]) -> set[str]:
     for module in modules.values():
         for node in ast.walk(module):
             match node:
-                case ast.FunctionDef(name=name) | ast.ClassDef(name=name) | ast.Name(id=name, ctx=ast.Store()):
+                case (
+                    ast.FunctionDef(name=name)
+                    | ast.AsyncFunctionDef(name=name)
+                    | ast.ClassDef(name=name)
+                    | ast.Name(id=name, ctx=ast.Store())
+                ):
                     names.add(name)
                 case ast.Attribute(value=ast.Name(id="self"), attr=name, ctx=ast.Store()):
                     names.add(name)
@@ -700,7 +716,7 @@ def private_uses(module: ast.Module, own: set[str]) -> Iterator[tuple[int, str]]
             for alias in node.names:
                 if any(PRIVATE.fullmatch(part) for part in alias.name.split(".")):
                     yield node.lineno, alias.name
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in FOREIGN:
+        elif isinstance(node, ast.ImportFrom) and not node.level and (node.module or "").split(".")[0] in FOREIGN:
             for alias in node.names:
                 path = f"{node.module}.{alias.name}"
                 private = any(PRIVATE.fullmatch(part) for part in path.split("."))

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from functools import partial
 from typing import Any, TypeVar
 
-import gevent
-from gevent.lock import BoundedSemaphore
+from .lending import lending_of_loop
 
 __all__ = ["SerialExecutor", "call_behind_each", "do"]
 
 R = TypeVar("R")
-
-LIMIT = int(os.environ.get("ASGI_THREADS", "32"))  # functions that run at once in a process; asgiref's name for it
-permits = BoundedSemaphore(LIMIT)
-
 
 _behind: Callable[[], object] = bool
 
@@ -57,21 +51,23 @@ class SerialExecutor(Executor):
     def submit(self, fn: Callable[..., R], /, *args: Any, **kwargs: Any) -> Future[R]:
         """Have `fn` called when those are done that came before; never waits."""
         future: Future[R] = Future()
+        job = future, partial(fn, *args, **kwargs)
         if self._jobs is None:
-            self._jobs = deque()
-            gevent.spawn(self._run, self._jobs)
-        self._jobs.append((future, partial(fn, *args, **kwargs)))
+            self._jobs = deque((job,))
+            lending_of_loop().lend(self._run)
+        else:
+            self._jobs.append(job)
         return future
 
-    def _run(self, jobs: deque[tuple[Future[Any], Callable[[], Any]]]) -> None:
-        try:
-            while jobs:
-                future, job = jobs.popleft()
-                if future.set_running_or_notify_cancel():
-                    with permits:
-                        self._do(future, job)
-                del future, job
-        finally:
+    def _run(self) -> None:
+        jobs = self._jobs
+        assert jobs is not None
+        future, job = jobs.popleft()
+        if future.set_running_or_notify_cancel():
+            self._do(future, job)
+        if jobs:
+            lending_of_loop().lend(self._run)  # behind all others that wait
+        else:
             self._jobs = None
 
     def _do(self, future: Future[Any], job: Callable[[], Any]) -> None:

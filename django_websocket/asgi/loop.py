@@ -155,13 +155,13 @@ class HubLoop(asyncio.SelectorEventLoop):
     _ready: deque[asyncio.Handle]
 
     def __init__(self) -> None:
-        self._hub = get_hub()
+        self.hub = get_hub()
         self._native_ident = native_ident()
         self._waiting: Any = None  # the greenlet that runs the loop, while it waits for something to do
         self._idle = False  # whether it waits, and nobody has woken it
         self._timer: Any = None
         self._timer_at = 0.0  # when it fires, by time.monotonic()
-        self._from_threads: Any = self._hub.loop.async_(ref=False)
+        self._from_threads: Any = self.hub.loop.async_(ref=False)
         selector = HubSelector()
         super().__init__(selector)
         selector.wait = self._wait
@@ -191,7 +191,7 @@ class HubLoop(asyncio.SelectorEventLoop):
             if timeout is not None:
                 self._set_timer(timeout)
         try:
-            self._hub.switch()
+            self.hub.switch()
         finally:
             self._waiting = None
             self._idle = False
@@ -203,7 +203,7 @@ class HubLoop(asyncio.SelectorEventLoop):
                 return
             timer.close()
         self._timer_at = at
-        self._timer = timer = self._hub.loop.timer(max(timeout, SHORTEST))
+        self._timer = timer = self.hub.loop.timer(max(timeout, SHORTEST))
         timer.start(self._on_timer, update=True)
 
     def _on_timer(self) -> None:
@@ -215,7 +215,7 @@ class HubLoop(asyncio.SelectorEventLoop):
         """Have the loop go on soon, if it waits. For any greenlet of the thread."""
         if self._idle:
             self._idle = False
-            self._hub.loop.run_callback(self._go_on)
+            self.hub.loop.run_callback(self._go_on)
 
     def _go_on(self) -> None:
         waiting, self._waiting = self._waiting, None

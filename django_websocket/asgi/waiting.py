@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import gevent
+from gevent.event import Event
+from gevent.hub import get_hub
 
 from django_websocket.transport.waiting import Readable, check_timeout
 
-__all__ = ["Waiter", "in_greenlet", "until_ready", "until_set"]
+if TYPE_CHECKING:
+    from .loop import HubLoop
+
+__all__ = ["Waiter", "from_greenlet", "in_greenlet", "until_ready", "until_set"]
 
 R = TypeVar("R")
 
@@ -78,3 +83,18 @@ async def in_greenlet(function: Callable[..., R], *args: Any, **kwargs: Any) -> 
 
     gevent.spawn(run)
     return await future
+
+
+def from_greenlet(loop: HubLoop, coroutine: Coroutine[Any, Any, R]) -> R:
+    """Return what a coroutine returns, for which the running greenlet waits. Its loop may be another thread's."""
+    if get_hub() is not loop.hub:
+        return asyncio.run_coroutine_threadsafe(coroutine, loop).result()
+    task = loop.create_task(coroutine)
+    ended = Event()
+    task.add_done_callback(lambda task: ended.set())
+    try:
+        ended.wait()
+    except BaseException:
+        task.cancel()
+        raise
+    return task.result()

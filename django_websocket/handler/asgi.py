@@ -11,15 +11,21 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 from urllib.parse import quote
 
-from django.http import HttpRequest, HttpResponse, HttpResponseBase, HttpResponseForbidden
+from django.http import HttpRequest, HttpResponse, HttpResponseBase, HttpResponseForbidden, HttpResponseNotFound
 
+from django_websocket.asgi.belongings import Belonging, belongings
 from django_websocket.asgi.loop import shared_loop
+from django_websocket.asgi.waiting import Waiter
+from django_websocket.asgi.websocket import until_drained
 from django_websocket.decorators import name_of
 from django_websocket.exceptions import WebSocketError
 from django_websocket.protocol.frames import CloseCode
+from django_websocket.transport.connection import Connection
 from django_websocket.transport.log import report
 from django_websocket.transport.loops import PerLoop
+from django_websocket.transport.waiting import Waiter as AnyWaiter
 from django_websocket.transport.waiting import services
+from django_websocket.websocket import as_payload
 
 from .coroutine import CoroutineConversation
 from .upgrade import HANDSHAKE_KEY, KEY
@@ -32,6 +38,8 @@ Application = Callable[[Scope, Callable[[], Awaitable[Event]], Callable[[Event],
 
 VERSIONS = {"version": "3.0", "spec_version": "2.5"}
 REST = "path_remaining"  # of the arguments of a URL: what is behind the prefix of a mounted application
+NO_ROUTE = "No route found for path"  # as Channels' URLRouter says it, and its users match it
+ONE_OF = "websocket.send has one of text and bytes; the other is None, or left out"
 VANISHED: Event = {"type": "websocket.disconnect", "code": int(CloseCode.ABNORMAL), "reason": ""}
 
 
@@ -40,18 +48,32 @@ class ClientDisconnected(WebSocketError, OSError):  # type: ignore[misc]
 
 
 class AsgiConversation(CoroutineConversation):
-    """Runs one ASGI application for one client, as a view would run."""
+    """Runs one ASGI application for one client, as a view would run.
 
-    __slots__ = ("_body", "_connected", "_decision", "_denied", "_left", "_said_close")
+    An application that is `forgiving` may send to a client that has left, as those of Channels may on other servers.
+    """
+
+    __slots__ = (
+        "_body",
+        "_connected",
+        "_denied",
+        "_impatient",
+        "_left",
+        "_said_close",
+        "_undecided",
+        "forgiving",
+    )
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self._connected = False  # whether the application has had websocket.connect
-        self._decision: asyncio.Future[None] | None = None  # for whoever receives before the handshake is answered
+        self._undecided: list[AnyWaiter] = []  # those who receive before the handshake is answered
         self._denied: HttpResponseBase | None = None
         self._body: HttpResponse | None = None  # of a denial whose parts are being sent
         self._said_close = False
         self._left = False  # whether the application has had websocket.disconnect
+        self._impatient = False  # whether its client has left, and the application has had its time to end
+        self.forgiving = False
 
     def begin(self) -> HttpResponseBase:
         """Load the user and the session, for which a coroutine could not wait, and start the application."""
@@ -59,7 +81,17 @@ class AsgiConversation(CoroutineConversation):
         return super().begin()
 
     async def _call(self) -> HttpResponseBase | None:
-        await self._view(scope_of(self._request, self._args, self._kwargs), self.receive, self.send)
+        opened: set[Belonging] = set()
+        belongings.set(opened)
+        try:
+            await self._view(scope_of(self._request, self._args, self._kwargs), self.receive, self.send)
+        except ValueError as error:
+            if self._decided or not str(error).startswith(NO_ROUTE):
+                raise
+            self._deny(HttpResponseNotFound())
+        finally:
+            for each in opened:
+                each.close()
         if self._denied is None and self.websocket.connection is None:
             raise RuntimeError(
                 f"The ASGI application {name_of(self._view)} has returned without answering the handshake: let it send "
@@ -67,30 +99,81 @@ class AsgiConversation(CoroutineConversation):
             )
         return self._denied
 
+    def cancel(self) -> None:
+        """Raise CancelledError in the application, if it has not ended."""
+        self._impatient = True
+        super().cancel()
+
+    def know(self, scope: Scope) -> None:
+        """Have the connection end with the login that an application's own middleware has found."""
+        for name in ("session", "user"):
+            if name in scope and scope[name] is not getattr(self._request, name, None):
+                setattr(self._request, name, scope[name])
+
     # --- what the application receives ---------------------------------------------------------------------------
 
     async def receive(self) -> Event:
         """Return the next event. A call that is cancelled has taken none."""
+        while (event := self.taken()) is None:
+            future = self._loop.create_future()
+            waiter = Waiter(future)
+            self.tell(waiter)
+            try:
+                await future
+            finally:
+                self.untell(waiter)
+        return event
+
+    def taken(self) -> Event | None:
+        """Return the next event; None if there is none yet."""
         if not self._connected:
             self._connected = True
             return {"type": "websocket.connect"}
-        if self.websocket.connection is None and self._denied is None:
-            if self._decision is None:
-                self._decision = self._loop.create_future()
-            await asyncio.shield(self._decision)
+        connection = self.websocket.connection
+        if connection is not None and connection.inbox:
+            self.websocket.received += 1
+            message = connection.receive()
+            if type(message) is str:
+                return {"type": "websocket.receive", "text": message, "bytes": None}
+            return {"type": "websocket.receive", "bytes": message, "text": None}
         if self._left:  # an application that goes on without end is cancelled soon
-            await self._loop.create_future()
-        if self._denied is not None:
+            return None
+        if connection is None:
+            if self._denied is None:
+                return None
             self._left = True
             return VANISHED.copy()
-        message = await self.websocket.receive()
-        if type(message) is str:
-            return {"type": "websocket.receive", "text": message, "bytes": None}
-        if message is not None:
-            return {"type": "websocket.receive", "bytes": message, "text": None}
+        if not connection.ready():
+            return None
+        connection.receive()  # answers the client's close frame
         self._left = True
-        code, reason = self.websocket.close_code, self.websocket.close_reason
+        code, reason = connection.close_code, connection.close_reason
         return {"type": "websocket.disconnect", "code": int(code or CloseCode.ABNORMAL), "reason": reason}
+
+    @property
+    def has_event(self) -> bool:
+        """Whether `taken` has one."""
+        if self._left:
+            return False
+        connection = self.websocket.connection
+        return self._denied is not None if connection is None else connection.ready()
+
+    def tell(self, waiter: AnyWaiter) -> None:
+        """Have `waiter` go on when there is an event, until `untell`. RuntimeError if another task waits already."""
+        connection = self.websocket.connection
+        if connection is None:
+            if waiter not in self._undecided:
+                self._undecided.append(waiter)
+        elif not self._left:
+            connection.claim(waiter)
+
+    def untell(self, waiter: AnyWaiter) -> None:
+        """Undo `tell`, which may have been before the acceptance."""
+        if waiter in self._undecided:
+            self._undecided.remove(waiter)
+        connection = self.websocket.connection
+        if connection is not None:
+            connection.disclaim(waiter)
 
     # --- what the application sends ------------------------------------------------------------------------------
 
@@ -100,22 +183,51 @@ class AsgiConversation(CoroutineConversation):
         Raises `ClientDisconnected`, an OSError, if the client has left; RuntimeError for an event out of turn,
         ValueError or TypeError for one that is malformed.
         """
-        kind = event["type"]
-        if kind == "websocket.send":
-            if self.websocket.connection is None or self._said_close:
-                raise RuntimeError(f"websocket.send came {'after' if self._decided else 'before'} {self._border}")
-            await self._send(event.get("text"), event.get("bytes"))
-        elif kind == "websocket.accept":
+        if event["type"] == "websocket.accept":
             if self._decided:
                 raise RuntimeError(f"websocket.accept came after {self._border}")
             await self._open(event.get("subprotocol"), event.get("headers") or ())
+        else:
+            connection = self.put(event)
+            if connection is not None and connection.crowded:
+                try:
+                    await until_drained(connection)
+                except WebSocketError as error:
+                    self.disconnected(error)
+
+    def put(self, event: Event) -> Connection | None:
+        """Do what `send` does for any event but an acceptance, without waiting; return the connection."""
+        kind = event["type"]
+        connection = self.websocket.connection
+        if kind == "websocket.send":
+            if connection is None or self._said_close:
+                if self._left and self.forgiving:
+                    return None
+                raise RuntimeError(f"websocket.send came {'after' if self._decided else 'before'} {self._border}")
+            text = event.get("text")
+            message: Any
+            if text is not None:
+                message = text if type(text) is str else as_text(text)
+                if event.get("bytes") is not None:
+                    raise ValueError(ONE_OF)
+            else:
+                message = event.get("bytes")
+                if message is None:
+                    raise ValueError(ONE_OF)
+                message = as_payload(message, True)
+            try:
+                connection.send(message)
+            except WebSocketError as error:
+                self.disconnected(error)
         elif kind == "websocket.close":
             if self._said_close or self._denied is not None:
+                if self._left and self.forgiving:
+                    return None
                 raise RuntimeError(f"websocket.close came after {self._border}")
-            if self.websocket.connection is None:
+            if connection is None:
                 self._deny(HttpResponseForbidden())
             else:
-                await self.websocket.close(event.get("code") or CloseCode.NORMAL, event.get("reason") or "")
+                connection.close(event.get("code") or CloseCode.NORMAL, event.get("reason") or "")
                 self._said_close = True
         elif kind == "websocket.http.response.start":
             if self._decided or self._body is not None:
@@ -134,6 +246,7 @@ class AsgiConversation(CoroutineConversation):
                 f"{kind!r} is no event that can be sent to a WebSocket: those are websocket.accept, websocket.send, "
                 f"websocket.close, websocket.http.response.start and websocket.http.response.body"
             )
+        return connection
 
     @property
     def _decided(self) -> bool:
@@ -146,15 +259,9 @@ class AsgiConversation(CoroutineConversation):
             return "websocket.close"
         return "websocket.http.response.start" if self._body is not None else "websocket.accept"
 
-    async def _send(self, text: str | None, data: bytes | None) -> None:
-        if (text is None) == (data is None):
-            raise ValueError("websocket.send has one of text and bytes; the other is None, or left out")
-        if data is None and not isinstance(text, str):
-            raise TypeError(f"The text of websocket.send is a str, not {type(text).__name__}: send bytes as bytes")
-        message: Any = data if text is None else text
-        try:
-            await self.websocket.send(message, None if data is None else True)
-        except WebSocketError as error:
+    def disconnected(self, error: WebSocketError) -> None:
+        """Tell the application that its client has left, unless it may not know that for a while."""
+        if self._impatient or not self.forgiving:
             raise ClientDisconnected(str(error)) from None
 
     async def _open(self, subprotocol: str | None, headers: Iterable[tuple[bytes, bytes]]) -> None:
@@ -175,8 +282,17 @@ class AsgiConversation(CoroutineConversation):
         self._decide()
 
     def _decide(self) -> None:
-        if self._decision is not None and not self._decision.done():
-            self._decision.set_result(None)
+        """Have those go on who wait for the answer to the handshake."""
+        undecided, self._undecided = self._undecided, []
+        for waiter in undecided:
+            waiter.switch()
+
+
+def as_text(text: object) -> str:
+    """Return the text of an event as a plain `str`. Raises TypeError if it is none."""
+    if not isinstance(text, str):
+        raise TypeError(f"The text of websocket.send is a str, not {type(text).__name__}: send bytes as bytes")
+    return str.__str__(text)
 
 
 def set_headers(response: HttpResponseBase, headers: Iterable[tuple[bytes, bytes]]) -> None:

@@ -10,7 +10,6 @@ from types import FrameType
 from typing import Any, TypeVar
 
 import gevent
-from django.db import connections
 from django.http import HttpRequest, HttpResponseBase
 from gevent import monkey
 from gevent.event import Event
@@ -25,7 +24,7 @@ from django_websocket.protocol.handshake import ClientHandshake
 from django_websocket.transport.connection import Connection
 from django_websocket.transport.waiting import unfinished
 
-from .databases import Databases, close_databases, untie_database
+from .databases import Databases, give_back_databases
 from .ending import end, end_with, follow, let_go, untie
 from .handshake import Handshake, WebSocketResponse
 from .sharing import keep_from_own_thread
@@ -241,17 +240,18 @@ class CoroutineConversation:
 
         context.run(run)
 
+    @property
+    def shares_databases(self) -> bool:
+        """Whether there is something to `adopt`."""
+        return bool(self._databases.shared)
+
     def adopt(self) -> None:
         """Have the running greenlet use the databases of the request."""
         self._databases.adopt()
 
     def give_back(self) -> None:
-        """Close what the running greenlet has used of databases, for whoever uses them next or with its end."""
-        close_databases()
-        if monkey.is_module_patched("threading"):  # else they are the thread's
-            for wrapper in connections.all(initialized_only=True):
-                if wrapper not in self._databases.shared:
-                    untie_database(wrapper)
+        """Undo `adopt`, and close what the running greenlet has used of databases."""
+        give_back_databases(self._databases.shared)
 
     def _end(self, answer: HttpResponseBase | None, error: BaseException | None) -> None:
         if error is None:

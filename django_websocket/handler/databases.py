@@ -136,6 +136,25 @@ def close_databases() -> None:
             wrapper.close()
 
 
+def databases_here() -> dict[str, Any] | None:
+    """Return where the databases of the running greenlet are, the same dict as long as it lives; None if not known."""
+    storage = getattr(connections._connections, "_storage", None)  # type: ignore[attr-defined]
+    return None if storage is None else vars(storage)
+
+
+def give_back_databases(kept: Sequence[BaseDatabaseWrapper] = ()) -> None:
+    """Close the databases of the running greenlet, which works for somebody else next, and take them from it.
+
+    Those `kept` by others only are taken. Where gevent has not patched `threading`, they are the thread's, and stay.
+    """
+    close_databases()
+    if monkey.is_module_patched("threading"):
+        for wrapper in connections.all(initialized_only=True):
+            del connections[wrapper.alias]
+            if wrapper not in kept:
+                untie_database(wrapper)
+
+
 def databases_are_separate() -> bool:
     """Return whether each greenlet has its own connections; not if Django was imported before gevent patched."""
     local: Any = connections._connections  # type: ignore[attr-defined]

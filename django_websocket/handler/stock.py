@@ -21,7 +21,7 @@ from django_websocket.select import select as cooperative_select
 from django_websocket.transport.connection import WOULD_BLOCK
 from django_websocket.transport.sockets import share
 
-from .databases import close_databases
+from .databases import give_back_databases
 from .refusal import Refusal
 from .upgrade import KEY, Upgrade, who
 
@@ -35,7 +35,7 @@ def prepare() -> None:
 
             select.select = cooperative_select
             policy.install()
-            share_with_asgiref(close_databases)
+            share_with_asgiref(give_back_databases)
 
 
 def adopt(environ: dict[str, Any], answer: Callable[[Callable[..., Any]], Iterable[bytes]]) -> list[bytes]:

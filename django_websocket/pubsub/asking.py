@@ -16,7 +16,7 @@ from django_websocket.transport.log import report
 
 from .broker import Receiver, to_wire
 from .channels import RESERVED
-from .process import close_current_hub, current_broker, current_hub, hubs
+from .process import NamesBroker, broker_for, close_hub, current_settings, hub_for, hubs
 from .publication import Publication
 
 ANSWERS = RESERVED + "answers."  # begins the channel for the answers to a question; each question has its own
@@ -51,31 +51,34 @@ class Answers:
         """Do nothing: the question has a short timeout anyway."""
 
 
-def ask(channel: str, question: Callable[[str], str]) -> int:
+def ask(channel: str, question: Callable[[str], str], settings: NamesBroker | None = None) -> int:
     """Publish a question on a reserved channel, and return the sum of the processes' answers.
 
-    `question` takes the channel for the answers and returns the message. May be called wherever `publish` may. Waits
-    until every process that was reached has answered, for `ANSWER_TIMEOUT` seconds at most. Raises BrokerError.
+    `question` takes the channel for the answers and returns the message. `settings` name the broker, by default the
+    project's. May be called wherever `publish` may. Waits until every process that was reached has answered, for
+    `ANSWER_TIMEOUT` seconds at most. Raises BrokerError.
     """
+    settings = settings or current_settings()
     if monkey.is_module_patched("threading") or any(hub.here for hub in list(hubs.values())):
-        return _ask(channel, question)
+        return _ask(channel, question, settings)
     place = _place()
-    receiver: Receiver | None = getattr(current_broker(), "receiver", lambda channel: None)(place)
+    broker = broker_for(settings)
+    receiver: Receiver | None = getattr(broker, "receiver", lambda channel: None)(place)
     if receiver is not None:
         with closing(receiver):
-            return _sum(_publish(channel, question(place)), receiver.receive)
+            return _sum(broker.publish(channel, to_wire(question(place))), receiver.receive)
     # Other brokers receive in a loop only, and this thread should not be left with one.
     threads = _threads.get(os.getpid())
     if threads is None:
         threads = _threads[os.getpid()] = ThreadPoolExecutor(THREADS, "django_websocket")
-    return threads.submit(_ask_once, channel, question).result()
+    return threads.submit(_ask_once, channel, question, settings).result()
 
 
-def _ask(channel: str, question: Callable[[str], str]) -> int:
-    answers, place, hub = Answers(), _place(), current_hub()
+def _ask(channel: str, question: Callable[[str], str], settings: NamesBroker) -> int:
+    answers, place, hub = Answers(), _place(), hub_for(settings)
     hub.join(answers, [place])
     try:
-        return _sum(_publish(channel, question(place)), answers.receive)
+        return _sum(broker_for(settings).publish(channel, to_wire(question(place))), answers.receive)
     finally:
         hub.leave(answers, [place])
 
@@ -95,21 +98,16 @@ def _sum(expected: int | None, receive: Callable[[float], Sequence[str | bytes]]
     return sum(answers)
 
 
-def _ask_once(channel: str, question: Callable[[str], str]) -> int:
+def _ask_once(channel: str, question: Callable[[str], str], settings: NamesBroker) -> int:
     try:
-        return _ask(channel, question)
+        return _ask(channel, question, settings)
     finally:
-        close_current_hub()
+        close_hub(settings)
 
 
-def answer(place: str, number: int) -> None:
-    """Answer a question with a number; log it if that cannot be published."""
+def answer(place: str, number: int, settings: NamesBroker | None = None) -> None:
+    """Answer a question with a number, on the broker that it came by; log it if that cannot be published."""
     try:
-        _publish(place, str(number))
+        broker_for(settings or current_settings()).publish(place, to_wire(str(number)))
     except Exception as error:  # only the count suffers
-        report("disconnect()", None, "the answer of this process is lost", str(error))
-
-
-def _publish(channel: str, text: str) -> int | None:
-    """Publish on a reserved channel; return how many processes received it, None if the broker cannot tell."""
-    return current_broker().publish(channel, to_wire(text))
+        report("publish/subscribe", None, "the answer of this process to another one is lost", str(error))

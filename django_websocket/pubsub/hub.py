@@ -24,14 +24,14 @@ JOIN_TIMEOUT = 6.0  # seconds; must exceed the subscriber's own timeout (5 s), w
 
 
 class Target(Protocol):
-    """Takes published messages; must neither wait nor raise."""
+    """Takes published messages; must not raise, and wait for nothing but its next turn of the loop."""
 
     def deliver(self, publication: Publication) -> None:
         """Take messages."""
 
 
 class Member(Target, Protocol):
-    """A target that joins channels; its methods must neither wait nor raise."""
+    """A target that joins channels; its other methods must neither wait nor raise."""
 
     def missed(self) -> None:
         """Learn that messages may have been lost."""
@@ -90,15 +90,18 @@ class Hub(InLoop):
         self._closed = False
         self._subscriber = broker.subscriber(self)
 
-    def join(self, member: Member, names: Sequence[str]) -> None:
-        """Let `member` receive the channels; return once it does. Raises BrokerError."""
+    def join(self, member: Member, names: Sequence[str], *, with_others: bool = False) -> None:
+        """Let `member` receive the channels; return once it does. Raises BrokerError.
+
+        It gets the messages of all these channels in the order of the broker; `with_others`, of all that it joins so.
+        """
         if self._closed:
             raise closed_error()
         new = [name for name in dict.fromkeys(names) if name not in self.channels]
         for name in new:
             self.channels[name] = Channel()
         channels = [self.channels[name] for name in names]
-        recipient = member if len(channels) > 1 else None
+        recipient = member if with_others or len(channels) > 1 else None
         for channel in channels:
             channel.members[member] = recipient
         try:

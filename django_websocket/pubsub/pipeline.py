@@ -20,8 +20,10 @@ import gevent
 import gevent.socket
 import redis
 import redis.connection
+from gevent import monkey
 from gevent.event import AsyncResult
 from gevent.hub import Hub, get_hub
+from gevent.socket import wait_read
 
 from django_websocket.compat import verify
 
@@ -102,6 +104,20 @@ class Link:
         while (reply := self._reader.gets()) is not False:
             replies.append(reply)
         return replies
+
+    def wait(self, timeout: float) -> None:
+        """Let the running greenlet, and no more than that, wait for data. Raises TimeoutError after `timeout` seconds.
+
+        Where gevent has not patched the socket, `receive` alone would block the loop.
+        """
+        if monkey.is_module_patched("socket"):
+            return
+        if self._reader is None:
+            there = self._connection.can_read(0)
+        else:
+            there = isinstance(self._sock, ssl.SSLSocket) and self._sock.pending() > 0
+        if not there:
+            wait_read(self._sock.fileno(), timeout, TimeoutError("timed out"))
 
     def hang_up(self) -> None:
         """Shut the connection down, so that the greenlet that reads it wakes up. Does nothing in a child process."""

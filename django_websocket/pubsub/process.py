@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol
 
 from gevent.hub import Hub as Loop
 from gevent.hub import get_hub
@@ -28,9 +29,25 @@ def current_settings() -> Settings:
     return conf.for_publishing()
 
 
+class NamesBroker(Protocol):
+    """What names a broker: the settings, or others for it alone."""
+
+    @property
+    def broker(self) -> str | Mapping[str, Any]:
+        """A value of `WEBSOCKET_BROKER`."""
+
+    @property
+    def broker_key(self) -> str:
+        """A key that differs between brokers."""
+
+
 def current_broker() -> Broker:
     """Return the broker that the settings name, made when it is first needed."""
-    settings = current_settings()
+    return broker_for(current_settings())
+
+
+def broker_for(settings: NamesBroker) -> Broker:
+    """Return the broker that `settings` name, made when it is first needed."""
     key = os.getpid(), settings.broker_key
     broker = brokers.get(key)
     if broker is None:
@@ -40,20 +57,25 @@ def current_broker() -> Broker:
 
 def current_hub() -> Hub:
     """Return the hub of the running loop, made when it is first needed."""
+    return hub_for(current_settings())
+
+
+def hub_for(settings: NamesBroker) -> Hub:
+    """Return the hub of the running loop for the broker that `settings` name, made when it is first needed."""
     from .hub import Hub
 
-    key = os.getpid(), current_settings().broker_key, get_hub()
+    key = os.getpid(), settings.broker_key, get_hub()
     hub = hubs.get(key)
     if hub is None:
         for ended in [key for key in list(hubs) if key[2].loop is None]:
             del hubs[ended]
-        hub = hubs[key] = Hub(current_broker())
+        hub = hubs[key] = Hub(broker_for(settings))
     return hub
 
 
-def close_current_hub() -> None:
-    """Close the hub of the running loop, with its subscriptions and its connection."""
-    hub = hubs.pop((os.getpid(), current_settings().broker_key, get_hub()), None)
+def close_hub(settings: NamesBroker) -> None:
+    """Close the hub of the running loop for a broker, with its subscriptions and its connection."""
+    hub = hubs.pop((os.getpid(), settings.broker_key, get_hub()), None)
     if hub is not None:
         hub.close()
 

@@ -353,6 +353,7 @@ class RedisSubscriber(InLoop):
         while True:
             let_others_run_if_spent()
             try:
+                link.wait(PING_INTERVAL)
                 replies = link.receive(PING_INTERVAL)
             except TimeoutError:
                 if asked:

@@ -280,6 +280,11 @@ class Readable:
         """Undo `claim`."""
         self._waiter = None
 
+    def disclaim(self, waiter: Waiter) -> None:
+        """Undo `claim`, if it was by this waiter."""
+        if self._waiter is waiter:
+            self._waiter = None
+
     def _wait(self) -> None:
         """Let the running greenlet wait until this may be ready: `wait()` in a form for the path of each message."""
         current = getcurrent()

@@ -58,7 +58,11 @@ WEBSOCKET_URLCONF = os.environ.get("WEBSOCKET_URLCONF", "djangosite.ours_urls")
 WEBSOCKET_BROKER = REDIS_URL
 
 # Channels
-CHANNEL_LAYERS = {
-    name: {"BACKEND": f"channels_redis.{backend}", "CONFIG": {"hosts": [REDIS_URL], "prefix": CHANNEL}}
-    for name, backend in [("default", "pubsub.RedisPubSubChannelLayer"), ("core", "core.RedisChannelLayer")]
-}
+CHANNEL_LAYERS = (
+    {"default": {"BACKEND": os.environ["CHANNEL_LAYER"]}}
+    if "CHANNEL_LAYER" in os.environ
+    else {
+        name: {"BACKEND": f"channels_redis.{backend}", "CONFIG": {"hosts": [REDIS_URL], "prefix": CHANNEL}}
+        for name, backend in [("default", "pubsub.RedisPubSubChannelLayer"), ("core", "core.RedisChannelLayer")]
+    }
+)

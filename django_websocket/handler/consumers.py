@@ -1,0 +1,443 @@
+"""Channels' consumers, driven by the conversation itself.
+
+Channels makes a task of each message, and has each handler of a synchronous consumer called in a thread. Neither is
+needed here: an asynchronous consumer's handlers are awaited one after the other in the conversation's task, and those
+of a synchronous one are called in a greenlet that is lent while there is something to handle. Channels itself is not
+changed, and a consumer that changes how it is driven (`__call__`, and `dispatch` of a synchronous one) is left to it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+from collections.abc import Awaitable, Callable
+from inspect import getattr_static
+from typing import Any, Protocol
+
+import gevent
+from asgiref.sync import async_to_sync
+from channels.consumer import AsyncConsumer, SyncConsumer, get_handler_name
+from channels.exceptions import StopConsumer
+from channels.layers import get_channel_layer
+from channels.routing import ProtocolTypeRouter, URLRouter
+from channels.security.websocket import OriginValidator
+from channels.sessions import InstanceSessionWrapper
+from django.core.exceptions import ImproperlyConfigured
+from django.utils.functional import SimpleLazyObject
+from gevent import getcurrent
+from gevent.hub import get_hub
+
+from django_websocket import compat
+from django_websocket.asgi.lending import away, lending_of_loop
+from django_websocket.asgi.waiting import Waiter, from_greenlet
+from django_websocket.decorators import is_asgi, without_as_asgi
+from django_websocket.exceptions import BrokerError, HandshakeFailed, WebSocketError
+from django_websocket.transport.connection import Connection
+from django_websocket.transport.forking import end_child, in_child
+from django_websocket.transport.state import OPEN
+from django_websocket.transport.turns import let_others_run, turns_of_loop
+
+from .asgi import Application, AsgiConversation, Event, Scope
+from .databases import databases_here
+
+__all__ = ["checks_origin", "recognise"]
+
+FEW = 8  # events between two looks at the clock
+
+Send = Callable[[Event], Awaitable[None]]
+
+
+class Mailbox(Protocol):
+    """The messages of a channel layer that wait for a consumer."""
+
+    items: Any  # as many as may be taken
+    waiters: list[Any]  # those who go on when there are some
+    closed: bool
+
+    def take(self) -> Event:
+        """Return the next one."""
+
+
+def unwrapped(send: Send) -> Send:
+    """Return what Channels' session middleware calls for each event of a WebSocket, without a change."""
+    while True:
+        wrapper: Any = getattr(send, "__self__", None)
+        if type(wrapper) is not InstanceSessionWrapper:
+            return send
+        send = wrapper.real_send
+
+
+# --- which consumers --------------------------------------------------------------------------------------------------
+
+
+class Recognised:
+    """Stands for what a consumer's `as_asgi()` has returned, and has our conversations run the consumer."""
+
+    def __init__(self, application: Any) -> None:
+        self._application = application
+        self.consumer_class: type[Any] = application.consumer_class
+        self.consumer_initkwargs: dict[str, Any] = application.consumer_initkwargs
+        functools.update_wrapper(self, application)
+
+    async def __call__(
+        self, scope: Scope, receive: Callable[[], Awaitable[Event]], send: Callable[[Event], Awaitable[None]]
+    ) -> None:
+        """Serve one connection."""
+        conversation = getattr(receive, "__self__", None)
+        if not isinstance(conversation, AsgiConversation):  # another server's, or a middleware's
+            await self._application(scope, receive, send)
+            return
+        conversation.know(scope)
+        conversation.forgiving = True
+        kind = run_of(self.consumer_class)
+        if kind is None:
+            await self._application(scope, receive, send)
+            return
+        consumer = self.consumer_class(**self.consumer_initkwargs)
+        await kind(conversation, consumer).run(scope, send)
+
+
+def run_of(consumer_class: type[Any]) -> type[Run] | None:
+    """Return what runs the consumers of a class; None for Channels itself."""
+    if consumer_class.__call__ is not AsyncConsumer.__call__:
+        return None
+    if not issubclass(consumer_class, SyncConsumer):
+        return AsyncRun
+    own = getattr_static(consumer_class, "dispatch") is getattr_static(SyncConsumer, "dispatch")
+    return SyncRun if own else None
+
+
+def recognise(application: Application) -> Application:
+    """Return an application in whose place consumers are recognised, also behind Channels' routers and middleware.
+
+    What leads to a consumer, the route of a `URLRouter` or the attribute of a middleware, leads to its `Recognised`
+    from now on, which is the consumer's own application wherever another server calls it. Raises ImproperlyConfigured
+    for a consumer that is listed without `as_asgi()`.
+    """
+    compat.verify("channels")
+    if hasattr(application, "consumer_class"):
+        return application if isinstance(application, Recognised) else Recognised(application)
+    seen: set[int] = set()
+    waiting: list[Any] = [application]
+    while waiting:
+        found = waiting.pop()
+        if id(found) in seen:
+            continue
+        seen.add(id(found))
+        if isinstance(found, URLRouter):
+            for route in found.routes:
+                check_route(route)
+                route.callback = replacement(route.callback, waiting)
+        elif isinstance(found, ProtocolTypeRouter):
+            mapping = found.application_mapping
+            if "websocket" in mapping:
+                mapping["websocket"] = replacement(mapping["websocket"], waiting)
+        else:
+            for name, value in tuple(getattr(found, "__dict__", {}).items()):
+                if is_asgi(value):
+                    vars(found)[name] = replacement(value, waiting)
+            for cell in getattr(found, "__closure__", None) or ():
+                if is_asgi(cell.cell_contents):
+                    cell.cell_contents = replacement(cell.cell_contents, waiting)
+    return application
+
+
+def checks_origin(application: Any) -> bool:
+    """Whether an application checks the origin of each page itself, before all else but middleware."""
+    while application is not None:
+        if isinstance(application, OriginValidator):
+            return True
+        if isinstance(application, ProtocolTypeRouter):
+            application = application.application_mapping.get("websocket")
+        else:
+            application = getattr(application, "inner", None)
+    return False
+
+
+def replacement(application: Any, waiting: list[Any]) -> Any:
+    """Return what takes the place of an application; one that may lead to consumers is added to those `waiting`."""
+    if hasattr(application, "consumer_class"):
+        return recognise(application)
+    waiting.append(application)
+    return application
+
+
+def check_route(route: Any) -> None:
+    """Raise ImproperlyConfigured for a route to a consumer's class."""
+    mistake = without_as_asgi(route.callback)
+    if mistake is not None:
+        raise ImproperlyConfigured(mistake)
+
+
+# --- running them -----------------------------------------------------------------------------------------------------
+
+
+class Run:
+    """One consumer and its client."""
+
+    __slots__ = ("_client_next", "_consumer", "_conversation", "_mailbox")
+
+    def __init__(self, conversation: AsgiConversation, consumer: Any) -> None:
+        self._conversation = conversation
+        self._consumer: Any = consumer
+        self._mailbox: Mailbox | None = None
+        self._client_next = True  # the client and the channel layer take turns
+
+    async def run(self, scope: Scope, send: Send) -> None:
+        """Serve the client until the end. Raises what a handler raises."""
+        raise NotImplementedError
+
+    async def _prepare(self, scope: Scope) -> None:
+        """Do what a consumer's `__call__` begins with."""
+        consumer = self._consumer
+        user = scope.get("user")
+        if type(user) is SimpleLazyObject:  # Django's, which has been loaded
+            from channels.auth import UserLazyObject
+
+            scope["user"] = UserLazyObject()
+            scope["user"]._wrapped = user._wrapped
+        consumer.scope = scope
+        layer = consumer.channel_layer = get_channel_layer(consumer.channel_layer_alias)
+        if layer is None:
+            return
+        consumer.channel_name = await layer.new_channel()
+        consumer.channel_receive = functools.partial(layer.receive, consumer.channel_name)
+        own = getattr(layer, "mailbox", None)
+        self._mailbox = Fetching(consumer.channel_receive) if own is None else own(consumer.channel_name)
+
+    def _next(self) -> Event | None:
+        """Return the next event, of the client or of the channel layer; None if there is none yet."""
+        mailbox = self._mailbox
+        if self._client_next or mailbox is None or not mailbox.items:
+            event = self._conversation.taken()
+            if event is not None:
+                self._client_next = False
+                return event
+        self._client_next = True
+        if mailbox is not None:
+            if mailbox.items:
+                return mailbox.take()
+            if mailbox.closed:
+                raise BrokerError("The broker was closed in this process: no further messages will come.")
+        return None
+
+    def _handler(self, event: Event) -> Any:
+        handler = getattr(self._consumer, get_handler_name(event), None)
+        if handler is None:
+            raise ValueError(f"No handler for message type {event['type']}")
+        return handler
+
+    async def _end(self) -> None:
+        if isinstance(self._mailbox, Fetching):
+            await self._mailbox.end()
+
+
+class Fetching:
+    """The messages of a channel layer that is not this package's, of which one is fetched ahead."""
+
+    __slots__ = ("_loop", "_receive", "_task", "closed", "items", "waiters")
+
+    def __init__(self, receive: Callable[[], Awaitable[Event]]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._receive = receive
+        self.items: list[asyncio.Task[Event]] = []
+        self.waiters: list[Any] = []
+        self.closed = False
+        self._fetch()
+
+    def _fetch(self) -> None:
+        self._task = self._loop.create_task(self._fetched())
+        self._task.add_done_callback(self._on_fetched)
+
+    async def _fetched(self) -> Event:
+        return await self._receive()
+
+    def _on_fetched(self, task: asyncio.Task[Event]) -> None:
+        if not task.cancelled():
+            self.items.append(task)
+            for waiter in self.waiters:
+                waiter.switch()
+
+    def take(self) -> Event:
+        """Return the message that has come. Raises what the channel layer raises."""
+        task = self.items.pop()
+        self._fetch()
+        return task.result()
+
+    async def end(self) -> None:
+        """Fetch no more."""
+        self._task.cancel()
+        await asyncio.wait((self._task,))
+        if not self._task.cancelled():
+            self._task.exception()
+
+
+class AsyncRun(Run):
+    """Awaits the handlers of a consumer in the conversation's task."""
+
+    __slots__ = ()
+
+    async def run(self, scope: Scope, send: Send) -> None:
+        """See `Run.run`."""
+        await self._prepare(scope)
+        conversation, consumer, mailbox = self._conversation, self._consumer, self._mailbox
+        consumer.base_send = conversation.send if unwrapped(send) == conversation.send else send
+        dispatches = type(consumer).dispatch is not AsyncConsumer.dispatch
+        loop = asyncio.get_running_loop()
+        count = 0
+        try:
+            while True:
+                event = self._next()
+                if event is None:
+                    future = loop.create_future()
+                    waiter = Waiter(future)
+                    conversation.tell(waiter)
+                    if mailbox is not None:
+                        mailbox.waiters.append(waiter)
+                    try:
+                        await future
+                    finally:
+                        conversation.untell(waiter)
+                        if mailbox is not None:
+                            mailbox.waiters.remove(waiter)
+                elif dispatches:
+                    await consumer.dispatch(event)
+                else:
+                    await self._handler(event)(event)
+                count += 1
+                if not count % FEW and turns_of_loop().spent():
+                    await asyncio.sleep(0)
+        except StopConsumer:
+            pass
+        finally:
+            await self._end()
+
+
+class SyncRun(Run):
+    """Calls the handlers of a consumer in greenlets that are lent for that: an idle client needs none."""
+
+    __slots__ = ("_busy", "_context", "_ended", "_greenlet", "_lending", "_loop", "_told")
+
+    def __init__(self, conversation: AsgiConversation, consumer: Any) -> None:
+        super().__init__(conversation, consumer)
+        self._loop: Any = asyncio.get_running_loop()
+        self._ended: asyncio.Future[BaseException | None] = self._loop.create_future()
+        self._context: contextvars.Context | None = None
+        self._greenlet: Any = None  # in which a handler runs
+        self._busy = False
+        self._told = False
+        self._lending = lending_of_loop()
+
+    async def run(self, scope: Scope, send: Send) -> None:
+        """See `Run.run`."""
+        await self._prepare(scope)
+        direct = unwrapped(send) == self._conversation.send
+        self._consumer.base_send = self.send if direct else async_to_sync(send)
+        self._context = contextvars.copy_context()
+        if self._mailbox is not None:
+            self._mailbox.waiters.append(self)
+        self.switch()
+        try:
+            while not self._ended.done():
+                try:
+                    await asyncio.shield(self._ended)
+                except asyncio.CancelledError:
+                    self._interrupt()
+            error = self._ended.result()
+            if error is not None:
+                raise error
+        finally:
+            error = None
+            self._conversation.untell(self)
+            await self._end()
+
+    def _interrupt(self) -> None:
+        """End as soon as the handler at work does. One that is about to accept is told at once."""
+        if self._greenlet is None:
+            if not self._ended.done():
+                self._ended.set_result(asyncio.CancelledError())
+        elif self._conversation.websocket.connection is None:
+            gevent.kill(self._greenlet, HandshakeFailed("The request is over"))
+
+    def switch(self, *args: object) -> None:
+        """Have the handlers called for what has come. Called by the connection and by the mailbox."""
+        if not self._busy:
+            self._busy = True
+            self._lending.lend(self._work)
+
+    def _work(self) -> None:
+        """Handle all that is there, in a greenlet that is lent for it."""
+        context = self._context
+        if context is None or self._ended.done():
+            return
+        current: Any = getcurrent()
+        self._greenlet = current
+        databases = current.notes
+        if databases is None:
+            databases = current.notes = databases_here()
+        conversation = self._conversation
+        if conversation.shares_databases:
+            conversation.adopt()
+        stopped = True
+        error: BaseException | None = None
+        try:
+            stopped = context.run(self._handle_all)
+        except StopConsumer:
+            pass
+        except BaseException as raised:  # whatever it is, it is for the conversation
+            error = raised
+        finally:
+            self._greenlet = None
+            if databases or databases is None:
+                conversation.give_back()
+            self._busy = False
+            if not stopped:
+                if conversation.has_event or (self._mailbox is not None and self._mailbox.items):
+                    self.switch()  # it came as the databases were given back
+            elif not self._ended.done():
+                self._ended.set_result(error)
+            error = None
+
+    def _handle_all(self) -> bool:
+        """Handle what is there. Returns False: the consumer goes on."""
+        count = 0
+        client: Any = self._conversation.websocket
+        mailbox = self._mailbox
+        while (event := self._next()) is not None:
+            self._handler(event)(event)
+            if in_child():
+                end_child()
+            connection = client.connection
+            if self._told and not (connection.inbox or connection.state is not OPEN or (mailbox and mailbox.items)):
+                return False  # which spares a look in the usual case
+            count += 1
+            if not count % FEW and turns_of_loop().spent():
+                let_others_run()
+        if not self._told:
+            self._told = self._conversation.websocket.connection is not None
+            self._conversation.tell(self)
+        return False
+
+    def send(self, event: Event) -> None:
+        """Send an event; the consumer's `base_send`."""
+        conversation = self._conversation
+        if event["type"] == "websocket.accept" or get_hub() is not self._loop.hub:
+            from_greenlet(self._loop, conversation.send(event))
+            return
+        connection = conversation.put(event)
+        if connection is not None and connection.crowded:
+            self._wait_until_drained(connection)
+
+    def _wait_until_drained(self, connection: Connection) -> None:
+        """Wait until the client has read, without what others may need meanwhile."""
+        self._conversation.give_back()
+        with away():
+            try:
+                while connection.crowded:
+                    drained, before = connection.until_drained()
+                    if not drained.wait(connection.limits.send_timeout):
+                        connection.judge_reader(before)
+                    connection.check_not_closing()
+            except WebSocketError as error:
+                self._conversation.disconnected(error)
