@@ -39,6 +39,7 @@ __all__ = ["check", "check_compatibility", "check_libraries", "check_worker", "s
 # What browsers send as an Origin, and apps and extensions whose pages have a scheme of their own; files have no host.
 ORIGIN = re.compile(r"(?!https?:)[a-z][a-z0-9+.-]*://[^/?#*@\s]+|file://", re.IGNORECASE)
 DEPTH = 2  # calls that are followed from a view to find out whether it uses the WebSocket
+CHANNEL_LAYER = "django_websocket.channels.ChannelLayer"
 LARGE_MESSAGE = 64 * 1024 * 1024  # bytes; a hundred such messages fill the memory of most machines
 
 # Drivers that wait in C code, where gevent cannot switch, and what to do about each.
@@ -69,6 +70,7 @@ def check(**kwargs: Any) -> list[checks.CheckMessage]:
         *check_limits(settings),
         *check_databases(),
         *check_asyncio(),
+        *check_channel_layers(settings),
     ]
 
 
@@ -253,6 +255,23 @@ def check_asyncio() -> Iterator[checks.CheckMessage]:
             "async_to_sync() then use loops that run beside the clients.",
             id="websocket.W008",
         )
+
+
+def check_channel_layers(settings: conf.Settings) -> Iterator[checks.CheckMessage]:
+    """Check that the channel layers of this package can be made of CHANNEL_LAYERS."""
+    for layer in settings.channel_layers.values():
+        if layer.get("BACKEND") != CHANNEL_LAYER:
+            continue
+        try:
+            import_string(CHANNEL_LAYER)(**layer.get("CONFIG", {}))
+        except ModuleNotFoundError as error:
+            yield checks.Error(
+                f"CHANNEL_LAYERS has {CHANNEL_LAYER}, which needs a library that is not installed: {error}.",
+                hint='Install it: pip install "django-gevent-websocket[channels]"',
+                id="websocket.E010",
+            )
+        except (ImproperlyConfigured, TypeError) as error:
+            yield checks.Error(str(error), id="websocket.E010")
 
 
 def check_origins(name: str, origins: Sequence[str]) -> Iterator[checks.CheckMessage]:

@@ -110,6 +110,12 @@ class Settings:
         return path
 
     @property
+    def channel_layers(self) -> dict[str, dict[str, Any]]:
+        """The setting `CHANNEL_LAYERS` that projects with Channels have."""
+        layers: dict[str, dict[str, Any]] = getattr(django_settings, "CHANNEL_LAYERS", {})
+        return layers
+
+    @property
     def secure_proxy_ssl_header(self) -> tuple[str, str] | None:
         """Django's `SECURE_PROXY_SSL_HEADER`."""
         header: tuple[str, str] | None = django_settings.SECURE_PROXY_SSL_HEADER

@@ -70,6 +70,7 @@ def nothing_is_summed_up() -> Iterator[None]:
 # The slowest files begin first, or one process would end long after the others. The slowest of all comes first.
 LONGEST = (
     "docs",
+    "articles",
     "pubsub",
     "logins",
     "databases",
@@ -169,6 +170,7 @@ UNMEASURED = (
     "browser",
     "contributing",
     "docs",
+    "articles",
     "load",
     "nginx",
     "runwebsocket",

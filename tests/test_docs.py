@@ -532,6 +532,25 @@ def test_asgi_py_in_place_of_wsgi_py(views_project: Project) -> None:
         assert "Django" in fetch(f"http://{server.address}/admin/login/")
 
 
+@pytest.mark.parametrize("way", ["asgi.py", "WEBSOCKET_URLCONF"])
+def test_coming_from_channels(original: Project, redis: Server, way: str, tmp_path: Path) -> None:
+    project = original.copy(tmp_path / "mysite")
+    project.put("docs/channels.md")
+    project.write("mysite/settings.py", f"WEBSOCKET_BROKER = 'redis://127.0.0.1:{redis.port}/0'", add=True)
+    project.run("python manage.py migrate --verbosity 0")
+    line = command("docs/channels.md", "gunicorn") if way == "asgi.py" else command("README.md", "gunicorn")
+    with project.gunicorn(line) as server:
+        with client(server, "/chat/lobby/") as ann, client(server, "/chat/lobby/") as bob:
+            ann.send('{"text": "hello"}')
+            for websocket in (ann, bob):
+                assert json.loads(receive(websocket)) == {"text": "hello", "by": "AnonymousUser"}
+            project.shell("from chat.notify import notify; notify('lobby', 'news')")
+            for websocket in (ann, bob):
+                assert json.loads(receive(websocket)) == {"text": "news", "by": "the site"}
+        if way == "asgi.py":
+            assert "Django" in fetch(f"http://{server.address}/admin/login/")
+
+
 def test_view_without_a_decorator(views: Server) -> None:
     with client(views, "/undecorated/") as websocket:
         websocket.send("hello")

@@ -1,18 +1,25 @@
-"""What a conversation's code opens and the conversation closes, without a word between the two."""
+"""What code opens for the client of a conversation, which closes it at its end: neither has to know the other."""
 
 from __future__ import annotations
 
 from contextvars import ContextVar
 from typing import Protocol
 
-__all__ = ["Belonging", "belongings"]
+__all__ = ["Belonging", "Owner", "owner"]
 
 
 class Belonging(Protocol):
-    """Something to close at the end of a conversation."""
+    """Something that ends with a conversation."""
 
     def close(self) -> None:
         """End it; never waits."""
 
 
-belongings: ContextVar[set[Belonging] | None] = ContextVar("belongings", default=None)
+class Owner(Protocol):
+    """A conversation."""
+
+    def own(self, belonging: Belonging) -> bool:
+        """Close something at the end; return False if that was before."""
+
+
+owner: ContextVar[Owner | None] = ContextVar("owner", default=None)  # of what the running code opens

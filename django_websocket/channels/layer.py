@@ -12,7 +12,7 @@ from channels.exceptions import ChannelFull, MessageTooLarge
 from channels.layers import BaseChannelLayer
 from gevent.hub import Hub as Loop
 
-from django_websocket.asgi.belongings import belongings
+from django_websocket.asgi.belongings import owner
 from django_websocket.pubsub.asking import ask
 from django_websocket.pubsub.broker import to_wire
 from django_websocket.pubsub.hub import closed_error
@@ -79,10 +79,8 @@ class ChannelLayer(BaseChannelLayer):  # type: ignore[misc]
         exchange = await self._exchange()
         exchange.sweep(self.expiry)
         box = self._new_box(exchange, exchange.new_name(prefix))
-        opened = belongings.get()
-        if opened is not None:
-            box.kept = True
-            opened.add(box)
+        conversation = owner.get()
+        box.kept = conversation is not None and conversation.own(box)
         return box.name
 
     async def send(self, channel: str, message: Message) -> None:

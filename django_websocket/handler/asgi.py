@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, HttpResponseForbidden, HttpResponseNotFound
 
-from django_websocket.asgi.belongings import Belonging, belongings
+from django_websocket.asgi.belongings import Belonging, owner
 from django_websocket.asgi.loop import shared_loop
 from django_websocket.asgi.waiting import Waiter
 from django_websocket.asgi.websocket import until_drained
@@ -54,6 +54,7 @@ class AsgiConversation(CoroutineConversation):
     """
 
     __slots__ = (
+        "_belongings",
         "_body",
         "_connected",
         "_denied",
@@ -73,6 +74,7 @@ class AsgiConversation(CoroutineConversation):
         self._said_close = False
         self._left = False  # whether the application has had websocket.disconnect
         self._impatient = False  # whether its client has left, and the application has had its time to end
+        self._belongings: list[Belonging] | None = []  # None after the end
         self.forgiving = False
 
     def begin(self) -> HttpResponseBase:
@@ -81,8 +83,7 @@ class AsgiConversation(CoroutineConversation):
         return super().begin()
 
     async def _call(self) -> HttpResponseBase | None:
-        opened: set[Belonging] = set()
-        belongings.set(opened)
+        owner.set(self)
         try:
             await self._view(scope_of(self._request, self._args, self._kwargs), self.receive, self.send)
         except ValueError as error:
@@ -90,14 +91,22 @@ class AsgiConversation(CoroutineConversation):
                 raise
             self._deny(HttpResponseNotFound())
         finally:
-            for each in opened:
-                each.close()
+            belongings, self._belongings = self._belongings, None
+            for belonging in belongings or ():
+                belonging.close()
         if self._denied is None and self.websocket.connection is None:
             raise RuntimeError(
                 f"The ASGI application {name_of(self._view)} has returned without answering the handshake: let it send "
                 f"websocket.accept or websocket.close"
             )
         return self._denied
+
+    def own(self, belonging: Belonging) -> bool:
+        """See `Owner.own`."""
+        if self._belongings is None:
+            return False
+        self._belongings.append(belonging)
+        return True
 
     def cancel(self) -> None:
         """Raise CancelledError in the application, if it has not ended."""

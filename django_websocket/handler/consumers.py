@@ -12,6 +12,7 @@ import asyncio
 import contextvars
 import functools
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from inspect import getattr_static
 from typing import Any, Protocol
 
@@ -29,6 +30,7 @@ from gevent import getcurrent
 from gevent.hub import get_hub
 
 from django_websocket import compat
+from django_websocket.asgi.belongings import owner
 from django_websocket.asgi.lending import away, lending_of_loop
 from django_websocket.asgi.waiting import Waiter, from_greenlet
 from django_websocket.decorators import is_asgi, without_as_asgi
@@ -84,18 +86,18 @@ class Recognised:
         self, scope: Scope, receive: Callable[[], Awaitable[Event]], send: Callable[[Event], Awaitable[None]]
     ) -> None:
         """Serve one connection."""
-        conversation = getattr(receive, "__self__", None)
-        if not isinstance(conversation, AsgiConversation):  # another server's, or a middleware's
+        conversation = owner.get()
+        run: Run | None = None
+        if isinstance(conversation, AsgiConversation):  # else another server calls this, or a test
+            conversation.know(scope)
+            conversation.forgiving = True
+            kind = run_of(self.consumer_class)
+            if kind is not None and receive == conversation.receive:  # else a middleware wants to see all events
+                run = kind(conversation, self.consumer_class(**self.consumer_initkwargs))
+        if run is None:
             await self._application(scope, receive, send)
-            return
-        conversation.know(scope)
-        conversation.forgiving = True
-        kind = run_of(self.consumer_class)
-        if kind is None:
-            await self._application(scope, receive, send)
-            return
-        consumer = self.consumer_class(**self.consumer_initkwargs)
-        await kind(conversation, consumer).run(scope, send)
+        else:
+            await run.run(scope, send)
 
 
 def run_of(consumer_class: type[Any]) -> type[Run] | None:
@@ -138,8 +140,9 @@ def recognise(application: Application) -> Application:
                 if is_asgi(value):
                     vars(found)[name] = replacement(value, waiting)
             for cell in getattr(found, "__closure__", None) or ():
-                if is_asgi(cell.cell_contents):
-                    cell.cell_contents = replacement(cell.cell_contents, waiting)
+                with suppress(ValueError):  # an empty one
+                    if is_asgi(cell.cell_contents):
+                        cell.cell_contents = replacement(cell.cell_contents, waiting)
     return application
 
 
