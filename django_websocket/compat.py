@@ -116,14 +116,6 @@ def _asyncio_loop() -> object:
     return loop
 
 
-def _channels_consumer_is_asgi() -> bool:
-    import inspect
-
-    from channels.consumer import AsyncConsumer
-
-    return list(inspect.signature(vars(AsyncConsumer)["__call__"]).parameters) == ["self", "scope", "receive", "send"]
-
-
 def _channels_router() -> object:
     from channels.routing import URLRouter
 
@@ -616,12 +608,7 @@ RELIED_ON: dict[str, list[Name]] = {
     ],
     "channels": [
         Name("channels", "channels.consumer:get_handler_name", "names the method that handles a message"),
-        Name(
-            "channels",
-            "channels.consumer:AsyncConsumer.__call__",
-            "runs a consumer",
-            probe=_channels_consumer_is_asgi,
-        ),
+        Name("channels", "channels.consumer:AsyncConsumer.dispatch", "calls the methods of an asynchronous consumer"),
         Name("channels", "channels.consumer:SyncConsumer.dispatch", "calls the methods of a synchronous consumer"),
         Name("channels", "channels.routing:URLRouter.routes", "leads to the consumers", _channels_router),
         Name(

@@ -28,6 +28,7 @@ from gevent.hub import Hub, get_hub
 from gevent.threadpool import ThreadPoolExecutor
 
 from django_websocket.compat import naming
+from django_websocket.transport.shared import CROWD, Shared, shared_if_any
 from django_websocket.transport.turns import turns_of_loop
 
 from .executors import do
@@ -96,6 +97,8 @@ class HubSelector(SelectSelector):
         super().__init__()
         self.wait: Callable[[float | None], None] = lambda timeout: None
         self.wake: Callable[[], None] = lambda: None
+        self.round_begins: Callable[[], None] = lambda: None
+        self.round_ends: Callable[[], None] = lambda: None
         self._io = get_hub().loop.io
         self._watchers: dict[int, Any] = {}
         self._fired: dict[int, int] = {}  # what has happened since the last call of `select()`
@@ -124,6 +127,7 @@ class HubSelector(SelectSelector):
 
     def select(self, timeout: float | None = None) -> list[tuple[SelectorKey, int]]:
         """Let the hub run until a file is ready, `wake()` is called or `timeout` seconds are over."""
+        self.round_ends()
         if not self._fired:
             self.wait(timeout)
         elif timeout == 0:
@@ -134,6 +138,7 @@ class HubSelector(SelectSelector):
             key = self.get_key(fd)
             ready.append((key, events & key.events))
             self._watchers[fd].start(self._on_event, fd, pass_events=True)
+        self.round_begins()
         return ready
 
     def close(self) -> None:
@@ -166,6 +171,9 @@ class HubLoop(asyncio.SelectorEventLoop):
         super().__init__(selector)
         selector.wait = self._wait
         selector.wake = self._wake
+        selector.round_begins = self._begin_round
+        selector.round_ends = self._end_round
+        self._shared: Shared | None = None
         self._from_threads.start(self._wake)
 
     def run_forever(self) -> None:
@@ -176,6 +184,19 @@ class HubLoop(asyncio.SelectorEventLoop):
             super().run_forever()
         finally:
             self._from_threads.ref = False
+
+    def _begin_round(self) -> None:
+        """Have what several tasks answer leave together."""
+        shared = self._shared = self._shared or shared_if_any()
+        if shared is not None:
+            shared.holding = len(self._ready) >= CROWD
+
+    def _end_round(self) -> None:
+        shared = self._shared
+        if shared is not None:
+            shared.holding = False
+            if shared.overdue:
+                shared.send_all()
 
     def _wait(self, timeout: float | None) -> None:
         """Let the hub run, for up to `timeout` seconds; with 0, if the time of its turn is over."""

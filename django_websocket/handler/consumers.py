@@ -32,11 +32,12 @@ from gevent.hub import get_hub
 from django_websocket import compat
 from django_websocket.asgi.belongings import owner
 from django_websocket.asgi.lending import away, lending_of_loop
-from django_websocket.asgi.waiting import Waiter, from_greenlet
+from django_websocket.asgi.waiting import from_greenlet
 from django_websocket.decorators import is_asgi, without_as_asgi
 from django_websocket.exceptions import BrokerError, HandshakeFailed, WebSocketError
 from django_websocket.transport.connection import Connection
 from django_websocket.transport.forking import end_child, in_child
+from django_websocket.transport.shared import shared_of_loop
 from django_websocket.transport.state import OPEN
 from django_websocket.transport.turns import let_others_run, turns_of_loop
 
@@ -45,6 +46,7 @@ from .databases import databases_here
 
 __all__ = ["checks_origin", "recognise"]
 
+new_future: Any = asyncio.Future  # loop.create_future() takes longer
 FEW = 8  # events between two looks at the clock
 
 Send = Callable[[Event], Awaitable[None]]
@@ -177,18 +179,23 @@ def check_route(route: Any) -> None:
 
 
 class Run:
-    """One consumer and its client."""
+    """One consumer and its client; `switch()` has it go on when the connection or the mailbox has something."""
 
-    __slots__ = ("_client_next", "_consumer", "_conversation", "_mailbox")
+    __slots__ = ("_client_next", "_consumer", "_conversation", "_mailbox", "_told")
 
     def __init__(self, conversation: AsgiConversation, consumer: Any) -> None:
         self._conversation = conversation
         self._consumer: Any = consumer
         self._mailbox: Mailbox | None = None
         self._client_next = True  # the client and the channel layer take turns
+        self._told = False  # whether the connection tells this when there is something
 
     async def run(self, scope: Scope, send: Send) -> None:
         """Serve the client until the end. Raises what a handler raises."""
+        raise NotImplementedError
+
+    def switch(self, *args: object) -> None:
+        """Have the handlers called for what has come. Called by the connection and by the mailbox."""
         raise NotImplementedError
 
     async def _prepare(self, scope: Scope) -> None:
@@ -230,6 +237,17 @@ class Run:
         if handler is None:
             raise ValueError(f"No handler for message type {event['type']}")
         return handler
+
+    def _nothing(self) -> bool:
+        """Whether there is no event, as usual when a handler has returned; once the connection tells this."""
+        connection: Any = self._conversation.websocket.connection
+        return not (connection.inbox or connection.state is not OPEN or (self._mailbox and self._mailbox.items))
+
+    def _tell(self) -> None:
+        """Be told of what comes from the client."""
+        if not self._told:
+            self._told = self._conversation.websocket.connection is not None
+            self._conversation.tell(self)
 
     async def _end(self) -> None:
         if isinstance(self._mailbox, Fetching):
@@ -279,48 +297,59 @@ class Fetching:
 class AsyncRun(Run):
     """Awaits the handlers of a consumer in the conversation's task."""
 
-    __slots__ = ()
+    __slots__ = ("_future",)
+
+    def __init__(self, conversation: AsgiConversation, consumer: Any) -> None:
+        super().__init__(conversation, consumer)
+        self._future: asyncio.Future[None] | None = None  # as long as there is nothing to handle
+
+    def switch(self, *args: object) -> None:
+        """See `Run.switch`."""
+        future = self._future
+        if future is not None:
+            self._future = None
+            if not future.done():
+                future.set_result(None)
 
     async def run(self, scope: Scope, send: Send) -> None:
         """See `Run.run`."""
         await self._prepare(scope)
-        conversation, consumer, mailbox = self._conversation, self._consumer, self._mailbox
+        conversation, consumer = self._conversation, self._consumer
         consumer.base_send = conversation.send if unwrapped(send) == conversation.send else send
-        dispatches = type(consumer).dispatch is not AsyncConsumer.dispatch
+        own_dispatch = type(consumer).dispatch is not AsyncConsumer.dispatch
         loop = asyncio.get_running_loop()
+        shared = shared_of_loop()
         count = 0
+        if self._mailbox is not None:
+            self._mailbox.waiters.append(self)
         try:
             while True:
-                event = self._next()
+                event = None if self._told and self._nothing() else self._next()
                 if event is None:
-                    future = loop.create_future()
-                    waiter = Waiter(future)
-                    conversation.tell(waiter)
-                    if mailbox is not None:
-                        mailbox.waiters.append(waiter)
-                    try:
-                        await future
-                    finally:
-                        conversation.untell(waiter)
-                        if mailbox is not None:
-                            mailbox.waiters.remove(waiter)
-                elif dispatches:
+                    self._tell()
+                    self._future = future = new_future(loop=loop)
+                    await future
+                    continue
+                if own_dispatch:
                     await consumer.dispatch(event)
                 else:
                     await self._handler(event)(event)
+                if shared.overdue:
+                    shared.send_all()
                 count += 1
                 if not count % FEW and turns_of_loop().spent():
                     await asyncio.sleep(0)
         except StopConsumer:
             pass
         finally:
+            conversation.untell(self)
             await self._end()
 
 
 class SyncRun(Run):
     """Calls the handlers of a consumer in greenlets that are lent for that: an idle client needs none."""
 
-    __slots__ = ("_busy", "_context", "_ended", "_greenlet", "_lending", "_loop", "_told")
+    __slots__ = ("_busy", "_context", "_ended", "_greenlet", "_lending", "_loop")
 
     def __init__(self, conversation: AsgiConversation, consumer: Any) -> None:
         super().__init__(conversation, consumer)
@@ -329,7 +358,6 @@ class SyncRun(Run):
         self._context: contextvars.Context | None = None
         self._greenlet: Any = None  # in which a handler runs
         self._busy = False
-        self._told = False
         self._lending = lending_of_loop()
 
     async def run(self, scope: Scope, send: Send) -> None:
@@ -364,7 +392,7 @@ class SyncRun(Run):
             gevent.kill(self._greenlet, HandshakeFailed("The request is over"))
 
     def switch(self, *args: object) -> None:
-        """Have the handlers called for what has come. Called by the connection and by the mailbox."""
+        """See `Run.switch`."""
         if not self._busy:
             self._busy = True
             self._lending.lend(self._work)
@@ -405,21 +433,16 @@ class SyncRun(Run):
     def _handle_all(self) -> bool:
         """Handle what is there. Returns False: the consumer goes on."""
         count = 0
-        client: Any = self._conversation.websocket
-        mailbox = self._mailbox
         while (event := self._next()) is not None:
             self._handler(event)(event)
             if in_child():
                 end_child()
-            connection = client.connection
-            if self._told and not (connection.inbox or connection.state is not OPEN or (mailbox and mailbox.items)):
-                return False  # which spares a look in the usual case
+            if self._told and self._nothing():
+                return False
             count += 1
             if not count % FEW and turns_of_loop().spent():
                 let_others_run()
-        if not self._told:
-            self._told = self._conversation.websocket.connection is not None
-            self._conversation.tell(self)
+        self._tell()
         return False
 
     def send(self, event: Event) -> None:

@@ -192,9 +192,9 @@ class Connection(Readable):
         if events or engine.paused or self.discard or self._signal is not None:
             self._handle(events)
         if self._waiter is not None and (self.inbox or self.state is not OPEN):
-            shared.reading = True
+            shared.holding = shared.callbacks.pendingcnt >= CROWD
             self._waiter.switch()  # straight into the view, without a round of the loop
-            shared.reading = False
+            shared.holding = False
             if shared.overdue:
                 shared.send_all()
         if self._pending is not None:
@@ -341,7 +341,7 @@ class Connection(Readable):
         # Most messages are short: for them, this comparison saves a call.
         frame = encode_message(message) if len(message) < self._plain_below else self._long_frame(message)
         shared = self._shared
-        if (self.inbox or (shared.reading and shared.callbacks.pendingcnt >= CROWD)) and not self._blocked:
+        if (self.inbox or shared.holding) and not self._blocked:
             first = not self._held
             self._held += frame
             if len(self._held) > MAX_HELD:

@@ -37,6 +37,10 @@ class PerLoop(Generic[T]):
             finalize(hub, self._forget, ref(hub)).atexit = False
         return found
 
+    def peek(self) -> T | None:
+        """Return the object of the running thread's loop, None if there is none yet."""
+        return self._by_hub.get(ref(get_hub()))
+
     def _forget(self, hub: ref[object]) -> None:
         self._by_hub.pop(hub, None)
 

@@ -7,8 +7,8 @@ Messages that came together are answered together: that takes fewer calls of the
 all, wakes up once for many answers. So a view's message is held back
 
 - while more messages of its client wait in the inbox, or
-- while messages of several other clients wait for this turn of the loop: `reading` is true, since the view runs because
-  its message was just read, and at least `CROWD` callbacks are pending.
+- while messages of several other clients wait for this turn of the loop: `holding` is true, since the view runs because
+  of a message that has just come, and at least `CROWD` others are about to run.
 
 What is held leaves
 
@@ -35,9 +35,18 @@ from .deadlines import Sweep, sweep_of_loop, sweeps
 from .loops import PerLoop
 from .turns import turns_of_loop
 
-__all__ = ["CROWD", "MAX_HELD", "Shared", "leave_all_to_parent", "open_connections", "serves_clients", "shared_of_loop"]
+__all__ = [
+    "CROWD",
+    "MAX_HELD",
+    "Shared",
+    "leave_all_to_parent",
+    "open_connections",
+    "serves_clients",
+    "shared_if_any",
+    "shared_of_loop",
+]
 
-CROWD = 4  # pending callbacks of the loop
+CROWD = 4  # callbacks, of the loop or of asyncio's, that are about to be called
 MAX_HELD = 16 * 1024  # bytes; joining more saves little
 MAX_UNSENT = 64  # connections; more, and the first of many would be answered last
 MAX_DELAY = 0.001  # seconds
@@ -58,7 +67,7 @@ class OpenConnection(Protocol):
 
 
 class Shared:
-    """What the connections of one loop share; see the top of this file for `reading`, `overdue` and what is held.
+    """What the connections of one loop share; see the top of this file for `holding`, `overdue` and what is held.
 
     `connections` are those with a socket, `buffer` is what they are read into, one at a time. `encoder` compresses for
     all of them. `callbacks.pendingcnt` is how many callbacks the loop is about to call.
@@ -72,7 +81,7 @@ class Shared:
         self.sweep = sweep_of_loop()
         self.due = 0
         self.on_due()
-        self.reading = False
+        self.holding = False
         self.overdue = False
         self._unsent: list[OpenConnection] = []
         self._unsent_since = 0.0  # seconds of time.monotonic
@@ -104,6 +113,7 @@ class Shared:
 
 _shared = PerLoop(Shared)
 shared_of_loop = _shared.get
+shared_if_any = _shared.peek
 
 
 def serves_clients() -> bool:
