@@ -23,7 +23,7 @@ from .handler import stock
 from .handler.conversation import Conversation
 from .handler.databases import close_databases
 from .handler.origin import origin_is_allowed
-from .handler.recognition import checks_origin, recognised
+from .handler.recognition import checks_origin, recognised, unserved
 from .handler.refusal import close_at_once, refuse, refuse_origin, refuses_by_closing, try_again_later
 from .handler.upgrade import HANDSHAKE_KEY, KEY, who
 from .protocol.handshake import ClientHandshake, HandshakeError, check_request, is_upgrade, upgrade_required
@@ -57,10 +57,16 @@ def get_wsgi_websocket_application(http: WSGIApplication | None = None) -> WebSo
     for an incompatible library.
     """
     django.setup(set_prefix=False)
+    return WebSocketApplication(http, asgi_application())
+
+
+def asgi_application() -> Callable[..., Any] | None:
+    """Return the application of `ASGI_APPLICATION` if it is to get the handshakes; None if WEBSOCKET_URLCONF is set."""
     settings = conf.current()
-    if settings.asgi_application and not settings.urlconf:
-        return WebSocketApplication(http, import_string(settings.asgi_application))
-    return WebSocketApplication(http)
+    if settings.urlconf or not settings.asgi_application:
+        return None
+    application: Callable[..., Any] = import_string(settings.asgi_application)
+    return application
 
 
 def serve_asgi(application: Callable[..., Any]) -> WebSocketApplication:
@@ -226,6 +232,8 @@ class AsgiHandler(WebSocketHandler):
 
         self._view = Mounted(recognised(application))
         self._checks_origin = checks_origin(application)
+        for sentence in unserved(application):
+            logger.warning("%s", sentence)
         super().__init__()
 
     def load_middleware(self, is_async: bool = False) -> None:

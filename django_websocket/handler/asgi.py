@@ -159,14 +159,6 @@ class AsgiConversation(CoroutineConversation):
         code, reason = connection.close_code, connection.close_reason
         return {"type": "websocket.disconnect", "code": int(code or CloseCode.ABNORMAL), "reason": reason}
 
-    @property
-    def has_event(self) -> bool:
-        """Whether `taken` has one."""
-        if self._left:
-            return False
-        connection = self.websocket.connection
-        return self._denied is not None if connection is None else connection.ready()
-
     def tell(self, waiter: AnyWaiter) -> None:
         """Have `waiter` go on when there is an event, until `untell`. RuntimeError if another task waits already."""
         connection = self.websocket.connection

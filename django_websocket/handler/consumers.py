@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from inspect import getattr_static
 from typing import Any, Protocol
@@ -44,8 +44,9 @@ from django_websocket.transport.turns import let_others_run, turns_of_loop
 from .asgi import Application, AsgiConversation, Event, Scope
 from .databases import databases_here
 
-__all__ = ["checks_origin", "recognise"]
+__all__ = ["checks_origin", "recognise", "unserved"]
 
+HANDLERS = {name: name.replace(".", "_") for name in ("websocket.connect", "websocket.receive", "websocket.disconnect")}
 new_future: Any = asyncio.Future  # loop.create_future() takes longer
 FEW = 8  # events between two looks at the clock
 
@@ -92,6 +93,7 @@ class Recognised:
         run: Run | None = None
         if isinstance(conversation, AsgiConversation):  # else another server calls this, or a test
             conversation.know(scope)
+            name_user(scope)
             conversation.forgiving = True
             kind = run_of(self.consumer_class)
             if kind is not None and receive == conversation.receive:  # else a middleware wants to see all events
@@ -100,6 +102,16 @@ class Recognised:
             await self._application(scope, receive, send)
         else:
             await run.run(scope, send)
+
+
+def name_user(scope: Scope) -> None:
+    """Have the scope name Django's user, which has been loaded, as Channels' middleware does."""
+    user = scope.get("user")
+    if type(user) is SimpleLazyObject:
+        from channels.auth import UserLazyObject  # it imports models, which must be installed
+
+        scope["user"] = UserLazyObject()
+        scope["user"]._wrapped = user._wrapped
 
 
 def run_of(consumer_class: type[Any]) -> type[Run] | None:
@@ -160,6 +172,21 @@ def checks_origin(application: Any) -> bool:
     return False
 
 
+def unserved(application: Any) -> Iterator[str]:
+    """Yield a sentence for each part of an application that this server does not run."""
+    mapping = application.application_mapping if isinstance(application, ProtocolTypeRouter) else {}
+    if isinstance(mapping.get("http"), URLRouter):
+        yield (
+            "The ASGI application has a URLRouter for HTTP, which is not called: Django's WSGI application answers the "
+            "pages here. Write what stands there as views in ROOT_URLCONF; they may be async def."
+        )
+    if "channel" in mapping:
+        yield (
+            "The ASGI application has channels for workers (manage.py runworker), which Channels runs with a channel "
+            "layer that keeps messages, such as channels_redis.core. Or use a task queue, such as Celery."
+        )
+
+
 def replacement(application: Any, waiting: list[Any]) -> Any:
     """Return what takes the place of an application; one that may lead to consumers is added to those `waiting`."""
     if hasattr(application, "consumer_class"):
@@ -201,12 +228,6 @@ class Run:
     async def _prepare(self, scope: Scope) -> None:
         """Do what a consumer's `__call__` begins with."""
         consumer = self._consumer
-        user = scope.get("user")
-        if type(user) is SimpleLazyObject:  # Django's, which has been loaded
-            from channels.auth import UserLazyObject
-
-            scope["user"] = UserLazyObject()
-            scope["user"]._wrapped = user._wrapped
         consumer.scope = scope
         layer = consumer.channel_layer = get_channel_layer(consumer.channel_layer_alias)
         if layer is None:
@@ -233,15 +254,18 @@ class Run:
         return None
 
     def _handler(self, event: Event) -> Any:
-        handler = getattr(self._consumer, get_handler_name(event), None)
+        name = HANDLERS.get(event["type"]) or get_handler_name(event)
+        handler = getattr(self._consumer, name, None)
         if handler is None:
             raise ValueError(f"No handler for message type {event['type']}")
         return handler
 
     def _nothing(self) -> bool:
-        """Whether there is no event, as usual when a handler has returned; once the connection tells this."""
-        connection: Any = self._conversation.websocket.connection
-        return not (connection.inbox or connection.state is not OPEN or (self._mailbox and self._mailbox.items))
+        """Whether there is no event, as usual when a handler has returned."""
+        connection = self._conversation.websocket.connection
+        return connection is not None and not (
+            connection.inbox or connection.state is not OPEN or (self._mailbox is not None and self._mailbox.items)
+        )
 
     def _tell(self) -> None:
         """Be told of what comes from the client."""
@@ -349,16 +373,18 @@ class AsyncRun(Run):
 class SyncRun(Run):
     """Calls the handlers of a consumer in greenlets that are lent for that: an idle client needs none."""
 
-    __slots__ = ("_busy", "_context", "_ended", "_greenlet", "_lending", "_loop")
+    __slots__ = ("_adopts", "_busy", "_context", "_ended", "_greenlet", "_hub", "_lending", "_loop")
 
     def __init__(self, conversation: AsgiConversation, consumer: Any) -> None:
         super().__init__(conversation, consumer)
         self._loop: Any = asyncio.get_running_loop()
-        self._ended: asyncio.Future[BaseException | None] = self._loop.create_future()
-        self._context: contextvars.Context | None = None
+        self._ended: asyncio.Future[BaseException] = self._loop.create_future()
+        self._context = contextvars.Context()
         self._greenlet: Any = None  # in which a handler runs
         self._busy = False
         self._lending = lending_of_loop()
+        self._hub = get_hub()
+        self._adopts = conversation.shares_databases
 
     async def run(self, scope: Scope, send: Send) -> None:
         """See `Run.run`."""
@@ -375,11 +401,9 @@ class SyncRun(Run):
                     await asyncio.shield(self._ended)
                 except asyncio.CancelledError:
                     self._interrupt()
-            error = self._ended.result()
-            if error is not None:
-                raise error
+            if not isinstance(self._ended.result(), StopConsumer):
+                raise self._ended.result()
         finally:
-            error = None
             self._conversation.untell(self)
             await self._end()
 
@@ -399,56 +423,49 @@ class SyncRun(Run):
 
     def _work(self) -> None:
         """Handle all that is there, in a greenlet that is lent for it."""
-        context = self._context
-        if context is None or self._ended.done():
+        if self._ended.done():
             return
         current: Any = getcurrent()
         self._greenlet = current
         databases = current.notes
         if databases is None:
             databases = current.notes = databases_here()
-        conversation = self._conversation
-        if conversation.shares_databases:
-            conversation.adopt()
-        stopped = True
-        error: BaseException | None = None
-        try:
-            stopped = context.run(self._handle_all)
-        except StopConsumer:
-            pass
-        except BaseException as raised:  # whatever it is, it is for the conversation
-            error = raised
-        finally:
-            self._greenlet = None
-            if databases or databases is None:
-                conversation.give_back()
-            self._busy = False
-            if not stopped:
-                if conversation.has_event or (self._mailbox is not None and self._mailbox.items):
-                    self.switch()  # it came as the databases were given back
-            elif not self._ended.done():
-                self._ended.set_result(error)
-            error = None
+        if self._adopts:
+            self._conversation.adopt()
+        outcome = self._context.run(self._handle_all)
+        self._greenlet = None
+        gives_back = databases or databases is None
+        if gives_back:
+            self._conversation.give_back()
+        self._busy = False
+        if outcome is not None:
+            if not self._ended.done():
+                self._ended.set_result(outcome)
+        elif gives_back and not self._nothing():  # it came as the databases were given back
+            self.switch()
 
-    def _handle_all(self) -> bool:
-        """Handle what is there. Returns False: the consumer goes on."""
+    def _handle_all(self) -> BaseException | None:
+        """Handle what is there. Return what a handler raises, StopConsumer if it has come to the end."""
         count = 0
-        while (event := self._next()) is not None:
-            self._handler(event)(event)
-            if in_child():
-                end_child()
-            if self._told and self._nothing():
-                return False
-            count += 1
-            if not count % FEW and turns_of_loop().spent():
-                let_others_run()
+        try:
+            while (event := self._next()) is not None:
+                self._handler(event)(event)
+                if in_child():
+                    end_child()
+                if self._told and self._nothing():
+                    return None
+                count += 1
+                if not count % FEW and turns_of_loop().spent():
+                    let_others_run()
+        except BaseException as error:  # whatever it is, it is for the conversation
+            return error
         self._tell()
-        return False
+        return None
 
     def send(self, event: Event) -> None:
         """Send an event; the consumer's `base_send`."""
         conversation = self._conversation
-        if event["type"] == "websocket.accept" or get_hub() is not self._loop.hub:
+        if event["type"] == "websocket.accept" or get_hub() is not self._hub:
             from_greenlet(self._loop, conversation.send(event))
             return
         connection = conversation.put(event)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 
@@ -14,6 +14,15 @@ def recognised(application: Callable[..., Any]) -> Callable[..., Any]:
     from .consumers import recognise
 
     return recognise(application)
+
+
+def unserved(application: Callable[..., Any]) -> Iterable[str]:
+    """Return a sentence for each part of an ASGI application that this server does not run."""
+    if "channels" not in sys.modules:
+        return ()
+    from . import consumers
+
+    return consumers.unserved(application)
 
 
 def checks_origin(application: Callable[..., Any]) -> bool:

@@ -42,7 +42,7 @@ from django_websocket.select import select
 from django_websocket.transport import log
 from django_websocket.transport.waiting import check_timeout
 from django_websocket.websocket import as_payload
-from django_websocket.wsgi import WebSocketHandler, check_settings, client_handshake
+from django_websocket.wsgi import AsgiHandler, WebSocketHandler, asgi_application, check_settings, client_handshake
 
 with naming("application", "testing"):
     from django.core.handlers.wsgi import WSGIRequest
@@ -437,15 +437,16 @@ def _check_environment() -> None:
 class _Handler(ClientHandler):
     """Answers handshakes as a server does, and all other requests as Django's test client."""
 
-    _websocket: _WebSocketHandler | None = None
+    _websocket: WebSocketHandler | None = None
 
     def __call__(self, environ: dict[str, Any]) -> Any:
         upgrade: Upgrade | None = environ.get(KEY)
         if upgrade is None:
             return super().__call__(environ)
         if self._websocket is None:
-            check_settings()
-            self._websocket = _WebSocketHandler()
+            asgi = asgi_application()
+            check_settings(urlconf=asgi is None)
+            self._websocket = _WebSocketHandler() if asgi is None else _AsgiHandler(asgi)
         environ.setdefault("HTTP_HOST", environ["SERVER_NAME"])
         try:
             environ[HANDSHAKE_KEY] = client_handshake(environ)
@@ -466,9 +467,13 @@ class _Handler(ClientHandler):
 
 
 class _WebSocketHandler(WebSocketHandler):
-    """The server's, which keeps the request for Django's test client."""
+    """The server's handler, which keeps the request for Django's test client."""
 
     def get_response(self, request: HttpRequest) -> HttpResponseBase:
         response = super().get_response(request)
         response.wsgi_request = request  # type: ignore[attr-defined]
         return response
+
+
+class _AsgiHandler(AsgiHandler, _WebSocketHandler):
+    """The same for a project whose asgi.py has its WebSockets."""
