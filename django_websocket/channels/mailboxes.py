@@ -8,6 +8,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgpack
+from gevent.hub import Hub, get_hub
 
 from django_websocket.transport.log import report
 
@@ -43,6 +44,21 @@ def unpack(payload: bytes) -> Message:
     """Return a new message from what `pack` returned."""
     message: Message = msgpack.unpackb(payload)
     return message
+
+
+class FromThread:
+    """Stands for a waiter that belongs to the loop of another thread."""
+
+    __slots__ = ("_loop", "_waiter")
+
+    def __init__(self, waiter: Waiter, loop: Hub) -> None:
+        self._waiter = waiter
+        self._loop = loop
+
+    def switch(self) -> None:
+        """See `Waiter.switch`."""
+        if self._loop.loop is not None:
+            self._loop.loop.run_callback_threadsafe(self._waiter.switch)
 
 
 class Mailbox:
@@ -90,6 +106,11 @@ class Mailbox:
     def full(self) -> bool:
         """Whether no more may be sent to this channel alone."""
         return len(self.items) + self.on_its_way >= self._capacity
+
+    def tell(self, waiter: Waiter) -> None:
+        """Have `waiter`, which belongs to the running thread's loop, go on whenever there is something, for good."""
+        here = get_hub()
+        self.waiters.append(waiter if self.exchange.place.loop is here else FromThread(waiter, here))
 
     def put(self, payload: bytes) -> None:
         """Keep a message, and have the first who waits go on. The log says when messages find no room."""

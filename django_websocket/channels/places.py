@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 import gevent
+from gevent import monkey
 from gevent.hub import Hub, get_hub
 
 from django_websocket.asgi.loop import HubLoop
@@ -21,7 +22,7 @@ R = TypeVar("R")
 
 
 class Place:
-    """The loop of the running thread, which coroutines of a `HubLoop` share with it."""
+    """The loop of the running thread, which greenlets and coroutines share."""
 
     def __init__(self) -> None:
         self.loop: Hub = get_hub()
@@ -40,7 +41,7 @@ class Place:
 
 
 class OtherThread(Place):
-    """gevent's loop in a thread of its own, for coroutines in loops of other kinds."""
+    """gevent's loop in a thread of its own, for coroutines whose thread may block: gevent has not patched it."""
 
     def __init__(self) -> None:
         self._begun = threading.Event()
@@ -113,7 +114,7 @@ _other_threads: dict[int, Place] = {}  # by process, since a fork leaves them be
 
 def place() -> Place:
     """Return the place of the running coroutine."""
-    if isinstance(asyncio.get_running_loop(), HubLoop):
+    if monkey.is_module_patched("threading") and isinstance(asyncio.get_running_loop(), HubLoop):
         return Place()
     found = _other_threads.get(os.getpid())
     if found is None:

@@ -57,8 +57,10 @@ class Mailbox(Protocol):
     """The messages of a channel layer that wait for a consumer."""
 
     items: Any  # as many as may be taken
-    waiters: list[Any]  # those who go on when there are some
     closed: bool
+
+    def tell(self, waiter: Run) -> None:
+        """Have `waiter` go on whenever there is something."""
 
     def take(self) -> Event:
         """Return the next one."""
@@ -281,14 +283,14 @@ class Run:
 class Fetching:
     """The messages of a channel layer that is not this package's, of which one is fetched ahead."""
 
-    __slots__ = ("_loop", "_receive", "_task", "closed", "items", "waiters")
+    __slots__ = ("_loop", "_receive", "_task", "_waiter", "closed", "items")
 
     def __init__(self, receive: Callable[[], Awaitable[Event]]) -> None:
         self._loop = asyncio.get_running_loop()
         self._receive = receive
         self.items: list[asyncio.Task[Event]] = []
-        self.waiters: list[Any] = []
         self.closed = False
+        self._waiter: Run | None = None
         self._fetch()
 
     def _fetch(self) -> None:
@@ -301,8 +303,14 @@ class Fetching:
     def _on_fetched(self, task: asyncio.Task[Event]) -> None:
         if not task.cancelled():
             self.items.append(task)
-            for waiter in self.waiters:
-                waiter.switch()
+            if self._waiter is not None:
+                self._waiter.switch()
+
+    def tell(self, waiter: Run) -> None:
+        """See `Mailbox.tell`."""
+        self._waiter = waiter
+        if self.items:
+            waiter.switch()
 
     def take(self) -> Event:
         """Return the message that has come. Raises what the channel layer raises."""
@@ -345,7 +353,7 @@ class AsyncRun(Run):
         shared = shared_of_loop()
         count = 0
         if self._mailbox is not None:
-            self._mailbox.waiters.append(self)
+            self._mailbox.tell(self)
         try:
             while True:
                 event = None if self._told and self._nothing() else self._next()
@@ -393,7 +401,7 @@ class SyncRun(Run):
         self._consumer.base_send = self.send if direct else async_to_sync(send)
         self._context = contextvars.copy_context()
         if self._mailbox is not None:
-            self._mailbox.waiters.append(self)
+            self._mailbox.tell(self)
         self.switch()
         try:
             while not self._ended.done():
