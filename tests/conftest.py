@@ -71,6 +71,7 @@ def nothing_is_summed_up() -> Iterator[None]:
 LONGEST = (
     "docs",
     "articles",
+    "consumers",
     "pubsub",
     "logins",
     "databases",

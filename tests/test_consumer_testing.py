@@ -10,12 +10,13 @@ from channels.layers import get_channel_layer
 from django.contrib.auth import get_user_model
 from django.test import TestCase, override_settings
 from testsite.models import Note
+from websockets.sync.client import connect
 
-from django_websocket.testing import Client, HandshakeRefused
+from django_websocket.testing import Client, HandshakeRefused, WebSocketLiveServerTestCase
 from django_websocket.transport.shared import open_connections
 from django_websocket.transport.waiting import unfinished
 
-from .support.waiting import until
+from .support.waiting import DEADLINE, until
 
 pytestmark = pytest.mark.usefixtures("test_runner")
 
@@ -74,3 +75,13 @@ class InATransaction(TestCase):
 @override_settings(**IN_ASGI)
 class InATransactionWithAnAsgiApplication(InATransaction):
     """The same."""
+
+
+@override_settings(**IN_ASGI)
+class LiveServer(WebSocketLiveServerTestCase):
+    def test_live_server_has_consumers(self) -> None:
+        for kind in ("sync", "async"):
+            url = f"{self.live_server_url}/{kind}/live/".replace("http", "ws", 1)
+            with connect(url, proxy=None) as ann, connect(url, proxy=None) as bob:
+                ann.send("hello")
+                self.assertEqual([each.recv(timeout=DEADLINE) for each in (ann, bob)], ["None: hello"] * 2)

@@ -551,6 +551,51 @@ def test_coming_from_channels(original: Project, redis: Server, way: str, tmp_pa
             assert "Django" in fetch(f"http://{server.address}/admin/login/")
 
 
+# The lines of the tables in docs/channels.md, by how they begin, each with the test that holds it.
+LINES = {
+    "consumers": "test_consumers.py::test_consumer_of_each_kind_echoes",
+    "a consumer's `__call__`": "test_consumers.py::test_consumer_may_be_called_in_any_way",
+    "one message at a time": "test_consumers.py::test_nothing_is_handled_while_a_handler_waits",
+    "any method can be a handler": "test_consumers.py::test_any_method_may_be_called_by_a_message",
+    "refusing": "test_consumers.py::test_close_before_the_acceptance_is_a_403",
+    "errors": "test_consumers.py::test_exception_after_the_acceptance_closes_with_1011",
+    "leaving": "test_consumers.py::test_disconnect_is_told_the_code",
+    "`accept(subprotocol, headers)`": "test_consumers.py::test_subprotocol_and_headers_travel_with_the_acceptance",
+    "routing": "test_consumers.py::test_routers_may_be_nested",
+    "the scope": "test_consumers.py::test_scope_belongs_to_a_connection",
+    "`database_sync_to_async`": "test_articles.py::test_consumer_reads_the_database",
+    "messages of the layer": "test_channel_layer.py::test_values_arrive",
+    "`ChannelFull`": "test_channel_layer.py::test_direct_message_over_the_capacity_raises",
+    "tests": "test_channel_layer.py::test_communicators_chat",
+    "order": "test_consumers.py::test_order_holds_across_groups_and_direct_messages",
+    "logout": "test_consumers.py::test_connection_ends_with_the_login_of_its_user",
+    "a restart": "test_consumers.py::test_server_that_ends_tells_its_consumers",
+    "after an error": "test_consumers.py::test_memberships_end_with_the_connection",
+    "lost messages": "test_channel_layer.py::test_what_a_member_loses_is_logged_once",
+    "slow clients": "test_consumers.py::test_clients_that_do_not_read_hold_up_nobody_and_are_given_up",
+    "databases": "test_consumers.py::test_hundreds_of_consumers_query_at_once",
+    "an unknown path": "test_consumers.py::test_unknown_path_is_a_404",
+    "the page's origin": "test_consumers.py::test_foreign_page_is_refused",
+    "`group_add` and": "test_consumers.py::test_another_process_sends_and_changes_groups",
+    "worker channels": "test_channel_layer.py::test_general_name_that_nobody_receives_is_not_implemented",
+    "HTTP consumers": "test_consumers.py::test_log_names_what_of_an_application_is_not_called",
+    "routes to a class": "test_consumers.py::test_class_in_a_router_is_an_error_at_the_start",
+    "groups that expire": "test_channel_layer.py::test_channel_that_was_forgotten_leaves_no_subscription",
+    "several `hosts`": "test_channel_layer.py::test_config_that_means_something_else_here_names_the_setting",
+    "Daphne's live server": "test_consumer_testing.py::test_live_server_has_consumers",
+    "uvloop": "test_checks.py::test_policy_whose_loops_make_all_clients_wait_is_named",
+}
+
+
+def test_each_line_about_channels_has_a_test() -> None:
+    tables = re.findall(r"^\| (?!-)(.+?) \| .+ \|$", (ROOT / "docs/channels.md").read_text(), re.MULTILINE)
+    assert len(tables) == len(LINES)
+    for line, (begin, test) in zip(tables, LINES.items(), strict=True):
+        assert line.startswith(begin)
+        file, _, name = test.partition("::")
+        assert f"def {name}(" in (ROOT / "tests" / file).read_text(), test
+
+
 def test_view_without_a_decorator(views: Server) -> None:
     with client(views, "/undecorated/") as websocket:
         websocket.send("hello")

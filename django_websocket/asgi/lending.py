@@ -91,12 +91,15 @@ class Lending:
         elif self._idle:
             self._idle.pop().switch(job)
         else:
-            Lent(self._run, self._hub).switch(job)
+            lent = Lent(self._run, self._hub)
+            lent.switch()  # a greenlet keeps what it begins with
+            lent.switch(job)
 
-    def _run(self, job: Job) -> None:
+    def _run(self) -> None:
         current: Any = getcurrent()
         switch: Any = greenlet.switch  # the hub's own method would first look for a hook of this greenlet
         while True:
+            job = switch(self._hub)
             try:
                 job()
             except BaseException:  # a fault of this package
@@ -105,7 +108,7 @@ class Lending:
             if self._queue:
                 self._begin_soon()
             self._idle.append(current)
-            job = switch(self._hub)
+            del job  # which may refer to much
 
 
 lending_of_loop = PerLoop(Lending).get

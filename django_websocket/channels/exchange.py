@@ -132,6 +132,11 @@ class Exchange:
         self.boxes.pop(box.name, None)
         box.wake()
 
+    def close_all(self) -> None:
+        """Forget all mailboxes."""
+        for box in tuple(self.boxes.values()):
+            self.close(box)
+
     # --- for the hub ---------------------------------------------------------------------------------------------
 
     def deliver(self, publication: Publication) -> None:
@@ -182,20 +187,22 @@ class Exchange:
     def broker_closed(self) -> None:
         """End all mailboxes."""
         self.ended = True
-        for box in tuple(self.boxes.values()):
-            self.close(box)
+        self.close_all()
 
     # --- mailboxes that nobody closes ----------------------------------------------------------------------------
 
     def sweep(self, age: float) -> None:
-        """Forget the mailboxes at which nobody has looked for `age` seconds, if no group brings them some."""
+        """Forget the mailboxes at which nobody has looked for `age` seconds, if no group brings them some.
+
+        Returns at once if that was done less than `age` seconds ago.
+        """
         now = time.monotonic()
         if now - self._swept < age:
             return
         self._swept = now
         for box in tuple(self.boxes.values()):
             if not (box.kept or box.waiters) and now - box.seen > age and (box.items or box.idle):
-                self.close(box)
+                box.close()
 
 
 def begin_of(prefix: str) -> str:

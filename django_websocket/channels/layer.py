@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from collections.abc import Iterable, Mapping
+from types import NoneType
 from typing import Any
 
 from channels.exceptions import ChannelFull, MessageTooLarge
 from channels.layers import BaseChannelLayer
+from django.core.exceptions import ImproperlyConfigured
 from gevent.hub import Hub as Loop
 
 from django_websocket.asgi.belongings import owner
@@ -48,6 +51,9 @@ class ChannelLayer(BaseChannelLayer):  # type: ignore[misc]
     """
 
     extensions = ["groups", "flush"]
+    # Channels' own let a line break pass at the end, and digits beyond ASCII.
+    channel_name_regex = re.compile(r"[A-Za-z0-9_.-]+(![A-Za-z0-9_.-]*)?\Z")
+    group_name_regex = re.compile(r"[A-Za-z0-9_.-]+\Z")
 
     def __init__(
         self,
@@ -59,6 +65,8 @@ class ChannelLayer(BaseChannelLayer):  # type: ignore[misc]
         symmetric_encryption_keys: Iterable[str] | None = None,
         **unknown: Any,
     ) -> None:
+        if not isinstance(channel_capacity, (Mapping, NoneType)):
+            raise ImproperlyConfigured("CHANNEL_LAYERS has a channel_capacity that is no dict of patterns and numbers")
         super().__init__(expiry=expiry, capacity=capacity, channel_capacity=channel_capacity)
         self.channel_capacity: Any = self.compile_capacities(channel_capacity or {})
         self.prefix = prefix
@@ -147,7 +155,7 @@ class ChannelLayer(BaseChannelLayer):  # type: ignore[misc]
             box = await self._box_again(channel)
         if box is None:
             await self._ask(ADD, name, channel)
-        elif not box.exchange.add_at_once(box, name):
+        elif not (box.exchange.place.here and box.exchange.add_at_once(box, name)):
             await box.exchange.place.run(box.exchange.add, box, name)
 
     async def group_discard(self, group: str, channel: str) -> None:
@@ -155,7 +163,11 @@ class ChannelLayer(BaseChannelLayer):  # type: ignore[misc]
         name = self._group(group, channel)
         box = self._box(channel)
         if box is not None:
-            await box.exchange.place.call(box.exchange.discard, box, name)
+            exchange = box.exchange
+            if exchange.place.here:
+                exchange.discard(box, name)
+            else:
+                await exchange.place.run(exchange.discard, box, name)
         elif "!" in channel:
             await self._ask(DISCARD, name, channel)
 
@@ -171,8 +183,7 @@ class ChannelLayer(BaseChannelLayer):  # type: ignore[misc]
         """Forget the channels of this process, with their groups and messages."""
         for exchange in tuple(self._exchanges.values()):
             if exchange.pid == os.getpid():
-                for box in tuple(exchange.boxes.values()):
-                    await exchange.place.call(box.close)
+                await exchange.place.run(exchange.close_all)
 
     async def close(self) -> None:
         """Do the same as `flush`."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
@@ -118,9 +117,7 @@ class Mailbox:
             self.items.append(payload)
         else:
             if not self._lost:
-                report(
-                    f"Channel {self.name}",
-                    None,
+                self._report(
                     "messages are dropped",
                     f"{self._capacity} wait for its consumer already, as many as the capacity of CHANNEL_LAYERS allows",
                 )
@@ -141,7 +138,10 @@ class Mailbox:
 
     def _tell_lost(self) -> None:
         lost, self._lost = self._lost, 0
-        report(f"Channel {self.name}", None, "messages were dropped", f"{lost} in all", logging.WARNING)
+        self._report("messages were dropped", f"{lost} in all")
+
+    def _report(self, cause: str, detail: str) -> None:
+        self.exchange.place.soon(report, f"Channel {self.name}", None, cause, detail)  # it needs a loop that runs
 
     def wake(self) -> None:
         """Have all who wait go on, since this was closed."""
@@ -152,4 +152,4 @@ class Mailbox:
         """Leave all groups, and take no more."""
         if self._lost:
             self._tell_lost()
-        self.exchange.close(self)
+        self.exchange.place.soon(self.exchange.close, self)

@@ -24,6 +24,8 @@ R = TypeVar("R")
 class Place:
     """The loop of the running thread, which greenlets and coroutines share."""
 
+    here = True  # whether its functions may be called by the coroutines themselves
+
     def __init__(self) -> None:
         self.loop: Hub = get_hub()
 
@@ -35,13 +37,15 @@ class Place:
         """Return what a function returns that waits in whichever thread it is called."""
         return await in_greenlet(function, *args)
 
-    async def call(self, function: Callable[..., R], *args: Any) -> R:
-        """Return what a function returns that does not wait."""
-        return function(*args)
+    def soon(self, function: Callable[..., object], *args: Any) -> None:
+        """Call a function that does not wait, soon or now."""
+        function(*args)
 
 
 class OtherThread(Place):
     """gevent's loop in a thread of its own, for coroutines whose thread may block: gevent has not patched it."""
+
+    here = False
 
     def __init__(self) -> None:
         self._begun = threading.Event()
@@ -81,9 +85,9 @@ class OtherThread(Place):
         """See `Place.do`."""
         return await asyncio.get_running_loop().run_in_executor(None, partial(function, *args))
 
-    async def call(self, function: Callable[..., R], *args: Any) -> R:
-        """See `Place.call`."""
-        return await self.run(function, *args)
+    def soon(self, function: Callable[..., object], *args: Any) -> None:
+        """See `Place.soon`."""
+        self.loop.loop.run_callback_threadsafe(function, *args)
 
 
 class LoopWaiter:

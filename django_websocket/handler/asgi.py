@@ -51,6 +51,7 @@ class AsgiConversation(CoroutineConversation):
     """Runs one ASGI application for one client, as a view would run.
 
     An application that is `forgiving` may send to a client that has left, as those of Channels may on other servers.
+    `impatient` is true once it has been cancelled: it should have ended.
     """
 
     __slots__ = (
@@ -58,11 +59,11 @@ class AsgiConversation(CoroutineConversation):
         "_body",
         "_connected",
         "_denied",
-        "_impatient",
         "_left",
         "_said_close",
         "_undecided",
         "forgiving",
+        "impatient",
     )
 
     def __init__(self, *args: Any) -> None:
@@ -73,7 +74,7 @@ class AsgiConversation(CoroutineConversation):
         self._body: HttpResponse | None = None  # of a denial whose parts are being sent
         self._said_close = False
         self._left = False  # whether the application has had websocket.disconnect
-        self._impatient = False  # whether its client has left, and the application has had its time to end
+        self.impatient = False  # whether its client has left, and the application has had its time to end
         self._belongings: list[Belonging] | None = []  # None after the end
         self.forgiving = False
 
@@ -110,7 +111,7 @@ class AsgiConversation(CoroutineConversation):
 
     def cancel(self) -> None:
         """Raise CancelledError in the application, if it has not ended."""
-        self._impatient = True
+        self.impatient = True
         super().cancel()
 
     def know(self, scope: Scope) -> None:
@@ -124,6 +125,8 @@ class AsgiConversation(CoroutineConversation):
     async def receive(self) -> Event:
         """Return the next event. A call that is cancelled has taken none."""
         while (event := self.taken()) is None:
+            if self.impatient:  # it has caught its cancellation
+                raise asyncio.CancelledError
             future = self._loop.create_future()
             waiter = Waiter(future)
             self.tell(waiter)
@@ -262,7 +265,7 @@ class AsgiConversation(CoroutineConversation):
 
     def disconnected(self, error: WebSocketError) -> None:
         """Tell the application that its client has left, unless it may not know that for a while."""
-        if self._impatient or not self.forgiving:
+        if self.impatient or not self.forgiving:
             raise ClientDisconnected(str(error)) from None
 
     async def _open(self, subprotocol: str | None, headers: Iterable[tuple[bytes, bytes]]) -> None:

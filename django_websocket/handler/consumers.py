@@ -358,6 +358,8 @@ class AsyncRun(Run):
             while True:
                 event = None if self._told and self._nothing() else self._next()
                 if event is None:
+                    if conversation.impatient:  # a handler has caught its cancellation
+                        raise asyncio.CancelledError
                     self._tell()
                     self._future = future = new_future(loop=loop)
                     await future
@@ -381,12 +383,13 @@ class AsyncRun(Run):
 class SyncRun(Run):
     """Calls the handlers of a consumer in greenlets that are lent for that: an idle client needs none."""
 
-    __slots__ = ("_adopts", "_busy", "_context", "_ended", "_greenlet", "_hub", "_lending", "_loop")
+    __slots__ = ("_adopts", "_busy", "_context", "_ended", "_greenlet", "_hub", "_lending", "_loop", "_outcome")
 
     def __init__(self, conversation: AsgiConversation, consumer: Any) -> None:
         super().__init__(conversation, consumer)
         self._loop: Any = asyncio.get_running_loop()
-        self._ended: asyncio.Future[BaseException] = self._loop.create_future()
+        self._ended: asyncio.Future[None] = self._loop.create_future()
+        self._outcome: BaseException | None = None
         self._context = contextvars.Context()
         self._greenlet: Any = None  # in which a handler runs
         self._busy = False
@@ -409,19 +412,25 @@ class SyncRun(Run):
                     await asyncio.shield(self._ended)
                 except asyncio.CancelledError:
                     self._interrupt()
-            if not isinstance(self._ended.result(), StopConsumer):
-                raise self._ended.result()
+            outcome, self._outcome = self._outcome, None
+            if outcome is not None and not isinstance(outcome, StopConsumer):
+                raise outcome
         finally:
+            outcome = None  # its traceback has this frame
             self._conversation.untell(self)
             await self._end()
 
     def _interrupt(self) -> None:
         """End as soon as the handler at work does. One that is about to accept is told at once."""
         if self._greenlet is None:
-            if not self._ended.done():
-                self._ended.set_result(asyncio.CancelledError())
+            self._finish(asyncio.CancelledError())
         elif self._conversation.websocket.connection is None:
             gevent.kill(self._greenlet, HandshakeFailed("The request is over"))
+
+    def _finish(self, outcome: BaseException) -> None:
+        if not self._ended.done():
+            self._outcome = outcome
+            self._ended.set_result(None)
 
     def switch(self, *args: object) -> None:
         """See `Run.switch`."""
@@ -447,8 +456,8 @@ class SyncRun(Run):
             self._conversation.give_back()
         self._busy = False
         if outcome is not None:
-            if not self._ended.done():
-                self._ended.set_result(outcome)
+            self._finish(outcome)
+            del outcome
         elif gives_back and not self._nothing():  # it came as the databases were given back
             self.switch()
 
@@ -467,6 +476,8 @@ class SyncRun(Run):
                     let_others_run()
         except BaseException as error:  # whatever it is, it is for the conversation
             return error
+        if self._conversation.impatient:  # a handler has gone on although the client had left
+            return asyncio.CancelledError()
         self._tell()
         return None
 
