@@ -195,8 +195,7 @@ class HubLoop(asyncio.SelectorEventLoop):
         shared = self._shared
         if shared is not None:
             shared.holding = False
-            if shared.overdue:
-                shared.send_all()
+            shared.send_all()
 
     def _wait(self, timeout: float | None) -> None:
         """Let the hub run, for up to `timeout` seconds; with 0, if the time of its turn is over."""

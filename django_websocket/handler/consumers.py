@@ -485,7 +485,8 @@ class SyncRun(Run):
         """Send an event; the consumer's `base_send`."""
         conversation = self._conversation
         if event["type"] == "websocket.accept" or get_hub() is not self._hub:
-            from_greenlet(self._loop, conversation.send(event))
+            with away():  # middleware may take its time with the response
+                from_greenlet(self._loop, conversation.send(event))
             return
         connection = conversation.put(event)
         if connection is not None and connection.crowded:
