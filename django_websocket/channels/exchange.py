@@ -132,10 +132,12 @@ class Exchange:
         self.boxes.pop(box.name, None)
         box.wake()
 
-    def close_all(self) -> None:
-        """Forget all mailboxes."""
+    def flush(self) -> None:
+        """Forget all groups and messages."""
         for box in tuple(self.boxes.values()):
-            self.close(box)
+            box.items.clear()
+            for group in box.groups - {box.own}:
+                self.discard(box, group)
 
     # --- for the hub ---------------------------------------------------------------------------------------------
 
@@ -187,7 +189,8 @@ class Exchange:
     def broker_closed(self) -> None:
         """End all mailboxes."""
         self.ended = True
-        self.close_all()
+        for box in tuple(self.boxes.values()):
+            self.close(box)
 
     # --- mailboxes that nobody closes ----------------------------------------------------------------------------
 

@@ -180,10 +180,10 @@ class ChannelLayer(BaseChannelLayer):  # type: ignore[misc]
     # --- the end -------------------------------------------------------------------------------------------------
 
     async def flush(self) -> None:
-        """Forget the channels of this process, with their groups and messages."""
+        """Forget the groups and the messages of this process."""
         for exchange in tuple(self._exchanges.values()):
             if exchange.pid == os.getpid():
-                await exchange.place.run(exchange.close_all)
+                await exchange.place.run(exchange.flush)
 
     async def close(self) -> None:
         """Do the same as `flush`."""

@@ -88,7 +88,7 @@ class AsgiConversation(CoroutineConversation):
         try:
             await self._view(scope_of(self._request, self._args, self._kwargs), self.receive, self.send)
         except ValueError as error:
-            if self._decided or not str(error).startswith(NO_ROUTE):
+            if self.decided or not str(error).startswith(NO_ROUTE):
                 raise
             self._deny(HttpResponseNotFound())
         finally:
@@ -162,6 +162,19 @@ class AsgiConversation(CoroutineConversation):
         code, reason = connection.close_code, connection.close_reason
         return {"type": "websocket.disconnect", "code": int(code or CloseCode.ABNORMAL), "reason": reason}
 
+    @property
+    def has_event(self) -> bool:
+        """Whether `taken` has one."""
+        if self._left:
+            return False
+        connection = self.websocket.connection
+        return self._denied is not None if connection is None else connection.ready()
+
+    @property
+    def decided(self) -> bool:
+        """Whether the handshake is answered."""
+        return self.websocket.connection is not None or self._denied is not None
+
     def tell(self, waiter: AnyWaiter) -> None:
         """Have `waiter` go on when there is an event, until `untell`. RuntimeError if another task waits already."""
         connection = self.websocket.connection
@@ -188,26 +201,31 @@ class AsgiConversation(CoroutineConversation):
         ValueError or TypeError for one that is malformed.
         """
         if event["type"] == "websocket.accept":
-            if self._decided:
+            if self.decided:
                 raise RuntimeError(f"websocket.accept came after {self._border}")
             await self._open(event.get("subprotocol"), event.get("headers") or ())
         else:
             connection = self.put(event)
-            if connection is not None and connection.crowded:
+            if connection is None:  # it may be an application that sends without end
+                await asyncio.sleep(0)
+            elif connection.crowded:
                 try:
                     await until_drained(connection)
                 except WebSocketError as error:
                     self.disconnected(error)
 
     def put(self, event: Event) -> Connection | None:
-        """Do what `send` does for any event but an acceptance, without waiting; return the connection."""
+        """Do what `send` does for any event but an acceptance, without waiting.
+
+        Returns the connection; None if it did not take the event.
+        """
         kind = event["type"]
         connection = self.websocket.connection
         if kind == "websocket.send":
             if connection is None or self._said_close:
                 if self._left and self.forgiving:
                     return None
-                raise RuntimeError(f"websocket.send came {'after' if self._decided else 'before'} {self._border}")
+                raise RuntimeError(f"websocket.send came {'after' if self.decided else 'before'} {self._border}")
             text = event.get("text")
             message: Any
             if text is not None:
@@ -223,6 +241,7 @@ class AsgiConversation(CoroutineConversation):
                 connection.send(message)
             except WebSocketError as error:
                 self.disconnected(error)
+                return None
         elif kind == "websocket.close":
             if self._said_close or self._denied is not None:
                 if self._left and self.forgiving:
@@ -234,7 +253,7 @@ class AsgiConversation(CoroutineConversation):
                 connection.close(event.get("code") or CloseCode.NORMAL, event.get("reason") or "")
                 self._said_close = True
         elif kind == "websocket.http.response.start":
-            if self._decided or self._body is not None:
+            if self.decided or self._body is not None:
                 raise RuntimeError(f"websocket.http.response.start came after {self._border}")
             self._body = HttpResponse(status=event["status"])
             del self._body["Content-Type"]  # the application says which, if any
@@ -251,10 +270,6 @@ class AsgiConversation(CoroutineConversation):
                 f"websocket.close, websocket.http.response.start and websocket.http.response.body"
             )
         return connection
-
-    @property
-    def _decided(self) -> bool:
-        return self.websocket.connection is not None or self._denied is not None
 
     @property
     def _border(self) -> str:

@@ -12,7 +12,7 @@ import asyncio
 import contextvars
 import functools
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from inspect import getattr_static
 from typing import Any, Protocol
 
@@ -39,10 +39,10 @@ from django_websocket.transport.connection import Connection
 from django_websocket.transport.forking import end_child, in_child
 from django_websocket.transport.shared import shared_of_loop
 from django_websocket.transport.state import OPEN
-from django_websocket.transport.turns import let_others_run, turns_of_loop
+from django_websocket.transport.turns import let_others_run, let_others_run_if_spent, turns_of_loop
 
 from .asgi import Application, AsgiConversation, Event, Scope
-from .databases import databases_here
+from .databases import databases_here, holds_database
 
 __all__ = ["checks_origin", "recognise", "unserved"]
 
@@ -368,6 +368,8 @@ class AsyncRun(Run):
                     await consumer.dispatch(event)
                 else:
                     await self._handler(event)(event)
+                if in_child():
+                    end_child()
                 if shared.overdue:
                     shared.send_all()
                 count += 1
@@ -424,7 +426,7 @@ class SyncRun(Run):
         """End as soon as the handler at work does. One that is about to accept is told at once."""
         if self._greenlet is None:
             self._finish(asyncio.CancelledError())
-        elif self._conversation.websocket.connection is None:
+        elif not self._conversation.decided:
             gevent.kill(self._greenlet, HandshakeFailed("The request is over"))
 
     def _finish(self, outcome: BaseException) -> None:
@@ -458,8 +460,8 @@ class SyncRun(Run):
         if outcome is not None:
             self._finish(outcome)
             del outcome
-        elif gives_back and not self._nothing():  # it came as the databases were given back
-            self.switch()
+        elif gives_back and (self._conversation.has_event or (self._mailbox is not None and self._mailbox.items)):
+            self.switch()  # it came as the databases were given back
 
     def _handle_all(self) -> BaseException | None:
         """Handle what is there. Return what a handler raises, StopConsumer if it has come to the end."""
@@ -475,6 +477,8 @@ class SyncRun(Run):
                 if not count % FEW and turns_of_loop().spent():
                     let_others_run()
         except BaseException as error:  # whatever it is, it is for the conversation
+            if in_child():
+                end_child(error)
             return error
         if self._conversation.impatient:  # a handler has gone on although the client had left
             return asyncio.CancelledError()
@@ -485,17 +489,18 @@ class SyncRun(Run):
         """Send an event; the consumer's `base_send`."""
         conversation = self._conversation
         if event["type"] == "websocket.accept" or get_hub() is not self._hub:
-            with away():  # middleware may take its time with the response
+            with self._away():  # middleware may take its time with the response
                 from_greenlet(self._loop, conversation.send(event))
             return
         connection = conversation.put(event)
-        if connection is not None and connection.crowded:
+        if connection is None:  # it may be a consumer that sends without end
+            let_others_run_if_spent()
+        elif connection.crowded:
             self._wait_until_drained(connection)
 
     def _wait_until_drained(self, connection: Connection) -> None:
         """Wait until the client has read, without what others may need meanwhile."""
-        self._conversation.give_back()
-        with away():
+        with self._away():
             try:
                 while connection.crowded:
                     drained, before = connection.until_drained()
@@ -504,3 +509,7 @@ class SyncRun(Run):
                     connection.check_not_closing()
             except WebSocketError as error:
                 self._conversation.disconnected(error)
+
+    def _away(self) -> AbstractContextManager[None]:
+        """Let others work meanwhile, unless this greenlet has a database, of which there may be few."""
+        return nullcontext() if holds_database() else away()

@@ -22,6 +22,7 @@ from django_websocket.asgi.websocket import AsyncWebSocket
 from django_websocket.compat import naming
 from django_websocket.protocol.handshake import ClientHandshake
 from django_websocket.transport.connection import Connection
+from django_websocket.transport.forking import end_child, in_child
 from django_websocket.transport.waiting import unfinished
 
 from .databases import Databases, give_back_databases
@@ -199,6 +200,8 @@ class CoroutineConversation:
             error = gevent.GreenletExit()
         except BaseException as raised:  # whatever it is, other clients may not notice
             error = raised
+        if in_child():
+            end_child(error)
         context = contextvars.copy_context()
         try:
             gevent.spawn(self._finish, context, answer, error)

@@ -155,6 +155,11 @@ def give_back_databases(kept: Sequence[BaseDatabaseWrapper] = ()) -> None:
                 untie_database(wrapper)
 
 
+def holds_database() -> bool:
+    """Whether the running greenlet is connected to a database."""
+    return any(wrapper.connection is not None for wrapper in connections.all(initialized_only=True))
+
+
 def databases_are_separate() -> bool:
     """Return whether each greenlet has its own connections; not if Django was imported before gevent patched."""
     local: Any = connections._connections  # type: ignore[attr-defined]

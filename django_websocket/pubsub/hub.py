@@ -94,6 +94,7 @@ class Hub(InLoop):
         """Let `member` receive the channels; return once it does. Raises BrokerError.
 
         It gets the messages of all these channels in the order of the broker; `with_others`, of all that it joins so.
+        Such a member stands for many: it stays one after an error, too, until it calls `leave`.
         """
         if self._closed:
             raise closed_error()
@@ -112,7 +113,8 @@ class Hub(InLoop):
                     if channel.joined is not None:
                         channel.joined.get()
         except BaseException:
-            self.leave(member, names)
+            if not with_others:
+                self.leave(member, names)
             raise
 
     def _ask_for(self, channels: Mapping[str, Channel]) -> None:
