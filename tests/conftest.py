@@ -60,7 +60,7 @@ MARK = f"DJANGO_WEBSOCKET_TESTS={uuid.uuid4().hex}"
 def nothing_is_summed_up() -> Iterator[None]:
     """Give each test its own log lines, however many like them earlier tests logged."""
     log.begin_anew()
-    log._waiting.clear()
+    log.lines_of_loop().clear()
     yield
 
 

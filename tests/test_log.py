@@ -27,7 +27,7 @@ def lines(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], list[str]]]
     caplog.set_level(logging.INFO, logger="django_websocket")
 
     def written() -> list[str]:
-        until(lambda: not log._writing)
+        until(lambda: not log.lines_of_loop().writing)
         return [record.getMessage() for record in caplog.records]
 
     yield written

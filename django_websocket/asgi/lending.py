@@ -99,7 +99,10 @@ class Lending:
         current: Any = getcurrent()
         switch: Any = greenlet.switch  # the hub's own method would first look for a hook of this greenlet
         while True:
-            job = switch(self._hub)
+            try:
+                job = switch(self._hub)
+            except BaseException:  # something of an earlier job's, such as a timeout that it has not ended
+                continue
             try:
                 job()
             except BaseException:  # a fault of this package

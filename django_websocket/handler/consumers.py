@@ -16,7 +16,6 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from inspect import getattr_static
 from typing import Any, Protocol
 
-import gevent
 from asgiref.sync import async_to_sync
 from channels.consumer import AsyncConsumer, SyncConsumer, get_handler_name
 from channels.exceptions import StopConsumer
@@ -427,7 +426,12 @@ class SyncRun(Run):
         if self._greenlet is None:
             self._finish(asyncio.CancelledError())
         elif not self._conversation.decided:
-            gevent.kill(self._greenlet, HandshakeFailed("The request is over"))
+            self._hub.loop.run_callback(self._throw, self._greenlet)
+
+    def _throw(self, greenlet: Any) -> None:
+        """End the handler at work, in the hub, if it has not ended meanwhile."""
+        if self._greenlet is greenlet:
+            greenlet.throw(HandshakeFailed("The request is over"))
 
     def _finish(self, outcome: BaseException) -> None:
         if not self._ended.done():
