@@ -165,10 +165,10 @@ class AsgiConversation(CoroutineConversation):
     @property
     def has_event(self) -> bool:
         """Whether `taken` has one."""
-        if self._left:
-            return False
         connection = self.websocket.connection
-        return self._denied is not None if connection is None else connection.ready()
+        if connection is not None:
+            return not self._left and connection.ready()
+        return not self._left and (self._denied is not None or not self._connected)
 
     @property
     def decided(self) -> bool:

@@ -37,7 +37,6 @@ from django_websocket.exceptions import BrokerError, HandshakeFailed, WebSocketE
 from django_websocket.transport.connection import Connection
 from django_websocket.transport.forking import end_child, in_child
 from django_websocket.transport.shared import shared_of_loop
-from django_websocket.transport.state import OPEN
 from django_websocket.transport.turns import let_others_run, let_others_run_if_spent, turns_of_loop
 
 from .asgi import Application, AsgiConversation, Event, Scope
@@ -261,12 +260,10 @@ class Run:
             raise ValueError(f"No handler for message type {event['type']}")
         return handler
 
-    def _nothing(self) -> bool:
-        """Whether there is no event, as usual when a handler has returned."""
-        connection = self._conversation.websocket.connection
-        return connection is not None and not (
-            connection.inbox or connection.state is not OPEN or (self._mailbox is not None and self._mailbox.items)
-        )
+    def _something(self) -> bool:
+        """Whether `_next` has an event."""
+        mailbox = self._mailbox
+        return self._conversation.has_event or (mailbox is not None and bool(mailbox.items or mailbox.closed))
 
     def _tell(self) -> None:
         """Be told of what comes from the client."""
@@ -355,7 +352,7 @@ class AsyncRun(Run):
             self._mailbox.tell(self)
         try:
             while True:
-                event = None if self._told and self._nothing() else self._next()
+                event = self._next() if self._something() else None
                 if event is None:
                     if conversation.impatient:  # a handler has caught its cancellation
                         raise asyncio.CancelledError
@@ -457,26 +454,24 @@ class SyncRun(Run):
             self._conversation.adopt()
         outcome = self._context.run(self._handle_all)
         self._greenlet = None
-        gives_back = databases or databases is None
+        gives_back = databases is None or bool(databases)  # which is about to be emptied
         if gives_back:
             self._conversation.give_back()
         self._busy = False
         if outcome is not None:
             self._finish(outcome)
             del outcome
-        elif gives_back and (self._conversation.has_event or (self._mailbox is not None and self._mailbox.items)):
+        elif gives_back and self._something():
             self.switch()  # it came as the databases were given back
 
     def _handle_all(self) -> BaseException | None:
         """Handle what is there. Return what a handler raises, StopConsumer if it has come to the end."""
         count = 0
         try:
-            while (event := self._next()) is not None:
+            while self._something() and (event := self._next()) is not None:
                 self._handler(event)(event)
                 if in_child():
                     end_child()
-                if self._told and self._nothing():
-                    return None
                 count += 1
                 if not count % FEW and turns_of_loop().spent():
                     let_others_run()
