@@ -580,6 +580,7 @@ LINES = {
     "worker channels": "test_channel_layer.py::test_general_name_that_nobody_receives_is_not_implemented",
     "HTTP consumers": "test_consumers.py::test_log_names_what_of_an_application_is_not_called",
     "routes to a class": "test_consumers.py::test_class_in_a_router_is_an_error_at_the_start",
+    "`accept()` inside": "test_rough_consumers.py::test_acceptance_within_a_transaction_names_the_mistake",
     "groups that expire": "test_channel_layer.py::test_channel_that_was_forgotten_leaves_no_subscription",
     "several `hosts`": "test_channel_layer.py::test_config_that_means_something_else_here_names_the_setting",
     "Daphne's live server": "test_consumer_testing.py::test_live_server_has_consumers",

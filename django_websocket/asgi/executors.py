@@ -63,12 +63,14 @@ class SerialExecutor(Executor):
         jobs = self._jobs
         assert jobs is not None
         future, job = jobs.popleft()
-        if future.set_running_or_notify_cancel():
-            self._do(future, job)
-        if jobs:
-            lending_of_loop().lend(self._run)  # behind all others that wait
-        else:
-            self._jobs = None
+        try:
+            if future.set_running_or_notify_cancel():
+                self._do(future, job)
+        finally:
+            if jobs:
+                lending_of_loop().lend(self._run)  # behind all others that wait
+            else:
+                self._jobs = None
 
     def _do(self, future: Future[Any], job: Callable[[], Any]) -> None:
         try:

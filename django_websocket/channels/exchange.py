@@ -22,6 +22,7 @@ from .mailboxes import Mailbox
 from .places import Place
 
 SENDER, NUMBER = 8, 6  # bytes of a stamp: who has sent a message, by a random number, and which of its messages it is
+GROUP_EXPIRY = 86400.0  # seconds; that of Channels' own layers
 ADD, DISCARD = "group_add", "group_discard"  # what another process may ask for
 
 
@@ -78,12 +79,14 @@ class Exchange:
         """Have what is sent to a group come to a mailbox; return once it does. Raises BrokerError."""
         if box.closed:
             return
-        self._groups.setdefault(group, {})[box] = self._stamps.last
+        new = group not in box.groups
+        self._groups.setdefault(group, {}).setdefault(box, self._stamps.last)
         box.groups.add(group)
         try:
             self._hub.join(self, [group], with_others=True)
         except BaseException:
-            self.discard(box, group)
+            if new:
+                self.discard(box, group)
             raise
         if box.closed:  # meanwhile
             self.discard(box, group)
@@ -195,7 +198,7 @@ class Exchange:
     # --- mailboxes that nobody closes ----------------------------------------------------------------------------
 
     def sweep(self, age: float) -> None:
-        """Forget the mailboxes at which nobody has looked for `age` seconds, if no group brings them some.
+        """Forget the mailboxes at which nobody has looked for `age` seconds, or for a day if a group may bring some.
 
         Returns at once if that was done less than `age` seconds ago.
         """
@@ -204,7 +207,8 @@ class Exchange:
             return
         self._swept = now
         for box in tuple(self.boxes.values()):
-            if not (box.kept or box.waiters) and now - box.seen > age and (box.items or box.idle):
+            unseen = 0.0 if box.kept or box.waiters else now - box.seen
+            if unseen > age and (box.items or box.idle or unseen > GROUP_EXPIRY):
                 box.close()
 
 

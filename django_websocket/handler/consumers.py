@@ -150,14 +150,27 @@ def recognise(application: Application) -> Application:
             if "websocket" in mapping:
                 mapping["websocket"] = replacement(mapping["websocket"], waiting)
         else:
-            for name, value in tuple(getattr(found, "__dict__", {}).items()):
-                if is_asgi(value):
-                    vars(found)[name] = replacement(value, waiting)
-            for cell in getattr(found, "__closure__", None) or ():
-                with suppress(ValueError):  # an empty one
-                    if is_asgi(cell.cell_contents):
-                        cell.cell_contents = replacement(cell.cell_contents, waiting)
+            for part, put in parts_of(found):
+                if is_asgi(part) and (new := replacement(part, waiting)) is not part:
+                    put(new)
     return application
+
+
+def parts_of(found: Any) -> Iterator[tuple[Any, Callable[[Any], object]]]:
+    """Yield what an application refers to, each with a function that puts something else in its place, if possible."""
+    if isinstance(found, functools.partial):
+        for part in (found.func, *found.args, *found.keywords.values()):
+            yield part, bool
+    slots = [name for kind in type(found).__mro__ for name in getattr(kind, "__slots__", ()) if name[:2] != "__"]
+    for name in (*getattr(found, "__dict__", ()), *slots):
+        part = getattr(found, name, None)
+        yield part, functools.partial(setattr, found, name)
+        if isinstance(part, (list, tuple, dict)):
+            for each in part.values() if isinstance(part, dict) else part:
+                yield each, bool
+    for cell in getattr(found, "__closure__", None) or ():
+        with suppress(ValueError):  # an empty one
+            yield cell.cell_contents, functools.partial(setattr, cell, "cell_contents")
 
 
 def checks_origin(application: Any) -> bool:
@@ -488,6 +501,8 @@ class SyncRun(Run):
         """Send an event; the consumer's `base_send`."""
         conversation = self._conversation
         if event["type"] == "websocket.accept" or get_hub() is not self._hub:
+            if not conversation.decided:
+                conversation.check_no_atomic()
             with self._away():  # middleware may take its time with the response
                 from_greenlet(self._loop, conversation.send(event))
             return

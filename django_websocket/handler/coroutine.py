@@ -252,6 +252,10 @@ class CoroutineConversation:
         """Have the running greenlet use the databases of the request."""
         self._databases.adopt()
 
+    def check_no_atomic(self) -> None:
+        """Raise RuntimeError if a database of the chain, which is about to end, is in a transaction of the view's."""
+        self._databases.check_no_atomic("The WebSocket cannot be accepted", self._databases.shared)
+
     def give_back(self) -> None:
         """Undo `adopt`, and close what the running greenlet has used of databases."""
         give_back_databases(self._databases.shared)

@@ -12,6 +12,7 @@ from django.db.backends.signals import connection_created
 from gevent import getcurrent, monkey
 
 from django_websocket.compat import naming
+from django_websocket.transport.log import report
 
 with naming("application"):
     from django.db.backends.base.base import BaseDatabaseWrapper
@@ -146,13 +147,19 @@ def give_back_databases(kept: Sequence[BaseDatabaseWrapper] = ()) -> None:
     """Close the databases of the running greenlet, which works for somebody else next, and take them from it.
 
     Those `kept` by others only are taken. Where gevent has not patched `threading`, they are the thread's, and stay.
+    Does not raise: a driver may, when its server has ended the connection.
     """
-    close_databases()
-    if monkey.is_module_patched("threading"):
-        for wrapper in connections.all(initialized_only=True):
-            del connections[wrapper.alias]
-            if wrapper not in kept:
-                untie_database(wrapper)
+    for wrapper in connections.all(initialized_only=True):
+        try:
+            if not wrapper.in_atomic_block:
+                wrapper.close()
+        except Exception as error:
+            report("databases", None, "closing a connection failed", repr(error))
+        finally:
+            if monkey.is_module_patched("threading"):
+                del connections[wrapper.alias]
+                if wrapper not in kept:
+                    untie_database(wrapper)
 
 
 def holds_database() -> bool:
