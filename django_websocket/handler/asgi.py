@@ -30,7 +30,7 @@ from django_websocket.websocket import as_payload
 from .coroutine import CoroutineConversation
 from .upgrade import HANDSHAKE_KEY, KEY
 
-__all__ = ["AsgiConversation", "Mounted"]
+__all__ = ["AsgiConversation", "ClientDisconnected", "Mounted"]
 
 Event = dict[str, Any]
 Scope = dict[str, Any]
@@ -38,6 +38,7 @@ Application = Callable[[Scope, Callable[[], Awaitable[Event]], Callable[[Event],
 
 VERSIONS = {"version": "3.0", "spec_version": "2.5"}
 REST = "path_remaining"  # of the arguments of a URL: what is behind the prefix of a mounted application
+FORGIVEN = 100  # sends to a client that has left; who goes on may do so without end
 NO_ROUTE = "No route found for path"  # as Channels' URLRouter says it, and its users match it
 ONE_OF = "websocket.send has one of text and bytes; the other is None, or left out"
 VANISHED: Event = {"type": "websocket.disconnect", "code": int(CloseCode.ABNORMAL), "reason": ""}
@@ -59,6 +60,7 @@ class AsgiConversation(CoroutineConversation):
         "_body",
         "_connected",
         "_denied",
+        "_forgiven",
         "_left",
         "_said_close",
         "_undecided",
@@ -77,6 +79,7 @@ class AsgiConversation(CoroutineConversation):
         self.impatient = False  # whether its client has left, and the application has had its time to end
         self._belongings: list[Belonging] | None = []  # None after the end
         self.forgiving = False
+        self._forgiven = 0  # sends to a client that has left
 
     def begin(self) -> HttpResponseBase:
         """Load the user and the session, for which a coroutine could not wait, and start the application."""
@@ -279,8 +282,9 @@ class AsgiConversation(CoroutineConversation):
         return "websocket.http.response.start" if self._body is not None else "websocket.accept"
 
     def disconnected(self, error: WebSocketError) -> None:
-        """Tell the application that its client has left, unless it may not know that for a while."""
-        if self.impatient or not self.forgiving:
+        """Tell the application that its client has left, unless that is forgiven."""
+        self._forgiven += 1
+        if self.impatient or not self.forgiving or self._forgiven > FORGIVEN:
             raise ClientDisconnected(str(error)) from None
 
     async def _open(self, subprotocol: str | None, headers: Iterable[tuple[bytes, bytes]]) -> None:

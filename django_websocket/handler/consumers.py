@@ -39,7 +39,7 @@ from django_websocket.transport.forking import end_child, in_child
 from django_websocket.transport.shared import shared_of_loop
 from django_websocket.transport.turns import let_others_run, let_others_run_if_spent, turns_of_loop
 
-from .asgi import Application, AsgiConversation, Event, Scope
+from .asgi import Application, AsgiConversation, ClientDisconnected, Event, Scope
 from .databases import databases_here, holds_database
 
 __all__ = ["checks_origin", "recognise", "unserved"]
@@ -267,7 +267,7 @@ class Run:
         return None
 
     def _handler(self, event: Event) -> Any:
-        name = HANDLERS.get(event["type"]) or get_handler_name(event)
+        name = HANDLERS.get(event.get("type", "")) or get_handler_name(event)
         handler = getattr(self._consumer, name, None)
         if handler is None:
             raise ValueError(f"No handler for message type {event['type']}")
@@ -373,10 +373,14 @@ class AsyncRun(Run):
                     self._future = future = new_future(loop=loop)
                     await future
                     continue
-                if own_dispatch:
-                    await consumer.dispatch(event)
-                else:
-                    await self._handler(event)(event)
+                try:
+                    if own_dispatch:
+                        await consumer.dispatch(event)
+                    else:
+                        await self._handler(event)(event)
+                except ClientDisconnected:  # which the next event says, too
+                    if self._conversation.websocket.connection is None:
+                        raise
                 if in_child():
                     end_child()
                 if shared.overdue:
@@ -482,7 +486,11 @@ class SyncRun(Run):
         count = 0
         try:
             while self._something() and (event := self._next()) is not None:
-                self._handler(event)(event)
+                try:
+                    self._handler(event)(event)
+                except ClientDisconnected:  # which the next event says, too
+                    if self._conversation.websocket.connection is None:
+                        raise
                 if in_child():
                     end_child()
                 count += 1

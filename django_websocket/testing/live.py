@@ -21,7 +21,7 @@ from gunicorn.config import Config
 from django_websocket.compat import naming
 from django_websocket.handler.databases import used_elsewhere
 from django_websocket.worker import GeventWebSocketWorker
-from django_websocket.wsgi import get_wsgi_websocket_application
+from django_websocket.wsgi import WebSocketApplication, asgi_application
 
 from .client import Client
 
@@ -51,7 +51,7 @@ class WebSocketLiveServerThread(LiveServerThread):
                 listener.listen()
                 self.port = listener.getsockname()[1]
                 pages = self.static_handler(_MediaFilesHandler(WSGIHandler()))
-                worker = _Worker(listener, get_wsgi_websocket_application(pages))
+                worker = _Worker(listener, WebSocketApplication(pages, asgi_application()))
                 self.is_ready.set()
                 worker.serve()
         except Exception as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -28,6 +27,12 @@ def counting(get_response: Callable[[HttpRequest], HttpResponseBase]) -> Callabl
         return get_response(request)
 
     return count
+
+
+def wait_for_end(pid: int) -> None:
+    """Wait until gevent has noted the end of a child process."""
+    while os.path.exists(f"/proc/{pid}"):
+        time.sleep(0.01)
 
 
 class Rough(WebsocketConsumer):  # type: ignore[misc]
@@ -79,7 +84,7 @@ class Rough(WebsocketConsumer):  # type: ignore[misc]
 
     def fork(self, _: str) -> None:
         if pid := os.fork():
-            os.waitpid(pid, 0)
+            wait_for_end(pid)
             self.send("child ended")
 
 
@@ -99,9 +104,7 @@ class AsyncRough(AsyncWebsocketConsumer):  # type: ignore[misc]
 
     async def fork(self, _: str) -> None:
         if pid := os.fork():
-            threading.Thread(target=os.waitpid, args=(pid, 0)).start()
-            while os.path.exists(f"/proc/{pid}"):
-                time.sleep(0.01)
+            wait_for_end(pid)
             await self.send("child ended")
 
 
