@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import gc
 import json
 import os
 import subprocess
@@ -14,6 +15,7 @@ from contextlib import ExitStack
 from types import ModuleType
 from typing import Any
 
+import gevent
 import pytest
 from asgiref.sync import async_to_sync
 from channels.exceptions import ChannelFull, MessageTooLarge
@@ -26,6 +28,7 @@ from django.test import override_settings
 from redis import Redis
 
 from django_websocket.channels import ChannelLayer
+from django_websocket.pubsub.process import close_all
 
 from .support.fixtures import SITE
 from .support.servers import Server, redis_server
@@ -43,6 +46,20 @@ def broker(request: pytest.FixtureRequest, key: str) -> str:
         return f"memory://{key}"
     url: str = request.getfixturevalue("redis_url")
     return url
+
+
+@pytest.fixture(scope="module", autouse=True)
+def brokers_end() -> Iterator[None]:
+    """Close what this process has connected, in whichever thread: other tests count greenlets and descriptors."""
+    yield
+    close_all()
+    assert eventually(lambda: not running())
+
+
+def running() -> list[Any]:
+    """The greenlets of all threads that read from Redis."""
+    found = [each for each in gc.get_objects() if type(each) is gevent.Greenlet and not each.dead]
+    return [each for each in found if "Subscriber" in str(each)]
 
 
 @pytest.fixture

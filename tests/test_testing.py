@@ -54,9 +54,10 @@ pytestmark = pytest.mark.usefixtures("test_runner")
 
 
 def greenlets() -> int:
-    """How many greenlets run, apart from those that only count lines of the log or run asyncio's shared loop."""
+    """How many greenlets of this thread run, apart from those that count lines of the log or run the shared loop."""
     found = [thing for thing in gc.get_objects() if type(thing) in (gevent.Greenlet, Conversation)]
-    runs = [getattr(greenlet, "_run", None) for greenlet in found if not greenlet.dead]
+    here = get_hub()
+    runs = [getattr(greenlet, "_run", None) for greenlet in found if not greenlet.dead and greenlet.parent is here]
     return sum(run is not log._sum_up and getattr(run, "__func__", None) is not SharedLoop._run for run in runs)
 
 
