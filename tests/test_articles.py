@@ -67,7 +67,7 @@ def heard(client: Client) -> Any:
 
 
 def chat(ann: Client, bob: Client, eve: Client) -> None:
-    """Check that Ann and Bob, who are in one room, hear each other, and that Eve, who is in another one, does not."""
+    """Check that Ann and Bob, who share a room, hear each other, and that Eve, in another room, hears neither."""
     for speaker, text in ((ann, "Hello, Bob"), (bob, "Grüße 🙂")):
         say(speaker, text)
         assert [heard(client) for client in (ann, bob)] == [{"message": text}] * 2

@@ -66,7 +66,7 @@ class ChannelLayer(BaseChannelLayer):  # type: ignore[misc]
         **unknown: Any,
     ) -> None:
         if not isinstance(channel_capacity, (Mapping, NoneType)):
-            raise ImproperlyConfigured("CHANNEL_LAYERS has a channel_capacity that is no dict of patterns and numbers")
+            raise ImproperlyConfigured("The channel_capacity of CHANNEL_LAYERS must be a dict of patterns and numbers")
         super().__init__(expiry=expiry, capacity=capacity, channel_capacity=channel_capacity)
         self.channel_capacity: Any = self.compile_capacities(channel_capacity or {})
         self.prefix = prefix

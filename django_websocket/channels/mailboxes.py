@@ -30,7 +30,7 @@ def pack(message: Message) -> bytes:
         raise TypeError(f"A message for a channel layer is a dict, not {type(message).__name__}")
     try:
         payload: bytes = msgpack.packb(message)
-        msgpack.unpackb(payload)  # finds keys that are no text, which only whoever receives the message would find
+        msgpack.unpackb(payload)  # finds keys that are not text, which would fail only where the message is received
     except (TypeError, ValueError) as error:
         raise TypeError(
             f"A message for a channel layer has text, bytes, numbers, booleans and None, in lists and in dicts with "

@@ -38,7 +38,7 @@ Application = Callable[[Scope, Callable[[], Awaitable[Event]], Callable[[Event],
 
 VERSIONS = {"version": "3.0", "spec_version": "2.5"}
 REST = "path_remaining"  # of the arguments of a URL: what is behind the prefix of a mounted application
-FORGIVEN = 100  # sends to a client that has left; who goes on may do so without end
+FORGIVEN = 100  # sends to a client that has left; an application that goes on may never stop
 NO_ROUTE = "No route found for path"  # as Channels' URLRouter says it, and its users match it
 ONE_OF = "websocket.send has one of text and bytes; the other is None, or left out"
 VANISHED: Event = {"type": "websocket.disconnect", "code": int(CloseCode.ABNORMAL), "reason": ""}

@@ -33,7 +33,8 @@ from django_websocket.asgi.belongings import owner
 from django_websocket.asgi.lending import away, lending_of_loop
 from django_websocket.asgi.waiting import from_greenlet
 from django_websocket.decorators import is_asgi, without_as_asgi
-from django_websocket.exceptions import BrokerError, HandshakeFailed, WebSocketError
+from django_websocket.exceptions import HandshakeFailed, WebSocketError
+from django_websocket.pubsub.hub import closed_error
 from django_websocket.transport.connection import Connection
 from django_websocket.transport.forking import end_child, in_child
 from django_websocket.transport.shared import shared_of_loop
@@ -263,7 +264,7 @@ class Run:
             if mailbox.items:
                 return mailbox.take()
             if mailbox.closed:
-                raise BrokerError("The broker was closed in this process: no further messages will come.")
+                raise closed_error()
         return None
 
     def _handler(self, event: Event) -> Any:
