@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 from django.apps import AppConfig
@@ -22,6 +22,9 @@ from django_websocket import compat
 
 from .protocol.deflate import Compression
 from .transport.limits import Limits
+
+if TYPE_CHECKING:
+    from .pubsub.history import Rules
 
 __all__ = ["Settings", "current"]
 
@@ -49,6 +52,8 @@ class Settings:
     # The broker: memory:// within one process, redis:// between several; or a dict with a url and options. It may
     # contain a password, so repr() leaves it out.
     broker: str | Mapping[str, Any] = field(default="memory://", repr=False)
+    # What channels keep, by patterns of their names: {"chat:*": {"messages": 100, "seconds": 3600}}.
+    history: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     allowed_origins: tuple[str, ...] = ()  # other sites whose pages may connect, such as "https://example.com"
     refuse: str = "http"  # how to refuse: "http" with a status, "close" with a close code that pages can read
 
@@ -86,12 +91,20 @@ class Settings:
         object.__setattr__(self, "limits", Limits(**values))
         object.__setattr__(self, "wanted_compression", _compression(self.compression))
         object.__setattr__(self, "broker_key", _broker_key(self.broker))
+        _check_history(self.history)
 
     @cached_property
     def origins(self) -> frozenset[str]:
         """The allowed origins other than the request's own, in lower case, as browsers send them."""
         allowed = (*self.allowed_origins, *django_settings.CSRF_TRUSTED_ORIGINS)
         return frozenset(origin.lower() for origin in allowed)
+
+    @cached_property
+    def rules(self) -> Rules:
+        """What channels keep."""
+        from .pubsub.history import Rule, Rules  # which not everybody needs who needs a setting
+
+        return Rules({pattern: Rule(int(rule["messages"]), rule["seconds"]) for pattern, rule in self.history.items()})
 
     @property
     def debug(self) -> bool:
@@ -227,7 +240,7 @@ def _read() -> Settings:
         setting = PREFIX + name.upper()
         if attribute.init and hasattr(django_settings, setting):
             value = getattr(django_settings, setting)
-            unchecked = name in ("broker", "compression")  # they may be dicts, which are checked later
+            unchecked = name in ("broker", "compression", "history")  # they may be dicts, which are checked later
             values[name] = value if unchecked else _checked(setting, value, attribute.default)
     return Settings(**values)
 
@@ -264,6 +277,25 @@ def _broker_key(value: Any) -> str:
     if not isinstance(value, (str, Mapping)):  # not shown: it may contain a password
         raise ImproperlyConfigured(f"{PREFIX}BROKER must be a URL or a dict, but it is a {type(value).__name__}")
     return value if isinstance(value, str) else repr(value)
+
+
+def _check_history(value: Any) -> None:
+    """Raise ImproperlyConfigured unless `value` may be that of `WEBSOCKET_HISTORY`."""
+    if isinstance(value, Mapping) and all(isinstance(name, str) and _is_rule(rule) for name, rule in value.items()):
+        return
+    raise ImproperlyConfigured(
+        f"{PREFIX}HISTORY is {value!r}, but must be a dict with patterns of channels' names, each with how many "
+        f'messages are kept, and for how many seconds: {{"chat:*": {{"messages": 100, "seconds": 3600}}}}'
+    )
+
+
+def _is_rule(value: Any) -> bool:
+    if not isinstance(value, Mapping) or {*value} != {"messages", "seconds"}:
+        return False
+    messages, seconds = value["messages"], value["seconds"]
+    if bool in (type(messages), type(seconds)):
+        return False
+    return isinstance(messages, int) and messages > 0 and isinstance(seconds, (int, float)) and 0 < seconds < math.inf
 
 
 def _compression(value: Any) -> Compression | None:

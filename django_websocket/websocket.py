@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from django.http import HttpResponse
 
     from .pubsub.forwarding import Forwarding
+    from .pubsub.replay import Since
 
 __all__ = ["WebSocket"]
 
@@ -221,7 +222,15 @@ class WebSocket(BaseWebSocket):
         """Return a descriptor for `select()` and the like: readable exactly when `receive()` would return at once."""
         return (self.connection or self._open()).fileno()
 
-    def subscribe(self, *channels: str, on_slow: OnSlow = "close", on_missed: Any = None) -> Forwarding:
+    def subscribe(
+        self,
+        *channels: str,
+        on_slow: OnSlow = "close",
+        on_missed: Any = None,
+        since: Since = None,
+        last: int | None = None,
+        snapshot: Callable[[], Any] | None = None,
+    ) -> Forwarding:
         """Send this client what is published to `channels`, as it is, until the returned object is closed.
 
         It is a context manager. The subscription is in force before the client learns that it is connected: it misses
@@ -233,27 +242,50 @@ class WebSocket(BaseWebSocket):
         are never dropped, and do not wait behind those that may be.
 
         `on_missed` is a message, as `publish` takes it, that the client gets when it may have missed others because the
-        broker was away; without it, the connection is closed then, with 1012.
+        broker was away; without it, the connection is closed then, with 1012. Clients of channels with history miss
+        nothing as long as that reaches back far enough.
 
-        Raises `BrokerError` if the broker cannot be reached.
+        `snapshot` is a function that returns the present state, as a message that `publish` takes, or None; if it is a
+        generator, each item is a message. It is called when the subscription is in force; what it returns is sent
+        first, then what was published meanwhile, in order.
+
+        Of channels with history, the client first gets the `last` messages, or all behind the position `since`: one
+        that `pubsub.position` or `Subscription.position` has returned, or, for several channels, a dict with one for
+        each. If not all of them are kept any more, or more than `WEBSOCKET_OUTBOX_SIZE`, it gets the snapshot instead;
+        without one, `on_missed`; without that, `MessagesMissed` is raised, and nothing is subscribed.
+
+        Raises `BrokerError` if the broker cannot be reached, and ValueError for the past of a channel without history.
         """
-        return self._forward(channels, on_slow=on_slow, on_missed=on_missed)
+        return self._forward(channels, snapshot, on_slow=on_slow, on_missed=on_missed, since=since, last=last)
 
-    def listen(self, *channels: str, on_slow: OnSlow = "close", on_missed: Any = None) -> HttpResponse:
+    def listen(
+        self,
+        *channels: str,
+        on_slow: OnSlow = "close",
+        on_missed: Any = None,
+        since: Since = None,
+        last: int | None = None,
+        snapshot: Callable[[], Any] | None = None,
+    ) -> HttpResponse:
         """Subscribe this client to `channels` for good; the view returns the result, and is over then.
 
         The connection stays, without a greenlet. What is published goes to the client, and what the client sends is
         dropped. The options are those of `subscribe`.
         """
-        self._forward(channels, on_slow=on_slow, on_missed=on_missed, for_good=True)
+        self._forward(channels, snapshot, on_slow=on_slow, on_missed=on_missed, since=since, last=last, for_good=True)
         self._open().drop_input()
         self.listening = True
         return self.response
 
-    def _forward(self, channels: tuple[str, ...], **options: Any) -> Forwarding:
-        forwarding = pubsub.forward(channels, **options)
+    def _forward(self, channels: tuple[str, ...], snapshot: Callable[[], Any] | None, **options: Any) -> Forwarding:
+        forwarding = pubsub.forward(channels, has_snapshot=snapshot is not None, **options)
         try:
-            return forwarding.attach(self.connection or self._open())
+            connection = self.connection or self._open()
+            if snapshot is None or (options["since"] is not None and forwarding.complete):
+                return forwarding.attach(connection)
+            for message in pubsub.messages_of(snapshot()):
+                self.send(message)
+            return forwarding.attach(connection, has_snapshot=True)
         except BaseException:
             forwarding.close()
             raise

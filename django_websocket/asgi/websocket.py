@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from asyncio import get_running_loop
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+from inspect import isawaitable
 from typing import TYPE_CHECKING, Any
 
 from django_websocket import pubsub
@@ -19,8 +20,11 @@ if TYPE_CHECKING:
     from django.http import HttpResponse
 
     from django_websocket.pubsub.forwarding import Forwarding
+    from django_websocket.pubsub.replay import Since
 
 __all__ = ["AsyncWebSocket"]
+
+Snapshot = Callable[[], Any]  # returns messages, a coroutine that returns them, or a generator of either kind
 
 
 class AsyncWebSocket(BaseWebSocket):
@@ -128,17 +132,35 @@ class AsyncWebSocket(BaseWebSocket):
 
     # --- channels ------------------------------------------------------------------------------------------------
 
-    def subscribe(self, *channels: str, on_slow: OnSlow = "close", on_missed: Any = None) -> Subscribing:
+    def subscribe(
+        self,
+        *channels: str,
+        on_slow: OnSlow = "close",
+        on_missed: Any = None,
+        since: Since = None,
+        last: int | None = None,
+        snapshot: Snapshot | None = None,
+    ) -> Subscribing:
         """Have what is published to `channels` sent to this client, as it is; see `WebSocket.subscribe`.
 
         `async with websocket.subscribe("news"):` for the time of a block, `await websocket.subscribe("news")` until the
-        view ends or the returned object is closed.
+        view ends or the returned object is closed. `snapshot` may be a coroutine function or an asynchronous generator.
         """
-        return Subscribing(self, channels, {"on_slow": on_slow, "on_missed": on_missed})
+        options = {"on_slow": on_slow, "on_missed": on_missed, "since": since, "last": last}
+        return Subscribing(self, channels, snapshot, options)
 
-    async def listen(self, *channels: str, on_slow: OnSlow = "close", on_missed: Any = None) -> HttpResponse:
+    async def listen(
+        self,
+        *channels: str,
+        on_slow: OnSlow = "close",
+        on_missed: Any = None,
+        since: Since = None,
+        last: int | None = None,
+        snapshot: Snapshot | None = None,
+    ) -> HttpResponse:
         """Subscribe this client to `channels` for good; return the result from the view. See `WebSocket.listen`."""
-        await self.forward(channels, {"on_slow": on_slow, "on_missed": on_missed}, for_good=True)
+        options = {"on_slow": on_slow, "on_missed": on_missed, "since": since, "last": last}
+        await self.forward(channels, snapshot, options, for_good=True)
         connection = self.connection
         assert connection is not None
         connection.drop_input()
@@ -146,12 +168,18 @@ class AsyncWebSocket(BaseWebSocket):
         return self.response
 
     async def forward(
-        self, channels: tuple[str, ...], options: dict[str, Any], *, for_good: bool = False
+        self, channels: tuple[str, ...], snapshot: Snapshot | None, options: dict[str, Any], *, for_good: bool = False
     ) -> Forwarding:
         """Subscribe the client; for the methods above."""
-        forwarding = await in_greenlet(pubsub.forward, channels, for_good=True, **options)  # the broker may be away
+        has_snapshot = snapshot is not None
+        forwarding = await in_greenlet(  # the broker may be away
+            pubsub.forward, channels, for_good=True, has_snapshot=has_snapshot, **options
+        )
         try:
-            forwarding.attach(self.connection or await self._open())
+            connection = self.connection or await self._open()
+            if snapshot is not None and not (options["since"] is not None and forwarding.complete):
+                await self._send_all(snapshot())
+            forwarding.attach(connection, has_snapshot=has_snapshot)
         except BaseException:
             forwarding.close()
             raise
@@ -160,6 +188,16 @@ class AsyncWebSocket(BaseWebSocket):
                 self._forwardings = weakref.WeakSet()
             self._forwardings.add(forwarding)
         return forwarding
+
+    async def _send_all(self, snapshot: Any) -> None:
+        if isinstance(snapshot, AsyncIterator):
+            async for item in snapshot:
+                await self._send_all(item)
+            return
+        if isawaitable(snapshot):
+            snapshot = await snapshot
+        for message in pubsub.messages_of(snapshot):
+            await self.send(message)
 
     def close_all(self) -> None:
         """End the subscriptions that the view has left open."""
@@ -170,16 +208,23 @@ class AsyncWebSocket(BaseWebSocket):
 class Subscribing:
     """A subscription that is about to begin: await it, or begin it with `async with`."""
 
-    __slots__ = ("_channels", "_forwarding", "_options", "_websocket")
+    __slots__ = ("_channels", "_forwarding", "_options", "_snapshot", "_websocket")
 
-    def __init__(self, websocket: AsyncWebSocket, channels: tuple[str, ...], options: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        websocket: AsyncWebSocket,
+        channels: tuple[str, ...],
+        snapshot: Snapshot | None,
+        options: dict[str, Any],
+    ) -> None:
         self._websocket = websocket
         self._channels = channels
+        self._snapshot = snapshot
         self._options = options
         self._forwarding: Forwarding | None = None
 
     def __await__(self) -> Generator[Any, None, Forwarding]:
-        return self._websocket.forward(self._channels, self._options).__await__()
+        return self._websocket.forward(self._channels, self._snapshot, self._options).__await__()
 
     async def __aenter__(self) -> Forwarding:
         self._forwarding = await self

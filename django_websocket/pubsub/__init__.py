@@ -3,7 +3,8 @@
     from django_websocket.pubsub import publish
     publish("news", "hello")        # to every client that is subscribed to "news", in every process
 
-Delivery is at most once. The broker is the one that the setting `WEBSOCKET_BROKER` names.
+Delivery is at most once. The broker is the one that the setting `WEBSOCKET_BROKER` names. Channels that fit a pattern
+of `WEBSOCKET_HISTORY` keep their last messages, for those who were away.
 
 This module and `broker` are public; the other modules of this folder are private to the package.
 """
@@ -11,22 +12,29 @@ This module and `broker` are public; the other modules of this folder are privat
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from django_websocket.exceptions import BrokerError
+from django_websocket.exceptions import BrokerError, MessagesMissed
 from django_websocket.transport.waiting import close_at_end
 
-from .broker import BINARY, to_wire
+from .broker import BINARY, from_wire, to_wire
 from .channels import check_channel, check_channels
+from .history import Entry, KeepingBroker, Rule, check_keeps, checked_count, keeps, no_history, position_from
 from .json_text import as_json
 from .process import current_broker, current_hub, current_settings
 
 if TYPE_CHECKING:
     from .forwarding import Forwarding
+    from .replay import Since
     from .subscription import Subscription
 
-__all__ = ["publish", "subscribe"]
+__all__ = ["Kept", "history", "position", "publish", "subscribe"]
+
+NOT_ALL_THERE = (
+    "Not all messages since that position are kept: fetch the present state from where it is stored, or give snapshot=."
+)
 
 logger = logging.getLogger("django_websocket")
 
@@ -65,10 +73,57 @@ def publish(channel: str, message: Any, *, on_commit: bool = False, using: str |
         return None
     if using is not None:
         raise TypeError("using= names the database of a transaction, and is allowed with on_commit=True only")
-    return current_broker().publish(channel, payload)
+    return _publish(channel, payload)
 
 
-def subscribe(*channels: str, on_slow: Literal["raise", "drop_oldest", "latest"] = "raise") -> Subscription:
+class Kept(NamedTuple):
+    """A message that a channel has kept.
+
+    `position` is the place behind it, as `since` takes it; `time` is when the broker got it, in seconds since the epoch
+    by the broker's clock.
+    """
+
+    message: str | bytes
+    position: str
+    time: int
+
+
+def position(channel: str) -> str:
+    """Return where a channel with history ends now, as `since` takes it later: a text to be kept as it is.
+
+    Raises ValueError for a channel without history, and BrokerError.
+    """
+    rule, broker = _rule_and_broker(channel)
+    return str(broker.read(channel, rule, 0).top)
+
+
+def history(channel: str, *, since: str | None = None, last: int | None = None) -> list[Kept]:
+    """Return what a channel has kept, the oldest message first: all, the `last` ones, or all behind a position.
+
+    Raises `MessagesMissed` if not everything behind `since` is kept any more, or if that is no position of this
+    channel; ValueError for a channel without history; BrokerError.
+    """
+    if since is not None and last is not None:
+        raise TypeError("Say either since= or last=")
+    rule, broker = _rule_and_broker(channel)
+    if since is None:
+        count = rule.messages if last is None else min(checked_count(last), rule.messages)
+        entries = broker.read(channel, rule, count).last(count, rule)
+    else:
+        place = position_from(since)
+        found = broker.read(channel, rule, 0, max(0, place.offset)).behind(place, rule)
+        if found is None:
+            raise MessagesMissed(NOT_ALL_THERE)
+        entries = found
+    return [*_messages(entries)]
+
+
+def subscribe(
+    *channels: str,
+    on_slow: Literal["raise", "drop_oldest", "latest"] = "raise",
+    since: Since = None,
+    last: int | None = None,
+) -> Subscription:
     """Subscribe the running view to `channels`; nothing that is published after this returns is missed.
 
     The subscription ends with `close()`, its `with` block or the view; in a greenlet that a view has started, with that
@@ -76,37 +131,103 @@ def subscribe(*channels: str, on_slow: Literal["raise", "drop_oldest", "latest"]
     `WEBSOCKET_OUTBOX_SIZE` bytes wait for the view: "raise" drops all waiting messages and `get` raises
     `MessagesMissed`; "drop_oldest" drops as many as needed. "latest" always keeps only the newest message of each
     channel. Raises `BrokerError` if the broker cannot be reached.
+
+    Of channels with history, `get` first returns the `last` messages, or all behind the position `since`: one that
+    `position` or `Subscription.position` has returned, or, for several channels, a dict with one for each. If not all
+    of them are kept any more, the first `get` raises `MessagesMissed`. Raises ValueError for a channel without history.
     """
+    from .replay import wanted
     from .subscription import Subscription
 
     check_channels(channels)
     _check_option("on_slow", on_slow, ("raise", "drop_oldest", "latest"))
-    subscription = Subscription(current_hub(), channels, current_settings().limits.outbox_size, on_slow)
+    settings = current_settings()
+    wish = wanted(channels, since, last, settings.rules)
+    subscription = Subscription(current_hub(), channels, settings.limits.outbox_size, on_slow, wish)
     subscription.end_with_view()
     return subscription
 
 
 def forward(
-    channels: Sequence[str], *, on_slow: str = "close", on_missed: Any = None, for_good: bool = False
+    channels: Sequence[str],
+    *,
+    on_slow: str = "close",
+    on_missed: Any = None,
+    since: Since = None,
+    last: int | None = None,
+    has_snapshot: bool = False,
+    for_good: bool = False,
 ) -> Forwarding:
     """Return a forwarding of `channels`, to be attached to a connection.
 
     See `WebSocket.subscribe` and, with `for_good`, `WebSocket.listen`.
     """
     from .forwarding import Forwarding, LossyForwarding
+    from .replay import wanted
 
     check_channels(channels)
     _check_option("on_slow", on_slow, ("close", "drop_oldest", "latest"))
     notice = None if on_missed is None else _text_or_bytes(on_missed)
-    limit = current_settings().limits.outbox_size
+    settings = current_settings()
+    wish = wanted(channels, since, last, settings.rules)
+    if has_snapshot and last is not None:
+        raise TypeError("Say either last= or snapshot=")
+    limit = settings.limits.outbox_size
     forwarding: Forwarding
     if on_slow == "close":
         forwarding = Forwarding(current_hub(), channels, limit, notice)
     else:
         forwarding = LossyForwarding(current_hub(), channels, limit, notice, latest=on_slow == "latest")
+    if wish is not None:
+        try:
+            complete = forwarding.replay(wish)
+            if not complete and not has_snapshot and notice is None:
+                raise MessagesMissed(NOT_ALL_THERE)
+        except BaseException:
+            forwarding.close()
+            raise
     if not for_good:
         close_at_end(forwarding)
     return forwarding
+
+
+def messages_of(snapshot: Any) -> Iterator[str | bytes]:
+    """Yield the messages that a snapshot consists of: what a generator yields, or the value itself; none for None."""
+    if isinstance(snapshot, Iterator):
+        yield from map(_text_or_bytes, snapshot)
+    elif snapshot is not None:
+        yield _text_or_bytes(snapshot)
+
+
+def _messages(entries: Sequence[Entry]) -> Iterator[Kept]:
+    for entry in entries:
+        with suppress(UnicodeDecodeError):  # one that no key opens, which the log says
+            yield Kept(from_wire(entry.payload), str(entry.position), entry.time)
+
+
+def _rule_and_broker(channel: str) -> tuple[Rule, KeepingBroker]:
+    """Return the rule of a channel, and the broker. Raises ValueError if there is no rule, and BrokerError."""
+    check_channel(channel)
+    rules = current_settings().rules
+    check_keeps(channel, rules)
+    rule = rules.find(channel)
+    assert rule is not None
+    return rule, _keeping(channel)
+
+
+def _keeping(channel: str) -> KeepingBroker:
+    broker = current_broker()
+    if not keeps(broker):
+        raise BrokerError(no_history(channel))
+    return broker
+
+
+def _publish(channel: str, payload: bytes) -> int | None:
+    rules = current_settings().rules
+    rule = rules.find(channel) if rules else None
+    if rule is None:
+        return current_broker().publish(channel, payload)
+    return _keeping(channel).publish_kept(channel, payload, rule)
 
 
 def _text_or_bytes(message: Any) -> str | bytes:
@@ -122,7 +243,7 @@ def _text_or_bytes(message: Any) -> str | bytes:
 def _publish_or_log(channel: str, payload: bytes) -> None:
     """Publish after a commit. An error is only logged: the commit stands, and other callbacks still have to run."""
     try:
-        current_broker().publish(channel, payload)
+        _publish(channel, payload)
     except BrokerError as error:
         logger.error("A message for channel %r, to be published after a commit, is lost: %s", channel, error)
 

@@ -6,6 +6,8 @@ import sys
 from collections import OrderedDict
 from typing import Generic, TypeVar
 
+from .history import Position
+
 OVERHEAD = 100  # bytes that a waiting message costs in addition to its own
 
 T = TypeVar("T", bound="str | bytes")
@@ -22,32 +24,32 @@ class Backlog(Generic[T]):
     def __init__(self, limit: int, latest: bool) -> None:
         self._limit = limit  # bytes
         self._latest = latest
-        self._items: OrderedDict[str | int, tuple[T, int, str]] = OrderedDict()  # with costs and channels
+        self._items: OrderedDict[str | int, tuple[T, int, str, Position | None]] = OrderedDict()  # with costs, channels
         self._size = 0
         self._count = 0  # of all items ever appended
 
     def __len__(self) -> int:
         return len(self._items)
 
-    def append(self, channel: str, item: T) -> bool:
-        """Append an item that came on `channel`; return whether others were dropped to make room."""
+    def append(self, channel: str, item: T, position: Position | None = None) -> bool:
+        """Append an item that came on `channel`, up to `position`; return whether others were dropped to make room."""
         self._count += 1
         key = channel if self._latest else self._count
         if key in self._items:
             self._size -= self._items.pop(key)[1]
         costs = cost(item)
-        self._items[key] = item, costs, channel
+        self._items[key] = item, costs, channel, position
         self._size += costs
         full = self._size > self._limit and len(self._items) > 1
         while self._size > self._limit and len(self._items) > 1:
             self.popleft()
         return full
 
-    def popleft(self) -> tuple[str, T]:
-        """Remove the oldest item, and return its channel and itself."""
-        _, (item, costs, channel) = self._items.popitem(last=False)
+    def popleft(self) -> tuple[str, T, Position | None]:
+        """Remove the oldest item, and return its channel, itself and its position."""
+        _, (item, costs, channel, position) = self._items.popitem(last=False)
         self._size -= costs
-        return channel, item
+        return channel, item, position
 
     def clear(self) -> None:
         """Drop all items."""

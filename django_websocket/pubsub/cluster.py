@@ -15,28 +15,34 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
 import gevent
 import redis
 from gevent.event import Event
+from redis.exceptions import AskError, MovedError, TryAgainError
 
 from django_websocket.exceptions import BrokerError
 
 from .broker import Listener
 from .closing import Closed, InLoop
-from .pipeline import Ending, remaining, wait_until_ended
+from .history import Rule, Stretch
+from .keeping import SLOTS, tags
+from .pipeline import Ending, pause, remaining, wait_until_ended
 from .redis import FIRST_DELAY, TIMEOUT, RedisBroker, RedisReceiver, RedisSubscriber, unusable
 from .redis_address import Host, RedisAddress
 
-SLOTS = 16384
 CHECK_INTERVAL = 1.0  # seconds between two questions about which node has which slot
 NODE_TIMEOUT = 1.0  # seconds that a node has to answer; then another one is asked
 ATTEMPTS = 5  # to find the node that has a slot
+MOVING_DELAY = 0.02  # seconds until a node is asked again that is moving a slot
+ASK = re.compile(r"ASK ([0-9]+) (.+):([0-9]+)")
 MOVED = re.compile(r"(?:MOVED )?([0-9]+) (.*):([0-9]+)")
 NO_HOSTNAME = "?"  # stands for a node that prefers its hostname and was given none
 
 R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
 
 logger = logging.getLogger("django_websocket")
 
@@ -49,6 +55,12 @@ class Node(RedisBroker):
     def call(self, timeout: float, *words: bytes) -> Any:
         """Return the reply to a command. Raises RedisError or OSError."""
         return self._pipeline.call(timeout, *words)
+
+
+class WithKeys(Protocol[R_co]):
+    """Asks a node for something that has keys."""
+
+    def __call__(self, node: Node, /, *, asking: bool) -> R_co: ...
 
 
 class ClusterBroker:
@@ -74,6 +86,41 @@ class ClusterBroker:
         deadline = time.monotonic() + TIMEOUT
         return self._at_owner(channel, deadline, lambda node: node.publish_until(deadline, channel, payload))
 
+    def publish_kept(self, channel: str, payload: bytes, rule: Rule) -> int:
+        """Do what `publish` does, and keep the message. Raises BrokerError."""
+        deadline, tag = time.monotonic() + TIMEOUT, tags()[self.slot(channel)]
+
+        def publish(node: Node, *, asking: bool) -> int:
+            return node.publish_kept_until(deadline, channel, payload, rule, tag=tag, asking=asking)
+
+        return self._with_keys(channel, deadline, publish)
+
+    def read(self, channel: str, rule: Rule, count: int, since: int | None = None) -> Stretch:
+        """Return what is kept; see `KeepingBroker.read`. Raises BrokerError."""
+        deadline, tag = time.monotonic() + TIMEOUT, tags()[self.slot(channel)]
+
+        def read(node: Node, *, asking: bool) -> Stretch:
+            return node.read_until(deadline, channel, rule, count, since, tag=tag, asking=asking)
+
+        return self._with_keys(channel, deadline, read)
+
+    def _with_keys(self, channel: str, deadline: float, call: WithKeys[R]) -> R:
+        """Do what `_at_owner` does for a call that has keys, which may be at another node while the slot moves."""
+        while True:
+            try:
+                return self._at_owner(channel, deadline, partial(call, asking=False))
+            except BrokerError as error:
+                if not is_being_moved(error) or time.monotonic() > deadline:
+                    raise
+                other = asked_elsewhere(error)
+            if other is not None:
+                try:
+                    return call(self.node(other), asking=True)
+                except BrokerError as error:
+                    if not (is_being_moved(error) or self.moved(error, other)) or time.monotonic() > deadline:
+                        raise
+            pause(MOVING_DELAY)
+
     def receiver(self, channel: str) -> RedisReceiver:
         """Return a receiver of one channel for a thread without a loop. Raises BrokerError."""
         return self._at_owner(channel, time.monotonic() + TIMEOUT, lambda node: node.receiver(channel))
@@ -88,6 +135,8 @@ class ClusterBroker:
                 return call(self.node(owner))
             except BrokerError as error:
                 # Only a node that redirects us has certainly not taken the message.
+                if is_being_moved(error):
+                    raise
                 if not self.moved(error, owner) or attempts == ATTEMPTS:
                     self.doubtful = True
                     raise
@@ -199,6 +248,26 @@ class ClusterBroker:
         return unusable(f"The Redis Cluster at {self._address.place}", cause)
 
 
+def asked_elsewhere(error: BrokerError) -> Host | None:
+    """Return the node that has a key of a slot that is being moved, if that is what `error` says."""
+    cause = error.__cause__
+    if not isinstance(cause, redis.ResponseError):
+        return None
+    text = str(cause)
+    if isinstance(cause, AskError) and not isinstance(cause, MovedError):
+        text = f"ASK {text.removeprefix('ASK ')}"
+    match = ASK.fullmatch(text)
+    return None if match is None else Host(match[2], int(match[3]))
+
+
+def is_being_moved(error: BrokerError) -> bool:
+    """Whether a node has carried out nothing since it does not have all keys of a slot that is being moved."""
+    cause = error.__cause__
+    if isinstance(cause, TryAgainError) or str(cause).startswith("TRYAGAIN"):
+        return True
+    return asked_elsewhere(error) is not None
+
+
 def place_of(node: Sequence[Any], asked: Host) -> Host:
     """Return the address of a node in the list of slots that the node at `asked` returned.
 
@@ -248,6 +317,12 @@ class ClusterSubscriber(InLoop):
         self._closed = False
         self.deliver = listener.deliver
         self.missed = listener.missed
+
+    def renew(self, channel: str) -> None:
+        """Connect anew to the node that has a channel. Never waits."""
+        place = self._places.get(channel)
+        if place is not None and place.host is not None:
+            self._subscribers[place.host].renew(channel)
 
     def subscribe(self, channels: Sequence[str]) -> None:
         """Subscribe, and wait for the replies."""

@@ -13,6 +13,7 @@ from django_websocket.transport.log import report
 
 from .broker import Broker, Listener, Receiver, Subscriber
 from .closing import close
+from .history import KEPT, UNREADABLE, Entry, KeepingBroker, Rule, Stretch, entry_from
 
 SHORTEST_KEY = 32  # characters
 
@@ -52,6 +53,22 @@ class EncryptedBroker:
         close(self._broker)
 
 
+class EncryptedKeepingBroker(EncryptedBroker):
+    """The same around a broker that keeps messages."""
+
+    _broker: KeepingBroker
+
+    def publish_kept(self, channel: str, payload: bytes, rule: Rule) -> int | None:
+        """Publish `payload` and keep it, readable only with one of the keys."""
+        return self._broker.publish_kept(channel, self._fernet.encrypt(_bound(channel) + payload), rule)
+
+    def read(self, channel: str, rule: Rule, count: int, since: int | None = None) -> Stretch:
+        """Return what is kept, decrypted."""
+        stretch = self._broker.read(channel, rule, count, since)
+        entries = [_readable(self._fernet, channel, entry) for entry in stretch.entries]
+        return Stretch(stretch.top, stretch.time, entries)
+
+
 class Decrypting:
     """Decrypts what a subscriber receives, for `listener`."""
 
@@ -61,12 +78,19 @@ class Decrypting:
         self.lost = listener.lost
         self.missed = listener.missed
         self.closed = listener.closed
+        refused = getattr(listener, "refused", None)
+        if refused is not None:
+            self.refused = refused
 
     def deliver(self, batch: Sequence[tuple[str, bytes]]) -> None:
         """Hand on the messages that can be decrypted, and drop the others."""
         readable = []
         for channel, token in batch:
-            payload = _decrypted(self._fernet, channel, token)
+            entry = entry_from(token) if token[:1] == KEPT else None
+            if entry is None:
+                payload = _decrypted(self._fernet, channel, token)
+            else:
+                payload = _readable(self._fernet, channel, entry).to_wire()
             if payload is not None:
                 readable.append((channel, payload))
         if readable:
@@ -104,6 +128,12 @@ def _decrypted(fernet: MultiFernet, channel: str, token: bytes) -> bytes | None:
         "published it has other keys, or none",
     )
     return None
+
+
+def _readable(fernet: MultiFernet, channel: str, entry: Entry) -> Entry:
+    """Return an entry with its payload decrypted. One that no key opens keeps its place, since others are behind it."""
+    payload = _decrypted(fernet, channel, entry.payload)
+    return Entry(*entry[:-1], UNREADABLE if payload is None else payload)
 
 
 def _derived(key: str) -> bytes:

@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from .broker import Broker
+from .history import keeps
 
 SCHEMES = {
     "memory": "django_websocket.pubsub.memory.MemoryBroker",
@@ -42,13 +43,13 @@ def broker_from(setting: str | Mapping[str, Any]) -> Broker:
     if not encrypted:
         return broker
     try:
-        from .encryption import EncryptedBroker
+        from .encryption import EncryptedBroker, EncryptedKeepingBroker
     except ModuleNotFoundError as error:
         raise ValueError(
             "WEBSOCKET_BROKER has encryption_keys, which need the library cryptography: "
             'pip install "django-gevent-websocket[encryption]"'
         ) from error
-    return EncryptedBroker(broker, keys)
+    return EncryptedKeepingBroker(broker, keys) if keeps(broker) else EncryptedBroker(broker, keys)
 
 
 def _class(options: dict[str, Any]) -> Any:

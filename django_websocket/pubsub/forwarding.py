@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 
 from django_websocket.exceptions import ConnectionClosed
@@ -12,6 +13,7 @@ from django_websocket.transport.outbox import WRITE_SIZE
 from .backlog import Backlog, cost
 from .hub import Hub
 from .publication import Publication, Variant, variant_for
+from .replay import Wanted, past_of
 
 
 class Forwarding:
@@ -24,6 +26,8 @@ class Forwarding:
 
     __slots__ = (
         "__weakref__",
+        "_behind",
+        "_behind_size",
         "_broker_closed",
         "_closed",
         "_connection",
@@ -31,10 +35,13 @@ class Forwarding:
         "_limit",
         "_missed",
         "_on_missed",
+        "_past",
         "_size",
+        "_starts",
         "_variant",
         "_waiting",
         "channels",
+        "complete",
     )
 
     def __init__(self, hub: Hub, channels: Sequence[str], limit: int, on_missed: str | bytes | None = None) -> None:
@@ -49,7 +56,20 @@ class Forwarding:
         self._closed = False
         self._broker_closed = False
         self.channels = channels
-        hub.join(self, channels)
+        self.complete = True  # whether all is kept that was wanted of the past
+        self._past: Sequence[Publication] = ()
+        self._behind: deque[tuple[bytes, bool]] | None = None  # frames that wait, of the past and (True) behind it
+        self._behind_size = 0  # of those behind it, in bytes
+        self._starts = hub.join(self, channels)
+
+    def replay(self, wish: Wanted) -> bool:
+        """Send, when attached, what is wanted of the past; return whether all of it is kept. Raises BrokerError."""
+        past = past_of(self._hub, self._starts, wish)
+        if past is None or sum(cost(message) for one in past.publications for message in one.messages) > self._limit:
+            self.complete = False
+        else:
+            self._past = past.publications
+        return self.complete
 
     def __enter__(self) -> Forwarding:
         return self
@@ -62,8 +82,11 @@ class Forwarding:
         """The connection to which messages go at present."""
         return self._connection
 
-    def attach(self, connection: Connection) -> Forwarding:
-        """Forward to `connection` until it ends; return self. Raises `ConnectionClosed` if it has ended already."""
+    def attach(self, connection: Connection, *, has_snapshot: bool = False) -> Forwarding:
+        """Forward to `connection` until it ends; return self. Raises `ConnectionClosed` if it has ended already.
+
+        With `has_snapshot`, the client has the present state in place of a past that is not complete.
+        """
         if not connection.connected:
             self.close()
             raise ConnectionClosed(connection.close_code or CloseCode.ABNORMAL, connection.close_reason)
@@ -72,13 +95,50 @@ class Forwarding:
         self._connection = connection
         self._variant = variant_for(connection.agreement)
         waiting, self._waiting = self._waiting, []
-        if self._missed:
+        past, self._past = self._past, ()
+        self._send_past(past)
+        if self._missed or not (self.complete or has_snapshot):
             self.missed()
         for publication in waiting:
             self.deliver(publication)
         if self._broker_closed:
             self.broker_closed()
         return self
+
+    def _send_past(self, past: Sequence[Publication]) -> None:
+        """Send as much of the past as the client takes now; what is published later waits behind the rest."""
+        frames = [publication.frames(self._variant) for publication in past]
+        connection = self._connection
+        if not frames or connection is None:
+            return
+        begun = connection.offer(frames, b"".join(frames))
+        if begun < len(frames):
+            self._behind = deque((frame, False) for frame in frames[begun:])
+            connection.take_from(self._next_frames)
+
+    def _next_frames(self) -> bytes:
+        """Return what comes next of the past, or behind it; the connection calls this when it has room."""
+        frames = []
+        size = 0
+        while self._behind and size < WRITE_SIZE:
+            frame, is_behind = self._behind.popleft()
+            self._behind_size -= len(frame) * is_behind
+            frames.append(frame)
+            size += len(frame)
+        if not self._behind:
+            self._behind = None
+        return b"".join(frames)
+
+    def _push(self, frames: bytes) -> None:
+        connection = self._connection
+        assert connection is not None
+        if not self._behind:
+            connection.push(frames)
+        elif self._behind_size > connection.limits.outbox_size:
+            connection.too_slow()
+        else:
+            self._behind.append((frames, True))
+            self._behind_size += len(frames)
 
     def _keep_in_order_with_others(self, connection: Connection) -> None:
         """Have the broker's order kept across the channels of all forwardings of a connection."""
@@ -105,7 +165,7 @@ class Forwarding:
         if connection is None:
             self._wait(publication)
         else:
-            connection.push(publication.frames(self._variant))
+            self._push(publication.frames(self._variant))
 
     def _wait(self, publication: Publication) -> None:
         if self._closed:
@@ -124,7 +184,7 @@ class Forwarding:
         elif self._on_missed is None:
             self._connection.close(CloseCode.SERVICE_RESTART, "messages may have been missed")
         else:
-            self._connection.push(encode_message(self._on_missed))
+            self._push(encode_message(self._on_missed))
 
     def broker_closed(self) -> None:
         """Close the connection, so that the client connects again: it would receive nothing more here."""
@@ -162,6 +222,11 @@ class LossyForwarding(Forwarding):
 
     def _keep_in_order_with_others(self, connection: Connection) -> None:
         """Do nothing: a message that may be dropped, or wait, has no place among those of other forwardings."""
+
+    def _send_past(self, past: Sequence[Publication]) -> None:
+        """Send the past as what is published: of it, too, the oldest messages may be dropped."""
+        for publication in past:
+            self.deliver(publication)
 
     def _next_frames(self) -> bytes:
         """Return the oldest waiting frames; the connection calls this when it has room."""

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Protocol
 
 import gevent
 from gevent.event import AsyncResult
+from gevent.lock import RLock
 
 from django_websocket.exceptions import BrokerError
 from django_websocket.transport.log import report
 from django_websocket.transport.turns import let_others_run, let_others_run_if_spent, turns_of_loop
 
 from .broker import Broker
+from .catching_up import CatchingUp
 from .closing import InLoop, close
+from .following import Arrived, Rings, Track, publication_of
+from .history import NO_RULES, NOWHERE, Entry, Position, keeps, no_history
 from .publication import Mixture, Publication
 
 GLANCE = 64  # deliveries between two looks at the clock
 GLANCE_SIZE = 2 * 1024  # bytes that count as one delivery more, since a large message may be compressed for each client
 JOIN_TIMEOUT = 6.0  # seconds; must exceed the subscriber's own timeout (5 s), whose error says more
+
+Positions = Mapping[str, Sequence[Position | None]]  # by channel, of its payloads in a batch
 
 
 class Target(Protocol):
@@ -43,13 +49,14 @@ class Member(Target, Protocol):
 class Channel:
     """The members of a channel, in the order in which they joined, and whether the broker sends its messages yet."""
 
-    __slots__ = ("joined", "members", "stale")
+    __slots__ = ("joined", "members", "stale", "track")
 
-    def __init__(self) -> None:
+    def __init__(self, track: Track | None = None) -> None:
         # Each with the recipient of its other channels, whose messages are to stay in order; None if it has no others.
         self.members: dict[Member, object] = {}
         self.joined: AsyncResult[None] | None = AsyncResult()  # None while the channel is received
         self.stale: Collection[Member] = ()  # those who were members when the broker went away
+        self.track = track  # of a channel with history
 
     def received(self) -> None:
         """Note that the channel is received now, and wake those who wait for that."""
@@ -87,21 +94,28 @@ class Hub(InLoop):
     def __init__(self, broker: Broker) -> None:
         super().__init__()
         self.channels: dict[str, Channel] = {}  # with at least one member
+        self.rules = NO_RULES  # which channels have a history
+        self.in_turn = RLock()  # held while messages are handed out, if there are channels with history
+        self.catching_up = CatchingUp(self, broker) if keeps(broker) else None
+        self._rings = Rings()
+        self._tracked = 0  # channels with history
         self._closed = False
         self._subscriber = broker.subscriber(self)
 
-    def join(self, member: Member, names: Sequence[str], *, with_others: bool = False) -> None:
+    def join(self, member: Member, names: Sequence[str], *, with_others: bool = False) -> dict[str, Position]:
         """Let `member` receive the channels; return once it does. Raises BrokerError.
 
         It gets the messages of all these channels in the order of the broker; `with_others`, of all that it joins so.
         Such a member stands for many: it stays one after an error, too, until it calls `leave`.
+
+        Returns, for each channel with history, the position behind which it gets all messages.
         """
         if self._closed:
             raise closed_error()
         new = [name for name in dict.fromkeys(names) if name not in self.channels]
-        for name in new:
-            self.channels[name] = Channel()
+        self.channels.update({name: Channel(self._track(name) if self.rules else None) for name in new})
         channels = [self.channels[name] for name in names]
+        starts = {name: self._start(name) for name in names} if self._tracked else {}
         recipient = member if with_others or len(channels) > 1 else None
         for channel in channels:
             channel.members[member] = recipient
@@ -116,14 +130,44 @@ class Hub(InLoop):
             if not with_others:
                 self.leave(member, names)
             raise
+        return {name: start() for name, start in starts.items() if start is not None}
+
+    def _start(self, name: str) -> Callable[[], Position] | None:
+        """Return what returns, when it is known, the position behind which a new member gets all messages."""
+        track = self.channels[name].track
+        if track is None:
+            return None
+        start = track.position
+        return (lambda: track.first or NOWHERE) if start is None else (lambda: start)
+
+    def _track(self, name: str) -> Track | None:
+        rule = self.rules.find(name)
+        if rule is None:
+            return None
+        if self.catching_up is None:
+            raise BrokerError(no_history(name))
+        self._tracked += 1
+        self.catching_up.watch()
+        return Track(name, rule, self._rings)
+
+    def _drop(self, name: str) -> None:
+        """Forget a channel."""
+        track = self.channels.pop(name).track
+        if track is not None:
+            self._rings.forget(track.ring)
+            self._tracked -= 1
+            if not self._tracked and self.catching_up is not None:
+                self.catching_up.stop()
 
     def _ask_for(self, channels: Mapping[str, Channel]) -> None:
         try:
             self._subscriber.subscribe(list(channels))
+            if self._tracked:
+                self._begin_to_follow(channels)
         except BrokerError as error:
             failed = [name for name, channel in channels.items() if self.channels.get(name) is channel]
             for name in failed:  # the next to join makes a new attempt
-                del self.channels[name]
+                self._drop(name)
             if failed:
                 self._subscriber.unsubscribe(failed)
             for channel in channels.values():
@@ -131,7 +175,18 @@ class Hub(InLoop):
                     channel.joined.set_exception(error)
         else:
             for channel in channels.values():
-                channel.received()
+                if channel.track is None:
+                    channel.received()
+
+    def _begin_to_follow(self, channels: Mapping[str, Channel]) -> None:
+        """Ask where channels with history are. Raises BrokerError."""
+        catching_up = self.catching_up
+        assert catching_up is not None
+        followed = [(name, channel) for name, channel in channels.items() if channel.track is not None]
+        readers = [gevent.spawn(catching_up.read, *each, first=True) for each in followed]
+        for reader in gevent.joinall(readers):
+            if reader.exception is not None:
+                raise reader.exception
 
     def leave(self, member: Member, names: Sequence[str]) -> None:
         """Stop delivering the channels to `member`. Never waits."""
@@ -141,7 +196,7 @@ class Hub(InLoop):
             if channel is not None and member in channel.members:
                 del channel.members[member]
                 if not channel.members:
-                    del self.channels[name]
+                    self._drop(name)
                     empty.append(name)
         if empty:
             self._subscriber.unsubscribe(empty)
@@ -155,15 +210,52 @@ class Hub(InLoop):
 
     def deliver(self, batch: Sequence[tuple[str, bytes]]) -> None:
         """Hand out messages that arrived together. Each recipient gets its messages in the order of `batch`."""
+        if not self._tracked:
+            self._deliver(batch)
+            return
+        with self.in_turn:
+            batch, positions = self._follow(batch)
+            self._deliver(batch, positions)
+
+    def _follow(self, batch: Sequence[tuple[str, bytes]]) -> tuple[Sequence[tuple[str, bytes]], Positions]:
+        """Return what of `batch` can be handed out now, and the positions of what is kept."""
+        arriving: dict[str, list[bytes]] = {}
+        for name, payload in batch:
+            channel = self.channels.get(name)
+            if channel is not None and channel.track is not None:
+                arriving.setdefault(name, []).append(payload)
+        if not arriving:
+            return batch, {}
+        arrived: dict[str, Iterator[Arrived | None]] = {}
+        for name, payloads in arriving.items():
+            channel = self.channels[name]
+            track = channel.track
+            assert track is not None and self.catching_up is not None
+            arrived[name] = iter(track.arrive(payloads))
+            if track.held is not None and not track.reading and not track.away:
+                self.catching_up.add(name, channel)
+        found: list[tuple[str, bytes]] = []
+        positions: dict[str, list[Position | None]] = {name: [] for name in arriving}
+        for name, payload in batch:
+            if name not in arrived:
+                found.append((name, payload))
+            elif (one := next(arrived[name])) is not None:
+                found.append((name, one[0]))
+                positions[name].append(one[1])
+        return found, positions
+
+    def _deliver(self, batch: Sequence[tuple[str, bytes]], positions: Positions | None = None) -> None:
         payloads: dict[str, list[bytes]] = {}
         for name, payload in batch:
             payloads.setdefault(name, []).append(payload)
         publications: dict[str, Publication] = {}
         for name, of_channel in payloads.items():
             if name in self.channels:  # else its last member left while the message was on its way
-                publication = Publication(name, of_channel)
+                publication = Publication(name, of_channel, positions.get(name) if positions else None)
                 if publication.messages:
                     publications[name] = publication
+        # Whoever joins while these are handed out begins behind them.
+        present = {name: tuple(self.channels[name].members) for name in positions or () if name in publications}
         served: dict[str, set[Member]] = {}
         handed = 0  # deliveries since the last look at the clock
         if len(publications) > 1:
@@ -173,10 +265,33 @@ class Hub(InLoop):
         for name, publication in publications.items():
             channel = self.channels.get(name)
             if channel is not None:
-                members: Sequence[Target] = tuple(channel.members)
+                members: Sequence[Target] = present[name] if name in present else tuple(channel.members)
                 if name in served:
-                    members = [member for member in channel.members if member not in served[name]]
+                    members = [member for member in members if member not in served[name]]
                 handed = _hand_out(publication, members, handed)
+
+    def hand_out(self, name: str, channel: Channel, arrived: Sequence[Arrived]) -> None:
+        """Hand out messages of one channel; `in_turn` is held."""
+        publication = Publication(name, [payload for payload, _ in arrived], [position for _, position in arrived])
+        if publication.messages:
+            _hand_out(publication, tuple(channel.members), 0)
+
+    def publication(self, name: str, entry: Entry) -> Publication:
+        """Return an entry as it is sent to clients, encoded once for all who get it in the same minutes."""
+        channel = self.channels.get(name)
+        if channel is None or channel.track is None:
+            return publication_of(name, entry)
+        return channel.track.ring.publication(entry)
+
+    def tell_missed(self, channel: Channel) -> None:
+        """Tell all members of a channel that messages are lost."""
+        _tell(member.missed for member in tuple(channel.members) if member in channel.members)
+
+    def renew(self, name: str) -> None:
+        """Have the subscriber connect anew where it receives a channel, if it can."""
+        renew = getattr(self._subscriber, "renew", None)
+        if renew is not None:
+            renew(name)
 
     def _mixtures(
         self, arrived: Sequence[str], publications: Mapping[str, Publication]
@@ -209,14 +324,26 @@ class Hub(InLoop):
         return [found for found in mixtures.values() if found is not None], served
 
     def missed(self, names: Sequence[str]) -> None:
-        """Tell those who were members when the broker went away, each once, that messages may have been lost."""
+        """Catch up, or tell those who were members when the broker went away, each once, that messages may be lost."""
         stale: dict[Member, Channel] = {}
-        for channel in [self.channels[name] for name in names if name in self.channels]:
+        for name, channel in [(name, self.channels[name]) for name in names if name in self.channels]:
+            if channel.track is not None and self.catching_up is not None:
+                channel.stale = ()
+                channel.track.away = False
+                self.catching_up.add(name, channel)
+                continue
             stale.update(dict.fromkeys(channel.stale, channel))
             channel.stale = ()
             channel.received()
         # Checked one by one, because members may leave while others are told.
         _tell(member.missed for member, channel in stale.items() if member in channel.members)
+
+    def refused(self, name: str) -> None:
+        """Tell the members of a channel that it is not received any more, although the broker is there."""
+        channel = self.channels.get(name)
+        if channel is not None:
+            channel.received()
+            self.tell_missed(channel)
 
     def close(self) -> None:
         """Close the subscriber and end all memberships; joining later raises BrokerError.
@@ -235,7 +362,8 @@ class Hub(InLoop):
         """Tell the members, each once, that no further messages will come."""
         self._closed = True
         channels = dict(self.channels)
-        self.channels.clear()
+        for name in channels:
+            self._drop(name)
         for channel in channels.values():
             joined, channel.joined = channel.joined, None
             if joined is not None:
@@ -249,6 +377,9 @@ class Hub(InLoop):
             if channel.joined is None:
                 channel.joined = AsyncResult()
                 channel.stale = tuple(channel.members)
+            if channel.track is not None:
+                channel.track.away = True
+                channel.track.hold()
 
 
 def in_rows(arrived: Iterable[str], channels: Collection[str]) -> bool:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import deque
+import time
+from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
+from itertools import islice
 
 import gevent
 from gevent import getcurrent
@@ -15,11 +17,13 @@ from django_websocket.transport.turns import let_others_run
 
 from .broker import Listener
 from .closing import InLoop, closed_error
+from .history import LONGER, Entry, Position, Rule, Stretch, new_tag
 
 TESTS = "memory://tests"  # the broker in Django's test environment, where the warning about memory:// is not needed
 MAX_PENDING = 256 * 1024  # bytes that a greenlet may publish before the loop has to deliver them
 BATCH_SIZE = 64 * 1024  # bytes that are delivered together, so that clients can read in between
 OVERHEAD = 100  # bytes that a message costs in addition to its own
+LOOKED_AT = 2  # channels that a publish looks at, whether what they have kept can be forgotten
 
 logger = logging.getLogger("django_websocket")
 
@@ -34,19 +38,71 @@ class MemoryBroker:
         self._subscribers: list[MemorySubscriber] = []
         self._warned = url == TESTS
         self._closed = False
+        self._lock = threading.Lock()  # keeps the entries of a channel in order on their way to the subscribers
+        self._memories: OrderedDict[str, Memory] = OrderedDict()  # of channels; those looked at go to the end
 
     def publish(self, channel: str, payload: bytes) -> int:
         """Deliver soon, to each subscriber in the thread of its loop; return how many receive the channel.
 
         Raises BrokerError after `close`.
         """
+        subscribers = self._begin(channel, payload)
+        for subscriber in subscribers:
+            subscriber.take(channel, payload)
+        return self._deliver(subscribers, channel)
+
+    def publish_kept(self, channel: str, payload: bytes, rule: Rule) -> int:
+        """Do what `publish` does, and keep the message. Raises BrokerError after `close`."""
+        subscribers = self._begin(channel, payload)
+        with self._lock:  # nothing in it waits, or lets other greenlets run
+            entry = self._memory(channel, rule).append(payload).to_wire()
+            for subscriber in subscribers:
+                subscriber.take(channel, entry)
+        return self._deliver(subscribers, channel)
+
+    def read(self, channel: str, rule: Rule, count: int, since: int | None = None) -> Stretch:
+        """Return what is kept; see `KeepingBroker.read`. Raises BrokerError after `close`."""
+        if self._closed:
+            raise closed_error("memory://")
+        with self._lock:
+            memory = self._memory(channel, rule)
+            if since is not None:
+                count = memory.top.offset - since
+                count = 0 if count > len(memory.entries) else count
+            begin = len(memory.entries) - max(0, min(count, len(memory.entries)))
+            return Stretch(memory.top, int(time.time()), list(islice(memory.entries, begin, None)))
+
+    def _memory(self, channel: str, rule: Rule) -> Memory:
+        """Return what a channel has kept, and forget what others have that is too old."""
+        now = time.monotonic()
+        memory = self._memories.get(channel)
+        if memory is None or memory.end < now:
+            memory = self._memories[channel] = Memory()
+        memory.rule = rule
+        memory.end = now + rule.seconds + LONGER
+        memory.drop_old()
+        for name in list(
+            islice(self._memories, LOOKED_AT)
+        ):  # more than are added each time, so that all have their turn
+            self._memories[name].drop_old()
+            self._memories.move_to_end(name)
+            if self._memories[name].end < now:
+                del self._memories[name]
+        return memory
+
+    def _begin(self, channel: str, payload: bytes) -> list[MemorySubscriber]:
+        """Return those who get a message, and show it to the observers."""
         subscribers = self._subscribers
         if not subscribers:
             self._to_nobody()
         for observe in self.observers:
             observe(channel, payload)
+        return subscribers
+
+    def _deliver(self, subscribers: Sequence[MemorySubscriber], channel: str) -> int:
+        """Have the subscribers deliver what they have taken; return how many receive the channel."""
         for subscriber in subscribers:
-            subscriber.take(channel, payload)
+            subscriber.deliver_soon()
         return sum(channel in subscriber.channels for subscriber in subscribers if subscriber.alive)
 
     def subscriber(self, listener: Listener) -> MemorySubscriber:
@@ -81,6 +137,33 @@ class MemoryBroker:
                 "A message was published to memory://, which does not leave the process, and this process serves no "
                 "clients. If your WebSockets are served by another process, set WEBSOCKET_BROKER to a Redis URL."
             )
+
+
+class Memory:
+    """What a channel has kept."""
+
+    __slots__ = ("end", "entries", "rule", "top")
+
+    def __init__(self) -> None:
+        self.top = Position(0, new_tag())
+        self.entries: deque[Entry] = deque()
+        self.rule = Rule(1, 1.0)
+        self.end = 0.0  # when it can be forgotten, as time.monotonic() has it
+
+    def drop_old(self) -> None:
+        """Forget the messages that are too old."""
+        oldest = time.time() - self.rule.seconds
+        while self.entries and self.entries[0].time < oldest:
+            self.entries.popleft()
+
+    def append(self, payload: bytes) -> Entry:
+        """Keep a message."""
+        entry = Entry(self.top.offset + 1, new_tag(), self.top.tag, int(time.time()), payload)
+        self.entries.append(entry)
+        self.top = entry.position
+        while len(self.entries) > self.rule.messages:
+            self.entries.popleft()
+        return entry
 
 
 class MemorySubscriber(InLoop):
@@ -119,10 +202,14 @@ class MemorySubscriber(InLoop):
 
     def take(self, channel: str, payload: bytes) -> None:
         """Take a message. May be called from any thread."""
+        if self.alive:
+            self._pending.append((channel, payload))
+            self._size += len(payload) + OVERHEAD
+
+    def deliver_soon(self) -> None:
+        """Deliver what was taken; in the loop's own thread, wait if there is too much of it."""
         if not self.alive:
             return
-        self._pending.append((channel, payload))
-        self._size += len(payload) + OVERHEAD
         if threading.get_native_id() != self._thread:
             self._hub.loop.run_callback_threadsafe(self._wake)
             return

@@ -51,6 +51,9 @@ def pack(*words: bytes) -> bytes:
     return b"*%d\r\n%b" % (len(words), b"".join([b"$%d\r\n%b\r\n" % (len(word), word) for word in words]))
 
 
+ASKING = pack(b"ASKING")
+
+
 class Link:
     """A connection made by redis-py, read by hiredis if that is installed."""
 
@@ -144,9 +147,10 @@ class Link:
 class Call(Result):
     """A command with its result: the reply, or an exception."""
 
-    def __init__(self, command: bytes) -> None:
+    def __init__(self, command: bytes, replies: int = 1) -> None:
         super().__init__()
         self.command = command
+        self.replies = replies  # of which the last one counts
         self.given_up = False  # whether nobody waits for the reply any more
 
 
@@ -175,8 +179,11 @@ class Line:
             done = 0
             while done < len(calls):
                 for reply in link.receive(remaining(deadline)):
-                    calls[done].set(reply)
-                    done += 1
+                    call = calls[done]
+                    call.replies -= 1
+                    if not call.replies:
+                        call.set(reply)
+                        done += 1
         except BaseException:  # outstanding replies would be taken for those of later commands
             link.close()
             raise
@@ -312,12 +319,14 @@ class Pipeline:
         self._closed = False
         self._ending: list[Lines] = []
 
-    def call(self, timeout: float, *words: bytes) -> Any:
+    def call(self, timeout: float, *words: bytes, asking: bool = False) -> Any:
         """Send a command once, and return its reply within `timeout` seconds.
+
+        With `asking`, ASKING goes before it, by which a node of a Cluster takes it for a slot that it is to take over.
 
         Raises OSError or RedisError; Redis may or may not have carried out the command then.
         """
-        call = Call(pack(*words))
+        call = Call(ASKING + pack(*words), 2) if asking else Call(pack(*words))
         if redis.connection.socket.socket is gevent.socket.socket:  # type: ignore[attr-defined]
             self._queue().make(call, timeout)
         else:
@@ -386,10 +395,14 @@ def wait_until_ended(parts: Sequence[Ending], timeout: float) -> None:
     This polls, because they end in several threads, with loops and without, which have no common event.
     """
     deadline = time.monotonic() + timeout
-    cooperative = redis.connection.socket.socket is gevent.socket.socket  # type: ignore[attr-defined]
-    pause = gevent.sleep if cooperative else time.sleep
     while not all(part.ended for part in parts) and time.monotonic() < deadline:
         pause(0.005)
+
+
+def pause(seconds: float) -> None:
+    """Wait, without blocking the loop where redis-py's sockets do not block it either."""
+    cooperative = redis.connection.socket.socket is gevent.socket.socket  # type: ignore[attr-defined]
+    (gevent.sleep if cooperative else time.sleep)(seconds)
 
 
 def remaining(deadline: float) -> float:

@@ -57,7 +57,10 @@ def broker_for(settings: NamesBroker) -> Broker:
 
 def current_hub() -> Hub:
     """Return the hub of the running loop, made when it is first needed."""
-    return hub_for(current_settings())
+    settings = current_settings()
+    hub = hub_for(settings)
+    hub.rules = settings.rules
+    return hub
 
 
 def hub_for(settings: NamesBroker) -> Hub:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import count, repeat
+from itertools import count, islice, repeat
 
 from django_websocket.protocol.deflate import Agreement, encode_compressed
 from django_websocket.protocol.frames import encode_message
@@ -11,6 +11,7 @@ from django_websocket.transport.log import report
 from django_websocket.transport.shared import shared_of_loop
 
 from .broker import from_wire
+from .history import KEPT, UNREADABLE, Position, entry_from
 
 Variant = tuple[int, int] | None  # of compression: window bits and threshold; None is without
 
@@ -18,28 +19,49 @@ _variants: dict[tuple[int, int], tuple[int, int]] = {}
 
 
 class Publication:
-    """Messages of one channel that arrived together; decoded once, and encoded once for all receivers of a kind."""
+    """Messages of one channel that arrived together; decoded once, and encoded once for all receivers of a kind.
 
-    def __init__(self, channel: str, payloads: Sequence[bytes]) -> None:
+    `positions` has the place behind each payload in the channel's history; None for one that is not kept.
+    """
+
+    def __init__(
+        self, channel: str, payloads: Sequence[bytes], positions: Sequence[Position | None] | None = None
+    ) -> None:
         self.messages: list[str | bytes] = []
-        self.dropped: list[int] = []  # the positions of payloads that are not messages
+        self.dropped: list[int] = []  # the places of payloads that are not messages
         for payload in payloads:
             try:
                 self.messages.append(from_wire(payload))
             except UnicodeDecodeError:
-                self.dropped.append(len(self.messages) + len(self.dropped))
+                self._take_other(channel, payload)
+        self._channel = channel
+        self._positions = positions
+        self._single: dict[Variant, list[bytes]] = {}
+        self._frames: dict[Variant, bytes] = {}
+
+    def _take_other(self, channel: str, payload: bytes) -> None:
+        """Take a payload that is no message by itself: one that another process keeps, although this one does not."""
+        entry = entry_from(payload) if payload[:1] == KEPT else None
+        try:
+            self.messages.append(from_wire(payload if entry is None else entry.payload))
+        except UnicodeDecodeError:
+            self.dropped.append(len(self.messages) + len(self.dropped))
+            if UNREADABLE not in (payload, entry and entry.payload):
                 report(
                     f"Channel {channel}",
                     None,
                     "a message was dropped that is neither UTF-8 nor marked as binary by a first byte FF",
                 )
-        self._channel = channel
-        self._single: dict[Variant, list[bytes]] = {}
-        self._frames: dict[Variant, bytes] = {}
 
     def channels(self) -> Iterable[str]:
         """Return the channel of each message, in the order of `messages`; possibly more."""
         return repeat(self._channel)
+
+    def positions(self) -> Iterable[Position | None]:
+        """Return the place behind each message in its channel's history, if it has one; possibly more."""
+        if self._positions is None:
+            return repeat(None)
+        return [position for index, position in enumerate(self._positions) if index not in self.dropped]
 
     def places(self) -> Iterator[int | None]:
         """Return, for each payload, the index of its message; None if it was dropped."""
@@ -84,6 +106,11 @@ class Mixture(Publication):
     def channels(self) -> Iterable[str]:
         """Return the channel of each message."""
         return [name for name, _ in self._places]
+
+    def positions(self) -> Iterable[Position | None]:
+        """Return the place behind each message in its channel's history, if it has one."""
+        known = {name: [*islice(one.positions(), len(one.messages))] for name, one in self._publications.items()}
+        return [known[name][place] for name, place in self._places]
 
     def _encoded(self, variant: Variant) -> list[bytes]:
         frames = {name: publication.single_frames(variant) for name, publication in self._publications.items()}

@@ -15,6 +15,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import gevent
@@ -24,8 +25,11 @@ from gevent.event import AsyncResult, Event
 from django_websocket.exceptions import BrokerError
 from django_websocket.transport.turns import let_others_run_if_spent
 
+from . import keeping
 from .broker import Listener
 from .closing import Closed, InLoop, closed_error
+from .history import Rule, Stretch
+from .keeping import keys_of
 from .pipeline import Ending, Link, Pipeline, pack, remaining, wait_until_ended
 from .redis_address import OPTIONS, RedisAddress
 
@@ -72,11 +76,54 @@ class RedisBroker:
 
     def publish_until(self, deadline: float, channel: str, payload: bytes) -> int:
         """Do the same until `deadline`, a time of time.monotonic()."""
-        words = self.PUBLISH.encode(), (self.prefix + channel).encode(), payload
         try:
-            return int(self._pipeline.call(remaining(deadline), *words))
+            return int(self.call_until(deadline, self.PUBLISH.encode(), (self.prefix + channel).encode(), payload))
         except (redis.RedisError, OSError) as error:
             raise self.error(error) from error
+
+    def publish_kept(self, channel: str, payload: bytes, rule: Rule) -> int:
+        """Do what `publish` does, and keep the message. Raises BrokerError."""
+        return self.publish_kept_until(time.monotonic() + TIMEOUT, channel, payload, rule)
+
+    def publish_kept_until(
+        self, deadline: float, channel: str, payload: bytes, rule: Rule, *, tag: str = "", asking: bool = False
+    ) -> int:
+        """Do the same until `deadline`. For a node of a Cluster, see `keys_of` for `tag`, `call_until` for `asking`."""
+        call = partial(self.call_until, deadline, asking=asking)
+        name = (self.prefix + channel).encode()
+        try:
+            return keeping.publish_kept(call, self.PUBLISH, keys_of(self.prefix, channel, tag), name, payload, rule)
+        except (redis.RedisError, OSError) as error:
+            raise self.error(error) from error
+
+    def read(self, channel: str, rule: Rule, count: int, since: int | None = None) -> Stretch:
+        """Return what is kept; see `KeepingBroker.read`. Raises BrokerError."""
+        return self.read_until(time.monotonic() + TIMEOUT, channel, rule, count, since)
+
+    def read_until(
+        self,
+        deadline: float,
+        channel: str,
+        rule: Rule,
+        count: int,
+        since: int | None,
+        *,
+        tag: str = "",
+        asking: bool = False,
+    ) -> Stretch:
+        """Do the same until `deadline`; `tag` and `asking` as above."""
+        call = partial(self.call_until, deadline, asking=asking)
+        try:
+            return keeping.read(call, keys_of(self.prefix, channel, tag), rule, count, since)
+        except (redis.RedisError, OSError) as error:
+            raise self.error(error) from error
+
+    def call_until(self, deadline: float, *words: bytes, asking: bool = False) -> Any:
+        """Return the reply to a command, due at `deadline`, a time of time.monotonic(). Raises RedisError or OSError.
+
+        `asking` says that this node of a Cluster is to take over the slot, and has perhaps not done so yet.
+        """
+        return self._pipeline.call(remaining(deadline), *words, asking=asking)
 
     def subscriber(self, listener: Listener) -> RedisSubscriber:
         """Return a subscriber; it connects when it has a channel to subscribe to.
@@ -243,6 +290,11 @@ class RedisSubscriber(InLoop):
         self.end()
         wait_until_ended([self], TIMEOUT)
 
+    def renew(self, channel: str) -> None:
+        """Connect anew. Never waits."""
+        if self._link is not None:
+            self._link.hang_up()
+
     @property
     def ended(self) -> bool:
         """Whether no connection is left after `close()` or `end()`."""
@@ -406,4 +458,8 @@ class RedisSubscriber(InLoop):
         """Tell the members of a channel that could not be resubscribed."""
         logger.error("Channel %r: %s", channel, error)
         self._listener.lost([channel])
-        self._listener.missed([channel])
+        refused = getattr(self._listener, "refused", None)  # which the hub has
+        if refused is None:
+            self._listener.missed([channel])
+        else:
+            refused(channel)

@@ -40,15 +40,15 @@ class SentinelBroker(RedisBroker):
         self._former: list[weakref.ref[Pipeline]] = []  # to former masters, while publishes are in progress there
         self._asked = 0.0  # a time of time.monotonic()
 
-    def publish_until(self, deadline: float, channel: str, payload: bytes) -> int:
-        """Publish once to the present master, until `deadline`, a time of time.monotonic()."""
+    def call_until(self, deadline: float, *words: bytes, asking: bool = False) -> Any:
+        """Return the present master's reply to a command; see `RedisBroker.call_until`."""
         if time.monotonic() - self._asked > CHECK_INTERVAL:
             self._asked = time.monotonic()  # others need not ask meanwhile
             try:
                 self.master(TIMEOUT / 2)
             except (redis.RedisError, OSError) as error:
                 logger.debug("The master of %s is not known: %s", self.place, error)
-        return super().publish_until(deadline, channel, payload)
+        return super().call_until(deadline, *words, asking=asking)
 
     def new_subscriber(self, listener: Listener) -> RedisSubscriber:
         """Return a subscriber that follows the master."""

@@ -18,6 +18,7 @@ from django_websocket.transport.waiting import (
 from .backlog import Backlog
 from .hub import Hub, closed_error
 from .publication import Publication
+from .replay import Wanted, past_of
 
 __all__ = ["Subscription"]
 
@@ -33,14 +34,18 @@ class Subscription(Readable):
         "_client_left",
         "_closed",
         "_ends_with_client",
+        "_held",
         "_hub",
         "_lossy",
         "_missed",
+        "_positions",
         "_queue",
         "channels",
     )
 
-    def __init__(self, hub: Hub, channels: Sequence[str], limit: int, on_slow: str = "raise") -> None:
+    def __init__(
+        self, hub: Hub, channels: Sequence[str], limit: int, on_slow: str = "raise", wish: Wanted | None = None
+    ) -> None:
         super().__init__()
         self._hub = hub
         self.channels = channels
@@ -51,7 +56,25 @@ class Subscription(Readable):
         self._broker_closed = False
         self._ends_with_client = False
         self._client_left: tuple[int, str] | None = None  # not the exception, whose traceback would keep the view alive
-        hub.join(self, channels)
+        self._held: list[Publication] | None = None if wish is None else []  # what comes until the past is there
+        self._positions = hub.join(self, channels)  # behind what `get` has returned
+        if wish is not None:
+            try:
+                self._begin_with_past(wish)
+            except BaseException:
+                self.close()
+                raise
+
+    def _begin_with_past(self, wish: Wanted) -> None:
+        past = past_of(self._hub, self._positions, wish)
+        held, self._held = self._held or [], None
+        if past is None:
+            self._missed = True
+        else:
+            self._positions.update(past.starts)
+            held = [*past.publications, *held]
+        for publication in held:
+            self.deliver(publication)
 
     def end_with_view(self) -> None:
         """Close this when the view ends that runs, or that has started the running greenlet."""
@@ -101,10 +124,28 @@ class Subscription(Readable):
                 if self._broker_closed:
                     raise closed_error()
                 return None
-            return self._queue.popleft()
+            channel, message, position = self._queue.popleft()
+            if position is not None:
+                self._positions[channel] = position
+            return channel, message
         finally:
             if self._signal is not None:
                 self._signal.set(self.ready() or self.abandoned)
+
+    def position(self, channel: str | None = None) -> str:
+        """Return the position behind what `get` has returned of a channel with history, as `since` takes it later.
+
+        The channel need not be named if there is only one. Raises ValueError for a channel without history, or for one
+        that is not among those of this subscription, and TypeError if it is not said which of several is meant.
+        """
+        if channel is None:
+            if len(self.channels) > 1:
+                raise TypeError("Name the channel whose position is meant: this subscription has several")
+            channel = self.channels[0]
+        position = self._positions.get(channel)
+        if position is None:
+            raise ValueError(f"This subscription has no channel {channel!r} with a history")
+        return str(position)
 
     def ready(self) -> bool:
         """Whether `get()` would return at once."""
@@ -137,8 +178,13 @@ class Subscription(Readable):
         """Keep the messages until the view takes them."""
         if self._closed:
             return
-        for channel, message in zip(publication.channels(), publication.messages, strict=False):
-            if self._queue.append(channel, message) and not self._lossy:
+        if self._held is not None:
+            self._held.append(publication)
+            return
+        for channel, message, position in zip(
+            publication.channels(), publication.messages, publication.positions(), strict=False
+        ):
+            if self._queue.append(channel, message, position) and not self._lossy:
                 self._queue.clear()
                 self._missed = True
         self._changed()

@@ -386,7 +386,11 @@ class Connection(Readable):
             self._engine.forget_sent()
         self._write(frames)
         if self._blocked and self._outbox.size > self.limits.outbox_size:
-            self._give_up(CloseCode.TRY_AGAIN_LATER, "too slow for what is sent")
+            self.too_slow()
+
+    def too_slow(self) -> None:
+        """Close a client that does not keep up with what is published, with 1013."""
+        self._give_up(CloseCode.TRY_AGAIN_LATER, "too slow for what is sent")
 
     def offer(self, frames: Sequence[bytes], joined: bytes) -> int:
         """Send frames as `push` does, but only those that the kernel takes now; return how many it has begun.

@@ -1,0 +1,210 @@
+"""Reads from the broker what a process has missed of channels with history, and what clients who resume have."""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import gevent
+from gevent.event import AsyncResult
+
+from django_websocket.exceptions import BrokerError
+from django_websocket.transport.log import report
+
+from .following import Track
+from .history import Entry, KeepingBroker, Position, Rule, Stretch
+
+if TYPE_CHECKING:
+    from .hub import Channel, Hub
+
+READERS = 64  # channels that are read at once; what they ask for leaves together
+CHECK_INTERVAL = 30.0  # seconds between two looks whether each channel has got everything; jittered
+PATH_TIMEOUT = 5.0  # seconds for a message that was read to come as well; else the connection delivers nothing
+FIRST_DELAY, LONGEST_DELAY = 0.1, 2.0  # seconds between two attempts to read; jittered
+ATTEMPTS = 3  # to read what a client wants while messages come
+
+
+class CatchingUp:
+    """Brings the channels with history of a hub to where the broker is."""
+
+    def __init__(self, hub: Hub, broker: KeepingBroker) -> None:
+        self._hub = hub
+        self._broker = broker
+        self._waiting: deque[tuple[str, Channel, bool]] = deque()  # to be read, and whether only to be sure
+        self._readers = 0
+        self._watcher: gevent.Greenlet[[], None] | None = None
+        self._flights: dict[str, AsyncResult[Stretch]] = {}
+
+    # --- the process ---------------------------------------------------------------------------------------------
+
+    def watch(self) -> None:
+        """Look from time to time whether the channels have got everything, from now on."""
+        if self._watcher is None:
+            self._watcher = gevent.spawn(self._watch)
+
+    def stop(self) -> None:
+        """Look no more."""
+        watcher, self._watcher = self._watcher, None
+        if watcher is not None:
+            watcher.kill(block=False)
+
+    def _watch(self) -> None:
+        while True:
+            gevent.sleep(CHECK_INTERVAL * random.uniform(0.5, 1.5))
+            for name, channel in list(self._hub.channels.items()):
+                track = channel.track
+                if track is not None and track.held is None:
+                    self.add(name, channel, to_be_sure=True)
+
+    def add(self, name: str, channel: Channel, *, to_be_sure: bool = False) -> None:
+        """Read soon what a channel has missed. Never waits."""
+        track = channel.track
+        assert track is not None
+        track.hold()
+        if track.reading:
+            track.again = True
+            return
+        track.reading = True
+        self._waiting.append((name, channel, to_be_sure))
+        if self._readers < READERS:
+            self._readers += 1
+            gevent.spawn(self._read_all)
+
+    def _read_all(self) -> None:
+        try:
+            while self._waiting:
+                name, channel, to_be_sure = self._waiting.popleft()
+                self.read(name, channel, to_be_sure=to_be_sure)
+        finally:
+            self._readers -= 1
+
+    def read(self, name: str, channel: Channel, *, first: bool = False, to_be_sure: bool = False) -> None:
+        """Read what a channel has missed, hand it out, and go on with what has come meanwhile.
+
+        Raises BrokerError the `first` time; later, it tries again.
+        """
+        track = channel.track
+        assert track is not None
+        track.reading = True
+        delay = FIRST_DELAY
+        try:
+            # While it is away, there will be another call when it is back.
+            while self._hub.channels.get(name) is channel and (first or not track.away):
+                track.hold()
+                track.again = False
+                covered = len(track.held or ())
+                since = track.position
+                try:
+                    stretch = self._broker.read(name, track.rule, 0, None if since is None else since.offset)
+                except BrokerError as error:
+                    if first:
+                        raise
+                    report(f"Channel {name}", None, "what it has missed cannot be read yet", str(error))
+                    gevent.sleep(delay * random.uniform(0.5, 1.5))
+                    delay = min(2 * delay, LONGEST_DELAY)
+                    continue
+                if self._hub.channels.get(name) is not channel:
+                    return
+                came_first = self._take(name, channel, stretch, covered)
+                if to_be_sure and came_first:
+                    gevent.spawn_later(PATH_TIMEOUT, self._judge, name, channel, came_first)
+                    track.unseen = came_first
+                if track.held is None and not track.again:
+                    break
+        finally:
+            track.reading = False
+        if track.away:
+            track.hold()
+        else:
+            channel.received()
+
+    def _take(self, name: str, channel: Channel, stretch: Stretch, covered: int) -> bytes | None:
+        """Hand out what was read, and what was held meanwhile; return the tag of the last entry that was read.
+
+        Members are told if something is missing for good.
+        """
+        track = channel.track
+        assert track is not None
+        last = None
+        with self._hub.in_turn:
+            if track.position is None:
+                track.begin(stretch.top)
+            else:
+                entries = stretch.behind(track.position, track.rule)
+                if entries is None:
+                    report(f"Channel {name}", None, "messages are lost: its history does not reach back far enough")
+                    track.restart(stretch.top)
+                    self._hub.tell_missed(channel)
+                elif entries:
+                    last = entries[-1].tag
+                    self._hub.hand_out(name, channel, track.take_over(entries, stretch.time))
+            arrived, lost = track.release(covered)
+            self._hub.hand_out(name, channel, arrived)
+            if lost:
+                self._hub.tell_missed(channel)
+        return last
+
+    def _judge(self, name: str, channel: Channel, tag: bytes) -> None:
+        """Connect anew if an entry that was read has not come."""
+        track = channel.track
+        if track is not None and track.unseen == tag and self._hub.channels.get(name) is channel:
+            report(f"Channel {name}", None, "the broker has kept a message, but not delivered it: connecting anew")
+            self._hub.renew(name)
+
+    # --- clients -------------------------------------------------------------------------------------------------
+
+    def entries(
+        self, name: str, end: Position, *, since: Position | None = None, last: int = 0
+    ) -> Sequence[Entry] | None:
+        """Return the entries of a channel up to `end`: those behind `since`, or the `last` ones.
+
+        None if not all behind `since` are there. However many ask at once, the broker is asked once. Raises
+        BrokerError.
+        """
+        track = self._track(name)
+        for _ in range(ATTEMPTS):
+            found = None
+            if track is not None:
+                found = track.ring.before(end, last) if since is None else track.ring.between(since, end)
+            if found is not None:
+                return found
+            rule = self._hub.rules.find(name)
+            if rule is None:
+                return None
+            whole = self._whole(name, rule)
+            stretch = whole.until(end)
+            if stretch is not None:
+                return stretch.last(last, rule) if since is None else stretch.behind(since, rule)
+            if whole.top.offset >= end.offset:
+                break  # it is not the stream that this process has followed
+        return None
+
+    def _whole(self, name: str, rule: Rule) -> Stretch:
+        """Return all that the broker has of a channel."""
+        flight = self._flights.get(name)
+        if flight is None:
+            flight = self._flights[name] = AsyncResult()
+            gevent.spawn(self._fly, name, rule, flight)  # others wait for it, too, even if this greenlet is killed
+        stretch = flight.get()
+        assert stretch is not None
+        return stretch
+
+    def _fly(self, name: str, rule: Rule, flight: AsyncResult[Stretch]) -> None:
+        try:
+            stretch = self._broker.read(name, rule, rule.messages)
+        except Exception as error:
+            flight.set_exception(error)
+        else:
+            track = self._track(name)
+            known = None if track is None or track.position is None else stretch.until(track.position)
+            if track is not None and known is not None:
+                track.ring.load(known.last(rule.messages, rule), stretch.time)
+            flight.set(stretch)
+        finally:
+            del self._flights[name]
+
+    def _track(self, name: str) -> Track | None:
+        channel = self._hub.channels.get(name)
+        return None if channel is None else channel.track

@@ -1,0 +1,253 @@
+"""How a process follows a channel with history: what has come, what is missing, and what has been a moment ago."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict, deque
+from collections.abc import Sequence
+from itertools import islice
+
+from .history import KEPT, Entry, Position, Rule, entry_from
+from .publication import Publication
+
+RING_SIZE = 8 * 1024 * 1024  # bytes of entries of all channels of a loop that are at hand for those who resume
+MAX_HELD = 1024 * 1024  # bytes of a channel that wait while it is read; more of them are read again
+OVERHEAD = 400  # bytes that an entry costs in addition to its payload
+
+Arrived = tuple[bytes, Position | None]  # a payload, and the place behind it; None for one that is not kept
+
+
+class Rings:
+    """The rings of a loop, of which those that were not used for longest lose entries when there are too many bytes."""
+
+    def __init__(self) -> None:
+        self._rings: OrderedDict[Ring, None] = OrderedDict()
+        self.size = 0
+
+    def use(self, ring: Ring) -> None:
+        """Note that a ring is used."""
+        self._rings[ring] = None
+        self._rings.move_to_end(ring)
+        while self.size > RING_SIZE:
+            oldest = next(iter(self._rings))
+            if oldest:
+                oldest.drop()
+                oldest.whole = False
+            else:
+                del self._rings[oldest]
+
+    def forget(self, ring: Ring) -> None:
+        """Drop a ring."""
+        if ring in self._rings:
+            del self._rings[ring]
+            ring.clear()
+
+
+class Ring:
+    """The last entries of a channel that were handed out, without a gap, each encoded once for all who resume."""
+
+    def __init__(self, name: str, rule: Rule, rings: Rings) -> None:
+        self._name = name
+        self._rule = rule
+        self._rings = rings
+        self._entries: deque[Entry] = deque()
+        self._ends: deque[float] = deque()  # when each is too old, as time.monotonic() has it
+        self._publications: deque[Publication | None] = deque()
+        self.whole = False  # whether the channel has no entry that is missing here
+
+    def __bool__(self) -> bool:
+        return bool(self._entries)
+
+    def append(self, entries: Sequence[Entry], now: float | None = None) -> None:
+        """Append entries, of which the first follows the last one here; `now` is the broker's time, if it is known."""
+        for entry in entries[-self._rule.messages :]:
+            age = 0.0 if now is None else max(0.0, now - entry.time)
+            self._entries.append(entry)
+            self._ends.append(time.monotonic() + self._rule.seconds - age)
+            self._publications.append(None)
+            self._rings.size += _cost(entry)
+        while len(self._entries) > self._rule.messages:
+            self.drop()
+        self._rings.use(self)
+
+    def load(self, entries: Sequence[Entry], now: float) -> None:
+        """Have all entries that the channel has in place of those that are here."""
+        self.clear()
+        self.whole = True
+        self.append(entries, now)
+
+    def drop(self) -> None:
+        """Drop the oldest entry."""
+        self._publications.popleft()
+        self._ends.popleft()
+        self._rings.size -= _cost(self._entries.popleft())
+
+    def clear(self) -> None:
+        """Drop all entries."""
+        while self._entries:
+            self.drop()
+        self.whole = False
+
+    def has(self, entry: Entry) -> bool:
+        """Whether an entry is here."""
+        index = entry.offset - self._entries[0].offset if self._entries else -1
+        return 0 <= index < len(self._entries) and self._entries[index].tag == entry.tag
+
+    def between(self, since: Position, end: Position) -> list[Entry] | None:
+        """Return the entries behind one position up to another; None if not all are here."""
+        if since == end:
+            return []
+        self._drop_old()
+        first = self._entries[0].offset if self._entries else 0
+        begin, behind = since.offset + 1 - first, end.offset + 1 - first
+        if not (0 <= begin < behind <= len(self._entries)):
+            return None
+        entries = list(islice(self._entries, begin, behind))
+        return entries if entries[0].start == since and entries[-1].position == end else None
+
+    def before(self, end: Position, count: int) -> list[Entry] | None:
+        """Return the last `count` entries up to a position, or all there are; None if they are not all here."""
+        self._drop_old()
+        if not self._entries:
+            return [] if self.whole else None
+        behind = end.offset + 1 - self._entries[0].offset
+        if self.whole:
+            count = min(count, behind)
+        if not (0 < count <= behind <= len(self._entries)):
+            return None
+        entries = list(islice(self._entries, behind - count, behind))
+        return entries if entries[-1].position == end else None
+
+    def publication(self, entry: Entry) -> Publication:
+        """Return an entry as it is sent to clients: the same object for all of them, as long as the entry is here."""
+        if not self.has(entry):
+            return publication_of(self._name, entry)
+        index = entry.offset - self._entries[0].offset
+        publication = self._publications[index]
+        if publication is None:
+            publication = self._publications[index] = publication_of(self._name, entry)
+        return publication
+
+    def _drop_old(self) -> None:
+        now = time.monotonic()
+        while self._ends and self._ends[0] < now:
+            self.drop()
+
+
+def publication_of(name: str, entry: Entry) -> Publication:
+    """Return an entry as it is sent to clients."""
+    return Publication(name, [entry.payload], [entry.position])
+
+
+def _cost(entry: Entry) -> int:
+    return 2 * len(entry.payload) + OVERHEAD  # it may be encoded, too
+
+
+class Track:
+    """Where a process is in a channel. What comes while the broker is asked for what is missing waits in `held`."""
+
+    def __init__(self, name: str, rule: Rule, rings: Rings) -> None:
+        self.rule = rule
+        self.position: Position | None = None  # behind what was handed out; None until the broker has said it
+        self.first: Position | None = None  # what it was at first
+        self.ring = Ring(name, rule, rings)
+        self.held: list[bytes] | None = []  # None while nothing is missing
+        self.away = False  # whether the channel is not received for now
+        self.reading = False  # whether a greenlet reads what is missing
+        self.again = False  # whether that has to be done again
+        self.unseen: bytes | None = None  # the tag of the last entry that was read before it has come
+        self._held_size = 0
+        self._lost_bare = False  # whether a message that is not kept found no room
+
+    def hold(self) -> None:
+        """Have what comes wait."""
+        if self.held is None:
+            self.held = []
+
+    def arrive(self, payloads: Sequence[bytes]) -> list[Arrived | None]:
+        """Take what has come; return, for each payload, what can be handed out of it now.
+
+        From where something is missing, all is put into `held`, which is a list then.
+        """
+        if self.held is not None:
+            self._keep(payloads)
+            return [None] * len(payloads)
+        assert self.position is not None
+        position = self.position
+        arrived: list[Arrived | None] = []
+        entries: list[Entry] = []
+        for index, payload in enumerate(payloads):
+            entry = entry_from(payload) if payload[:1] == KEPT else None
+            if entry is None:  # what is malformed is dropped later, with a line in the log
+                arrived.append((payload, None))
+            elif entry.before == position.tag and entry.offset == position.offset + 1:
+                position = entry.position
+                entries.append(entry)
+                arrived.append((entry.payload, position))
+            elif self._is_known(entry, entries):
+                arrived.append(None)
+            else:
+                self.held = []
+                self._keep(payloads[index:])
+                arrived += [None] * (len(payloads) - index)
+                break
+        if entries:
+            self.ring.append(entries)
+            self.position = position
+        return arrived
+
+    def _is_known(self, entry: Entry, entries: Sequence[Entry]) -> bool:
+        """Whether an entry was read before it came."""
+        if entry.tag == self.unseen:
+            self.unseen = None
+        return self.ring.has(entry) or any(entry.tag == other.tag for other in entries)
+
+    def _keep(self, payloads: Sequence[bytes]) -> None:
+        assert self.held is not None
+        for payload in payloads:
+            if self._held_size > MAX_HELD:
+                self._lost_bare = self._lost_bare or payload[:1] != KEPT
+                self.again = True
+            else:
+                self.held.append(payload)
+                self._held_size += len(payload) + OVERHEAD
+
+    def take_over(self, entries: Sequence[Entry], now: float) -> list[Arrived]:
+        """Go on behind entries that were read at the broker's time `now`; return them as they are handed out."""
+        if entries:
+            self.ring.append(entries, now)
+            self.position = entries[-1].position
+        return [(entry.payload, entry.position) for entry in entries]
+
+    def begin(self, top: Position) -> None:
+        """Go on at the first position that the broker has named."""
+        self.position = self.first = top
+        if not top.offset:
+            self.ring.load((), 0.0)
+
+    def restart(self, top: Position) -> None:
+        """Go on at a position that has nothing to do with the one before."""
+        self.ring.clear()
+        self.position = top
+
+    def release(self, covered: int) -> tuple[list[Arrived], bool]:
+        """Take what was held, of which the first `covered` had come before the broker was asked.
+
+        Return what can be handed out, and whether messages were lost that the broker does not keep. If something is
+        missing again, `held` is a list.
+        """
+        assert self.held is not None
+        held, self.held = self.held, None
+        self._held_size = 0
+        lost, self._lost_bare = self._lost_bare, False
+        arrived: list[Arrived] = []
+        for index, payload in enumerate(held):
+            if self.held is not None:
+                self._keep((payload,))
+                continue
+            arrived += filter(None, self.arrive((payload,)))
+            if self.held is not None and index < covered:
+                # What was read had everything that had come, as far as it belongs to this stream.
+                self.held = None
+                self._held_size = 0
+        return arrived, lost

@@ -1,0 +1,195 @@
+"""What a channel keeps: entries, positions between them, and whether all entries behind a position are there.
+
+A position is an offset and a tag. Offsets count the messages of a channel; the tag is random, and new for each message.
+An entry has its own position and the tag of the entry before it, so that a chain of entries shows whether one is
+missing, whatever has happened to the broker: two streams with the same offsets never have the same tags.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from functools import lru_cache
+from typing import Any, NamedTuple, Protocol, TypeGuard
+
+from .broker import Broker
+from .channels import RESERVED
+
+KEPT = b"\xfe"  # precedes an entry on the wire: UTF-8 text never contains it, and binary messages begin with FF
+UNREADABLE = KEPT  # stands for a payload that cannot be decrypted
+TAG_SIZE = 8  # bytes
+LONGER = 3600.0  # seconds that a position is known beyond the last message: a client may sleep on it
+REMEMBERED = 10_000  # names of channels whose rule was looked up
+
+
+class Rule(NamedTuple):
+    """How much a channel keeps: the newest messages, as many as `messages`, none older than `seconds`."""
+
+    messages: int
+    seconds: float
+
+
+class Rules:
+    """The rules of a site by the patterns of channels' names, the first that fits first."""
+
+    def __init__(self, rules: Mapping[str, Rule]) -> None:
+        self._rules = dict(rules)
+        self.find = lru_cache(REMEMBERED)(self._find)
+
+    def __bool__(self) -> bool:
+        return bool(self._rules)
+
+    def _find(self, channel: str) -> Rule | None:
+        """Return the rule for a channel; None if it keeps nothing."""
+        if channel.startswith(RESERVED):
+            return None
+        return next((rule for pattern, rule in self._rules.items() if fnmatchcase(channel, pattern)), None)
+
+
+NO_RULES = Rules({})
+
+
+def check_keeps(channel: str, rules: Rules) -> None:
+    """Raise ValueError for a channel without history."""
+    if rules.find(channel) is None:
+        raise ValueError(
+            f"The channel {channel!r} has no history: give WEBSOCKET_HISTORY a pattern that fits, such as "
+            f'{{"{channel}": {{"messages": 100, "seconds": 3600}}}}'
+        )
+
+
+def no_history(channel: str) -> str:
+    """Return what is wrong with a channel that is to have a history which its broker cannot keep."""
+    return (
+        f"The channel {channel!r} has a history by WEBSOCKET_HISTORY, which the broker of WEBSOCKET_BROKER does not "
+        f"keep: use Redis or memory://, or take the pattern out."
+    )
+
+
+def checked_count(number: Any) -> int:
+    """Return a number of messages. Raises TypeError or ValueError for what is none."""
+    if not isinstance(number, int) or isinstance(number, bool):
+        raise TypeError(f"last= is a number of messages, not {number!r}")
+    if number < 0:
+        raise ValueError(f"last= is a number of messages, and cannot be {number}")
+    return number
+
+
+class Position(NamedTuple):
+    """A place in a channel: behind the message with this number and tag, or at the beginning, with number 0."""
+
+    offset: int
+    tag: bytes
+
+    def __str__(self) -> str:
+        return f"{self.offset}.{self.tag.decode(errors='replace')}"
+
+
+NOWHERE = Position(-1, b"")  # fits no channel
+
+
+def position_from(text: object) -> Position:
+    """Return the position that `str()` has written; `NOWHERE` for anything else: it may come from a client."""
+    if isinstance(text, Position):
+        return text
+    offset, dot, tag = text.partition(".") if isinstance(text, str) else ("", "", "")
+    if dot and tag.isascii() and offset.isascii() and offset.isdecimal() and len(offset) < 20:
+        return Position(int(offset), tag.encode())
+    return NOWHERE
+
+
+class Entry(NamedTuple):
+    """A kept message: its place, the tag before it, when the broker has taken it (seconds since the epoch), itself."""
+
+    offset: int
+    tag: bytes
+    before: bytes
+    time: int
+    payload: bytes
+
+    @property
+    def position(self) -> Position:
+        """The place behind it."""
+        return Position(self.offset, self.tag)
+
+    @property
+    def start(self) -> Position:
+        """The place before it."""
+        return Position(self.offset - 1, self.before)
+
+    def to_wire(self) -> bytes:
+        """Return the entry as brokers carry and keep it."""
+        return b"%b%d:%b:%b:%d:%b" % (KEPT, *self)
+
+
+def entry_from(data: bytes) -> Entry | None:
+    """Return the entry in `data`, which begins with `KEPT`; None if it is malformed."""
+    try:
+        offset, tag, before, time, payload = data[1:].split(b":", 4)
+        return Entry(int(offset), tag, before, int(time), payload)
+    except ValueError:
+        return None
+
+
+def new_tag() -> bytes:
+    """Return a tag that no other message has: without a colon, which separates, nor a dot."""
+    return base64.urlsafe_b64encode(os.urandom(TAG_SIZE)).rstrip(b"=")
+
+
+class Stretch(NamedTuple):
+    """What a broker had at a moment: where the channel ended, the broker's time in seconds, and the last entries."""
+
+    top: Position
+    time: int
+    entries: Sequence[Entry]
+
+    def last(self, count: int, rule: Rule) -> Sequence[Entry]:
+        """Return the last entries: at most `count`, none too old, and none before one that is missing."""
+        begin = len(self.entries)
+        follower = self.top
+        while begin and count > 0:
+            entry = self.entries[begin - 1]
+            if entry.position != follower or entry.time < self.time - rule.seconds:
+                break
+            follower = entry.start
+            begin -= 1
+            count -= 1
+        return self.entries[begin:]
+
+    def until(self, end: Position) -> Stretch | None:
+        """Return what there was when the channel ended at `end`; None if that is not a place in it."""
+        beyond = self.top.offset - end.offset
+        if not 0 <= beyond <= len(self.entries):
+            return None
+        begin = len(self.entries) - beyond
+        place = self.entries[begin].start if beyond else self.top
+        return Stretch(end, self.time, self.entries[:begin]) if place == end else None
+
+    def behind(self, since: Position, rule: Rule) -> Sequence[Entry] | None:
+        """Return the entries behind a position; None if one is missing or too old."""
+        count = self.top.offset - since.offset
+        if count < 0 or count > len(self.entries):
+            return None
+        entries = self.last(count, rule)
+        start = entries[0].start if entries else self.top
+        return entries if start == since else None
+
+
+class KeepingBroker(Broker, Protocol):
+    """A broker that keeps messages."""
+
+    def publish_kept(self, channel: str, payload: bytes, rule: Rule) -> int | None:
+        """Do what `publish` does, and keep `payload` in the same step. Subscribers get it as an entry."""
+
+    def read(self, channel: str, rule: Rule, count: int, since: int | None = None) -> Stretch:
+        """Return the last `count` entries at most, or all behind the offset `since`, or none if not all are there.
+
+        A channel that has kept nothing gets a place to begin at. Raises `BrokerError`.
+        """
+
+
+def keeps(broker: Broker) -> TypeGuard[KeepingBroker]:
+    """Whether a broker keeps messages."""
+    return hasattr(broker, "publish_kept") and hasattr(broker, "read")

@@ -1,0 +1,66 @@
+"""What a subscriber wants of the past of its channels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from .history import Entry, Position, Rules, check_keeps, checked_count, position_from
+from .hub import Hub
+from .publication import Publication
+
+Since = str | Mapping[str, str] | None  # a position, or one for each channel; None for no past
+
+
+class Wanted(NamedTuple):
+    """What is wanted: for each channel what is behind a position, or the last messages."""
+
+    since: Mapping[str, Position]
+    last: int
+
+
+def wanted(channels: Sequence[str], since: Since, last: int | None, rules: Rules) -> Wanted | None:
+    """Return what is wanted of `channels`; None for nothing. Raises TypeError or ValueError for what makes no sense."""
+    if since is None and last is None:
+        return None
+    if since is not None and last is not None:
+        raise TypeError("Say either since= or last=")
+    for channel in channels:
+        check_keeps(channel, rules)
+    if since is None:
+        return Wanted({}, checked_count(last))
+    if isinstance(since, Mapping):
+        missing = [channel for channel in channels if channel not in since]
+        if missing:
+            raise ValueError(f"since= has no position of the channel {missing[0]!r}")
+        return Wanted({channel: position_from(since[channel]) for channel in channels}, 0)
+    if len(channels) > 1:
+        raise TypeError("With several channels, since= is a dict with the position of each")
+    return Wanted({channels[0]: position_from(since)}, 0)
+
+
+class Past(NamedTuple):
+    """What a subscriber gets of the past, and the position of each channel before it."""
+
+    publications: Sequence[Publication]
+    starts: Mapping[str, Position]
+
+
+def past_of(hub: Hub, starts: Mapping[str, Position], wish: Wanted) -> Past | None:
+    """Return what is wanted of what came before `starts`; None if not all of it is kept any more.
+
+    Raises BrokerError.
+    """
+    catching_up = hub.catching_up
+    assert catching_up is not None
+    publications: list[Publication] = []
+    begins: dict[str, Position] = {}
+    for name, end in starts.items():
+        since = wish.since.get(name)
+        entries = catching_up.entries(name, end, since=since, last=wish.last) if wish.since or wish.last else []
+        if entries is None and since is not None:
+            return None
+        found: Sequence[Entry] = entries or ()
+        begins[name] = found[0].start if found else end
+        publications += [hub.publication(name, entry) for entry in found]
+    return Past(publications, begins)
