@@ -281,9 +281,8 @@ class Run:
 
     def _tell(self) -> None:
         """Be told of what comes from the client."""
-        if not self._told:
-            self._told = self._conversation.websocket.connection is not None
-            self._conversation.tell(self)
+        self._told = self._conversation.websocket.connection is not None
+        self._conversation.tell(self)
 
     async def _end(self) -> None:
         if isinstance(self._mailbox, Fetching):
@@ -366,11 +365,12 @@ class AsyncRun(Run):
             self._mailbox.tell(self)
         try:
             while True:
-                event = self._next() if self._something() else None
+                event = self._next()
                 if event is None:
                     if conversation.impatient:  # a handler has caught its cancellation
                         raise asyncio.CancelledError
-                    self._tell()
+                    if not self._told:
+                        self._tell()
                     self._future = future = new_future(loop=loop)
                     await future
                     continue
@@ -486,7 +486,7 @@ class SyncRun(Run):
         """Handle what is there. Return what a handler raises, StopConsumer if it has come to the end."""
         count = 0
         try:
-            while self._something() and (event := self._next()) is not None:
+            while (event := self._next()) is not None:
                 try:
                     self._handler(event)(event)
                 except ClientDisconnected:  # which the next event says, too
@@ -503,7 +503,8 @@ class SyncRun(Run):
             return error
         if self._conversation.impatient:  # a handler has gone on although the client had left
             return asyncio.CancelledError()
-        self._tell()
+        if not self._told:
+            self._tell()
         return None
 
     def send(self, event: Event) -> None:
