@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import binascii
+import math
 from collections.abc import Callable
 from functools import cache
 from hashlib import sha1
@@ -41,18 +42,26 @@ class Script:
 # In both scripts, KEYS[1] is a hash, with the offset `s` and the tag `t` of the last entry, and KEYS[2] the list. If
 # the hash is gone, whatever the list has belongs to a stream that nobody knows any more.
 
-# ARGV: payload, tag, entries, milliseconds for the list, and for the hash, channel
+# ARGV: payload, tag, entries, channel, seconds until both keys are given their time to live again, milliseconds of it
+# for the list, and for the hash. `e` is when that was done last. Each call of a command takes more time than all else,
+# so that the list, too, is trimmed only when it is a tenth too long.
 PUBLISH = """
-local m = redis.call('HMGET', KEYS[1], 's', 't')
-local s = (tonumber(m[1]) or 0) + 1
-if not m[1] then redis.call('DEL', KEYS[2]) end
-local now = redis.call('TIME')
-redis.call('HSET', KEYS[1], 's', s, 't', ARGV[2])
-local entry = '\\254' .. s .. ':' .. ARGV[2] .. ':' .. (m[2] or '') .. ':' .. now[1] .. ':' .. ARGV[1]
-if redis.call('RPUSH', KEYS[2], entry) > tonumber(ARGV[3]) then redis.call('LTRIM', KEYS[2], -ARGV[3], -1) end
-redis.call('PEXPIRE', KEYS[2], ARGV[4])
-redis.call('PEXPIRE', KEYS[1], ARGV[5])
-return redis.call('%s', ARGV[6], entry)
+local m = redis.call('HMGET', KEYS[1], 's', 't', 'e')
+local now = redis.call('TIME')[1]
+local s = 1
+if m[1] then s = m[1] + 1 else redis.call('DEL', KEYS[2]) end
+local entry = '\\254' .. s .. ':' .. ARGV[2] .. ':' .. (m[2] or '') .. ':' .. now .. ':' .. ARGV[1]
+if m[3] and math.abs(now - m[3]) < tonumber(ARGV[5]) then
+    redis.call('HSET', KEYS[1], 's', s, 't', ARGV[2])
+else
+    redis.call('HSET', KEYS[1], 's', s, 't', ARGV[2], 'e', now)
+    redis.call('PEXPIRE', KEYS[1], ARGV[7])
+    m[3] = nil
+end
+local length = redis.call('RPUSH', KEYS[2], entry)
+if length == 1 or not m[3] then redis.call('PEXPIRE', KEYS[2], ARGV[6]) end
+if length > ARGV[3] * 1.1 then redis.call('LTRIM', KEYS[2], -ARGV[3], -1) end
+return redis.call('%s', ARGV[4], entry)
 """
 PUBLISHING = {name: Script(PUBLISH % name) for name in ("PUBLISH", "SPUBLISH")}
 
@@ -93,9 +102,11 @@ def keys_of(prefix: str, channel: str, tag: str = "") -> Keys:
 
 def publish_kept(call: Call, command: str, keys: Keys, channel: bytes, payload: bytes, rule: Rule) -> int:
     """Publish a message with `command`, and keep it; return the number of subscribers that Redis reports."""
-    kept = round(rule.seconds * 1000)
-    numbers = [b"%d" % number for number in (rule.messages, kept, kept + round(LONGER * 1000))]
-    return int(PUBLISHING[command](call, keys, payload, new_tag(), *numbers, channel))
+    pause = max(1.0, rule.seconds / 10)
+    living = rule.seconds + pause, rule.seconds + pause + LONGER
+    numbers = [b"%d" % math.ceil(pause), *(b"%d" % math.ceil(1000 * seconds) for seconds in living)]
+    number = b"%d" % rule.messages
+    return int(PUBLISHING[command](call, keys, payload, new_tag(), number, channel, *numbers))
 
 
 def read(call: Call, keys: Keys, rule: Rule, count: int, since: int | None = None) -> Stretch:
