@@ -28,6 +28,7 @@ from .asgi.policy import foreign_policy
 from .decorators import inside, is_asgi, options_of, without_as_asgi
 from .handler.origin import split
 from .pubsub.factory import broker_from
+from .pubsub.history import keeps
 from .pubsub.memory import MemoryBroker
 
 with compat.naming("application"):
@@ -228,9 +229,16 @@ def names_in(source: str) -> set[str]:
 def check_broker(settings: conf.Settings) -> Iterator[checks.CheckMessage]:
     """Check that a broker can be made of WEBSOCKET_BROKER."""
     try:
-        broker_from(settings.broker)
+        broker = broker_from(settings.broker)
     except ValueError as error:
         yield checks.Error(str(error), id="websocket.E004")
+    else:
+        if settings.history and not keeps(broker):
+            yield checks.Error(
+                "WEBSOCKET_HISTORY has channels that keep messages, but the broker of WEBSOCKET_BROKER keeps none: use "
+                "Redis or memory://, or remove the setting.",
+                id="websocket.E011",
+            )
 
 
 def check_server(settings: conf.Settings) -> Iterator[checks.CheckMessage]:

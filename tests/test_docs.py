@@ -17,7 +17,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -192,6 +192,7 @@ TESTED_BELOW = {
     "python manage.py startapp chat": "test_following_the_readme_step_by_step_gives_a_chat",
     "redis-cli PUBLISH news hello": "test_publishing_from_pages_shell_and_redis_cli",
     **{line: "test_redis_users_need_no_more_than_the_page_says" for line in commands("docs/redis.md") if "ACL" in line},
+    command("docs/history.md", "ACL"): "test_users_of_redis_need_no_more_than_the_page_of_histories_says",
     "kill -HUP $(cat gunicorn.pid)": "test_hup_tells_the_clients_and_starts_a_new_worker",
     "python manage.py test": "test_examples_of_tests_pass",
     "pytest --ds mysite.settings": "test_examples_of_tests_pass",
@@ -944,6 +945,98 @@ def test_documented_log_lines_are_those_that_the_package_writes() -> None:
         assert f'"{cause[1]}"' in sources, line
 
 
+# docs/history.md
+
+
+@pytest.fixture(scope="module")
+def history_project(publish_project: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    copy = publish_project.copy(tmp_path_factory.mktemp("history") / "mysite")
+    copy.put("docs/history.md")
+    urls = "from chat import archive, feeds, pages, rooms, scores\nfrom django.urls import path\n"
+    sockets = {
+        "room": "rooms.room",
+        "from": "pages.room_from",
+        "feed": "feeds.feed",
+    }
+    paths = [f'path("{name}/<name>/", {view})' for name, view in sockets.items()]
+    paths.append('path("scores/", scores.scores)')
+    copy.write("mysite/websocket_urls.py", f"{urls}urlpatterns = [{', '.join(paths)}]")
+    pages = 'path("state/<name>/", pages.room_state), path("recent/<name>/", archive.recent)'
+    copy.write("mysite/urls.py", f"{urls}urlpatterns += [{pages}]", add=True)
+    both = "application = get_wsgi_websocket_application(http=application)"
+    copy.write("mysite/wsgi.py", f"from django_websocket.wsgi import get_wsgi_websocket_application\n{both}", add=True)
+    return copy
+
+
+@pytest.fixture(scope="module")
+def with_history(history_project: Project) -> Iterator[Server]:
+    with history_project.gunicorn(command("docs/deployment.md", "mysite.wsgi:application"), args=["-w", "2"]) as server:
+        yield server
+
+
+def test_a_room_begins_with_what_was_said_last(with_history: Server) -> None:
+    with client(with_history, "/room/lobby/") as ann:
+        for number in range(25):
+            ann.send(f"message {number}")
+            assert receive(ann) == f"message {number}"
+    with client(with_history, "/room/lobby/") as bob:
+        assert [receive(bob) for _ in range(20)] == [f"message {number}" for number in range(5, 25)]
+    recent = json.loads(fetch(f"http://{with_history.address}/recent/lobby/"))["recent"]
+    assert [message for message, _, _ in recent] == [f"message {number}" for number in range(15, 25)]
+
+
+def test_a_socket_begins_where_its_page_was(with_history: Server) -> None:
+    state = json.loads(fetch(f"http://{with_history.address}/state/page/"))
+    with client(with_history, "/room/page/") as ann:
+        ann.send("between")
+        assert receive(ann) == "between"
+        with client(with_history, f"/from/page/?since={state['since']}") as bob:
+            assert receive(bob) == "between"
+            ann.send("later")
+            assert receive(bob) == "later"
+        with client(with_history, "/from/page/?since=17.invented") as eve:
+            assert receive(eve) == "reload"
+
+
+def test_a_feed_goes_on_where_its_client_was(with_history: Server) -> None:
+    with client(with_history, "/room/feed/") as ann:
+        with client(with_history, "/feed/feed/") as bob:
+            ann.send("one")
+            found = json.loads(receive(bob))
+        ann.send("two")
+        assert [receive(ann), receive(ann)] == ["one", "two"]
+        with client(with_history, f"/feed/feed/?since={found['since']}") as bob:
+            assert json.loads(receive(bob))["message"] == "two"
+        with client(with_history, "/feed/feed/?since=5.old") as bob:
+            assert json.loads(receive(bob)) == {"reset": True}
+
+
+def test_the_present_state_comes_first(with_history: Server, redis: Server) -> None:
+    with client(with_history, "/scores/") as ann:
+        assert receive(ann) == '{"scores":{"home":2,"away":1}}'
+        redis_cli(redis, "redis-cli PUBLISH scores 3:1")
+        assert receive(ann) == "3:1"
+
+
+def test_users_of_redis_need_no_more_than_the_page_of_histories_says(history_project: Project) -> None:
+    with redis_server() as server:
+        begin = next(line for line in commands("docs/redis.md") if "ACL" in line and "+publish" in line)
+        redis_cli(server, begin.replace("&mysite:*", "&*"))
+        code = """
+            from django_websocket.pubsub import history, publish, subscribe
+            publish("room:acl", "hello")
+            with subscribe("room:acl", last=1) as messages:
+                print(messages.get(5), len(history("room:acl", last=5)))
+        """
+        url = f"redis://mysite:password@{server.address}"
+        project = history_project.copy(history_project.directory.with_name("acl"))
+        project.write("mysite/settings.py", f'WEBSOCKET_BROKER = "{url}"', add=True)
+        with pytest.raises(AssertionError, match="Have its ACL allow this user the command"):
+            project.shell(code)
+        redis_cli(server, command("docs/history.md", "ACL"))
+        assert project.shell(code) == "hello 1\n"
+
+
 # docs/brokers.md
 
 
@@ -978,9 +1071,10 @@ def test_settings_page_has_every_setting_with_its_default() -> None:
         if row[0].startswith(f"`{PREFIX}")
     }
     settings = {
-        PREFIX + field.name.upper(): list(field.default) if isinstance(field.default, tuple) else field.default
+        PREFIX + field.name.upper(): list(default) if isinstance(default, tuple) else default
         for field in fields(Settings)
         if field.init
+        for default in [field.default if field.default is not MISSING else field.default_factory()]  # type: ignore[operator]
     }
     assert documented == settings
     assert [type(value) for value in documented.values()] == [type(settings[name]) for name in documented]

@@ -16,7 +16,10 @@ from .support.documentation import Project, readme_project
 from .support.servers import ROOT
 
 BIN = Path(sys.executable).parent
-TYPED_PAGES = ["README.md", "docs/publish.md", "docs/security.md", "docs/testing.md", "docs/tokens.md", "docs/views.md"]
+TYPED_PAGES = [
+    "README.md",
+    *(f"docs/{name}.md" for name in ("history", "publish", "security", "testing", "tokens", "views")),
+]
 ANNOTATIONS = {"request": "HttpRequest", "websocket": "WebSocket", "room": "str"}
 CLIENT = "client: Client  # pyright: ignore[reportIncompatibleVariableOverride]"
 IMPORTS = """

@@ -51,6 +51,12 @@ class Backlog(Generic[T]):
         self._size -= costs
         return channel, item, position
 
+    def forget_positions(self, channel: str) -> None:
+        """Have no item of a channel that waits now bring its position."""
+        for key, (item, costs, name, _) in self._items.items():
+            if name == channel:
+                self._items[key] = item, costs, name, None
+
     def clear(self) -> None:
         """Drop all items."""
         self._items.clear()

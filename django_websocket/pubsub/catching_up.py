@@ -136,14 +136,14 @@ class CatchingUp:
                 if entries is None:
                     report(f"Channel {name}", None, "messages are lost: its history does not reach back far enough")
                     track.restart(stretch.top)
-                    self._hub.tell_missed(channel)
+                    self._hub.tell_missed(name, channel)
                 elif entries:
                     last = entries[-1].tag
                     self._hub.hand_out(name, channel, track.take_over(entries, stretch.time))
             arrived, lost = track.release(covered)
             self._hub.hand_out(name, channel, arrived)
             if lost:
-                self._hub.tell_missed(channel)
+                self._hub.tell_missed(name, channel)
         return last
 
     def _judge(self, name: str, channel: Channel, tag: bytes) -> None:

@@ -153,7 +153,7 @@ class Track:
         self.ring = Ring(name, rule, rings)
         self.held: list[bytes] | None = []  # None while nothing is missing
         self.away = False  # whether the channel is not received for now
-        self.reading = False  # whether a greenlet reads what is missing
+        self.reading = True  # whether a greenlet reads what is missing, or is about to: at first, where the channel is
         self.again = False  # whether that has to be done again
         self.unseen: bytes | None = None  # the tag of the last entry that was read before it has come
         self._held_size = 0

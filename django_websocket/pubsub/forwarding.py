@@ -65,7 +65,7 @@ class Forwarding:
     def replay(self, wish: Wanted) -> bool:
         """Send, when attached, what is wanted of the past; return whether all of it is kept. Raises BrokerError."""
         past = past_of(self._hub, self._starts, wish)
-        if past is None or sum(cost(message) for one in past.publications for message in one.messages) > self._limit:
+        if past is None or past.cost > self._limit:
             self.complete = False
         else:
             self._past = past.publications

@@ -283,8 +283,13 @@ class Hub(InLoop):
             return publication_of(name, entry)
         return channel.track.ring.publication(entry)
 
-    def tell_missed(self, channel: Channel) -> None:
-        """Tell all members of a channel that messages are lost."""
+    def tell_missed(self, name: str, channel: Channel) -> None:
+        """Tell all members of a channel that messages are lost, and those who want to know it where it goes on."""
+        position = None if channel.track is None else channel.track.position
+        for member in channel.members:
+            restart = getattr(member, "restart", None)
+            if restart is not None and position is not None:
+                restart(name, position)
         _tell(member.missed for member in tuple(channel.members) if member in channel.members)
 
     def renew(self, name: str) -> None:
@@ -343,7 +348,7 @@ class Hub(InLoop):
         channel = self.channels.get(name)
         if channel is not None:
             channel.received()
-            self.tell_missed(channel)
+            self.tell_missed(name, channel)
 
     def close(self) -> None:
         """Close the subscriber and end all memberships; joining later raises BrokerError.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from .backlog import cost
 from .history import Entry, Position, Rules, check_keeps, checked_count, position_from
 from .hub import Hub
 from .publication import Publication
@@ -44,6 +45,11 @@ class Past(NamedTuple):
 
     publications: Sequence[Publication]
     starts: Mapping[str, Position]
+
+    @property
+    def cost(self) -> int:
+        """The bytes that it occupies while it waits."""
+        return sum(cost(message) for publication in self.publications for message in publication.messages)
 
 
 def past_of(hub: Hub, starts: Mapping[str, Position], wish: Wanted) -> Past | None:

@@ -16,6 +16,7 @@ from django_websocket.transport.waiting import (
 )
 
 from .backlog import Backlog
+from .history import Position
 from .hub import Hub, closed_error
 from .publication import Publication
 from .replay import Wanted, past_of
@@ -36,10 +37,12 @@ class Subscription(Readable):
         "_ends_with_client",
         "_held",
         "_hub",
+        "_limit",
         "_lossy",
         "_missed",
         "_positions",
         "_queue",
+        "_restarts",
         "channels",
     )
 
@@ -49,6 +52,7 @@ class Subscription(Readable):
         super().__init__()
         self._hub = hub
         self.channels = channels
+        self._limit = limit  # bytes
         self._queue: Backlog[str | bytes] = Backlog(limit, on_slow == "latest")
         self._lossy = on_slow != "raise"
         self._missed = False
@@ -57,6 +61,7 @@ class Subscription(Readable):
         self._ends_with_client = False
         self._client_left: tuple[int, str] | None = None  # not the exception, whose traceback would keep the view alive
         self._held: list[Publication] | None = None if wish is None else []  # what comes until the past is there
+        self._restarts: dict[str, Position] = {}  # where channels go on behind a gap that `get` will tell of
         self._positions = hub.join(self, channels)  # behind what `get` has returned
         if wish is not None:
             try:
@@ -68,7 +73,7 @@ class Subscription(Readable):
     def _begin_with_past(self, wish: Wanted) -> None:
         past = past_of(self._hub, self._positions, wish)
         held, self._held = self._held or [], None
-        if past is None:
+        if past is None or (not self._lossy and past.cost > self._limit):
             self._missed = True
         else:
             self._positions.update(past.starts)
@@ -119,6 +124,8 @@ class Subscription(Readable):
         try:
             if self._missed:
                 self._missed = False
+                self._positions.update(self._restarts)
+                self._restarts.clear()
                 raise MessagesMissed("Messages may have been missed: fetch the present state from where it is stored.")
             if not self._queue:
                 if self._broker_closed:
@@ -188,6 +195,11 @@ class Subscription(Readable):
                 self._queue.clear()
                 self._missed = True
         self._changed()
+
+    def restart(self, channel: str, position: Position) -> None:
+        """Go on at a position behind a gap, as soon as `get` has told of it."""
+        self._queue.forget_positions(channel)
+        self._restarts[channel] = position
 
     def missed(self) -> None:
         """Let the next `get()` raise `MessagesMissed`."""
