@@ -27,8 +27,8 @@ from django_websocket import compat, conf
 from .asgi.policy import foreign_policy
 from .decorators import inside, is_asgi, options_of, without_as_asgi
 from .handler.origin import split
+from .pubsub.entries import keeps
 from .pubsub.factory import broker_from
-from .pubsub.history import keeps
 from .pubsub.memory import MemoryBroker
 
 with compat.naming("application"):

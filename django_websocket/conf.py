@@ -24,7 +24,7 @@ from .protocol.deflate import Compression
 from .transport.limits import Limits
 
 if TYPE_CHECKING:
-    from .pubsub.history import Rules
+    from .pubsub.entries import Rules
 
 __all__ = ["Settings", "current"]
 
@@ -102,7 +102,7 @@ class Settings:
     @cached_property
     def rules(self) -> Rules:
         """What channels keep."""
-        from .pubsub.history import Rule, Rules  # which not everybody needs who needs a setting
+        from .pubsub.entries import Rule, Rules  # which not everybody needs who needs a setting
 
         return Rules({pattern: Rule(int(rule["messages"]), rule["seconds"]) for pattern, rule in self.history.items()})
 

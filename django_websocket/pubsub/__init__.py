@@ -21,7 +21,7 @@ from django_websocket.transport.waiting import close_at_end
 
 from .broker import BINARY, from_wire, to_wire
 from .channels import check_channel, check_channels
-from .history import Entry, KeepingBroker, Rule, check_keeps, checked_count, keeps, no_history, position_from
+from .entries import Entry, KeepingBroker, Rule, check_keeps, checked_count, keeps, no_history, position_from
 from .json_text import as_json
 from .process import current_broker, current_hub, current_settings
 

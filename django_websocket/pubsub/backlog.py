@@ -6,7 +6,7 @@ import sys
 from collections import OrderedDict
 from typing import Generic, TypeVar
 
-from .history import Position
+from .entries import Position
 
 OVERHEAD = 100  # bytes that a waiting message costs in addition to its own
 

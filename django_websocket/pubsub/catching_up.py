@@ -13,8 +13,8 @@ from gevent.event import AsyncResult
 from django_websocket.exceptions import BrokerError
 from django_websocket.transport.log import report
 
+from .entries import Entry, KeepingBroker, Position, Rule, Stretch
 from .following import Track
-from .history import Entry, KeepingBroker, Position, Rule, Stretch
 
 if TYPE_CHECKING:
     from .hub import Channel, Hub

@@ -27,7 +27,7 @@ from django_websocket.exceptions import BrokerError
 
 from .broker import Listener
 from .closing import Closed, InLoop
-from .history import Rule, Stretch
+from .entries import Rule, Stretch
 from .keeping import SLOTS, tags
 from .pipeline import Ending, pause, remaining, wait_until_ended
 from .redis import FIRST_DELAY, TIMEOUT, RedisBroker, RedisReceiver, RedisSubscriber, unusable

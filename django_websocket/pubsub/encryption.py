@@ -13,7 +13,7 @@ from django_websocket.transport.log import report
 
 from .broker import Broker, Listener, Receiver, Subscriber
 from .closing import close
-from .history import KEPT, UNREADABLE, Entry, KeepingBroker, Rule, Stretch, entry_from
+from .entries import KEPT, UNREADABLE, Entry, KeepingBroker, Rule, Stretch, entry_from
 
 SHORTEST_KEY = 32  # characters
 

@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from .broker import Broker
-from .history import keeps
+from .entries import keeps
 
 SCHEMES = {
     "memory": "django_websocket.pubsub.memory.MemoryBroker",

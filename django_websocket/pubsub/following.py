@@ -7,7 +7,7 @@ from collections import OrderedDict, deque
 from collections.abc import Sequence
 from itertools import islice
 
-from .history import KEPT, Entry, Position, Rule, entry_from
+from .entries import KEPT, Entry, Position, Rule, entry_from
 from .publication import Publication
 
 RING_SIZE = 8 * 1024 * 1024  # bytes of entries of all channels of a loop that are at hand for those who resume

@@ -18,8 +18,8 @@ from django_websocket.transport.turns import let_others_run, let_others_run_if_s
 from .broker import Broker
 from .catching_up import CatchingUp
 from .closing import InLoop, close
+from .entries import NO_RULES, NOWHERE, Entry, Position, keeps, no_history
 from .following import Arrived, Rings, Track, publication_of
-from .history import NO_RULES, NOWHERE, Entry, Position, keeps, no_history
 from .publication import Mixture, Publication
 
 GLANCE = 64  # deliveries between two looks at the clock

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import redis
 from redis.exceptions import NoScriptError
 
-from .history import LONGER, NOWHERE, Entry, Position, Rule, Stretch, entry_from, new_tag
+from .entries import LONGER, NOWHERE, Entry, Position, Rule, Stretch, entry_from, new_tag
 
 SLOTS = 16384  # of a Redis Cluster
-POSITION, HISTORY = "django_websocket.position:", "django_websocket.history:"  # begin the keys
+POSITION, HISTORY = "django_websocket:position:", "django_websocket:history:"  # begin the keys
 
 Call = Callable[..., Any]  # sends the words of a command, and returns its reply
 

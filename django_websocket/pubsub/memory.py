@@ -17,7 +17,7 @@ from django_websocket.transport.turns import let_others_run
 
 from .broker import Listener
 from .closing import InLoop, closed_error
-from .history import LONGER, Entry, Position, Rule, Stretch, new_tag
+from .entries import LONGER, Entry, Position, Rule, Stretch, new_tag
 
 TESTS = "memory://tests"  # the broker in Django's test environment, where the warning about memory:// is not needed
 MAX_PENDING = 256 * 1024  # bytes that a greenlet may publish before the loop has to deliver them

@@ -11,7 +11,7 @@ from django_websocket.transport.log import report
 from django_websocket.transport.shared import shared_of_loop
 
 from .broker import from_wire
-from .history import KEPT, UNREADABLE, Position, entry_from
+from .entries import KEPT, UNREADABLE, Position, entry_from
 
 Variant = tuple[int, int] | None  # of compression: window bits and threshold; None is without
 

@@ -28,7 +28,7 @@ from django_websocket.transport.turns import let_others_run_if_spent
 from . import keeping
 from .broker import Listener
 from .closing import Closed, InLoop, closed_error
-from .history import Rule, Stretch
+from .entries import Rule, Stretch
 from .keeping import keys_of
 from .pipeline import Ending, Link, Pipeline, pack, remaining, wait_until_ended
 from .redis_address import OPTIONS, RedisAddress

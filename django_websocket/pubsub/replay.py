@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from .backlog import cost
-from .history import Entry, Position, Rules, check_keeps, checked_count, position_from
+from .entries import Entry, Position, Rules, check_keeps, checked_count, position_from
 from .hub import Hub
 from .publication import Publication
 

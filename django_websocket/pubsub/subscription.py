@@ -16,7 +16,7 @@ from django_websocket.transport.waiting import (
 )
 
 from .backlog import Backlog
-from .history import Position
+from .entries import Position
 from .hub import Hub, closed_error
 from .publication import Publication
 from .replay import Wanted, past_of
