@@ -73,8 +73,9 @@ class Server:
 def ours(directory, name):
     """Our package from a checkout (a pathlib.Path), or as the environment has it (INSTALLED).
 
-    It is measured with its chat in views, with views that have returned `listen()`, with sends in a bare loop, with its
-    echo in views that are coroutines and in an ASGI function, and with the consumers of `channels()`.
+    It is measured with its chat in views, with views that have returned `listen()`, with sends in a bare loop, with a
+    chat that is kept, with its echo in views that are coroutines and in an ASGI function, and with the consumers of
+    `channels()`.
     """
     path = [str(APPS)] if directory == INSTALLED else [str(APPS), str(directory)]
     in_views = Server(
@@ -99,6 +100,14 @@ def ours(directory, name):
         many=False,
         skips={"members2000": "only there to compare fan-outs"},
     )
+    kept = replace(
+        in_views,
+        name=f"{name}-history",
+        paths={"chat": "/chat/"},
+        raw_channel=False,
+        environ=in_views.environ | {"HISTORY": "100"},
+        many=False,
+    )
     coroutines = replace(
         in_views,
         name=f"{name}-async",
@@ -117,7 +126,7 @@ def ours(directory, name):
         many=False,
     )
     synchronous = replace(consumers, name=f"{consumers.name}-sync", paths=SYNC_CONSUMERS)
-    return [in_views, listening, bare_loop, coroutines, function, consumers, synchronous]
+    return [in_views, listening, bare_loop, kept, coroutines, function, consumers, synchronous]
 
 
 def parse_ours(text):

@@ -25,10 +25,14 @@ REMEMBERED = 10_000  # names of channels whose rule was looked up
 
 
 class Rule(NamedTuple):
-    """How much a channel keeps: the newest messages, as many as `messages`, none older than `seconds`."""
+    """How much a channel keeps: the newest messages, as many as `messages`, each for `seconds`."""
 
     messages: int
     seconds: float
+
+    def oldest(self, now: float) -> float:
+        """Return when a message must have come that is not too old. Brokers note no fractions of a second."""
+        return now - self.seconds - 1
 
 
 class Rules:
@@ -95,7 +99,7 @@ def position_from(text: object) -> Position:
     if isinstance(text, Position):
         return text
     offset, dot, tag = text.partition(".") if isinstance(text, str) else ("", "", "")
-    if dot and tag.isascii() and offset.isascii() and offset.isdecimal() and len(offset) < 20:
+    if dot and tag and tag.isascii() and offset.isascii() and offset.isdecimal() and len(offset) < 20:
         return Position(int(offset), tag.encode())
     return NOWHERE
 
@@ -151,7 +155,7 @@ class Stretch(NamedTuple):
         follower = self.top
         while begin and count > 0:
             entry = self.entries[begin - 1]
-            if entry.position != follower or entry.time < self.time - rule.seconds:
+            if entry.position != follower or entry.time < rule.oldest(self.time):
                 break
             follower = entry.start
             begin -= 1

@@ -164,7 +164,7 @@ class Hub(InLoop):
             self._subscriber.subscribe(list(channels))
             if self._tracked:
                 self._begin_to_follow(channels)
-        except BrokerError as error:
+        except Exception as error:
             failed = [name for name, channel in channels.items() if self.channels.get(name) is channel]
             for name in failed:  # the next to join makes a new attempt
                 self._drop(name)
@@ -173,6 +173,8 @@ class Hub(InLoop):
             for channel in channels.values():
                 if channel.joined is not None:
                     channel.joined.set_exception(error)
+            if not isinstance(error, BrokerError):
+                raise
         else:
             for channel in channels.values():
                 if channel.track is None:

@@ -40,7 +40,8 @@ class Script:
 
 
 # In both scripts, KEYS[1] is a hash, with the offset `s` and the tag `t` of the last entry, and KEYS[2] the list. If
-# the hash is gone, whatever the list has belongs to a stream that nobody knows any more.
+# the hash is gone, whatever the list has belongs to a stream that nobody knows any more. The place before the first
+# entry has a tag as well: without one, it would fit every stream.
 
 # ARGV: payload, tag, entries, channel, seconds until both keys are given their time to live again, milliseconds of it
 # for the list, and for the hash. `e` is when that was done last. Each call of a command takes more time than all else,
@@ -49,8 +50,14 @@ PUBLISH = """
 local m = redis.call('HMGET', KEYS[1], 's', 't', 'e')
 local now = redis.call('TIME')[1]
 local s = 1
-if m[1] then s = m[1] + 1 else redis.call('DEL', KEYS[2]) end
-local entry = '\\254' .. s .. ':' .. ARGV[2] .. ':' .. (m[2] or '') .. ':' .. now .. ':' .. ARGV[1]
+local before = ARGV[2] .. '-'
+if m[1] then
+    s = m[1] + 1
+    before = m[2]
+else
+    redis.call('DEL', KEYS[2])
+end
+local entry = '\\254' .. s .. ':' .. ARGV[2] .. ':' .. before .. ':' .. now .. ':' .. ARGV[1]
 if m[3] and math.abs(now - m[3]) < tonumber(ARGV[5]) then
     redis.call('HSET', KEYS[1], 's', s, 't', ARGV[2])
 else

@@ -152,7 +152,7 @@ class Memory:
 
     def drop_old(self) -> None:
         """Forget the messages that are too old."""
-        oldest = time.time() - self.rule.seconds
+        oldest = self.rule.oldest(time.time())
         while self.entries and self.entries[0].time < oldest:
             self.entries.popleft()
 

@@ -1,6 +1,7 @@
 """What all Django servers here share: the middleware of `startproject`, sessions in the database, one Redis.
 
-Variables of the environment: REDIS_URL; CHANNEL, the name of the chat; EXTRA_APPS, the application that a server needs;
+Variables of the environment: REDIS_URL; CHANNEL, the name of the chat; HISTORY, how many of its messages are kept;
+EXTRA_APPS, the application that a server needs;
 DATABASE, the path of a sqlite file, or, for PostgreSQL, PGDATABASE and the others that libpq knows.
 """
 
@@ -56,6 +57,7 @@ LOGGING = {
 # ours
 WEBSOCKET_URLCONF = os.environ.get("WEBSOCKET_URLCONF", "djangosite.ours_urls")
 WEBSOCKET_BROKER = REDIS_URL
+WEBSOCKET_HISTORY = {"*": {"messages": int(os.environ["HISTORY"]), "seconds": 3600}} if "HISTORY" in os.environ else {}
 
 # Channels
 CHANNEL_LAYERS = (
