@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import gevent
-from gevent.event import AsyncResult
+from gevent.event import AsyncResult, Event
 
 from django_websocket.exceptions import BrokerError
 from django_websocket.transport.log import report
@@ -23,6 +23,7 @@ READERS = 64  # channels that are read at once; what they ask for leaves togethe
 CHECK_INTERVAL = 30.0  # seconds between two looks whether each channel has got everything; jittered
 PATH_TIMEOUT = 5.0  # seconds for a message that was read to come as well; else the connection delivers nothing
 FIRST_DELAY, LONGEST_DELAY = 0.1, 2.0  # seconds between two attempts to read; jittered
+REACH_TIMEOUT = 6.0  # seconds to catch up with a client
 ATTEMPTS = 3  # to read what a client wants while messages come
 
 
@@ -107,10 +108,7 @@ class CatchingUp:
                     continue
                 if self._hub.channels.get(name) is not channel:
                     return
-                came_first = self._take(name, channel, stretch, covered)
-                if to_be_sure and came_first:
-                    gevent.spawn_later(PATH_TIMEOUT, self._judge, name, channel, came_first)
-                    track.unseen = came_first
+                self._take(name, channel, stretch, covered, to_be_sure)
                 if track.held is None and not track.again:
                     break
         finally:
@@ -119,15 +117,14 @@ class CatchingUp:
             track.hold()
         else:
             channel.received()
+            for caught_up in track.awaited:
+                caught_up.set()
+            track.awaited.clear()
 
-    def _take(self, name: str, channel: Channel, stretch: Stretch, covered: int) -> bytes | None:
-        """Hand out what was read, and what was held meanwhile; return the tag of the last entry that was read.
-
-        Members are told if something is missing for good.
-        """
+    def _take(self, name: str, channel: Channel, stretch: Stretch, covered: int, to_be_sure: bool) -> None:
+        """Hand out what was read, and what was held meanwhile. Members are told if something is missing for good."""
         track = channel.track
         assert track is not None
-        last = None
         with self._hub.in_turn:
             if track.position is None:
                 track.begin(stretch.top)
@@ -138,13 +135,14 @@ class CatchingUp:
                     track.restart(stretch.top)
                     self._hub.tell_missed(name, channel)
                 elif entries:
-                    last = entries[-1].tag
+                    if to_be_sure:  # all of them should have come, or be about to
+                        track.unseen = entries[-1].tag
+                        gevent.spawn_later(PATH_TIMEOUT, self._judge, name, channel, track.unseen)
                     self._hub.hand_out(name, channel, track.take_over(entries, stretch.time))
             arrived, lost = track.release(covered)
             self._hub.hand_out(name, channel, arrived)
             if lost:
                 self._hub.tell_missed(name, channel)
-        return last
 
     def _judge(self, name: str, channel: Channel, tag: bytes) -> None:
         """Connect anew if an entry that was read has not come."""
@@ -171,8 +169,8 @@ class CatchingUp:
             if found is not None:
                 return found
             rule = self._hub.rules.find(name)
-            if rule is None:
-                return None
+            if rule is None or (track is not None and track.ring.whole):
+                return None  # the ring has all that is kept
             whole = self._whole(name, rule)
             stretch = whole.until(end)
             if stretch is not None:
@@ -180,6 +178,21 @@ class CatchingUp:
             if whole.top.offset >= end.offset:
                 break  # it is not the stream that this process has followed
         return None
+
+    def reach(self, name: str, since: Position) -> bool:
+        """Catch up to a position that is ahead of this process; return whether it is one. Raises BrokerError."""
+        rule = self._hub.rules.find(name)
+        if rule is None or self._whole(name, rule).until(since) is None:
+            return False
+        channel = self._hub.channels.get(name)
+        if channel is None or channel.track is None:
+            return False
+        caught_up = Event()
+        channel.track.awaited.append(caught_up)
+        self.add(name, channel)
+        if not caught_up.wait(REACH_TIMEOUT):
+            raise BrokerError(f"The broker has been away for {REACH_TIMEOUT:.3g} seconds")
+        return True
 
     def _whole(self, name: str, rule: Rule) -> Stretch:
         """Return all that the broker has of a channel."""

@@ -7,6 +7,8 @@ from collections import OrderedDict, deque
 from collections.abc import Sequence
 from itertools import islice
 
+from gevent.event import Event
+
 from .entries import KEPT, Entry, Position, Rule, entry_from
 from .publication import Publication
 
@@ -156,6 +158,7 @@ class Track:
         self.reading = True  # whether a greenlet reads what is missing, or is about to: at first, where the channel is
         self.again = False  # whether that has to be done again
         self.unseen: bytes | None = None  # the tag of the last entry that was read before it has come
+        self.awaited: list[Event] = []  # set when the process has caught up
         self._held_size = 0
         self._lost_bare = False  # whether a message that is not kept found no room
 
@@ -208,6 +211,7 @@ class Track:
             if self._held_size > MAX_HELD:
                 self._lost_bare = self._lost_bare or payload[:1] != KEPT
                 self.again = True
+                self.unseen = None
             else:
                 self.held.append(payload)
                 self._held_size += len(payload) + OVERHEAD

@@ -64,12 +64,17 @@ class Forwarding:
 
     def replay(self, wish: Wanted) -> bool:
         """Send, when attached, what is wanted of the past; return whether all of it is kept. Raises BrokerError."""
-        past = past_of(self._hub, self._starts, wish)
+        past = past_of(self._hub, self, self._starts, wish)
         if past is None or past.cost > self._limit:
             self.complete = False
         else:
             self._past = past.publications
         return self.complete
+
+    def begin_anew(self) -> None:
+        """See `Resuming.begin_anew`."""
+        self._waiting.clear()
+        self._size = 0
 
     def __enter__(self) -> Forwarding:
         return self

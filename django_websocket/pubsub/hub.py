@@ -115,7 +115,8 @@ class Hub(InLoop):
         new = [name for name in dict.fromkeys(names) if name not in self.channels]
         self.channels.update({name: Channel(self._track(name) if self.rules else None) for name in new})
         channels = [self.channels[name] for name in names]
-        starts = {name: self._start(name) for name in names} if self._tracked else {}
+        tracks = [(name, self.channels[name].track) for name in names] if self._tracked else []
+        starts = [(name, track, track.position) for name, track in tracks if track is not None]
         recipient = member if with_others or len(channels) > 1 else None
         for channel in channels:
             channel.members[member] = recipient
@@ -130,15 +131,7 @@ class Hub(InLoop):
             if not with_others:
                 self.leave(member, names)
             raise
-        return {name: start() for name, start in starts.items() if start is not None}
-
-    def _start(self, name: str) -> Callable[[], Position] | None:
-        """Return what returns, when it is known, the position behind which a new member gets all messages."""
-        track = self.channels[name].track
-        if track is None:
-            return None
-        start = track.position
-        return (lambda: track.first or NOWHERE) if start is None else (lambda: start)
+        return {name: start or track.first or NOWHERE for name, track, start in starts}
 
     def _track(self, name: str) -> Track | None:
         rule = self.rules.find(name)
@@ -293,6 +286,12 @@ class Hub(InLoop):
             if restart is not None and position is not None:
                 restart(name, position)
         _tell(member.missed for member in tuple(channel.members) if member in channel.members)
+
+    def positions(self, names: Iterable[str]) -> dict[str, Position]:
+        """Return where channels are: behind what was handed out, if `in_turn` is held."""
+        channels = ((name, self.channels.get(name)) for name in names)
+        tracks = ((name, None if channel is None else channel.track) for name, channel in channels)
+        return {name: NOWHERE if track is None else track.position or NOWHERE for name, track in tracks}
 
     def renew(self, name: str) -> None:
         """Have the subscriber connect anew where it receives a channel, if it can."""

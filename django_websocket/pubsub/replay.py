@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from .backlog import cost
 from .entries import Entry, Position, Rules, check_keeps, checked_count, position_from
@@ -52,13 +52,29 @@ class Past(NamedTuple):
         return sum(cost(message) for publication in self.publications for message in publication.messages)
 
 
-def past_of(hub: Hub, starts: Mapping[str, Position], wish: Wanted) -> Past | None:
+class Resuming(Protocol):
+    """A subscriber that holds what comes until its past is there."""
+
+    channels: Sequence[str]
+
+    def begin_anew(self) -> None:
+        """Drop what it holds."""
+
+
+def past_of(hub: Hub, member: Resuming, starts: Mapping[str, Position], wish: Wanted) -> Past | None:
     """Return what is wanted of what came before `starts`; None if not all of it is kept any more.
 
     Raises BrokerError.
     """
     catching_up = hub.catching_up
     assert catching_up is not None
+    ahead = {name: since for name, since in wish.since.items() if since.offset > starts[name].offset}
+    if ahead:  # the client was connected to a process that has received more than this one
+        if not all(catching_up.reach(name, since) for name, since in ahead.items()):
+            return None
+        with hub.in_turn:
+            member.begin_anew()
+            starts = hub.positions(starts)
     publications: list[Publication] = []
     begins: dict[str, Position] = {}
     for name, end in starts.items():

@@ -71,7 +71,7 @@ class Subscription(Readable):
                 raise
 
     def _begin_with_past(self, wish: Wanted) -> None:
-        past = past_of(self._hub, self._positions, wish)
+        past = past_of(self._hub, self, self._positions, wish)
         held, self._held = self._held or [], None
         if past is None or (not self._lossy and past.cost > self._limit):
             self._missed = True
@@ -80,6 +80,10 @@ class Subscription(Readable):
             held = [*past.publications, *held]
         for publication in held:
             self.deliver(publication)
+
+    def begin_anew(self) -> None:
+        """See `Resuming.begin_anew`."""
+        self._held = []
 
     def end_with_view(self) -> None:
         """Close this when the view ends that runs, or that has started the running greenlet."""
