@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import gevent
 from gevent.event import AsyncResult, Event
@@ -33,7 +33,7 @@ class CatchingUp:
     def __init__(self, hub: Hub, broker: KeepingBroker) -> None:
         self._hub = hub
         self._broker = broker
-        self._waiting: deque[tuple[str, Channel, bool]] = deque()  # to be read, and whether only to be sure
+        self._waiting: deque[tuple[Callable[..., None], Any]] = deque()  # to be called, with arguments
         self._readers = 0
         self._watcher: gevent.Greenlet[[], None] | None = None
         self._flights: dict[str, AsyncResult[Stretch]] = {}
@@ -54,69 +54,90 @@ class CatchingUp:
     def _watch(self) -> None:
         while True:
             gevent.sleep(CHECK_INTERVAL * random.uniform(0.5, 1.5))
-            for name, channel in list(self._hub.channels.items()):
-                track = channel.track
-                if track is not None and track.held is None:
-                    self.add(name, channel, to_be_sure=True)
+            for name, channel in self._hub.channels.items():
+                if channel.track is not None:
+                    self._put(self._check, name, channel)
 
     def add(self, name: str, channel: Channel, *, to_be_sure: bool = False) -> None:
-        """Read soon what a channel has missed. Never waits."""
+        """Read soon what a channel has missed. Never waits.
+
+        `to_be_sure` says that all of it should have come by itself.
+        """
         track = channel.track
         assert track is not None
         track.hold()
         if track.reading:
             track.again = True
-            return
-        track.reading = True
-        self._waiting.append((name, channel, to_be_sure))
+        else:
+            track.reading = True
+            self._put(self._try_to_read, name, channel, to_be_sure)
+
+    def _put(self, function: Callable[..., None], *args: Any) -> None:
+        self._waiting.append((function, args))
         if self._readers < READERS:
             self._readers += 1
-            gevent.spawn(self._read_all)
+            gevent.spawn(self._do_all)
 
-    def _read_all(self) -> None:
+    def _do_all(self) -> None:
         try:
             while self._waiting:
-                name, channel, to_be_sure = self._waiting.popleft()
-                self.read(name, channel, to_be_sure=to_be_sure)
+                function, args = self._waiting.popleft()
+                function(*args)
         finally:
             self._readers -= 1
 
-    def read(self, name: str, channel: Channel, *, first: bool = False, to_be_sure: bool = False) -> None:
-        """Read what a channel has missed, hand it out, and go on with what has come meanwhile.
+    def _check(self, name: str, channel: Channel) -> None:
+        """Ask whether a channel has got everything, without holding up what comes."""
+        track = channel.track
+        if track is None or track.position is None or track.held is not None:
+            return  # somebody else looks after it
+        try:
+            stretch = self._broker.read(name, track.rule, 0, track.position.offset)
+        except BrokerError:
+            return
+        if track.held is None and self._hub.channels.get(name) is channel and not track.knows(stretch.top):
+            self.add(name, channel, to_be_sure=True)
 
-        Raises BrokerError the `first` time; later, it tries again.
-        """
+    def _try_to_read(self, name: str, channel: Channel, to_be_sure: bool, delay: float = FIRST_DELAY) -> None:
+        """Do what `read` does, and if that fails, do it again later, so that others can be read meanwhile."""
+        track = channel.track
+        assert track is not None
+        try:
+            self.read(name, channel, to_be_sure=to_be_sure)
+        except BrokerError as error:
+            if track.away or self._hub.channels.get(name) is not channel:
+                return  # it is read when it is back
+            report(f"Channel {name}", None, "what it has missed cannot be read yet", str(error))
+            track.reading = True  # or is about to be
+            pause = delay * random.uniform(0.5, 1.5)
+            delay = min(2 * delay, LONGEST_DELAY)
+            gevent.spawn_later(pause, self._put, self._try_to_read, name, channel, to_be_sure, delay)
+        else:
+            if not track.away:
+                channel.received()
+
+    def read(self, name: str, channel: Channel, *, to_be_sure: bool = False) -> None:
+        """Read what a channel has missed, hand it out, and go on with what has come meanwhile. Raises BrokerError."""
         track = channel.track
         assert track is not None
         track.reading = True
-        delay = FIRST_DELAY
         try:
-            # While it is away, there will be another call when it is back.
-            while self._hub.channels.get(name) is channel and (first or not track.away):
+            while self._hub.channels.get(name) is channel:
                 track.hold()
                 track.again = False
                 covered = len(track.held or ())
                 since = track.position
-                try:
-                    stretch = self._broker.read(name, track.rule, 0, None if since is None else since.offset)
-                except BrokerError as error:
-                    if first:
-                        raise
-                    report(f"Channel {name}", None, "what it has missed cannot be read yet", str(error))
-                    gevent.sleep(delay * random.uniform(0.5, 1.5))
-                    delay = min(2 * delay, LONGEST_DELAY)
-                    continue
+                stretch = self._broker.read(name, track.rule, 0, None if since is None else since.offset)
                 if self._hub.channels.get(name) is not channel:
                     return
                 self._take(name, channel, stretch, covered, to_be_sure)
-                if track.held is None and not track.again:
+                if track.away or (track.held is None and not track.again):
                     break
         finally:
             track.reading = False
         if track.away:
             track.hold()
         else:
-            channel.received()
             for caught_up in track.awaited:
                 caught_up.set()
             track.awaited.clear()

@@ -21,22 +21,22 @@ from typing import Any, Protocol, TypeVar
 import gevent
 import redis
 from gevent.event import Event
-from redis.exceptions import AskError, MovedError, TryAgainError
+from redis.exceptions import AskError, MovedError
 
 from django_websocket.exceptions import BrokerError
 
+from . import keeping
 from .broker import Listener
 from .closing import Closed, InLoop
 from .entries import Rule, Stretch
-from .keeping import SLOTS, tags
-from .pipeline import Ending, pause, remaining, wait_until_ended
+from .keeping import SLOTS, key_of, tags
+from .pipeline import Ending, remaining, wait_until_ended
 from .redis import FIRST_DELAY, TIMEOUT, RedisBroker, RedisReceiver, RedisSubscriber, unusable
 from .redis_address import Host, RedisAddress
 
 CHECK_INTERVAL = 1.0  # seconds between two questions about which node has which slot
 NODE_TIMEOUT = 1.0  # seconds that a node has to answer; then another one is asked
 ATTEMPTS = 5  # to find the node that has a slot
-MOVING_DELAY = 0.02  # seconds until a node is asked again that is moving a slot
 ASK = re.compile(r"ASK ([0-9]+) (.+):([0-9]+)")
 MOVED = re.compile(r"(?:MOVED )?([0-9]+) (.*):([0-9]+)")
 NO_HOSTNAME = "?"  # stands for a node that prefers its hostname and was given none
@@ -56,9 +56,17 @@ class Node(RedisBroker):
         """Return the reply to a command. Raises RedisError or OSError."""
         return self._pipeline.call(timeout, *words)
 
+    def keep_until(self, deadline: float, channel: str, payload: bytes, rule: Rule, tag: str) -> bytes:
+        """Keep a message of a slot that is about to come here; return the entry to be published."""
+        call = partial(self.call_until, deadline, asking=True)
+        try:
+            return keeping.keep(call, key_of(self.prefix, channel, tag), payload, rule)
+        except (redis.RedisError, OSError) as error:
+            raise self.error(error) from error
 
-class WithKeys(Protocol[R_co]):
-    """Asks a node for something that has keys."""
+
+class AtList(Protocol[R_co]):
+    """Does something with the list of a channel at a node, which may be `asking` for it before it owns the slot."""
 
     def __call__(self, node: Node, /, *, asking: bool) -> R_co: ...
 
@@ -91,35 +99,36 @@ class ClusterBroker:
         deadline, tag = time.monotonic() + TIMEOUT, tags()[self.slot(channel)]
 
         def publish(node: Node, *, asking: bool) -> int:
-            return node.publish_kept_until(deadline, channel, payload, rule, tag=tag, asking=asking)
+            if not asking:
+                return node.publish_kept_until(deadline, channel, payload, rule, tag)
+            # The list is at the next owner of the slot already, the subscribers are still at the present one.
+            return self.publish(channel, node.keep_until(deadline, channel, payload, rule, tag))
 
-        return self._with_keys(channel, deadline, publish)
+        return self._at_list(channel, deadline, publish)
 
     def read(self, channel: str, rule: Rule, count: int, since: int | None = None) -> Stretch:
         """Return what is kept; see `KeepingBroker.read`. Raises BrokerError."""
         deadline, tag = time.monotonic() + TIMEOUT, tags()[self.slot(channel)]
 
         def read(node: Node, *, asking: bool) -> Stretch:
-            return node.read_until(deadline, channel, rule, count, since, tag=tag, asking=asking)
+            return node.read_until(deadline, channel, rule, count, since, tag, asking=asking)
 
-        return self._with_keys(channel, deadline, read)
+        return self._at_list(channel, deadline, read)
 
-    def _with_keys(self, channel: str, deadline: float, call: WithKeys[R]) -> R:
-        """Do what `_at_owner` does for a call that has keys, which may be at another node while the slot moves."""
+    def _at_list(self, channel: str, deadline: float, call: AtList[R]) -> R:
+        """Do what `_at_owner` does for what concerns the list of a channel, which a slot that moves takes along."""
         while True:
             try:
                 return self._at_owner(channel, deadline, partial(call, asking=False))
             except BrokerError as error:
-                if not is_being_moved(error) or time.monotonic() > deadline:
-                    raise
                 other = asked_elsewhere(error)
-            if other is not None:
-                try:
-                    return call(self.node(other), asking=True)
-                except BrokerError as error:
-                    if not (is_being_moved(error) or self.moved(error, other)) or time.monotonic() > deadline:
-                        raise
-            pause(MOVING_DELAY)
+                if other is None:
+                    raise
+            try:
+                return call(self.node(other), asking=True)
+            except BrokerError as error:
+                if not self.moved(error, other):
+                    raise
 
     def receiver(self, channel: str) -> RedisReceiver:
         """Return a receiver of one channel for a thread without a loop. Raises BrokerError."""
@@ -135,7 +144,7 @@ class ClusterBroker:
                 return call(self.node(owner))
             except BrokerError as error:
                 # Only a node that redirects us has certainly not taken the message.
-                if is_being_moved(error):
+                if asked_elsewhere(error) is not None:
                     raise
                 if not self.moved(error, owner) or attempts == ATTEMPTS:
                     self.doubtful = True
@@ -258,14 +267,6 @@ def asked_elsewhere(error: BrokerError) -> Host | None:
         text = f"ASK {text.removeprefix('ASK ')}"
     match = ASK.fullmatch(text)
     return None if match is None else Host(match[2], int(match[3]))
-
-
-def is_being_moved(error: BrokerError) -> bool:
-    """Whether a node has carried out nothing since it does not have all keys of a slot that is being moved."""
-    cause = error.__cause__
-    if isinstance(cause, TryAgainError) or str(cause).startswith("TRYAGAIN"):
-        return True
-    return asked_elsewhere(error) is not None
 
 
 def place_of(node: Sequence[Any], asked: Host) -> Host:

@@ -20,7 +20,6 @@ from .channels import RESERVED
 KEPT = b"\xfe"  # precedes an entry on the wire: UTF-8 text never contains it, and binary messages begin with FF
 UNREADABLE = KEPT  # stands for a payload that cannot be decrypted
 TAG_SIZE = 8  # bytes
-LONGER = 3600.0  # seconds that a position is known beyond the last message: a client may sleep on it
 REMEMBERED = 10_000  # names of channels whose rule was looked up
 
 
@@ -29,6 +28,11 @@ class Rule(NamedTuple):
 
     messages: int
     seconds: float
+
+    @property
+    def life(self) -> float:
+        """For how many seconds after the last use it is known where a channel ends: a client may sleep for a while."""
+        return 2 * self.seconds + 60
 
     def oldest(self, now: float) -> float:
         """Return when a message must have come that is not too old. Brokers note no fractions of a second."""

@@ -90,10 +90,10 @@ class Ring:
             self.drop()
         self.whole = False
 
-    def has(self, entry: Entry) -> bool:
-        """Whether an entry is here."""
-        index = entry.offset - self._entries[0].offset if self._entries else -1
-        return 0 <= index < len(self._entries) and self._entries[index].tag == entry.tag
+    def has(self, position: Position) -> bool:
+        """Whether the entry before a position is here."""
+        index = position.offset - self._entries[0].offset if self._entries else -1
+        return 0 <= index < len(self._entries) and self._entries[index].tag == position.tag
 
     def between(self, since: Position, end: Position) -> list[Entry] | None:
         """Return the entries behind one position up to another; None if not all are here."""
@@ -122,7 +122,7 @@ class Ring:
 
     def publication(self, entry: Entry) -> Publication:
         """Return an entry as it is sent to clients: the same object for all of them, as long as the entry is here."""
-        if not self.has(entry):
+        if not self.has(entry.position):
             return publication_of(self._name, entry)
         index = entry.offset - self._entries[0].offset
         publication = self._publications[index]
@@ -203,7 +203,11 @@ class Track:
         """Whether an entry was read before it came."""
         if entry.tag == self.unseen:
             self.unseen = None
-        return self.ring.has(entry) or any(entry.tag == other.tag for other in entries)
+        return self.ring.has(entry.position) or any(entry.tag == other.tag for other in entries)
+
+    def knows(self, top: Position) -> bool:
+        """Whether all up to a position was handed out."""
+        return top == self.position or self.ring.has(top)
 
     def _keep(self, payloads: Sequence[bytes]) -> None:
         assert self.held is not None

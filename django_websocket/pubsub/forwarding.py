@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 
 from django_websocket.exceptions import ConnectionClosed
@@ -26,8 +25,6 @@ class Forwarding:
 
     __slots__ = (
         "__weakref__",
-        "_behind",
-        "_behind_size",
         "_broker_closed",
         "_closed",
         "_connection",
@@ -58,8 +55,6 @@ class Forwarding:
         self.channels = channels
         self.complete = True  # whether all is kept that was wanted of the past
         self._past: Sequence[Publication] = ()
-        self._behind: deque[tuple[bytes, bool]] | None = None  # frames that wait, of the past and (True) behind it
-        self._behind_size = 0  # of those behind it, in bytes
         self._starts = hub.join(self, channels)
 
     def replay(self, wish: Wanted) -> bool:
@@ -111,39 +106,9 @@ class Forwarding:
         return self
 
     def _send_past(self, past: Sequence[Publication]) -> None:
-        """Send as much of the past as the client takes now; what is published later waits behind the rest."""
-        frames = [publication.frames(self._variant) for publication in past]
-        connection = self._connection
-        if not frames or connection is None:
-            return
-        begun = connection.offer(frames, b"".join(frames))
-        if begun < len(frames):
-            self._behind = deque((frame, False) for frame in frames[begun:])
-            connection.take_from(self._next_frames)
-
-    def _next_frames(self) -> bytes:
-        """Return what comes next of the past, or behind it; the connection calls this when it has room."""
-        frames = []
-        size = 0
-        while self._behind and size < WRITE_SIZE:
-            frame, is_behind = self._behind.popleft()
-            self._behind_size -= len(frame) * is_behind
-            frames.append(frame)
-            size += len(frame)
-        if not self._behind:
-            self._behind = None
-        return b"".join(frames)
-
-    def _push(self, frames: bytes) -> None:
-        connection = self._connection
-        assert connection is not None
-        if not self._behind:
-            connection.push(frames)
-        elif self._behind_size > connection.limits.outbox_size:
-            connection.too_slow()
-        else:
-            self._behind.append((frames, True))
-            self._behind_size += len(frames)
+        """Send the past; what is published later waits behind it."""
+        if past and self._connection is not None:
+            self._connection.push_past([publication.frames(self._variant) for publication in past])
 
     def _keep_in_order_with_others(self, connection: Connection) -> None:
         """Have the broker's order kept across the channels of all forwardings of a connection."""
@@ -170,7 +135,7 @@ class Forwarding:
         if connection is None:
             self._wait(publication)
         else:
-            self._push(publication.frames(self._variant))
+            connection.push(publication.frames(self._variant))
 
     def _wait(self, publication: Publication) -> None:
         if self._closed:
@@ -189,7 +154,7 @@ class Forwarding:
         elif self._on_missed is None:
             self._connection.close(CloseCode.SERVICE_RESTART, "messages may have been missed")
         else:
-            self._push(encode_message(self._on_missed))
+            self._connection.push(encode_message(self._on_missed))
 
     def broker_closed(self) -> None:
         """Close the connection, so that the client connects again: it would receive nothing more here."""

@@ -170,18 +170,24 @@ class Hub(InLoop):
                 raise
         else:
             for channel in channels.values():
-                if channel.track is None:
+                if channel.track is None or not channel.track.away:
                     channel.received()
 
     def _begin_to_follow(self, channels: Mapping[str, Channel]) -> None:
         """Ask where channels with history are. Raises BrokerError."""
-        catching_up = self.catching_up
-        assert catching_up is not None
         followed = [(name, channel) for name, channel in channels.items() if channel.track is not None]
-        readers = [gevent.spawn(catching_up.read, *each, first=True) for each in followed]
+        readers = [gevent.spawn(self._error_of_reading, *each) for each in followed]
         for reader in gevent.joinall(readers):
-            if reader.exception is not None:
-                raise reader.exception
+            if reader.value is not None:
+                raise reader.value
+
+    def _error_of_reading(self, name: str, channel: Channel) -> BrokerError | None:
+        assert self.catching_up is not None
+        try:
+            self.catching_up.read(name, channel)
+        except BrokerError as error:
+            return error
+        return None
 
     def leave(self, member: Member, names: Sequence[str]) -> None:
         """Stop delivering the channels to `member`. Never waits."""

@@ -17,7 +17,7 @@ from django_websocket.transport.turns import let_others_run
 
 from .broker import Listener
 from .closing import InLoop, closed_error
-from .entries import LONGER, Entry, Position, Rule, Stretch, new_tag
+from .entries import Entry, Position, Rule, Stretch, new_tag
 
 TESTS = "memory://tests"  # the broker in Django's test environment, where the warning about memory:// is not needed
 MAX_PENDING = 256 * 1024  # bytes that a greenlet may publish before the loop has to deliver them
@@ -79,7 +79,7 @@ class MemoryBroker:
         if memory is None or memory.end < now:
             memory = self._memories[channel] = Memory()
         memory.rule = rule
-        memory.end = now + rule.seconds + LONGER
+        memory.end = now + rule.life
         memory.drop_old()
         for name in list(
             islice(self._memories, LOOKED_AT)

@@ -395,14 +395,10 @@ def wait_until_ended(parts: Sequence[Ending], timeout: float) -> None:
     This polls, because they end in several threads, with loops and without, which have no common event.
     """
     deadline = time.monotonic() + timeout
+    cooperative = redis.connection.socket.socket is gevent.socket.socket  # type: ignore[attr-defined]
+    pause = gevent.sleep if cooperative else time.sleep
     while not all(part.ended for part in parts) and time.monotonic() < deadline:
         pause(0.005)
-
-
-def pause(seconds: float) -> None:
-    """Wait, without blocking the loop where redis-py's sockets do not block it either."""
-    cooperative = redis.connection.socket.socket is gevent.socket.socket  # type: ignore[attr-defined]
-    (gevent.sleep if cooperative else time.sleep)(seconds)
 
 
 def remaining(deadline: float) -> float:

@@ -29,7 +29,7 @@ from . import keeping
 from .broker import Listener
 from .closing import Closed, InLoop, closed_error
 from .entries import Rule, Stretch
-from .keeping import keys_of
+from .keeping import key_of
 from .pipeline import Ending, Link, Pipeline, pack, remaining, wait_until_ended
 from .redis_address import OPTIONS, RedisAddress
 
@@ -85,14 +85,11 @@ class RedisBroker:
         """Do what `publish` does, and keep the message. Raises BrokerError."""
         return self.publish_kept_until(time.monotonic() + TIMEOUT, channel, payload, rule)
 
-    def publish_kept_until(
-        self, deadline: float, channel: str, payload: bytes, rule: Rule, *, tag: str = "", asking: bool = False
-    ) -> int:
-        """Do the same until `deadline`. For a node of a Cluster, see `keys_of` for `tag`, `call_until` for `asking`."""
-        call = partial(self.call_until, deadline, asking=asking)
-        name = (self.prefix + channel).encode()
+    def publish_kept_until(self, deadline: float, channel: str, payload: bytes, rule: Rule, tag: str = "") -> int:
+        """Do the same until `deadline`; see `key_of` for `tag`."""
+        call, name = partial(self.call_until, deadline), (self.prefix + channel).encode()
         try:
-            return keeping.publish_kept(call, self.PUBLISH, keys_of(self.prefix, channel, tag), name, payload, rule)
+            return keeping.publish_kept(call, self.PUBLISH, key_of(self.prefix, channel, tag), name, payload, rule)
         except (redis.RedisError, OSError) as error:
             raise self.error(error) from error
 
@@ -107,14 +104,14 @@ class RedisBroker:
         rule: Rule,
         count: int,
         since: int | None,
-        *,
         tag: str = "",
+        *,
         asking: bool = False,
     ) -> Stretch:
-        """Do the same until `deadline`; `tag` and `asking` as above."""
+        """Do the same until `deadline`; see `key_of` for `tag`, and `call_until` for `asking`."""
         call = partial(self.call_until, deadline, asking=asking)
         try:
-            return keeping.read(call, keys_of(self.prefix, channel, tag), rule, count, since)
+            return keeping.read(call, key_of(self.prefix, channel, tag), rule, count, since)
         except (redis.RedisError, OSError) as error:
             raise self.error(error) from error
 

@@ -30,7 +30,7 @@ from .deadlines import Deadline, ticks
 from .limits import Limits
 from .liveness import MESSAGE_TIME, Liveness
 from .log import report
-from .outbox import Outbox, Source
+from .outbox import Outbox, Past, Source
 from .shared import CROWD, MAX_HELD, shared_of_loop
 from .state import ANSWERING, CLOSED, CLOSING, FOLLOWING, OPEN, State
 from .turns import let_others_run, let_others_run_if_spent
@@ -73,6 +73,7 @@ class Connection(Readable):
         "_held",
         "_liveness",
         "_outbox",
+        "_past",
         "_pending",
         "_plain_below",
         "_reader",
@@ -134,6 +135,7 @@ class Connection(Readable):
         self._pending: Callable[[], int] | None = getattr(sock, "pending", None)  # only TLS has it
         self._held = head  # frames for the kernel, which would take some; while there are any, the outbox is empty
         self._outbox = UNUSED
+        self._past: Past | None = None  # as long as some of it is not in the outbox
         self._blocked = False  # the kernel takes no more, and the write watcher runs; if false, the outbox is empty
         self._going_on = False  # whether the loop will call `_go_on`
         self._refills = 0  # of the inbox
@@ -384,13 +386,39 @@ class Connection(Readable):
             return
         if self.agreement is not None and self.agreement.takeover:
             self._engine.forget_sent()
-        self._write(frames)
-        if self._blocked and self._outbox.size > self.limits.outbox_size:
-            self.too_slow()
+        if self._past is not None:
+            size = self._past.append(frames)
+        else:
+            self._write(frames)
+            size = self._outbox.size if self._blocked else 0
+        if size > self.limits.outbox_size:
+            self._give_up(CloseCode.TRY_AGAIN_LATER, "too slow for what is sent")
 
-    def too_slow(self) -> None:
-        """Close a client that does not keep up with what is published, with 1013."""
-        self._give_up(CloseCode.TRY_AGAIN_LATER, "too slow for what is sent")
+    def push_past(self, frames: Sequence[bytes]) -> None:
+        """Send frames that do not count as what the client is too slow for. What is pushed later goes behind them."""
+        if self.state is not OPEN and self.state is not ANSWERING:
+            return
+        if self.agreement is not None and self.agreement.takeover:
+            self._engine.forget_sent()
+        if self._past is not None:
+            self._past.extend(frames)
+            return
+        past = Past()
+        past.extend(frames)
+        while past and not self._blocked and self.connected:
+            self._write(past.take())
+        if past:
+            self._past = past
+            self._outbox.add_source(self._next_of_past)
+
+    def _next_of_past(self) -> bytes:
+        """Return what comes next of the past, or behind it."""
+        if self._past is None:
+            return b""
+        piece = self._past.take()
+        if not self._past:
+            self._past = None
+        return piece
 
     def offer(self, frames: Sequence[bytes], joined: bytes) -> int:
         """Send frames as `push` does, but only those that the kernel takes now; return how many it has begun.

@@ -10,6 +10,43 @@ WRITE_SIZE = 64 * 1024  # bytes; small frames are joined up to it
 Source = Callable[[], bytes]
 
 
+class Past:
+    """Frames of what a client has missed, and those that were pushed behind them: in the outbox a few at a time.
+
+    Only those behind the past count against the limit.
+    """
+
+    __slots__ = ("_frames", "_size")
+
+    def __init__(self) -> None:
+        self._frames: deque[tuple[bytes, int]] = deque()  # with the bytes that count
+        self._size = 0
+
+    def __bool__(self) -> bool:
+        return bool(self._frames)
+
+    def extend(self, frames: Sequence[bytes]) -> None:
+        """Put frames of the past behind the others."""
+        self._frames.extend((frame, 0) for frame in frames)
+
+    def append(self, frames: bytes) -> int:
+        """Put frames that were pushed behind the others; return how many bytes of those there are."""
+        self._frames.append((frames, len(frames)))
+        self._size += len(frames)
+        return self._size
+
+    def take(self) -> bytes:
+        """Take what leaves next, joined."""
+        found = []
+        size = 0
+        while self._frames and size < WRITE_SIZE:
+            frame, counted = self._frames.popleft()
+            self._size -= counted
+            found.append(frame)
+            size += len(frame)
+        return b"".join(found)
+
+
 class Outbox:
     """Frames in the order in which they will leave, and sources of more for when there are none.
 
