@@ -17,13 +17,14 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from django_websocket.exceptions import BrokerError, MessagesMissed
+from django_websocket.transport.turns import let_others_run_if_any
 from django_websocket.transport.waiting import close_at_end
 
-from .broker import BINARY, from_wire, to_wire
+from .broker import BINARY, Broker, from_wire, to_wire
 from .channels import check_channel, check_channels
-from .entries import Entry, KeepingBroker, Rule, check_keeps, checked_count, keeps, no_history, position_from
+from .entries import NOWHERE, Entry, KeepingBroker, Rule, check_keeps, checked_count, keeps, no_history, position_from
 from .json_text import as_json
-from .process import current_broker, current_hub, current_settings
+from .process import broker_for, current_hub, current_settings
 
 if TYPE_CHECKING:
     from .forwarding import Forwarding
@@ -59,7 +60,8 @@ def publish(channel: str, message: Any, *, on_commit: bool = False, using: str |
     """
     check_channel(channel)
     payload = to_wire(_text_or_bytes(message))
-    limit = current_settings().limits.outbox_size
+    settings = current_settings()
+    limit = settings.limits.outbox_size
     size = len(payload) - payload.startswith(BINARY)  # a view may publish whatever a client may send
     if size > limit:
         raise ValueError(
@@ -73,7 +75,8 @@ def publish(channel: str, message: Any, *, on_commit: bool = False, using: str |
         return None
     if using is not None:
         raise TypeError("using= names the database of a transaction, and is allowed with on_commit=True only")
-    return _publish(channel, payload)
+    rule = settings.rules.find(channel) if settings.history else None
+    return _publish(channel, payload, rule, broker_for(settings))
 
 
 class Kept(NamedTuple):
@@ -111,7 +114,7 @@ def history(channel: str, *, since: str | None = None, last: int | None = None) 
         entries = broker.read(channel, rule, count).last(count, rule)
     else:
         place = position_from(since)
-        found = broker.read(channel, rule, 0, max(0, place.offset)).behind(place, rule)
+        found = None if place == NOWHERE else broker.read(channel, rule, 0, place.offset).behind(place, rule)
         if found is None:
             raise MessagesMissed(NOT_ALL_THERE)
         entries = found
@@ -175,17 +178,12 @@ def forward(
     limit = settings.limits.outbox_size
     forwarding: Forwarding
     if on_slow == "close":
-        forwarding = Forwarding(current_hub(), channels, limit, notice)
+        forwarding = Forwarding(current_hub(), channels, limit, notice, wish)
     else:
-        forwarding = LossyForwarding(current_hub(), channels, limit, notice, latest=on_slow == "latest")
-    if wish is not None:
-        try:
-            complete = forwarding.replay(wish)
-            if not complete and not has_snapshot and notice is None:
-                raise MessagesMissed(NOT_ALL_THERE)
-        except BaseException:
-            forwarding.close()
-            raise
+        forwarding = LossyForwarding(current_hub(), channels, limit, notice, wish, latest=on_slow == "latest")
+    if not forwarding.complete and not has_snapshot and notice is None:
+        forwarding.close()
+        raise MessagesMissed(NOT_ALL_THERE)
     if not for_good:
         close_at_end(forwarding)
     return forwarding
@@ -203,31 +201,27 @@ def _messages(entries: Sequence[Entry]) -> Iterator[Kept]:
     for entry in entries:
         with suppress(UnicodeDecodeError):  # one that no key opens, which the log says
             yield Kept(from_wire(entry.payload), str(entry.position), entry.time)
+        let_others_run_if_any()
 
 
 def _rule_and_broker(channel: str) -> tuple[Rule, KeepingBroker]:
     """Return the rule of a channel, and the broker. Raises ValueError if there is no rule, and BrokerError."""
     check_channel(channel)
-    rules = current_settings().rules
-    check_keeps(channel, rules)
-    rule = rules.find(channel)
+    settings = current_settings()
+    check_keeps(channel, settings.rules)
+    rule, broker = settings.rules.find(channel), broker_for(settings)
     assert rule is not None
-    return rule, _keeping(channel)
-
-
-def _keeping(channel: str) -> KeepingBroker:
-    broker = current_broker()
     if not keeps(broker):
         raise BrokerError(no_history(channel))
-    return broker
+    return rule, broker
 
 
-def _publish(channel: str, payload: bytes) -> int | None:
-    rules = current_settings().rules
-    rule = rules.find(channel) if rules else None
+def _publish(channel: str, payload: bytes, rule: Rule | None, broker: Broker) -> int | None:
     if rule is None:
-        return current_broker().publish(channel, payload)
-    return _keeping(channel).publish_kept(channel, payload, rule)
+        return broker.publish(channel, payload)
+    if not keeps(broker):
+        raise BrokerError(no_history(channel))
+    return broker.publish_kept(channel, payload, rule)
 
 
 def _text_or_bytes(message: Any) -> str | bytes:
@@ -243,7 +237,8 @@ def _text_or_bytes(message: Any) -> str | bytes:
 def _publish_or_log(channel: str, payload: bytes) -> None:
     """Publish after a commit. An error is only logged: the commit stands, and other callbacks still have to run."""
     try:
-        _publish(channel, payload)
+        settings = current_settings()
+        _publish(channel, payload, settings.rules.find(channel), broker_for(settings))
     except BrokerError as error:
         logger.error("A message for channel %r, to be published after a commit, is lost: %s", channel, error)
 

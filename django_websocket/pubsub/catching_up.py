@@ -128,8 +128,6 @@ class CatchingUp:
                 covered = len(track.held or ())
                 since = track.position
                 stretch = self._broker.read(name, track.rule, 0, None if since is None else since.offset)
-                if self._hub.channels.get(name) is not channel:
-                    return
                 self._take(name, channel, stretch, covered, to_be_sure)
                 if track.away or (track.held is None and not track.again):
                     break
@@ -138,15 +136,17 @@ class CatchingUp:
         if track.away:
             track.hold()
         else:
-            for caught_up in track.awaited:
+            awaited, track.awaited = track.awaited, ()
+            for caught_up in awaited:
                 caught_up.set()
-            track.awaited.clear()
 
     def _take(self, name: str, channel: Channel, stretch: Stretch, covered: int, to_be_sure: bool) -> None:
         """Hand out what was read, and what was held meanwhile. Members are told if something is missing for good."""
         track = channel.track
         assert track is not None
         with self._hub.in_turn:
+            if self._hub.channels.get(name) is not channel:
+                return  # it was dropped while this one waited
             if track.position is None:
                 track.begin(stretch.top)
             else:
@@ -196,8 +196,9 @@ class CatchingUp:
             stretch = whole.until(end)
             if stretch is not None:
                 return stretch.last(last, rule) if since is None else stretch.behind(since, rule)
-            if whole.top.offset >= end.offset:
-                break  # it is not the stream that this process has followed
+            if whole.top.offset >= end.offset:  # it is not the stream that this process has followed
+                self._catch_up(name)
+                break
         return None
 
     def reach(self, name: str, since: Position) -> bool:
@@ -205,15 +206,18 @@ class CatchingUp:
         rule = self._hub.rules.find(name)
         if rule is None or self._whole(name, rule).until(since) is None:
             return False
-        channel = self._hub.channels.get(name)
-        if channel is None or channel.track is None:
-            return False
-        caught_up = Event()
-        channel.track.awaited.append(caught_up)
-        self.add(name, channel)
-        if not caught_up.wait(REACH_TIMEOUT):
-            raise BrokerError(f"The broker has been away for {REACH_TIMEOUT:.3g} seconds")
+        self._catch_up(name)
         return True
+
+    def _catch_up(self, name: str) -> None:
+        """Wait until a channel is at least where the broker is now. Raises BrokerError."""
+        channel = self._hub.channels.get(name)
+        if channel is not None and channel.track is not None:
+            caught_up = Event()
+            channel.track.awaited = [*channel.track.awaited, caught_up]
+            self.add(name, channel)
+            if not caught_up.wait(REACH_TIMEOUT):
+                raise BrokerError(f"The broker has been away for {REACH_TIMEOUT:.3g} seconds")
 
     def _whole(self, name: str, rule: Rule) -> Stretch:
         """Return all that the broker has of a channel."""

@@ -10,6 +10,7 @@ from typing import Any
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
 from django_websocket.transport.log import report
+from django_websocket.transport.turns import let_others_run_if_any
 
 from .broker import Broker, Listener, Receiver, Subscriber
 from .closing import close
@@ -65,7 +66,10 @@ class EncryptedKeepingBroker(EncryptedBroker):
     def read(self, channel: str, rule: Rule, count: int, since: int | None = None) -> Stretch:
         """Return what is kept, decrypted."""
         stretch = self._broker.read(channel, rule, count, since)
-        entries = [_readable(self._fernet, channel, entry) for entry in stretch.entries]
+        entries = []
+        for entry in stretch.entries:
+            entries.append(_readable(self._fernet, channel, entry))
+            let_others_run_if_any()
         return Stretch(stretch.top, stretch.time, entries)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import os
+import re
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import lru_cache
@@ -98,14 +99,15 @@ class Position(NamedTuple):
 NOWHERE = Position(-1, b"")  # fits no channel
 
 
+POSITION = re.compile(r"([0-9]{1,18})\.([A-Za-z0-9_-]{11}-?)")  # a number and a tag; keeping.PUBLISH adds the minus
+
+
 def position_from(text: object) -> Position:
     """Return the position that `str()` has written; `NOWHERE` for anything else: it may come from a client."""
     if isinstance(text, Position):
         return text
-    offset, dot, tag = text.partition(".") if isinstance(text, str) else ("", "", "")
-    if dot and tag and tag.isascii() and offset.isascii() and offset.isdecimal() and len(offset) < 20:
-        return Position(int(offset), tag.encode())
-    return NOWHERE
+    match = POSITION.fullmatch(text) if isinstance(text, str) else None
+    return NOWHERE if match is None else Position(int(match[1]), match[2].encode())
 
 
 class Entry(NamedTuple):

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Sequence
-from itertools import islice
 
 from gevent.event import Event
 
@@ -20,14 +19,14 @@ Arrived = tuple[bytes, Position | None]  # a payload, and the place behind it; N
 
 
 class Rings:
-    """The rings of a loop, of which those that were not used for longest lose entries when there are too many bytes."""
+    """The rings of a loop, of which those that got nothing for longest lose entries when there are too many bytes."""
 
     def __init__(self) -> None:
         self._rings: OrderedDict[Ring, None] = OrderedDict()
         self.size = 0
 
     def use(self, ring: Ring) -> None:
-        """Note that a ring is used."""
+        """Note that a ring has got something."""
         self._rings[ring] = None
         self._rings.move_to_end(ring)
         while self.size > RING_SIZE:
@@ -45,31 +44,41 @@ class Rings:
             ring.clear()
 
 
+class Slot:
+    """An entry in a ring, when it is too old, as time.monotonic() has it, and what it is for clients, once it is."""
+
+    __slots__ = ("end", "entry", "publication")
+
+    def __init__(self, entry: Entry, end: float) -> None:
+        self.entry = entry
+        self.end = end
+        self.publication: Publication | None = None
+
+
 class Ring:
     """The last entries of a channel that were handed out, without a gap, each encoded once for all who resume."""
+
+    __slots__ = ("_name", "_rings", "_rule", "_slots", "whole")
 
     def __init__(self, name: str, rule: Rule, rings: Rings) -> None:
         self._name = name
         self._rule = rule
         self._rings = rings
-        self._entries: deque[Entry] = deque()
-        self._ends: deque[float] = deque()  # when each is too old, as time.monotonic() has it
-        self._publications: deque[Publication | None] = deque()
+        self._slots: list[Slot] = []  # an empty deque takes ten times the memory
         self.whole = False  # whether the channel has no entry that is missing here
 
     def __bool__(self) -> bool:
-        return bool(self._entries)
+        return bool(self._slots)
 
     def append(self, entries: Sequence[Entry], now: float | None = None) -> None:
         """Append entries, of which the first follows the last one here; `now` is the broker's time, if it is known."""
+        if not entries:
+            return
+        end = time.monotonic() + self._rule.seconds
         for entry in entries[-self._rule.messages :]:
-            age = 0.0 if now is None else max(0.0, now - entry.time)
-            self._entries.append(entry)
-            self._ends.append(time.monotonic() + self._rule.seconds - age)
-            self._publications.append(None)
+            self._slots.append(Slot(entry, end if now is None else end - max(0.0, now - entry.time)))
             self._rings.size += _cost(entry)
-        while len(self._entries) > self._rule.messages:
-            self.drop()
+        self._drop(len(self._slots) - self._rule.messages)
         self._rings.use(self)
 
     def load(self, entries: Sequence[Entry], now: float) -> None:
@@ -80,60 +89,67 @@ class Ring:
 
     def drop(self) -> None:
         """Drop the oldest entry."""
-        self._publications.popleft()
-        self._ends.popleft()
-        self._rings.size -= _cost(self._entries.popleft())
+        self._drop(1)
 
     def clear(self) -> None:
         """Drop all entries."""
-        while self._entries:
-            self.drop()
+        self._drop(len(self._slots))
         self.whole = False
 
     def has(self, position: Position) -> bool:
         """Whether the entry before a position is here."""
-        index = position.offset - self._entries[0].offset if self._entries else -1
-        return 0 <= index < len(self._entries) and self._entries[index].tag == position.tag
+        return self._slot(position) is not None
 
     def between(self, since: Position, end: Position) -> list[Entry] | None:
         """Return the entries behind one position up to another; None if not all are here."""
         if since == end:
             return []
-        self._drop_old()
-        first = self._entries[0].offset if self._entries else 0
-        begin, behind = since.offset + 1 - first, end.offset + 1 - first
-        if not (0 <= begin < behind <= len(self._entries)):
-            return None
-        entries = list(islice(self._entries, begin, behind))
-        return entries if entries[0].start == since and entries[-1].position == end else None
+        entries = self._last(end, end.offset - since.offset)
+        return entries if entries and entries[0].start == since else None
 
     def before(self, end: Position, count: int) -> list[Entry] | None:
         """Return the last `count` entries up to a position, or all there are; None if they are not all here."""
         self._drop_old()
-        if not self._entries:
-            return [] if self.whole else None
-        behind = end.offset + 1 - self._entries[0].offset
         if self.whole:
-            count = min(count, behind)
-        if not (0 < count <= behind <= len(self._entries)):
-            return None
-        entries = list(islice(self._entries, behind - count, behind))
-        return entries if entries[-1].position == end else None
+            first = self._slots[0].entry.offset if self._slots else end.offset + 1
+            count = min(count, end.offset + 1 - first)
+            if count <= 0:
+                return []
+        return self._last(end, count)
 
     def publication(self, entry: Entry) -> Publication:
         """Return an entry as it is sent to clients: the same object for all of them, as long as the entry is here."""
-        if not self.has(entry.position):
+        slot = self._slot(entry.position)
+        if slot is None:
             return publication_of(self._name, entry)
-        index = entry.offset - self._entries[0].offset
-        publication = self._publications[index]
-        if publication is None:
-            publication = self._publications[index] = publication_of(self._name, entry)
-        return publication
+        if slot.publication is None:
+            slot.publication = publication_of(self._name, entry)
+        return slot.publication
+
+    def _slot(self, position: Position) -> Slot | None:
+        if self._slots:
+            index = position.offset - self._slots[0].entry.offset
+            if 0 <= index < len(self._slots) and self._slots[index].entry.tag == position.tag:
+                return self._slots[index]
+        return None
+
+    def _last(self, end: Position, count: int) -> list[Entry] | None:
+        """Return the last `count` entries up to a position; None if they are not all here."""
+        self._drop_old()
+        if count <= 0 or not self.has(end):
+            return None
+        behind = end.offset + 1 - self._slots[0].entry.offset
+        return [slot.entry for slot in self._slots[behind - count : behind]] if count <= behind else None
 
     def _drop_old(self) -> None:
         now = time.monotonic()
-        while self._ends and self._ends[0] < now:
-            self.drop()
+        self._drop(next((index for index, slot in enumerate(self._slots) if slot.end >= now), len(self._slots)))
+
+    def _drop(self, count: int) -> None:
+        """Drop the oldest entries."""
+        if count > 0:
+            self._rings.size -= sum(_cost(slot.entry) for slot in self._slots[:count])
+            del self._slots[:count]
 
 
 def publication_of(name: str, entry: Entry) -> Publication:
@@ -148,6 +164,21 @@ def _cost(entry: Entry) -> int:
 class Track:
     """Where a process is in a channel. What comes while the broker is asked for what is missing waits in `held`."""
 
+    __slots__ = (
+        "_held_size",
+        "_lost_bare",
+        "again",
+        "awaited",
+        "away",
+        "first",
+        "held",
+        "position",
+        "reading",
+        "ring",
+        "rule",
+        "unseen",
+    )
+
     def __init__(self, name: str, rule: Rule, rings: Rings) -> None:
         self.rule = rule
         self.position: Position | None = None  # behind what was handed out; None until the broker has said it
@@ -158,7 +189,7 @@ class Track:
         self.reading = True  # whether a greenlet reads what is missing, or is about to: at first, where the channel is
         self.again = False  # whether that has to be done again
         self.unseen: bytes | None = None  # the tag of the last entry that was read before it has come
-        self.awaited: list[Event] = []  # set when the process has caught up
+        self.awaited: Sequence[Event] = ()  # set when the process has caught up
         self._held_size = 0
         self._lost_bare = False  # whether a message that is not kept found no room
 

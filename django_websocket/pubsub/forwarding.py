@@ -34,14 +34,19 @@ class Forwarding:
         "_on_missed",
         "_past",
         "_size",
-        "_starts",
         "_variant",
         "_waiting",
         "channels",
-        "complete",
     )
 
-    def __init__(self, hub: Hub, channels: Sequence[str], limit: int, on_missed: str | bytes | None = None) -> None:
+    def __init__(
+        self,
+        hub: Hub,
+        channels: Sequence[str],
+        limit: int,
+        on_missed: str | bytes | None = None,
+        wish: Wanted | None = None,
+    ) -> None:
         self._hub = hub
         self._limit = limit  # bytes that may wait for the connection
         self._on_missed = on_missed
@@ -53,23 +58,25 @@ class Forwarding:
         self._closed = False
         self._broker_closed = False
         self.channels = channels
-        self.complete = True  # whether all is kept that was wanted of the past
-        self._past: Sequence[Publication] = ()
-        self._starts = hub.join(self, channels)
+        self._past: Sequence[Publication] | None = ()  # to be sent first; None if not all of it is kept
+        starts = hub.join(self, channels)
+        if wish is not None:
+            try:
+                self._past = past_of(hub, self, starts, wish, limit).publications
+            except BaseException:
+                self.close()
+                raise
 
-    def replay(self, wish: Wanted) -> bool:
-        """Send, when attached, what is wanted of the past; return whether all of it is kept. Raises BrokerError."""
-        past = past_of(self._hub, self, self._starts, wish)
-        if past is None or past.cost > self._limit:
-            self.complete = False
-        else:
-            self._past = past.publications
-        return self.complete
+    @property
+    def complete(self) -> bool:
+        """Whether all is kept that was wanted of the past. To be asked before `attach`."""
+        return self._past is not None
 
     def begin_anew(self) -> None:
         """See `Resuming.begin_anew`."""
         self._waiting.clear()
         self._size = 0
+        self._missed = False
 
     def __enter__(self) -> Forwarding:
         return self
@@ -96,8 +103,8 @@ class Forwarding:
         self._variant = variant_for(connection.agreement)
         waiting, self._waiting = self._waiting, []
         past, self._past = self._past, ()
-        self._send_past(past)
-        if self._missed or not (self.complete or has_snapshot):
+        self._send_past(past or ())
+        if self._missed or (past is None and not has_snapshot):
             self.missed()
         for publication in waiting:
             self.deliver(publication)
@@ -108,7 +115,7 @@ class Forwarding:
     def _send_past(self, past: Sequence[Publication]) -> None:
         """Send the past; what is published later waits behind it."""
         if past and self._connection is not None:
-            self._connection.push_past([publication.frames(self._variant) for publication in past])
+            self._connection.push_past(*[publication.frames(self._variant) for publication in past])
 
     def _keep_in_order_with_others(self, connection: Connection) -> None:
         """Have the broker's order kept across the channels of all forwardings of a connection."""
@@ -135,7 +142,8 @@ class Forwarding:
         if connection is None:
             self._wait(publication)
         else:
-            connection.push(publication.frames(self._variant))
+            push = connection.push_past if publication.is_past else connection.push
+            push(publication.frames(self._variant))
 
     def _wait(self, publication: Publication) -> None:
         if self._closed:
@@ -172,10 +180,17 @@ class LossyForwarding(Forwarding):
     __slots__ = ("_backlog",)
 
     def __init__(
-        self, hub: Hub, channels: Sequence[str], limit: int, on_missed: str | bytes | None = None, *, latest: bool
+        self,
+        hub: Hub,
+        channels: Sequence[str],
+        limit: int,
+        on_missed: str | bytes | None = None,
+        wish: Wanted | None = None,
+        *,
+        latest: bool,
     ) -> None:
         self._backlog: Backlog[bytes] = Backlog(limit, latest)
-        super().__init__(hub, channels, limit, on_missed)
+        super().__init__(hub, channels, limit, on_missed, wish)
 
     def deliver(self, publication: Publication) -> None:
         """Send the messages as far as the client takes them, and keep the rest by the policy."""

@@ -26,6 +26,9 @@ GLANCE = 64  # deliveries between two looks at the clock
 GLANCE_SIZE = 2 * 1024  # bytes that count as one delivery more, since a large message may be compressed for each client
 JOIN_TIMEOUT = 6.0  # seconds; must exceed the subscriber's own timeout (5 s), whose error says more
 
+PIECE = 64 * 1024  # bytes of what comes late that are handed out at once
+NO_STARTS: dict[str, Position] = {}  # of members of channels without history: one for all
+
 Positions = Mapping[str, Sequence[Position | None]]  # by channel, of its payloads in a batch
 
 
@@ -98,7 +101,7 @@ class Hub(InLoop):
         self.in_turn = RLock()  # held while messages are handed out, if there are channels with history
         self.catching_up = CatchingUp(self, broker) if keeps(broker) else None
         self._rings = Rings()
-        self._tracked = 0  # channels with history
+        self._tracks: dict[str, Track] = {}  # of channels with history
         self._closed = False
         self._subscriber = broker.subscriber(self)
 
@@ -115,8 +118,8 @@ class Hub(InLoop):
         new = [name for name in dict.fromkeys(names) if name not in self.channels]
         self.channels.update({name: Channel(self._track(name) if self.rules else None) for name in new})
         channels = [self.channels[name] for name in names]
-        tracks = [(name, self.channels[name].track) for name in names] if self._tracked else []
-        starts = [(name, track, track.position) for name, track in tracks if track is not None]
+        tracks = {name: self._tracks[name] for name in names if name in self._tracks} if self._tracks else {}
+        starts = {name: track.position for name, track in tracks.items()}
         recipient = member if with_others or len(channels) > 1 else None
         for channel in channels:
             channel.members[member] = recipient
@@ -131,7 +134,9 @@ class Hub(InLoop):
             if not with_others:
                 self.leave(member, names)
             raise
-        return {name: start or track.first or NOWHERE for name, track, start in starts}
+        if not tracks:
+            return NO_STARTS
+        return {name: starts[name] or track.first or NOWHERE for name, track in tracks.items()}
 
     def _track(self, name: str) -> Track | None:
         rule = self.rules.find(name)
@@ -139,23 +144,23 @@ class Hub(InLoop):
             return None
         if self.catching_up is None:
             raise BrokerError(no_history(name))
-        self._tracked += 1
         self.catching_up.watch()
-        return Track(name, rule, self._rings)
+        track = self._tracks[name] = Track(name, rule, self._rings)
+        return track
 
     def _drop(self, name: str) -> None:
         """Forget a channel."""
         track = self.channels.pop(name).track
         if track is not None:
+            del self._tracks[name]
             self._rings.forget(track.ring)
-            self._tracked -= 1
-            if not self._tracked and self.catching_up is not None:
+            if not self._tracks and self.catching_up is not None:
                 self.catching_up.stop()
 
     def _ask_for(self, channels: Mapping[str, Channel]) -> None:
         try:
             self._subscriber.subscribe(list(channels))
-            if self._tracked:
+            if self._tracks:
                 self._begin_to_follow(channels)
         except Exception as error:
             failed = [name for name, channel in channels.items() if self.channels.get(name) is channel]
@@ -211,7 +216,7 @@ class Hub(InLoop):
 
     def deliver(self, batch: Sequence[tuple[str, bytes]]) -> None:
         """Hand out messages that arrived together. Each recipient gets its messages in the order of `batch`."""
-        if not self._tracked:
+        if not self._tracks or self._tracks.keys().isdisjoint([name for name, _ in batch]):
             self._deliver(batch)
             return
         with self.in_turn:
@@ -222,19 +227,15 @@ class Hub(InLoop):
         """Return what of `batch` can be handed out now, and the positions of what is kept."""
         arriving: dict[str, list[bytes]] = {}
         for name, payload in batch:
-            channel = self.channels.get(name)
-            if channel is not None and channel.track is not None:
+            if name in self._tracks:
                 arriving.setdefault(name, []).append(payload)
-        if not arriving:
-            return batch, {}
         arrived: dict[str, Iterator[Arrived | None]] = {}
         for name, payloads in arriving.items():
-            channel = self.channels[name]
-            track = channel.track
-            assert track is not None and self.catching_up is not None
+            track = self._tracks[name]
             arrived[name] = iter(track.arrive(payloads))
             if track.held is not None and not track.reading and not track.away:
-                self.catching_up.add(name, channel)
+                assert self.catching_up is not None
+                self.catching_up.add(name, self.channels[name])
         found: list[tuple[str, bytes]] = []
         positions: dict[str, list[Position | None]] = {name: [] for name in arriving}
         for name, payload in batch:
@@ -272,17 +273,26 @@ class Hub(InLoop):
                 handed = _hand_out(publication, members, handed)
 
     def hand_out(self, name: str, channel: Channel, arrived: Sequence[Arrived]) -> None:
-        """Hand out messages of one channel; `in_turn` is held."""
-        publication = Publication(name, [payload for payload, _ in arrived], [position for _, position in arrived])
-        if publication.messages:
-            _hand_out(publication, tuple(channel.members), 0)
+        """Hand out messages of one channel that come late, in pieces; `in_turn` is held."""
+        members = tuple(channel.members)  # whoever joins while they are handed out begins behind them
+        piece: list[Arrived] = []
+        size = 0
+        for one in (*arrived, None):
+            if piece and (one is None or size > PIECE):
+                payloads, positions = zip(*piece, strict=True)
+                publication = Publication(name, payloads, positions, is_past=True)
+                if publication.messages:
+                    _hand_out(publication, members, 0)
+                let_others_run_if_spent()
+                piece, size = [], 0
+            if one is not None:
+                piece.append(one)
+                size += len(one[0])
 
     def publication(self, name: str, entry: Entry) -> Publication:
         """Return an entry as it is sent to clients, encoded once for all who get it in the same minutes."""
-        channel = self.channels.get(name)
-        if channel is None or channel.track is None:
-            return publication_of(name, entry)
-        return channel.track.ring.publication(entry)
+        track = self._tracks.get(name)
+        return publication_of(name, entry) if track is None else track.ring.publication(entry)
 
     def tell_missed(self, name: str, channel: Channel) -> None:
         """Tell all members of a channel that messages are lost, and those who want to know it where it goes on."""
@@ -295,9 +305,8 @@ class Hub(InLoop):
 
     def positions(self, names: Iterable[str]) -> dict[str, Position]:
         """Return where channels are: behind what was handed out, if `in_turn` is held."""
-        channels = ((name, self.channels.get(name)) for name in names)
-        tracks = ((name, None if channel is None else channel.track) for name, channel in channels)
-        return {name: NOWHERE if track is None else track.position or NOWHERE for name, track in tracks}
+        tracks = {name: self._tracks.get(name) for name in names}
+        return {name: track and track.position or NOWHERE for name, track in tracks.items()}
 
     def renew(self, name: str) -> None:
         """Have the subscriber connect anew where it receives a channel, if it can."""

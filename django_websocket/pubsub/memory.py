@@ -46,19 +46,29 @@ class MemoryBroker:
 
         Raises BrokerError after `close`.
         """
-        subscribers = self._begin(channel, payload)
+        subscribers = self._subscribers
+        if not subscribers:
+            self._to_nobody()
+        for observe in self.observers:
+            observe(channel, payload)
         for subscriber in subscribers:
             subscriber.take(channel, payload)
-        return self._deliver(subscribers, channel)
+        return sum(channel in subscriber.channels for subscriber in subscribers if subscriber.alive)
 
     def publish_kept(self, channel: str, payload: bytes, rule: Rule) -> int:
         """Do what `publish` does, and keep the message. Raises BrokerError after `close`."""
-        subscribers = self._begin(channel, payload)
+        subscribers = self._subscribers
+        if not subscribers:
+            self._to_nobody()
+        for observe in self.observers:
+            observe(channel, payload)
         with self._lock:  # nothing in it waits, or lets other greenlets run
             entry = self._memory(channel, rule).append(payload).to_wire()
             for subscriber in subscribers:
-                subscriber.take(channel, entry)
-        return self._deliver(subscribers, channel)
+                subscriber.put(channel, entry)
+        for subscriber in subscribers:
+            subscriber.deliver_soon()
+        return sum(channel in subscriber.channels for subscriber in subscribers if subscriber.alive)
 
     def read(self, channel: str, rule: Rule, count: int, since: int | None = None) -> Stretch:
         """Return what is kept; see `KeepingBroker.read`. Raises BrokerError after `close`."""
@@ -69,8 +79,7 @@ class MemoryBroker:
             if since is not None:
                 count = memory.top.offset - since
                 count = 0 if count > len(memory.entries) else count
-            begin = len(memory.entries) - max(0, min(count, len(memory.entries)))
-            return Stretch(memory.top, int(time.time()), list(islice(memory.entries, begin, None)))
+            return Stretch(memory.top, int(time.time()), memory.entries[-count:] if count > 0 else [])
 
     def _memory(self, channel: str, rule: Rule) -> Memory:
         """Return what a channel has kept, and forget what others have that is too old."""
@@ -89,21 +98,6 @@ class MemoryBroker:
             if self._memories[name].end < now:
                 del self._memories[name]
         return memory
-
-    def _begin(self, channel: str, payload: bytes) -> list[MemorySubscriber]:
-        """Return those who get a message, and show it to the observers."""
-        subscribers = self._subscribers
-        if not subscribers:
-            self._to_nobody()
-        for observe in self.observers:
-            observe(channel, payload)
-        return subscribers
-
-    def _deliver(self, subscribers: Sequence[MemorySubscriber], channel: str) -> int:
-        """Have the subscribers deliver what they have taken; return how many receive the channel."""
-        for subscriber in subscribers:
-            subscriber.deliver_soon()
-        return sum(channel in subscriber.channels for subscriber in subscribers if subscriber.alive)
 
     def subscriber(self, listener: Listener) -> MemorySubscriber:
         """Return a subscriber for the running loop. Raises BrokerError after `close`."""
@@ -146,23 +140,22 @@ class Memory:
 
     def __init__(self) -> None:
         self.top = Position(0, new_tag())
-        self.entries: deque[Entry] = deque()
+        self.entries: list[Entry] = []  # an empty deque takes ten times the memory
         self.rule = Rule(1, 1.0)
         self.end = 0.0  # when it can be forgotten, as time.monotonic() has it
 
     def drop_old(self) -> None:
         """Forget the messages that are too old."""
         oldest = self.rule.oldest(time.time())
-        while self.entries and self.entries[0].time < oldest:
-            self.entries.popleft()
+        old = next((index for index, entry in enumerate(self.entries) if entry.time >= oldest), len(self.entries))
+        del self.entries[:old]
 
     def append(self, payload: bytes) -> Entry:
         """Keep a message."""
         entry = Entry(self.top.offset + 1, new_tag(), self.top.tag, int(time.time()), payload)
         self.entries.append(entry)
         self.top = entry.position
-        while len(self.entries) > self.rule.messages:
-            self.entries.popleft()
+        del self.entries[: -self.rule.messages]
         return entry
 
 
@@ -201,13 +194,18 @@ class MemorySubscriber(InLoop):
             gevent.spawn(self._listener.closed)
 
     def take(self, channel: str, payload: bytes) -> None:
+        """Take a message, and have it delivered. May be called from any thread."""
+        self.put(channel, payload)
+        self.deliver_soon()
+
+    def put(self, channel: str, payload: bytes) -> None:
         """Take a message. May be called from any thread."""
         if self.alive:
             self._pending.append((channel, payload))
             self._size += len(payload) + OVERHEAD
 
     def deliver_soon(self) -> None:
-        """Deliver what was taken; in the loop's own thread, wait if there is too much of it."""
+        """Have what was taken delivered. In the loop's own thread, this waits if there is too much of it."""
         if not self.alive:
             return
         if threading.get_native_id() != self._thread:

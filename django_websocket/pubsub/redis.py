@@ -42,7 +42,7 @@ ADVICE = {
     "^NOAUTH|authentication required|^WRONGPASS|invalid (username-)?password": (
         "Have WEBSOCKET_BROKER give the right username and password."
     ),
-    "^NOPERM|no permissions": "Have its ACL allow this user the command and the channel.",
+    "^NOPERM|no permissions": "Have its ACL allow this user the command, the channel and the keys.",
     "^OOM|used memory > 'maxmemory'": "It is out of memory: raise its maxmemory, or remove data.",
     "^LOADING|loading the dataset": "It can be used as soon as it has loaded its data.",
     "^READONLY|read only replica|^MASTERDOWN": (

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from .backlog import cost
-from .entries import Entry, Position, Rules, check_keeps, checked_count, position_from
+from .entries import NOWHERE, Entry, Position, Rules, check_keeps, checked_count, position_from
 from .hub import Hub
 from .publication import Publication
 
@@ -40,49 +40,53 @@ def wanted(channels: Sequence[str], since: Since, last: int | None, rules: Rules
     return Wanted({channels[0]: position_from(since)}, 0)
 
 
-class Past(NamedTuple):
-    """What a subscriber gets of the past, and the position of each channel before it."""
+class Resuming(Protocol):
+    """A subscriber that holds what comes until its past is there."""
 
-    publications: Sequence[Publication]
+    def begin_anew(self) -> None:
+        """Drop what it holds, and forget that messages were missed."""
+
+
+class Past(NamedTuple):
+    """What a subscriber gets of the past, None if not all of it is kept; and the position of each channel before it."""
+
+    publications: Sequence[Publication] | None
     starts: Mapping[str, Position]
 
     @property
     def cost(self) -> int:
         """The bytes that it occupies while it waits."""
-        return sum(cost(message) for publication in self.publications for message in publication.messages)
+        publications = self.publications or ()
+        return sum(cost(message) for publication in publications for message in publication.messages)
 
 
-class Resuming(Protocol):
-    """A subscriber that holds what comes until its past is there."""
-
-    channels: Sequence[str]
-
-    def begin_anew(self) -> None:
-        """Drop what it holds."""
-
-
-def past_of(hub: Hub, member: Resuming, starts: Mapping[str, Position], wish: Wanted) -> Past | None:
-    """Return what is wanted of what came before `starts`; None if not all of it is kept any more.
-
-    Raises BrokerError.
-    """
+def past_of(hub: Hub, member: Resuming, starts: Mapping[str, Position], wish: Wanted, limit: float) -> Past:
+    """Return what is wanted of what came before `starts`, up to `limit` bytes. Raises BrokerError."""
     catching_up = hub.catching_up
     assert catching_up is not None
+    known = all(since != NOWHERE for since in wish.since.values())
     ahead = {name: since for name, since in wish.since.items() if since.offset > starts[name].offset}
-    if ahead:  # the client was connected to a process that has received more than this one
-        if not all(catching_up.reach(name, since) for name, since in ahead.items()):
-            return None
-        with hub.in_turn:
-            member.begin_anew()
-            starts = hub.positions(starts)
+    if known and ahead:  # the client was connected to a process that has received more than this one
+        known = all(catching_up.reach(name, since) for name, since in ahead.items())
+        starts = begin_anew(hub, member, starts)
     publications: list[Publication] = []
     begins: dict[str, Position] = {}
-    for name, end in starts.items():
+    for name, end in starts.items() if known else ():
         since = wish.since.get(name)
         entries = catching_up.entries(name, end, since=since, last=wish.last) if wish.since or wish.last else []
         if entries is None and since is not None:
-            return None
+            known = False
+            break
         found: Sequence[Entry] = entries or ()
         begins[name] = found[0].start if found else end
         publications += [hub.publication(name, entry) for entry in found]
-    return Past(publications, begins)
+    past = Past(publications, begins)
+    # Whoever is told that messages are missing now need not be told of those before now.
+    return past if known and past.cost <= limit else Past(None, begin_anew(hub, member, starts))
+
+
+def begin_anew(hub: Hub, member: Resuming, starts: Mapping[str, Position]) -> Mapping[str, Position]:
+    """Have a member begin where its channels are now; return their positions."""
+    with hub.in_turn:
+        member.begin_anew()
+        return hub.positions(starts)

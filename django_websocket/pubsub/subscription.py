@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -61,7 +62,7 @@ class Subscription(Readable):
         self._ends_with_client = False
         self._client_left: tuple[int, str] | None = None  # not the exception, whose traceback would keep the view alive
         self._held: list[Publication] | None = None if wish is None else []  # what comes until the past is there
-        self._restarts: dict[str, Position] = {}  # where channels go on behind a gap that `get` will tell of
+        self._restarts: dict[str, Position] | None = None  # where channels go on behind a gap that `get` will tell of
         self._positions = hub.join(self, channels)  # behind what `get` has returned
         if wish is not None:
             try:
@@ -71,19 +72,18 @@ class Subscription(Readable):
                 raise
 
     def _begin_with_past(self, wish: Wanted) -> None:
-        past = past_of(self._hub, self, self._positions, wish)
+        past = past_of(self._hub, self, self._positions, wish, math.inf if self._lossy else self._limit)
         held, self._held = self._held or [], None
-        if past is None or (not self._lossy and past.cost > self._limit):
-            self._missed = True
-        else:
-            self._positions.update(past.starts)
-            held = [*past.publications, *held]
-        for publication in held:
+        self._positions = dict(past.starts)
+        self._missed = self._missed or past.publications is None
+        for publication in (*(past.publications or ()), *held):
             self.deliver(publication)
 
     def begin_anew(self) -> None:
         """See `Resuming.begin_anew`."""
         self._held = []
+        self._missed = False
+        self._restarts = None
 
     def end_with_view(self) -> None:
         """Close this when the view ends that runs, or that has started the running greenlet."""
@@ -128,8 +128,9 @@ class Subscription(Readable):
         try:
             if self._missed:
                 self._missed = False
-                self._positions.update(self._restarts)
-                self._restarts.clear()
+                if self._restarts is not None:
+                    self._positions = {**self._positions, **self._restarts}
+                    self._restarts = None
                 raise MessagesMissed("Messages may have been missed: fetch the present state from where it is stored.")
             if not self._queue:
                 if self._broker_closed:
@@ -137,7 +138,7 @@ class Subscription(Readable):
                 return None
             channel, message, position = self._queue.popleft()
             if position is not None:
-                self._positions[channel] = position
+                self._positions[channel] = position  # a dict of its own, since the channel has a history
             return channel, message
         finally:
             if self._signal is not None:
@@ -203,7 +204,7 @@ class Subscription(Readable):
     def restart(self, channel: str, position: Position) -> None:
         """Go on at a position behind a gap, as soon as `get` has told of it."""
         self._queue.forget_positions(channel)
-        self._restarts[channel] = position
+        self._restarts = {**(self._restarts or {}), channel: position}
 
     def missed(self) -> None:
         """Let the next `get()` raise `MessagesMissed`."""

@@ -394,7 +394,7 @@ class Connection(Readable):
         if size > self.limits.outbox_size:
             self._give_up(CloseCode.TRY_AGAIN_LATER, "too slow for what is sent")
 
-    def push_past(self, frames: Sequence[bytes]) -> None:
+    def push_past(self, *frames: bytes) -> None:
         """Send frames that do not count as what the client is too slow for. What is pushed later goes behind them."""
         if self.state is not OPEN and self.state is not ANSWERING:
             return

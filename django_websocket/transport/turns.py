@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from gevent import getcurrent
+from gevent import getcurrent, monkey
 from gevent.hub import get_hub
 
 from .loops import PerLoop
@@ -97,3 +97,9 @@ def let_others_run_if_spent() -> None:
     """Let the running greenlet wait for a later turn, if the time of this one is over."""
     if turns_of_loop().spent():
         let_others_run()
+
+
+def let_others_run_if_any() -> None:
+    """Do the same where gevent has patched the process. Elsewhere, the running thread may have no loop."""
+    if monkey.is_module_patched("threading"):
+        let_others_run_if_spent()
