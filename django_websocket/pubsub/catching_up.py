@@ -13,7 +13,7 @@ from gevent.event import AsyncResult, Event
 from django_websocket.exceptions import BrokerError
 from django_websocket.transport.log import report
 
-from .entries import Entry, KeepingBroker, Position, Rule, Stretch
+from .entries import READ_SIZE, Entry, KeepingBroker, Position, Rule, Stretch
 from .following import Track
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ class CatchingUp:
         if track is None or track.position is None or track.held is not None:
             return  # somebody else looks after it
         try:
-            stretch = self._broker.read(name, track.rule, 0, track.position.offset)
+            stretch = self._broker.read(name, track.rule, 0, track.position.offset, READ_SIZE)
         except BrokerError:
             return
         if track.held is None and self._hub.channels.get(name) is channel and not track.knows(stretch.top):
@@ -104,7 +104,7 @@ class CatchingUp:
         assert track is not None
         try:
             self.read(name, channel, to_be_sure=to_be_sure)
-        except BrokerError as error:
+        except Exception as error:
             if track.away or self._hub.channels.get(name) is not channel:
                 return  # it is read when it is back
             report(f"Channel {name}", None, "what it has missed cannot be read yet", str(error))
@@ -127,7 +127,7 @@ class CatchingUp:
                 track.again = False
                 covered = len(track.held or ())
                 since = track.position
-                stretch = self._broker.read(name, track.rule, 0, None if since is None else since.offset)
+                stretch = self._broker.read(name, track.rule, 0, since and since.offset, READ_SIZE)
                 self._take(name, channel, stretch, covered, to_be_sure)
                 if track.away or (track.held is None and not track.again):
                     break
@@ -160,6 +160,8 @@ class CatchingUp:
                         track.unseen = entries[-1].tag
                         gevent.spawn_later(PATH_TIMEOUT, self._judge, name, channel, track.unseen)
                     self._hub.hand_out(name, channel, track.take_over(entries, stretch.time))
+            if stretch.cut:
+                return  # what is held comes behind the rest
             arrived, lost = track.release(covered)
             self._hub.hand_out(name, channel, arrived)
             if lost:
@@ -204,7 +206,10 @@ class CatchingUp:
     def reach(self, name: str, since: Position) -> bool:
         """Catch up to a position that is ahead of this process; return whether it is one. Raises BrokerError."""
         rule = self._hub.rules.find(name)
-        if rule is None or self._whole(name, rule).until(since) is None:
+        if rule is None:
+            return False
+        from_there = self._broker.read(name, rule, 0, since.offset - 1, READ_SIZE)
+        if not from_there.entries or from_there.entries[0].position != since:
             return False
         self._catch_up(name)
         return True
@@ -231,7 +236,7 @@ class CatchingUp:
 
     def _fly(self, name: str, rule: Rule, flight: AsyncResult[Stretch]) -> None:
         try:
-            stretch = self._broker.read(name, rule, rule.messages)
+            stretch = self._broker.read(name, rule, rule.messages, size=READ_SIZE)
         except Exception as error:
             flight.set_exception(error)
         else:
@@ -239,6 +244,7 @@ class CatchingUp:
             known = None if track is None or track.position is None else stretch.until(track.position)
             if track is not None and known is not None:
                 track.ring.load(known.last(rule.messages, rule), stretch.time)
+                track.ring.whole = not stretch.cut
             flight.set(stretch)
         finally:
             del self._flights[name]

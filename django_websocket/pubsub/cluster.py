@@ -106,12 +106,12 @@ class ClusterBroker:
 
         return self._at_list(channel, deadline, publish)
 
-    def read(self, channel: str, rule: Rule, count: int, since: int | None = None) -> Stretch:
+    def read(self, channel: str, rule: Rule, count: int, since: int | None = None, size: int | None = None) -> Stretch:
         """Return what is kept; see `KeepingBroker.read`. Raises BrokerError."""
         deadline, tag = time.monotonic() + TIMEOUT, tags()[self.slot(channel)]
 
         def read(node: Node, *, asking: bool) -> Stretch:
-            return node.read_until(deadline, channel, rule, count, since, tag, asking=asking)
+            return node.read_until(deadline, channel, (rule, count, since, size), tag, asking=asking)
 
         return self._at_list(channel, deadline, read)
 

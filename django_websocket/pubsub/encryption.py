@@ -63,14 +63,14 @@ class EncryptedKeepingBroker(EncryptedBroker):
         """Publish `payload` and keep it, readable only with one of the keys."""
         return self._broker.publish_kept(channel, self._fernet.encrypt(_bound(channel) + payload), rule)
 
-    def read(self, channel: str, rule: Rule, count: int, since: int | None = None) -> Stretch:
+    def read(self, channel: str, rule: Rule, count: int, since: int | None = None, size: int | None = None) -> Stretch:
         """Return what is kept, decrypted."""
-        stretch = self._broker.read(channel, rule, count, since)
+        stretch = self._broker.read(channel, rule, count, since, size)
         entries = []
         for entry in stretch.entries:
             entries.append(_readable(self._fernet, channel, entry))
             let_others_run_if_any()
-        return Stretch(stretch.top, stretch.time, entries)
+        return Stretch(stretch.top, stretch.time, entries, stretch.cut)
 
 
 class Decrypting:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, Protocol, TypeGuard
 from .broker import Broker
 from .channels import RESERVED
 
+READ_SIZE = 4 * 1024 * 1024  # bytes that a process reads at once
 KEPT = b"\xfe"  # precedes an entry on the wire: UTF-8 text never contains it, and binary messages begin with FF
 UNREADABLE = KEPT  # stands for a payload that cannot be decrypted
 TAG_SIZE = 8  # bytes
@@ -149,11 +150,16 @@ def new_tag() -> bytes:
 
 
 class Stretch(NamedTuple):
-    """What a broker had at a moment: where the channel ended, the broker's time in seconds, and the last entries."""
+    """What a broker had at a moment: where the channel ended, the broker's time in seconds, and the last entries.
+
+    With `cut`, there was more than was wanted at once: the channel goes on behind `top`, or, if the last entries were
+    asked for, before the first one here.
+    """
 
     top: Position
     time: int
     entries: Sequence[Entry]
+    cut: bool = False
 
     def last(self, count: int, rule: Rule) -> Sequence[Entry]:
         """Return the last entries: at most `count`, none too old, and none before one that is missing."""
@@ -193,10 +199,11 @@ class KeepingBroker(Broker, Protocol):
     def publish_kept(self, channel: str, payload: bytes, rule: Rule) -> int | None:
         """Do what `publish` does, and keep `payload` in the same step. Subscribers get it as an entry."""
 
-    def read(self, channel: str, rule: Rule, count: int, since: int | None = None) -> Stretch:
+    def read(self, channel: str, rule: Rule, count: int, since: int | None = None, size: int | None = None) -> Stretch:
         """Return the last `count` entries at most, or all behind the offset `since`, or none if not all are there.
 
-        A channel that has kept nothing gets a place to begin at. Raises `BrokerError`.
+        If they have many more bytes than `size`, return as many of the last, or of the first behind `since`. A channel
+        that has kept nothing gets a place to begin at. Raises `BrokerError`.
         """
 
 

@@ -163,7 +163,8 @@ class Hub(InLoop):
             if self._tracks:
                 self._begin_to_follow(channels)
         except Exception as error:
-            failed = [name for name, channel in channels.items() if self.channels.get(name) is channel]
+            here = {name: channel for name, channel in channels.items() if self.channels.get(name) is channel}
+            failed = [name for name, channel in here.items() if channel.joined is not None]
             for name in failed:  # the next to join makes a new attempt
                 self._drop(name)
             if failed:
@@ -186,11 +187,11 @@ class Hub(InLoop):
             if reader.value is not None:
                 raise reader.value
 
-    def _error_of_reading(self, name: str, channel: Channel) -> BrokerError | None:
+    def _error_of_reading(self, name: str, channel: Channel) -> Exception | None:
         assert self.catching_up is not None
         try:
             self.catching_up.read(name, channel)
-        except BrokerError as error:
+        except Exception as error:
             return error
         return None
 

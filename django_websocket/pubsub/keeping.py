@@ -23,6 +23,7 @@ SLOTS = 16384  # of a Redis Cluster
 HISTORY = "django_websocket:history:"  # begins the keys
 
 Call = Callable[..., Any]  # sends the words of a command, and returns its reply
+What = tuple[Rule, int, int | None, int | None]  # what is to be read; see `KeepingBroker.read`
 
 
 class Script:
@@ -73,8 +74,8 @@ DELIVER = "return redis.call('%s', ARGV[5], entry)"
 PUBLISHING = {name: Script(PUBLISH + DELIVER % name) for name in ("PUBLISH", "SPUBLISH")}
 KEEPING = Script(PUBLISH + "return entry")
 
-# ARGV: a new tag, milliseconds to live, seconds until a message is too old, the number of entries that is wanted, and
-# an offset (then all behind it are wanted, or none if they are not all there) or -1.
+# ARGV: a new tag, milliseconds to live, seconds until a message is too old, the number of entries that is wanted, an
+# offset (then all behind it are wanted, or none if they are not all there) or -1, and how many bytes are enough, or -1.
 READING = Script(
     LAST
     + """
@@ -85,15 +86,30 @@ elseif now - time > tonumber(ARGV[3]) then
     redis.call('LTRIM', KEYS[1], -1, -1)
 end
 redis.call('PEXPIRE', KEYS[1], ARGV[2])
-local count = tonumber(ARGV[4])
+local count = math.min(tonumber(ARGV[4]), redis.call('LLEN', KEYS[1]))
 local since = tonumber(ARGV[5])
 if since >= 0 then
     count = offset - since
     if count > redis.call('LLEN', KEYS[1]) then count = 0 end
 end
-local entries = {}
-if count > 0 then entries = redis.call('LRANGE', KEYS[1], -count, -1) end
-return {offset, tag, now, entries}
+local enough = tonumber(ARGV[6])
+local parts = {}
+local size = 0
+local taken = 0
+while taken < count and (enough < 0 or size < enough) do
+    local step = math.min(count - taken, 32)
+    local part
+    if since >= 0 then
+        part = redis.call('LRANGE', KEYS[1], taken - count, taken - count + step - 1)
+        parts[#parts + 1] = part
+    else
+        part = redis.call('LRANGE', KEYS[1], -taken - step, -taken - 1)
+        table.insert(parts, 1, part)
+    end
+    for _, entry in ipairs(part) do size = size + #entry end
+    taken = taken + step
+end
+return {offset, tag, now, taken < count and 1 or 0, parts}
 """
 )
 
@@ -115,12 +131,13 @@ def keep(call: Call, key: bytes, payload: bytes, rule: Rule) -> bytes:
     return entry
 
 
-def read(call: Call, key: bytes, rule: Rule, count: int, since: int | None = None) -> Stretch:
+def read(call: Call, key: bytes, rule: Rule, count: int, since: int | None = None, size: int | None = None) -> Stretch:
     """Return the last entries, as `KeepingBroker.read` does."""
-    numbers = math.ceil(rule.seconds) + 1, count, -1 if since is None else since
-    offset, tag, now, found = READING(call, key, new_tag(), life(rule), *(b"%d" % number for number in numbers))
-    entries = [entry_from(each) or GAP for each in found]
-    return Stretch(Position(int(offset), bytes(tag)), int(now), [entry for entry in entries if entry.offset])
+    wanted = math.ceil(rule.seconds) + 1, count, -1 if since is None else since, -1 if size is None else size
+    offset, tag, now, cut, parts = READING(call, key, new_tag(), life(rule), *(b"%d" % number for number in wanted))
+    entries = [entry for part in parts for each in part if (entry := entry_from(each) or GAP).offset]
+    top = entries[-1].position if cut and since is not None else Position(int(offset), bytes(tag))
+    return Stretch(top, int(now), entries, bool(cut))
 
 
 def life(rule: Rule) -> bytes:

@@ -70,8 +70,11 @@ class MemoryBroker:
             subscriber.deliver_soon()
         return sum(channel in subscriber.channels for subscriber in subscribers if subscriber.alive)
 
-    def read(self, channel: str, rule: Rule, count: int, since: int | None = None) -> Stretch:
-        """Return what is kept; see `KeepingBroker.read`. Raises BrokerError after `close`."""
+    def read(self, channel: str, rule: Rule, count: int, since: int | None = None, size: int | None = None) -> Stretch:
+        """Return what is kept; see `KeepingBroker.read`. Raises BrokerError after `close`.
+
+        It is in memory already, so that `size` makes no difference.
+        """
         if self._closed:
             raise closed_error("memory://")
         with self._lock:

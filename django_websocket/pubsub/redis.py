@@ -93,25 +93,17 @@ class RedisBroker:
         except (redis.RedisError, OSError) as error:
             raise self.error(error) from error
 
-    def read(self, channel: str, rule: Rule, count: int, since: int | None = None) -> Stretch:
+    def read(self, channel: str, rule: Rule, count: int, since: int | None = None, size: int | None = None) -> Stretch:
         """Return what is kept; see `KeepingBroker.read`. Raises BrokerError."""
-        return self.read_until(time.monotonic() + TIMEOUT, channel, rule, count, since)
+        return self.read_until(time.monotonic() + TIMEOUT, channel, (rule, count, since, size))
 
     def read_until(
-        self,
-        deadline: float,
-        channel: str,
-        rule: Rule,
-        count: int,
-        since: int | None,
-        tag: str = "",
-        *,
-        asking: bool = False,
+        self, deadline: float, channel: str, what: keeping.What, tag: str = "", *, asking: bool = False
     ) -> Stretch:
         """Do the same until `deadline`; see `key_of` for `tag`, and `call_until` for `asking`."""
         call = partial(self.call_until, deadline, asking=asking)
         try:
-            return keeping.read(call, key_of(self.prefix, channel, tag), rule, count, since)
+            return keeping.read(call, key_of(self.prefix, channel, tag), *what)
         except (redis.RedisError, OSError) as error:
             raise self.error(error) from error
 

@@ -43,6 +43,8 @@ def wanted(channels: Sequence[str], since: Since, last: int | None, rules: Rules
 class Resuming(Protocol):
     """A subscriber that holds what comes until its past is there."""
 
+    channels: Sequence[str]
+
     def begin_anew(self) -> None:
         """Drop what it holds, and forget that messages were missed."""
 
@@ -64,8 +66,9 @@ def past_of(hub: Hub, member: Resuming, starts: Mapping[str, Position], wish: Wa
     """Return what is wanted of what came before `starts`, up to `limit` bytes. Raises BrokerError."""
     catching_up = hub.catching_up
     assert catching_up is not None
-    known = all(since != NOWHERE for since in wish.since.values())
-    ahead = {name: since for name, since in wish.since.items() if since.offset > starts[name].offset}
+    # A channel may have been joined before it had a history.
+    known = starts.keys() >= {*member.channels} and NOWHERE not in wish.since.values()
+    ahead = {name: since for name, since in wish.since.items() if name in starts and since.offset > starts[name].offset}
     if known and ahead:  # the client was connected to a process that has received more than this one
         known = all(catching_up.reach(name, since) for name, since in ahead.items())
         starts = begin_anew(hub, member, starts)

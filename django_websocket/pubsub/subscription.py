@@ -75,7 +75,10 @@ class Subscription(Readable):
         past = past_of(self._hub, self, self._positions, wish, math.inf if self._lossy else self._limit)
         held, self._held = self._held or [], None
         self._positions = dict(past.starts)
-        self._missed = self._missed or past.publications is None
+        if past.publications is None:
+            self._missed = True
+            self._restarts = self._positions
+            self._positions = {name: wish.since.get(name, start) for name, start in self._positions.items()}
         for publication in (*(past.publications or ()), *held):
             self.deliver(publication)
 

@@ -407,7 +407,7 @@ class Connection(Readable):
         past.extend(frames)
         while past and not self._blocked and self.connected:
             self._write(past.take())
-        if past:
+        if past and self._blocked:
             self._past = past
             self._outbox.add_source(self._next_of_past)
 
@@ -634,6 +634,7 @@ class Connection(Readable):
             return
         report(self.who, code, reason, level=logging.INFO if code == CloseCode.INTERNAL_ERROR else logging.WARNING)
         self._outbox.keep_begun()
+        self._past = None
         self.close(code, reason)
 
     def _close_socket(self) -> None:
@@ -641,6 +642,7 @@ class Connection(Readable):
         if self.state is CLOSED:
             return
         self._enter(CLOSED)
+        self._past = None
         self._shared.connections.discard(self)
         self._shared.sweep.forget(self)
         for watcher in (self._reader, self._writer):
