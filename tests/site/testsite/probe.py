@@ -52,6 +52,11 @@ def wait_at_gate(request: HttpRequest) -> None:
     _gates[request.GET["key"]].wait(WAIT)
 
 
+def is_open(request: HttpRequest) -> bool:
+    """Whether the gate of the request's `key` is open, for views that must not block."""
+    return _gates[request.GET["key"]].is_set()
+
+
 def open_gate(key: str) -> None:
     """Let the view go on."""
     _gates[key].set()

@@ -2,7 +2,7 @@
 
 from django.urls import URLPattern, URLResolver, include, path
 
-from . import asynchronous, ordinary, queries, receivers, views
+from . import asynchronous, ordinary, pasts, queries, receivers, views
 
 __all__ = ["receivers", "urlpatterns"]
 
@@ -80,5 +80,6 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path("forks/<str:how>/", views.forks),
     path("queries/", include(queries.urlpatterns)),
     path("asynchronous/", include(asynchronous.urlpatterns)),
+    path("pasts/", include(pasts.urlpatterns)),
     path("ordinary/", include((ordinary.urlpatterns, "ordinary"))),
 ]
