@@ -214,7 +214,10 @@ def test_a_client_is_told_if_too_much_is_published_during_a_snapshot(
     options = {"on_missed": on_missed} if on_missed else {}
     client = opened(raw, server, address(kind, "subscribes", channel, key, snapshot="slow", **options))
     assert notes(server.port, key)[0] == "snapshot"
+    witness = opened(raw, server, address(kind, "subscribes", f"plain:{key}-end", f"{key}-end"))
     publish_numbers(server, channel, 0, 200, size=1000)
+    publish(server, f"plain:{key}-end", "everything has been delivered")
+    witness.frame()
     fetch(server.port, f"/gate/{key}/")
     if on_missed:
         assert "subscribed" in notes(server.port, key, 2)
