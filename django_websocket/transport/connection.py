@@ -30,7 +30,7 @@ from .deadlines import Deadline, ticks
 from .limits import Limits
 from .liveness import MESSAGE_TIME, Liveness
 from .log import report
-from .outbox import Outbox, Past, Source
+from .outbox import WRITE_SIZE, Outbox, Past, Source
 from .shared import CROWD, MAX_HELD, shared_of_loop
 from .state import ANSWERING, CLOSED, CLOSING, FOLLOWING, OPEN, State
 from .turns import let_others_run, let_others_run_if_spent
@@ -406,16 +406,21 @@ class Connection(Readable):
         past = Past()
         past.extend(frames)
         while past and not self._blocked and self.connected:
-            self._write(past.take())
+            self._write(past.take(self._piece))
         if past and self._blocked:
             self._past = past
             self._outbox.add_source(self._next_of_past)
+
+    @property
+    def _piece(self) -> int:
+        """How much of the past is in the outbox, where it takes room from what is pushed behind it."""
+        return min(WRITE_SIZE, self.limits.outbox_size // 8)
 
     def _next_of_past(self) -> bytes:
         """Return what comes next of the past, or behind it."""
         if self._past is None:
             return b""
-        piece = self._past.take()
+        piece = self._past.take(self._piece)
         if not self._past:
             self._past = None
         return piece

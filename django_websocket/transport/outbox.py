@@ -35,11 +35,11 @@ class Past:
         self._size += len(frames)
         return self._size
 
-    def take(self) -> bytes:
-        """Take what leaves next, joined."""
+    def take(self, most: int) -> bytes:
+        """Take what leaves next, joined: not much more than `most` bytes."""
         found = []
         size = 0
-        while self._frames and size < WRITE_SIZE:
+        while self._frames and size < most:
             frame, counted = self._frames.popleft()
             self._size -= counted
             found.append(frame)
