@@ -33,7 +33,7 @@ from .support.clients import RawClient, fetch, request
 from .support.fixtures import SITE, Raw, StartSite
 from .support.frames import CLOSE, TEXT, frame, text
 from .support.servers import Server, redis_server
-from .support.waiting import DEADLINE, until
+from .support.waiting import DEADLINE, eventually, until
 from .support.wire import Pairs, Peer
 
 KEPT = {"messages": 50, "seconds": 3600}
@@ -131,7 +131,7 @@ def test_redis_has_what_the_documentation_says(admin: Any, prefix: str) -> None:
         for message in messages:
             publish("kept:a", message)
         payloads = [watcher.get_message(timeout=DEADLINE)["data"] for _ in messages]
-    tags = [begin.split(".")[1].encode()]
+    tags = [begin.split(".")[1].encode()]  # that of the place before the first message
     seconds = admin.time()[0]
     for number, (payload, message) in enumerate(zip(payloads, messages, strict=True), 1):
         found = ENTRY.fullmatch(payload)
@@ -143,11 +143,11 @@ def test_redis_has_what_the_documentation_says(admin: Any, prefix: str) -> None:
         tags.append(tag)
         assert 0 <= seconds - int(time) < 60
         assert bare == (message.encode() if isinstance(message, str) else b"\xff" + message)
-    name = f"{prefix}django_websocket.%s:kept:a"
-    assert admin.lrange(name % "history", 0, -1) == payloads
-    assert admin.hgetall(name % "position") == {b"s": b"5", b"t": tags[-1]}
-    assert 0 < admin.ttl(name % "history") <= KEPT["seconds"]
-    assert admin.ttl(name % "position") >= admin.ttl(name % "history")
+    name = f"{prefix}django_websocket:history:kept:a"
+    placeholder, *kept = admin.lrange(name, 0, -1)
+    assert kept == payloads
+    assert placeholder.startswith(b"\xfe0:" + tags[0] + b"::") and placeholder.endswith(b":")
+    assert KEPT["seconds"] < admin.ttl(name) <= 2 * KEPT["seconds"] + 60
 
 
 def test_a_process_without_the_setting_delivers_what_others_keep(
@@ -311,7 +311,7 @@ def test_a_user_who_may_not_run_scripts_is_told_so(server: Server, admin: Any, k
 
 
 def test_keys_of_another_kind_are_an_error_of_the_broker(admin: Any, prefix: str) -> None:
-    admin.set(f"{prefix}django_websocket.position:kept:a", "something else")
+    admin.set(f"{prefix}django_websocket:history:kept:a", "something else")
     calls: list[Callable[[], Any]] = [
         lambda: publish("kept:a", "1"),
         lambda: position("kept:a"),
@@ -324,7 +324,7 @@ def test_keys_of_another_kind_are_an_error_of_the_broker(admin: Any, prefix: str
     assert contents("kept:b") == ["others are not affected"]
 
 
-@pytest.mark.parametrize("lost", ["everything", "position"])
+@pytest.mark.parametrize("lost", ["everything", "the channel"])
 def test_a_history_that_is_gone_is_told(admin: Any, prefix: str, pairs: Pairs, lost: str) -> None:
     begin = position("kept:a")
     for number in range(3):
@@ -339,7 +339,7 @@ def test_a_history_that_is_gone_is_told(admin: Any, prefix: str, pairs: Pairs, l
         if lost == "everything":
             admin.flushall()
         else:
-            admin.delete(f"{prefix}django_websocket.position:kept:a")  # as Redis does when it evicts
+            admin.delete(f"{prefix}django_websocket:history:kept:a")  # as Redis does when it evicts
         for number in range(3):  # so that the numbers are the same as before
             publish("kept:a", f"other {number}")
         with pytest.raises(MessagesMissed):
@@ -358,31 +358,26 @@ def test_a_history_that_is_gone_is_told(admin: Any, prefix: str, pairs: Pairs, l
     assert contents("kept:a") == ["other 0", "other 1", "other 2", "live"]
 
 
-def test_a_list_that_was_evicted_stops_nobody(admin: Any, prefix: str) -> None:
-    begin = position("kept:a")
+@pytest.mark.parametrize("use", [lambda: publish("kept:a", "2"), lambda: position("kept:a")], ids=["publish", "read"])
+def test_a_list_that_is_used_lives_on(admin: Any, prefix: str, use: Callable[[], Any]) -> None:
     publish("kept:a", "1")
-    since = position("kept:a")
-    with subscribe("kept:a") as subscription:
-        admin.delete(f"{prefix}django_websocket.history:kept:a")
-        with pytest.raises(MessagesMissed):
-            history("kept:a", since=begin)
-        assert history("kept:a", since=since) == history("kept:a") == []
-        publish("kept:a", "2")
-        assert taken(subscription, 1) == ["2"]
-        assert contents("kept:a") == ["2"]
-        assert contents("kept:a", since=since) == ["2"]
-        with pytest.raises(MessagesMissed):
-            history("kept:a", since=begin)
+    second = admin.time()[0]
+    name = f"{prefix}django_websocket:history:kept:a"
+    admin.expire(name, 5)
+    assert eventually(lambda: admin.time()[0] > second)  # a publish renews it once a second
+    use()
+    assert admin.ttl(name) > KEPT["seconds"]
 
 
-def test_a_position_outlives_its_messages_while_somebody_is_subscribed(admin: Any, prefix: str) -> None:
-    """A key that is about to expire is renewed by a publish."""
+def test_a_list_that_ends_with_something_else_begins_anew(admin: Any, prefix: str) -> None:
     publish("kept:a", "1")
-    names = [f"{prefix}django_websocket.{kind}:kept:a" for kind in ("position", "history")]
-    for name in names:
-        admin.expire(name, 5)
+    admin.rpush(f"{prefix}django_websocket:history:kept:a", "written by another program")
     publish("kept:a", "2")
-    assert all(admin.ttl(name) > 100 for name in names)
+    assert contents("kept:a") == ["2"]
+    admin.rpush(f"{prefix}django_websocket:history:kept:a", b"\xfe17:broken")
+    assert contents("kept:a") == []
+    publish("kept:a", "3")
+    assert contents("kept:a") == ["3"]
 
 
 # --- Redis is away ---------------------------------------------------------------------------------------------------
@@ -634,6 +629,6 @@ def test_nothing_is_kept_of_the_packages_own_channels(site: Server, admin: Any, 
     fetch(site.port, f"/enter/?name={key}")
     assert fetch(site.port, f"/end/?user={key}").status == 200
     fetch(site.port, f"/publish/{key}/?text=kept")
-    names = [name.decode() for name in admin.scan_iter("django_websocket.*:*")]
-    assert f"django_websocket.history:{key}" in names
+    names = [name.decode() for name in admin.scan_iter("django_websocket:*")]
+    assert f"django_websocket:history:{key}" in names
     assert not [name for name in names if ":django_websocket." in name]
