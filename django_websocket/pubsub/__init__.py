@@ -3,8 +3,8 @@
     from django_websocket.pubsub import publish
     publish("news", "hello")        # to every client that is subscribed to "news", in every process
 
-Delivery is at most once. The broker is the one that the setting `WEBSOCKET_BROKER` names. Channels that fit a pattern
-of `WEBSOCKET_HISTORY` keep their last messages, for those who were away.
+Delivery is at most once; whoever was away gets what channels with history have kept, those that fit a pattern of
+`WEBSOCKET_HISTORY`. The broker is the one that the setting `WEBSOCKET_BROKER` names.
 
 This module and `broker` are public; the other modules of this folder are private to the package.
 """

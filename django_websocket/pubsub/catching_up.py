@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
 import gevent
 from gevent.event import AsyncResult, Event
@@ -33,7 +34,7 @@ class CatchingUp:
     def __init__(self, hub: Hub, broker: KeepingBroker) -> None:
         self._hub = hub
         self._broker = broker
-        self._waiting: deque[tuple[Callable[..., None], Any]] = deque()  # to be called, with arguments
+        self._waiting: deque[Callable[[], None]] = deque()  # to be called by the readers
         self._readers = 0
         self._watcher: gevent.Greenlet[[], None] | None = None
         self._flights: dict[str, AsyncResult[Stretch]] = {}
@@ -54,9 +55,10 @@ class CatchingUp:
     def _watch(self) -> None:
         while True:
             gevent.sleep(CHECK_INTERVAL * random.uniform(0.5, 1.5))
-            for name, channel in self._hub.channels.items():
-                if channel.track is not None:
-                    self._put(self._check, name, channel)
+            if not self._waiting:  # else the last look is not over
+                for name, channel in self._hub.channels.items():
+                    if channel.track is not None:
+                        self._put(partial(self._check, name, channel))
 
     def add(self, name: str, channel: Channel, *, to_be_sure: bool = False) -> None:
         """Read soon what a channel has missed. Never waits.
@@ -70,10 +72,13 @@ class CatchingUp:
             track.again = True
         else:
             track.reading = True
-            self._put(self._try_to_read, name, channel, to_be_sure)
+            self._put(partial(self._try_to_read, name, channel, to_be_sure), first=True)
 
-    def _put(self, function: Callable[..., None], *args: Any) -> None:
-        self._waiting.append((function, args))
+    def _put(self, job: Callable[[], None], *, first: bool = False) -> None:
+        if first:
+            self._waiting.appendleft(job)
+        else:
+            self._waiting.append(job)
         if self._readers < READERS:
             self._readers += 1
             gevent.spawn(self._do_all)
@@ -81,8 +86,7 @@ class CatchingUp:
     def _do_all(self) -> None:
         try:
             while self._waiting:
-                function, args = self._waiting.popleft()
-                function(*args)
+                self._waiting.popleft()()
         finally:
             self._readers -= 1
 
@@ -111,9 +115,11 @@ class CatchingUp:
             track.reading = True  # or is about to be
             pause = delay * random.uniform(0.5, 1.5)
             delay = min(2 * delay, LONGEST_DELAY)
-            gevent.spawn_later(pause, self._put, self._try_to_read, name, channel, to_be_sure, delay)
+            gevent.spawn_later(
+                pause, self._put, partial(self._try_to_read, name, channel, to_be_sure, delay), first=True
+            )
         else:
-            if not track.away:
+            if not track.away and self._hub.channels.get(name) is channel:
                 channel.received()
 
     def read(self, name: str, channel: Channel, *, to_be_sure: bool = False) -> None:

@@ -117,7 +117,9 @@ class ClusterBroker:
 
     def _at_list(self, channel: str, deadline: float, call: AtList[R]) -> R:
         """Do what `_at_owner` does for what concerns the list of a channel, which a slot that moves takes along."""
+        attempts = 0
         while True:
+            attempts += 1
             try:
                 return self._at_owner(channel, deadline, partial(call, asking=False))
             except BrokerError as error:
@@ -127,7 +129,7 @@ class ClusterBroker:
             try:
                 return call(self.node(other), asking=True)
             except BrokerError as error:
-                if not self.moved(error, other):
+                if not self.moved(error, other) or attempts == ATTEMPTS:
                     raise
 
     def receiver(self, channel: str) -> RedisReceiver:

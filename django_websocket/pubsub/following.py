@@ -272,10 +272,10 @@ class Track:
     def release(self, covered: int) -> tuple[list[Arrived], bool]:
         """Take what was held, of which the first `covered` had come before the broker was asked.
 
-        Return what can be handed out, and whether messages were lost that the broker does not keep. If something is
+        Return what can be handed out, and whether messages are lost that the broker does not have. If something is
         missing again, `held` is a list.
         """
-        assert self.held is not None
+        assert self.held is not None and self.position is not None
         held, self.held = self.held, None
         self._held_size = 0
         lost, self._lost_bare = self._lost_bare, False
@@ -286,7 +286,9 @@ class Track:
                 continue
             arrived += filter(None, self.arrive((payload,)))
             if self.held is not None and index < covered:
-                # What was read had everything that had come, as far as it belongs to this stream.
+                # What was read has everything that had come. What is ahead of that belongs to a stream that has ended.
+                entry = entry_from(payload)
+                lost = lost or (entry is not None and entry.offset > self.position.offset)
                 self.held = None
                 self._held_size = 0
         return arrived, lost

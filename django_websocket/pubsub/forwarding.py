@@ -115,7 +115,7 @@ class Forwarding:
     def _send_past(self, past: Sequence[Publication]) -> None:
         """Send the past; what is published later waits behind it."""
         if past and self._connection is not None:
-            self._connection.push_past(*[publication.frames(self._variant) for publication in past])
+            self._connection.push_late(*[publication.frames(self._variant) for publication in past])
 
     def _keep_in_order_with_others(self, connection: Connection) -> None:
         """Have the broker's order kept across the channels of all forwardings of a connection."""
@@ -142,7 +142,7 @@ class Forwarding:
         if connection is None:
             self._wait(publication)
         else:
-            push = connection.push_past if publication.is_past else connection.push
+            push = connection.push_late if publication.late else connection.push
             push(publication.frames(self._variant))
 
     def _wait(self, publication: Publication) -> None:

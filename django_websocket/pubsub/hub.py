@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
+from types import MappingProxyType
 from typing import Protocol
 
 import gevent
@@ -24,10 +25,12 @@ from .publication import Mixture, Publication
 
 GLANCE = 64  # deliveries between two looks at the clock
 GLANCE_SIZE = 2 * 1024  # bytes that count as one delivery more, since a large message may be compressed for each client
-JOIN_TIMEOUT = 6.0  # seconds; must exceed the subscriber's own timeout (5 s), whose error says more
+# In seconds. It must exceed the subscriber's own timeout (5 s), whose error says more. What is left of it is for asking
+# where a channel with history is.
+JOIN_TIMEOUT = 6.0
 
 PIECE = 64 * 1024  # bytes of what comes late that are handed out at once
-NO_STARTS: dict[str, Position] = {}  # of members of channels without history: one for all
+NO_STARTS: Mapping[str, Position] = MappingProxyType({})  # of members of channels without history: one for all
 
 Positions = Mapping[str, Sequence[Position | None]]  # by channel, of its payloads in a batch
 
@@ -105,7 +108,7 @@ class Hub(InLoop):
         self._closed = False
         self._subscriber = broker.subscriber(self)
 
-    def join(self, member: Member, names: Sequence[str], *, with_others: bool = False) -> dict[str, Position]:
+    def join(self, member: Member, names: Sequence[str], *, with_others: bool = False) -> Mapping[str, Position]:
         """Let `member` receive the channels; return once it does. Raises BrokerError.
 
         It gets the messages of all these channels in the order of the broker; `with_others`, of all that it joins so.
@@ -170,8 +173,9 @@ class Hub(InLoop):
             if failed:
                 self._subscriber.unsubscribe(failed)
             for channel in channels.values():
-                if channel.joined is not None:
-                    channel.joined.set_exception(error)
+                joined, channel.joined = channel.joined, None  # at once: nobody else is to say that it is received
+                if joined is not None:
+                    joined.set_exception(error)
             if not isinstance(error, BrokerError):
                 raise
         else:
@@ -281,7 +285,7 @@ class Hub(InLoop):
         for one in (*arrived, None):
             if piece and (one is None or size > PIECE):
                 payloads, positions = zip(*piece, strict=True)
-                publication = Publication(name, payloads, positions, is_past=True)
+                publication = Publication(name, payloads, positions, late=True)
                 if publication.messages:
                     _hand_out(publication, members, 0)
                 let_others_run_if_spent()

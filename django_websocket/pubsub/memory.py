@@ -93,9 +93,8 @@ class MemoryBroker:
         memory.rule = rule
         memory.end = now + rule.life
         memory.drop_old()
-        for name in list(
-            islice(self._memories, LOOKED_AT)
-        ):  # more than are added each time, so that all have their turn
+        # More than are added each time, so that all have their turn.
+        for name in [*islice(self._memories, LOOKED_AT)]:
             self._memories[name].drop_old()
             self._memories.move_to_end(name)
             if self._memories[name].end < now:

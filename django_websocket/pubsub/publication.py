@@ -21,7 +21,7 @@ _variants: dict[tuple[int, int], tuple[int, int]] = {}
 class Publication:
     """Messages of one channel that arrived together; decoded once, and encoded once for all receivers of a kind.
 
-    `positions` has the place behind each payload in the channel's history; None for one that is not kept. `is_past`
+    `positions` has the place behind each payload in the channel's history; None for one that is not kept. `late`
     says that many come together since they come late: no client is too slow for that.
     """
 
@@ -31,9 +31,9 @@ class Publication:
         payloads: Sequence[bytes],
         positions: Sequence[Position | None] | None = None,
         *,
-        is_past: bool = False,
+        late: bool = False,
     ) -> None:
-        self.is_past = is_past
+        self.late = late
         self.messages: list[str | bytes] = []
         self.dropped: list[int] = []  # the places of payloads that are not messages
         for payload in payloads:

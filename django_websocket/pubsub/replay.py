@@ -30,11 +30,8 @@ def wanted(channels: Sequence[str], since: Since, last: int | None, rules: Rules
         check_keeps(channel, rules)
     if since is None:
         return Wanted({}, checked_count(last))
-    if isinstance(since, Mapping):
-        missing = [channel for channel in channels if channel not in since]
-        if missing:
-            raise ValueError(f"since= has no position of the channel {missing[0]!r}")
-        return Wanted({channel: position_from(since[channel]) for channel in channels}, 0)
+    if isinstance(since, Mapping):  # one without a channel may come from a client, as everything in it may
+        return Wanted({channel: position_from(since.get(channel)) for channel in channels}, 0)
     if len(channels) > 1:
         raise TypeError("With several channels, since= is a dict with the position of each")
     return Wanted({channels[0]: position_from(since)}, 0)
@@ -55,12 +52,6 @@ class Past(NamedTuple):
     publications: Sequence[Publication] | None
     starts: Mapping[str, Position]
 
-    @property
-    def cost(self) -> int:
-        """The bytes that it occupies while it waits."""
-        publications = self.publications or ()
-        return sum(cost(message) for publication in publications for message in publication.messages)
-
 
 def past_of(hub: Hub, member: Resuming, starts: Mapping[str, Position], wish: Wanted, limit: float) -> Past:
     """Return what is wanted of what came before `starts`, up to `limit` bytes. Raises BrokerError."""
@@ -74,6 +65,7 @@ def past_of(hub: Hub, member: Resuming, starts: Mapping[str, Position], wish: Wa
         starts = begin_anew(hub, member, starts)
     publications: list[Publication] = []
     begins: dict[str, Position] = {}
+    size = 0
     for name, end in starts.items() if known else ():
         since = wish.since.get(name)
         entries = catching_up.entries(name, end, since=since, last=wish.last) if wish.since or wish.last else []
@@ -82,10 +74,14 @@ def past_of(hub: Hub, member: Resuming, starts: Mapping[str, Position], wish: Wa
             break
         found: Sequence[Entry] = entries or ()
         begins[name] = found[0].start if found else end
-        publications += [hub.publication(name, entry) for entry in found]
-    past = Past(publications, begins)
+        for entry in found:
+            publication = hub.publication(name, entry)
+            publications.append(publication)
+            size += sum(map(cost, publication.messages))
+            if size > limit:
+                break
     # Whoever is told that messages are missing now need not be told of those before now.
-    return past if known and past.cost <= limit else Past(None, begin_anew(hub, member, starts))
+    return Past(publications, begins) if known and size <= limit else Past(None, begin_anew(hub, member, starts))
 
 
 def begin_anew(hub: Hub, member: Resuming, starts: Mapping[str, Position]) -> Mapping[str, Position]:

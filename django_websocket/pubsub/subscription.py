@@ -16,7 +16,7 @@ from django_websocket.transport.waiting import (
     wait,
 )
 
-from .backlog import Backlog
+from .backlog import Backlog, cost
 from .entries import Position
 from .hub import Hub, closed_error
 from .publication import Publication
@@ -37,6 +37,7 @@ class Subscription(Readable):
         "_closed",
         "_ends_with_client",
         "_held",
+        "_held_size",
         "_hub",
         "_limit",
         "_lossy",
@@ -63,7 +64,9 @@ class Subscription(Readable):
         self._client_left: tuple[int, str] | None = None  # not the exception, whose traceback would keep the view alive
         self._held: list[Publication] | None = None if wish is None else []  # what comes until the past is there
         self._restarts: dict[str, Position] | None = None  # where channels go on behind a gap that `get` will tell of
-        self._positions = hub.join(self, channels)  # behind what `get` has returned
+        self._held_size = 0  # bytes
+        starts = hub.join(self, channels)
+        self._positions = dict(starts) if starts else None  # behind what `get` has returned
         if wish is not None:
             try:
                 self._begin_with_past(wish)
@@ -72,7 +75,7 @@ class Subscription(Readable):
                 raise
 
     def _begin_with_past(self, wish: Wanted) -> None:
-        past = past_of(self._hub, self, self._positions, wish, math.inf if self._lossy else self._limit)
+        past = past_of(self._hub, self, self._positions or {}, wish, math.inf if self._lossy else self._limit)
         held, self._held = self._held or [], None
         self._positions = dict(past.starts)
         if past.publications is None:
@@ -85,6 +88,7 @@ class Subscription(Readable):
     def begin_anew(self) -> None:
         """See `Resuming.begin_anew`."""
         self._held = []
+        self._held_size = 0
         self._missed = False
         self._restarts = None
 
@@ -132,7 +136,7 @@ class Subscription(Readable):
             if self._missed:
                 self._missed = False
                 if self._restarts is not None:
-                    self._positions = {**self._positions, **self._restarts}
+                    self._positions = {**(self._positions or {}), **self._restarts}
                     self._restarts = None
                 raise MessagesMissed("Messages may have been missed: fetch the present state from where it is stored.")
             if not self._queue:
@@ -140,8 +144,8 @@ class Subscription(Readable):
                     raise closed_error()
                 return None
             channel, message, position = self._queue.popleft()
-            if position is not None:
-                self._positions[channel] = position  # a dict of its own, since the channel has a history
+            if position is not None and self._positions is not None:
+                self._positions[channel] = position
             return channel, message
         finally:
             if self._signal is not None:
@@ -157,7 +161,7 @@ class Subscription(Readable):
             if len(self.channels) > 1:
                 raise TypeError("Name the channel whose position is meant: this subscription has several")
             channel = self.channels[0]
-        position = self._positions.get(channel)
+        position = (self._positions or {}).get(channel)
         if position is None:
             raise ValueError(f"This subscription has no channel {channel!r} with a history")
         return str(position)
@@ -195,6 +199,10 @@ class Subscription(Readable):
             return
         if self._held is not None:
             self._held.append(publication)
+            self._held_size += sum(map(cost, publication.messages))
+            if self._held_size > self._limit:
+                self.begin_anew()
+                self._missed = True
             return
         for channel, message, position in zip(
             publication.channels(), publication.messages, publication.positions(), strict=False

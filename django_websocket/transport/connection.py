@@ -30,7 +30,7 @@ from .deadlines import Deadline, ticks
 from .limits import Limits
 from .liveness import MESSAGE_TIME, Liveness
 from .log import report
-from .outbox import WRITE_SIZE, Outbox, Past, Source
+from .outbox import WRITE_SIZE, Outbox, Source, Tail
 from .shared import CROWD, MAX_HELD, shared_of_loop
 from .state import ANSWERING, CLOSED, CLOSING, FOLLOWING, OPEN, State
 from .turns import let_others_run, let_others_run_if_spent
@@ -73,7 +73,7 @@ class Connection(Readable):
         "_held",
         "_liveness",
         "_outbox",
-        "_past",
+        "_tail",
         "_pending",
         "_plain_below",
         "_reader",
@@ -135,7 +135,7 @@ class Connection(Readable):
         self._pending: Callable[[], int] | None = getattr(sock, "pending", None)  # only TLS has it
         self._held = head  # frames for the kernel, which would take some; while there are any, the outbox is empty
         self._outbox = UNUSED
-        self._past: Past | None = None  # as long as some of it is not in the outbox
+        self._tail: Tail | None = None  # as long as some of it is not in the outbox
         self._blocked = False  # the kernel takes no more, and the write watcher runs; if false, the outbox is empty
         self._going_on = False  # whether the loop will call `_go_on`
         self._refills = 0  # of the inbox
@@ -386,43 +386,43 @@ class Connection(Readable):
             return
         if self.agreement is not None and self.agreement.takeover:
             self._engine.forget_sent()
-        if self._past is not None:
-            size = self._past.append(frames)
+        if self._tail is not None:
+            size = self._tail.append(frames)
         else:
             self._write(frames)
             size = self._outbox.size if self._blocked else 0
         if size > self.limits.outbox_size:
             self._give_up(CloseCode.TRY_AGAIN_LATER, "too slow for what is sent")
 
-    def push_past(self, *frames: bytes) -> None:
+    def push_late(self, *frames: bytes) -> None:
         """Send frames that do not count as what the client is too slow for. What is pushed later goes behind them."""
         if self.state is not OPEN and self.state is not ANSWERING:
             return
         if self.agreement is not None and self.agreement.takeover:
             self._engine.forget_sent()
-        if self._past is not None:
-            self._past.extend(frames)
+        if self._tail is not None:
+            self._tail.extend(frames)
             return
-        past = Past()
-        past.extend(frames)
-        while past and not self._blocked and self.connected:
-            self._write(past.take(self._piece))
-        if past and self._blocked:
-            self._past = past
-            self._outbox.add_source(self._next_of_past)
+        tail = Tail()
+        tail.extend(frames)
+        while tail and not self._blocked and self.connected:
+            self._write(tail.take(self._piece))
+        if tail and self._blocked:
+            self._tail = tail
+            self._outbox.add_source(self._next_of_tail)
 
     @property
     def _piece(self) -> int:
         """How much of the past is in the outbox, where it takes room from what is pushed behind it."""
         return min(WRITE_SIZE, self.limits.outbox_size // 8)
 
-    def _next_of_past(self) -> bytes:
+    def _next_of_tail(self) -> bytes:
         """Return what comes next of the past, or behind it."""
-        if self._past is None:
+        if self._tail is None:
             return b""
-        piece = self._past.take(self._piece)
-        if not self._past:
-            self._past = None
+        piece = self._tail.take(self._piece)
+        if not self._tail:
+            self._tail = None
         return piece
 
     def offer(self, frames: Sequence[bytes], joined: bytes) -> int:
@@ -639,7 +639,7 @@ class Connection(Readable):
             return
         report(self.who, code, reason, level=logging.INFO if code == CloseCode.INTERNAL_ERROR else logging.WARNING)
         self._outbox.keep_begun()
-        self._past = None
+        self._tail = None
         self.close(code, reason)
 
     def _close_socket(self) -> None:
@@ -647,7 +647,7 @@ class Connection(Readable):
         if self.state is CLOSED:
             return
         self._enter(CLOSED)
-        self._past = None
+        self._tail = None
         self._shared.connections.discard(self)
         self._shared.sweep.forget(self)
         for watcher in (self._reader, self._writer):

@@ -10,7 +10,7 @@ WRITE_SIZE = 64 * 1024  # bytes; small frames are joined up to it
 Source = Callable[[], bytes]
 
 
-class Past:
+class Tail:
     """Frames of what a client has missed, and those that were pushed behind them: in the outbox a few at a time.
 
     Only those behind the past count against the limit.
