@@ -15,10 +15,11 @@ from servers import C_EPOLL, STOCK
 def run(bin_directory, ours):
     """Try `ours`, our servers, and those that need nothing else installed. Return 0 if all is well, else 1."""
     servers = [*ours, STOCK, C_EPOLL]
-    with ThreadPoolExecutor(len(servers)) as threads:
-        records = [
-            record for some in threads.map(lambda server: try_one(bin_directory, server), servers) for record in some
-        ]
+    with tempfile.TemporaryDirectory() as directory, ThreadPoolExecutor(len(servers)) as threads:
+        shared = Bench(bin_directory, directory)
+        shared.make_database()
+        tried = threads.map(lambda server: try_one(bin_directory, server, shared), servers)
+        records = [record for some in tried for record in some]
     report.tables(records, [ours[0].name])
     results = report.Results(records)
     for picture in chart.bars(results), chart.growth(results):
@@ -26,10 +27,11 @@ def run(bin_directory, ours):
     return int(any(faults(record["result"]) for record in records))
 
 
-def try_one(bin_directory, server):
+def try_one(bin_directory, server, shared):
     """Return the records of its loads. Each server has a Redis of its own, where no other uses the same channels."""
     with tempfile.TemporaryDirectory() as logs:
-        bench = Bench(bin_directory, logs, seconds=0.4, idle_seconds=0.1, smoke=True)
+        bench = Bench(bin_directory, logs, seconds=0.1, idle_seconds=0.1, smoke=True)
+        bench.take_database_of(shared)
         with bench.services():
             return measure(bench, server)
 
