@@ -34,6 +34,8 @@ OPTIONS = (
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    # Each window would load pages of the browser's own for its address bar, which cost as much as all of these tests.
+    "--disable-features=WebUIOmniboxPopup,WebUIOmniboxAimPopup,WebUIOmniboxFullPopup",
     # These keep a window in the background as quick as the one in front.
     "--disable-background-timer-throttling",
     "--disable-backgrounding-occluded-windows",
