@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import json
 import os
@@ -9,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
@@ -28,7 +29,8 @@ from django_websocket.transport import log
 
 from .support.certificates import Authority
 from .support.clients import Client, RawClient
-from .support.fixtures import SITE, STOCK_WORKER, Connect, Raw, StartSite
+from .support.documentation import Project, readme_project
+from .support.fixtures import SITE, STOCK_WORKER, Connect, Raw, StartPostgreSQL, StartSite
 from .support.postgres import Database, settings_of
 from .support.servers import (
     NOT_MEASURED,
@@ -36,6 +38,7 @@ from .support.servers import (
     Cluster,
     Sentinel,
     Server,
+    copy_data,
     executable,
     free_port,
     gunicorn,
@@ -194,12 +197,32 @@ def coverage_of_started_processes(request: pytest.FixtureRequest) -> Iterator[No
 # --- servers ---------------------------------------------------------------------------------------------------------
 
 
+MadeOnce = Callable[[str, Callable[[Path], object]], Path]
+
+
 @pytest.fixture(scope="session")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> MadeOnce:
+    """Makes a file or a directory, given its name and a function of its path, for all processes of this run."""
+    own = tmp_path_factory.getbasetemp()
+    common = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+    def made_once(name: str, make: Callable[[Path], object]) -> Path:
+        path = common / name
+        with (common / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not path.exists():
+                unfinished = common / f"unfinished-{name}"
+                make(unfinished)
+                unfinished.rename(path)
+        return path
+
+    return made_once
+
+
+@pytest.fixture(scope="session")
+def empty_database(made_once: MadeOnce) -> Path:
     """A database of the test site, with its tables."""
-    path = tmp_path_factory.mktemp("database") / "empty.sqlite3"
-    make_tables({"DATABASE_NAME": str(path)})
-    return path
+    return made_once("empty.sqlite3", lambda path: make_tables({"DATABASE_NAME": str(path)}))
 
 
 def make_tables(env: Mapping[str, str]) -> None:
@@ -234,6 +257,27 @@ def start_site(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -
         )
 
     return start
+
+
+@pytest.fixture(scope="session")
+def readme(made_once: MadeOnce) -> Project:
+    """The project of README.md, without a database, for tests to copy."""
+
+    def make(directory: Path) -> None:
+        directory.mkdir()
+        readme_project(directory)
+
+    return Project(made_once("readme", make) / "mysite")
+
+
+@pytest.fixture(scope="session")
+def migrated_readme(made_once: MadeOnce, readme: Project) -> Project:
+    """The same with the tables of its database."""
+
+    def make(directory: Path) -> None:
+        readme.copy(directory / "mysite").run("python manage.py migrate --verbosity 0")
+
+    return Project(made_once("migrated", make) / "mysite")
 
 
 @pytest.fixture(scope="session")
@@ -285,10 +329,22 @@ def redis_url(redis: Server) -> str:
 
 
 @pytest.fixture(scope="session")
-def postgres() -> Iterator[Server]:
+def start_postgresql(made_once: MadeOnce) -> StartPostgreSQL:
+    """Starts PostgreSQL servers of their own, whose database `postgres` has the test site's tables."""
+
+    def make(data: Path) -> None:
+        with postgresql() as server:
+            make_tables({"TESTSITE_SETTINGS": json.dumps({"DATABASES": {"default": settings_of(server, "migrate")}})})
+            server.stop()
+            copy_data(server.data, data)
+
+    return lambda *args: postgresql(args, made_once("postgresql", make))
+
+
+@pytest.fixture(scope="session")
+def postgres(start_postgresql: StartPostgreSQL) -> Iterator[Server]:
     """A PostgreSQL for all tests; it takes few clients, and its database `postgres` has the test site's tables."""
-    with postgresql(["-c", "max_connections=20", "-c", "client_connection_check_interval=100"]) as server:
-        make_tables({"TESTSITE_SETTINGS": json.dumps({"DATABASES": {"default": settings_of(server, "migrate")}})})
+    with start_postgresql("-c", "max_connections=20", "-c", "client_connection_check_interval=100") as server:
         yield server
 
 

@@ -17,7 +17,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.wait import WebDriverWait
 
-from .support.documentation import ENVIRONMENT, command, readme_project
+from .support.documentation import ENVIRONMENT, Project, command
 from .support.fixtures import StartSite
 from .support.servers import HTTP_PROBE, TEST_PROJECT, Server, executable, free_port, gunicorn
 
@@ -338,9 +338,9 @@ def test_pages_fit_into_the_window(browser: Browser, site: Site, width: int, sch
 # The examples of the documentation
 
 
-def test_readme_page_in_two_windows(browser: Browser, tmp_path: Path) -> None:
+def test_readme_page_in_two_windows(browser: Browser, readme: Project, tmp_path: Path) -> None:
     port = free_port()
-    project = readme_project(tmp_path)
+    project = readme.copy(tmp_path / "mysite")
     with project.runserver(command("README.md", "runwebsocket"), port):
         ann, bob = (browser.open(f"http://127.0.0.1:{port}/chat/lobby/") for _ in range(2))
         connected = "return socket.readyState === WebSocket.OPEN"
@@ -353,8 +353,8 @@ def test_readme_page_in_two_windows(browser: Browser, tmp_path: Path) -> None:
     assert [error for error in browser.errors() if "favicon" not in error] == []
 
 
-def test_examples_of_the_page_about_pages(browser: Browser, tmp_path: Path) -> None:
-    project = readme_project(tmp_path)
+def test_examples_of_the_page_about_pages(browser: Browser, readme: Project, tmp_path: Path) -> None:
+    project = readme.copy(tmp_path / "mysite")
     project.put("docs/pages.md")
     echo = 'from django_websocket.servers.echo import echo\nurlpatterns += [path("echo/", echo, name="echo")]'
     project.write("mysite/websocket_urls.py", echo, add=True)
@@ -378,8 +378,8 @@ def test_examples_of_the_page_about_pages(browser: Browser, tmp_path: Path) -> N
         window.wait(lambda: window["body"].text.endswith("hellohello"))
 
 
-def test_pages_with_a_token(browser: Browser, tmp_path: Path) -> None:
-    project = readme_project(tmp_path)
+def test_pages_with_a_token(browser: Browser, readme: Project, tmp_path: Path) -> None:
+    project = readme.copy(tmp_path / "mysite")
     project.put("docs/tokens.md")
     views = """
 from chat import views as examples

@@ -19,12 +19,11 @@ from django.core.checks import run_checks
 from django.test import override_settings
 from redis import Redis
 
-from .conftest import make_tables
 from .support.clients import RawClient, Response, fetch, fetch_json, notes, request
-from .support.fixtures import SITE, Raw, StartSite
+from .support.fixtures import SITE, Raw, StartPostgreSQL, StartSite
 from .support.frames import BINARY, PING, PONG, close_frame, frame
 from .support.postgres import Database, settings_of
-from .support.servers import Server, postgresql, redis_server
+from .support.servers import Server, redis_server
 from .support.waiting import DEADLINE, eventually
 from .test_logins import SOON, log_in
 
@@ -856,10 +855,11 @@ def test_consumers_need_no_redis(start_site: StartSite, raw: Raw, key: str) -> N
 
 
 @pytest.fixture(scope="module")
-def narrow(start_site: StartSite, redis_url: str) -> Iterator[tuple[Server, Database]]:
+def narrow(
+    start_site: StartSite, start_postgresql: StartPostgreSQL, redis_url: str
+) -> Iterator[tuple[Server, Database]]:
     """A server whose PostgreSQL takes few clients."""
-    with postgresql(["-c", "max_connections=50"]) as postgres:
-        make_tables({"TESTSITE_SETTINGS": json.dumps({"DATABASES": {"default": settings_of(postgres, "migrate")}})})
+    with start_postgresql("-c", "max_connections=50") as postgres:
         databases = {"default": settings_of(postgres, "consumers")}
         more = {"DATABASES": databases, "WEBSOCKET_PING_INTERVAL": 300.0}  # longer than hundreds take to connect
         database = Database(postgres)

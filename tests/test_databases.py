@@ -16,15 +16,14 @@ from django.db import connections
 
 from django_websocket.handler.databases import untie_database
 
-from .conftest import make_tables
 from .support.clients import RawClient, fetch, fetch_json, notes
 from .support.clients import request as handshake
 from .support.documentation import blocks
-from .support.fixtures import STOCK_WORKER, Connect, Raw, StartSite
+from .support.fixtures import STOCK_WORKER, Connect, Raw, StartPostgreSQL, StartSite
 from .support.frames import frame
 from .support.postgres import Database, settings_of
 from .support.processes import descriptors, worker_of
-from .support.servers import Server, postgresql
+from .support.servers import Server
 from .support.waiting import at_once, eventually
 from .test_logins import SOON, log_in, talks
 
@@ -210,12 +209,11 @@ def test_only_the_connection_is_left_of_a_view_that_used_the_orm_and_listens(
 
 @pytest.mark.parametrize("by", ["session", "token"])
 def test_a_restart_of_postgresql_does_not_end_views_that_wait(
-    start_site: StartSite, raw: Raw, key: str, by: str
+    start_site: StartSite, start_postgresql: StartPostgreSQL, raw: Raw, key: str, by: str
 ) -> None:
     """Meanwhile nobody can tell whether users are still logged in, and the log says so once."""
-    with postgresql() as server:
+    with start_postgresql() as server:
         databases = {"default": settings_of(server, "restarted")}
-        make_tables({"TESTSITE_SETTINGS": json.dumps({"DATABASES": databases})})
         with start_site({**SOON, "DATABASES": databases}) as site:
             names = [f"{key}-{number}" for number in range(3)]
             members = [raw(site) for _ in names]

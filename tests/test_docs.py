@@ -37,7 +37,7 @@ from django_websocket.pubsub.encryption import EncryptedBroker
 from django_websocket.pubsub.factory import SCHEMES
 
 from .support.certificates import Authority
-from .support.documentation import GUIDES, PAGES, Project, arguments, blocks, command, commands, readme_project
+from .support.documentation import GUIDES, PAGES, Project, arguments, blocks, command, commands
 from .support.postgres import settings_of
 from .support.servers import ROOT, Cluster, Sentinel, Server, executable, free_port, redis_server, unavailable
 from .support.waiting import eventually
@@ -105,9 +105,9 @@ def close_code(websocket: ClientConnection) -> int:
 
 
 @pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Project:
+def original(readme: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
     """The project of the README."""
-    return readme_project(tmp_path_factory.mktemp("readme"))
+    return readme.copy(tmp_path_factory.mktemp("readme") / "mysite")
 
 
 def test_following_the_readme_step_by_step_gives_a_chat(original: Project) -> None:
@@ -318,16 +318,14 @@ async def application(scope, receive, send):
 
 
 @pytest.fixture(scope="module")
-def views_project(original: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
-    copy = original.copy(tmp_path_factory.mktemp("views") / "mysite")
+def views_project(migrated_readme: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    copy = migrated_readme.copy(tmp_path_factory.mktemp("views") / "mysite")
     copy.put("docs/views.md", {"[], [], 60)": "[], [], 2)"})
     copy.put("docs/async.md")
     copy.write("mysite/websocket_urls.py", VIEWS, add=True)
     more = 'MIDDLEWARE.insert(2, "django.middleware.locale.LocaleMiddleware")\n'
     more += 'MIDDLEWARE.append("chat.current.remember_user")'
     copy.write("mysite/settings.py", more, add=True)
-    # The page with the chat's address does not belong to this example.
-    copy.run("python manage.py migrate --verbosity 0")
     return copy
 
 
@@ -534,11 +532,10 @@ def test_asgi_py_in_place_of_wsgi_py(views_project: Project) -> None:
 
 
 @pytest.mark.parametrize("way", ["asgi.py", "WEBSOCKET_URLCONF"])
-def test_coming_from_channels(original: Project, redis: Server, way: str, tmp_path: Path) -> None:
-    project = original.copy(tmp_path / "mysite")
+def test_coming_from_channels(migrated_readme: Project, redis: Server, way: str, tmp_path: Path) -> None:
+    project = migrated_readme.copy(tmp_path / "mysite")
     project.put("docs/channels.md")
     project.write("mysite/settings.py", f"WEBSOCKET_BROKER = 'redis://127.0.0.1:{redis.port}/0'", add=True)
-    project.run("python manage.py migrate --verbosity 0")
     line = command("docs/channels.md", "gunicorn") if way == "asgi.py" else command("README.md", "gunicorn")
     with project.gunicorn(line) as server:
         with client(server, "/chat/lobby/") as ann, client(server, "/chat/lobby/") as bob:
@@ -659,15 +656,14 @@ def redis() -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
-def publish_project(original: Project, redis: Server, tmp_path_factory: pytest.TempPathFactory) -> Project:
-    copy = original.copy(tmp_path_factory.mktemp("publish") / "mysite")
+def publish_project(migrated_readme: Project, redis: Server, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    copy = migrated_readme.copy(tmp_path_factory.mktemp("publish") / "mysite")
     copy.put("docs/publish.md", {"localhost:6379": redis.address})
     urls = "from chat import board, desk, prices, views\nfrom django.urls import path\n"
     paths = 'path("news/", views.news), path("prices/", prices.prices), path("board/", board.board)'
     paths += ', path("desk/", desk.desk)'
     copy.write("mysite/websocket_urls.py", f"{urls}urlpatterns = [{paths}]")
     copy.write("mysite/urls.py", f'{urls}urlpatterns += [path("announce/", views.announce)]', add=True)
-    copy.run("python manage.py migrate --verbosity 0")
     return copy
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from .support.documentation import ENVIRONMENT, Project, readme_project
+from .support.documentation import ENVIRONMENT, Project
 from .support.fixtures import Connect
 from .support.servers import HTTP_PROBE, TEST_PROJECT, Server, free_port
 from .support.waiting import eventually
@@ -23,11 +23,9 @@ DEADLINE = 20.0  # seconds
 
 
 @pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Project:
+def original(migrated_readme: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
     """The README's project, migrated."""
-    project = readme_project(tmp_path_factory.mktemp("runwebsocket"))
-    project.run("python manage.py migrate --verbosity 0")
-    return project
+    return migrated_readme.copy(tmp_path_factory.mktemp("runwebsocket") / "mysite")
 
 
 @pytest.fixture

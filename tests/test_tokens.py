@@ -25,7 +25,7 @@ from django_websocket.logins import login
 from django_websocket.protocol.frames import CloseCode
 
 from .support.brokers import in_use
-from .support.documentation import command, readme_project
+from .support.documentation import Project, command
 from .support.servers import Server
 from .support.waiting import until
 from .support.wire import Pairs
@@ -188,9 +188,9 @@ NAMES += [f"{what}-{path}" for what in ("deactivate", "delete", "disconnect") fo
 
 
 @pytest.fixture(scope="module")
-def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Site]]:
+def start(readme: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Site]]:
     """Starts the project of the page with an interval between checks of the logins."""
-    project = readme_project(tmp_path_factory.mktemp("tokens"))
+    project = readme.copy(tmp_path_factory.mktemp("tokens") / "mysite")
     project.put("docs/tokens.md", {"timeout=5": "timeout=1"})
     project.write("mysite/websocket_urls.py", VIEWS, add=True)
     project.write("mysite/settings.py", "MIDDLEWARE += ['mysite.websocket_urls.by_token']", add=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from .support.documentation import Project, readme_project
+from .support.documentation import Project
 from .support.servers import ROOT
 
 BIN = Path(sys.executable).parent
@@ -51,8 +51,8 @@ warn_no_return = false
 
 
 @pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    return readme_project(tmp_path_factory.mktemp("types"))
+def original(readme: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    return readme
 
 
 @pytest.fixture(scope="module")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
 from .clients import Client, RawClient
-from .servers import ROOT, WORKER, Server
+from .servers import ROOT, WORKER, PostgreSQL, Server
 
 SITE = ROOT / "tests" / "site"
 STOCK_WORKER = "geventwebsocket.gunicorn.workers.GeventWebSocketWorker"
@@ -26,6 +27,12 @@ class StartSite(Protocol):
         env: Mapping[str, str] | None = None,
         **options: Any,
     ) -> Server: ...
+
+
+class StartPostgreSQL(Protocol):
+    """Starts a PostgreSQL with these arguments, which has the test site's tables."""
+
+    def __call__(self, *args: str) -> AbstractContextManager[PostgreSQL]: ...
 
 
 class Connect(Protocol):
