@@ -165,7 +165,6 @@ def test_one_worker_serves_two_thousand_clients_with_the_settings_of_the_deploym
         assert "Traceback" not in server.log
 
 
-@pytest.mark.alone
 def test_worker_does_nothing_while_its_clients_are_idle(start_site: StartSite) -> None:
     with start_site({"WEBSOCKET_PING_INTERVAL": 2.0}, env=NOT_MEASURED) as server, ExitStack() as stack:
         worker = worker_of(server)

@@ -56,9 +56,10 @@ def original(readme: Project, tmp_path_factory: pytest.TempPathFactory) -> Proje
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What mypy has read of the libraries, which all tests of this file share."""
-    return tmp_path_factory.mktemp("mypy")
+def cache(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What mypy has read of the libraries, which all tests of this file share, and the next run, too."""
+    kept: pytest.Cache | None = getattr(request.config, "cache", None)
+    return tmp_path_factory.mktemp("mypy") if kept is None else kept.mkdir("mypy")
 
 
 def run(directory: Path, program: str, *args: str) -> str:
