@@ -171,6 +171,7 @@ def test_publishing_tells_how_many_subscribers_it_reaches(backend: Backend, coop
     assert [backend.broker.publish(channel, b"hello") for channel in CHANNELS[:4]] == [1, 2, 1, 0]
     subscribers[0].unsubscribe([CHANNELS[1]])
     until(lambda: backend.broker.publish(CHANNELS[1], b"hello") == 1)
+    backend.broker.close()  # while the subscribers can go on: afterwards it would wait for them in vain
 
 
 def test_thread_without_a_loop_receives_from_one_channel(backend: Backend) -> None:
@@ -285,6 +286,7 @@ def test_a_subscriber_is_closed_by_itself(backend: Backend, cooperative: None) -
     publish_everywhere(backend.broker)
     until(lambda: len(others.received) == len(CHANNELS))
     assert (told.received, others.ends) == ([], 0)
+    backend.broker.close()  # while the other subscriber can go on
 
 
 # --- while something is under way ------------------------------------------------------------------------------------
