@@ -22,6 +22,7 @@ READ_SIZE = 4 * 1024 * 1024  # bytes that a process reads at once
 KEPT = b"\xfe"  # precedes an entry on the wire: UTF-8 text never contains it, and binary messages begin with FF
 UNREADABLE = KEPT  # stands for a payload that cannot be decrypted
 TAG_SIZE = 8  # bytes
+TAGS = 64  # that are made at once
 REMEMBERED = 10_000  # names of channels whose rule was looked up
 
 
@@ -144,9 +145,19 @@ def entry_from(data: bytes) -> Entry | None:
         return None
 
 
+_tags: list[bytes] = []  # that no message has yet; the system is asked for many at once
+os.register_at_fork(after_in_child=_tags.clear)
+
+
 def new_tag() -> bytes:
     """Return a tag that no other message has: without a colon, which separates, nor a dot."""
-    return base64.urlsafe_b64encode(os.urandom(TAG_SIZE)).rstrip(b"=")
+    try:
+        return _tags.pop()
+    except IndexError:
+        random = os.urandom(TAG_SIZE * TAGS)
+        tags = [base64.urlsafe_b64encode(random[begin : begin + TAG_SIZE]) for begin in range(0, len(random), TAG_SIZE)]
+        _tags.extend(tag.rstrip(b"=") for tag in tags)
+        return new_tag()
 
 
 class Stretch(NamedTuple):

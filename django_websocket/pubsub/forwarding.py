@@ -141,9 +141,10 @@ class Forwarding:
         connection = self._connection
         if connection is None:
             self._wait(publication)
+        elif publication.late:
+            connection.push_late(publication.frames(self._variant))
         else:
-            push = connection.push_late if publication.late else connection.push
-            push(publication.frames(self._variant))
+            connection.push(publication.frames(self._variant))
 
     def _wait(self, publication: Publication) -> None:
         if self._closed:

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import gevent
 from gevent.event import AsyncResult
-from gevent.lock import RLock
+from gevent.lock import Semaphore
 
 from django_websocket.exceptions import BrokerError
 from django_websocket.transport.log import report
@@ -101,7 +101,7 @@ class Hub(InLoop):
         super().__init__()
         self.channels: dict[str, Channel] = {}  # with at least one member
         self.rules = NO_RULES  # which channels have a history
-        self.in_turn = RLock()  # held while messages are handed out, if there are channels with history
+        self.in_turn = Semaphore()  # held while messages of channels with history are handed out
         self.catching_up = CatchingUp(self, broker) if keeps(broker) else None
         self._rings = Rings()
         self._tracks: dict[str, Track] = {}  # of channels with history

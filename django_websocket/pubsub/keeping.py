@@ -9,7 +9,7 @@ from __future__ import annotations
 import binascii
 import math
 from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache
 from hashlib import sha1
 from itertools import product
 from typing import Any
@@ -122,27 +122,30 @@ def key_of(prefix: str, channel: str, tag: str = "") -> bytes:
 
 def publish_kept(call: Call, command: str, key: bytes, channel: bytes, payload: bytes, rule: Rule) -> int:
     """Publish a message with `command`, and keep it; return the number of subscribers that Redis reports."""
-    return int(PUBLISHING[command](call, key, payload, new_tag(), b"%d" % rule.messages, life(rule), channel))
+    return int(PUBLISHING[command](call, key, payload, new_tag(), *bounds(rule), channel))
 
 
 def keep(call: Call, key: bytes, payload: bytes, rule: Rule) -> bytes:
     """Keep a message, and return it as an entry, which is yet to be published."""
-    entry: bytes = KEEPING(call, key, payload, new_tag(), b"%d" % rule.messages, life(rule))
+    entry: bytes = KEEPING(call, key, payload, new_tag(), *bounds(rule))
     return entry
 
 
 def read(call: Call, key: bytes, rule: Rule, count: int, since: int | None = None, size: int | None = None) -> Stretch:
     """Return the last entries, as `KeepingBroker.read` does."""
     wanted = math.ceil(rule.seconds) + 1, count, -1 if since is None else since, -1 if size is None else size
-    offset, tag, now, cut, parts = READING(call, key, new_tag(), life(rule), *(b"%d" % number for number in wanted))
+    offset, tag, now, cut, parts = READING(
+        call, key, new_tag(), bounds(rule)[1], *(b"%d" % number for number in wanted)
+    )
     entries = [entry for part in parts for each in part if (entry := entry_from(each) or GAP).offset]
     top = entries[-1].position if cut and since is not None else Position(int(offset), bytes(tag))
     return Stretch(top, int(now), entries, bool(cut))
 
 
-def life(rule: Rule) -> bytes:
-    """Return how long Redis is to keep a list, in milliseconds."""
-    return b"%d" % math.ceil(1000 * rule.life)
+@lru_cache
+def bounds(rule: Rule) -> tuple[bytes, bytes]:
+    """Return how many entries Redis is to keep, and for how many milliseconds."""
+    return b"%d" % rule.messages, b"%d" % math.ceil(1000 * rule.life)
 
 
 GAP = Entry(*NOWHERE, b"", 0, b"")  # in place of what is no entry: no other one is before it or behind it

@@ -386,13 +386,13 @@ class Connection(Readable):
             return
         if self.agreement is not None and self.agreement.takeover:
             self._engine.forget_sent()
-        if self._tail is not None:
-            size = self._tail.append(frames)
-        else:
+        if self._tail is None:
             self._write(frames)
-            size = self._outbox.size if self._blocked else 0
-        if size > self.limits.outbox_size:
-            self._give_up(CloseCode.TRY_AGAIN_LATER, "too slow for what is sent")
+            if not self._blocked or self._outbox.size <= self.limits.outbox_size:
+                return
+        elif self._tail.append(frames) <= self.limits.outbox_size:
+            return
+        self._give_up(CloseCode.TRY_AGAIN_LATER, "too slow for what is sent")
 
     def push_late(self, *frames: bytes) -> None:
         """Send frames that do not count as what the client is too slow for. What is pushed later goes behind them."""
