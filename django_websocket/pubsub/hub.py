@@ -129,10 +129,11 @@ class Hub(InLoop):
         try:
             if new:  # in a greenlet of its own: others who join meanwhile depend on it, even if this one is killed
                 gevent.spawn(self._ask_for, {name: self.channels[name] for name in new})
+            # Those that fail meanwhile have no `joined` any more, as those that are received.
+            joining = [channel.joined for channel in channels if channel.joined is not None]
             with gevent.Timeout(JOIN_TIMEOUT, BrokerError(f"The broker has been away for {JOIN_TIMEOUT:.3g} seconds")):
-                for channel in channels:
-                    if channel.joined is not None:
-                        channel.joined.get()
+                for joined in joining:
+                    joined.get()
         except BaseException:
             if not with_others:
                 self.leave(member, names)
