@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -394,6 +395,33 @@ def test_each_channel_is_read_once_when_redis_is_back(channels: None, admin: red
     finally:
         for subscription in subscriptions:
             subscription.close()
+
+
+def test_whoever_waits_for_several_channels_is_told_that_one_has_failed_meanwhile(
+    channels: None, admin: redis_py.Redis, own_redis: Server
+) -> None:
+    """Its failure is over when another one, for which the subscriber has waited first, is received."""
+    publish(f"broken {CHANNEL}", "a")
+    key = key_of(admin)
+    admin.delete(key)
+    admin.set(key, "of another program")
+    own_redis.send_signal(signal.SIGSTOP)
+    try:
+        broken = gevent.spawn(subscribe, f"broken {CHANNEL}")
+        gevent.sleep(0.1)
+        sound = gevent.spawn(subscribe, CHANNEL)
+        both = gevent.spawn(subscribe, CHANNEL, f"broken {CHANNEL}")
+        gevent.sleep(0.1)
+    finally:
+        own_redis.send_signal(signal.SIGCONT)
+    try:
+        for greenlet in (broken, both):
+            with pytest.raises(BrokerError):
+                greenlet.get(timeout=10)
+    finally:
+        for greenlet in gevent.joinall([sound, both]):
+            if greenlet.value is not None:
+                greenlet.value.close()
 
 
 # --- a Redis that answers, and delivers nothing ----------------------------------------------------------------------

@@ -199,10 +199,17 @@ def test_a_start_with_the_last_ones_has_at_most_that_many() -> None:
     first = next(index for index, message in enumerate(world.sent) if message.end > 5.0)
     for more, kinds in ((0, set()), (3, {"more than the last ones"})):
         got = [world.got(index) for index in range(first - 10 - more, len(world.sent))]
-        verdict = check(world.sent, [Life("x", [opened, *got, Quiet(END)])], [], RULES)
-        assert {*verdict.kinds} == kinds
+        life = Life("x", [opened, *got, Quiet(END)])
+        assert {*check(world.sent, [life], [], RULES).kinds} == kinds
+        assert check(world.sent, [life], [Fault("pause", 3.0, 4.0, cuts=True)], RULES).violations == []
     gap = [world.got(index) for index in range(first - 10, len(world.sent)) if index != first + 2]
     assert "missing" in check(world.sent, [Life("x", [opened, *gap])], [], RULES).kinds
+
+
+def test_a_place_before_all_places_is_no_position() -> None:
+    world = World(1)
+    life = Life("x", [Opened(0.1, 0.2, {CHANNEL: Live()}), At(0.2, CHANNEL, "-1.")])
+    assert {*check(world.sent, [life], [], RULES).kinds} == {"no position"}
 
 
 def test_a_start_behind_a_position_has_nothing_older() -> None:

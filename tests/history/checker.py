@@ -269,7 +269,7 @@ class Truth:
             if fault.resets and fault.affects(channel, since - SLACK, told):
                 return fault.kind
         rule = self.rules[channel]
-        interrupted = interrupted or bool(self._cutting(channel, since - RECOVERY, told))
+        interrupted = interrupted or bool(self.cutting(channel, since - RECOVERY, told))
         behind = [
             message
             for message in self.between(channel, -math.inf, told)
@@ -289,13 +289,13 @@ class Truth:
                 return f"{fault.kind}, noticed later"
         return None
 
-    def _cutting(self, channel: str, begin: float, end: float) -> list[Fault]:
+    def cutting(self, channel: str, begin: float, end: float) -> list[Fault]:
         """Return what may have cut a process off between two moments."""
         return [fault for fault in self.faults if fault.cuts and fault.affects(channel, begin, end)]
 
     def _connected(self, channel: str, moment: float) -> float:
         """Return when a process was last connected for sure, up to a moment: no fault had cut it off."""
-        while cutting := self._cutting(channel, moment - RECOVERY, moment):
+        while cutting := self.cutting(channel, moment - RECOVERY, moment):
             earlier = min(fault.begin for fault in cutting) - 0.001
             if earlier >= moment:
                 break
@@ -419,6 +419,8 @@ class Judge:
 
     def _place(self, event: At) -> None:
         progress = self._channels[event.channel]
+        if offset_of(event.position) < 0:
+            self._violation("no position", event.channel, event.time, f"was said to be at {event.position}")
         expected = progress.places.get(event.position, len(progress.line))
         progress.misplaced = event.position if expected != len(progress.line) else None
         progress.places[event.position] = len(progress.line)
@@ -453,7 +455,10 @@ class Judge:
             self._violation("older than its start", channel, event.time, str(event.key))
         if channel in self._last:
             start, opened = self._last[channel]
-            self._older[channel] += known < opened.begin
+            # A process that was cut off hands out what it has missed as what is new.
+            self._older[channel] += known < opened.begin and not truth.cutting(
+                channel, opened.begin - RECOVERY, event.time
+            )
             if self._older[channel] > start.count:
                 self._violation("more than the last ones", channel, event.time, f"more than {start.count}")
         self._compare_positions(progress, event)
