@@ -191,11 +191,13 @@ def test_flood_of_fragments_is_1009(
     make_engine: MakeEngine, frame: Frame, tagged: Tagged, allocated: Callable[[], int], payload: bytes
 ) -> None:
     """Empty fragments would never reach the limit of size, but reading each of them costs time."""
-    engine = make_engine(max_message_size=16 * KIB)
     allowed = 16 * KIB // MIN_FRAGMENT_SIZE + MAX_SHORT_FRAGMENTS
     piece = frame(CONTINUATION, payload, fin=False)
-    assert not engine.receive(frame(TEXT, payload, fin=False) + piece * (allowed - 1))
-    assert tagged(engine.receive(piece)) == TOO_BIG
+    for _ in range(2):  # what is allocated once, as by the measurement of coverage, is not this engine's
+        engine = make_engine(max_message_size=16 * KIB)
+        allocated()
+        assert not engine.receive(frame(TEXT, payload, fin=False) + piece * (allowed - 1))
+        assert tagged(engine.receive(piece)) == TOO_BIG
     assert allocated() < 64 * KIB
 
 
