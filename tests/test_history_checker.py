@@ -206,6 +206,23 @@ def test_a_start_with_the_last_ones_has_at_most_that_many() -> None:
     assert "missing" in check(world.sent, [Life("x", [opened, *gap])], [], RULES).kinds
 
 
+def test_a_subscriber_may_be_told_again_that_too_much_has_come_since_the_place_that_it_was_told_of() -> None:
+    world = World(1)
+    asked = Behind(world.position(0), (0.0, 0.1))
+    witness = Life("w", [Opened(0.1, 0.2, {CHANNEL: asked}), *(world.got(index) for index in range(len(world.sent)))])
+    events: list[Event] = [
+        Opened(0.1, 0.2, {CHANNEL: asked}),
+        Told(8.0, [CHANNEL]),
+        At(8.0, CHANNEL, world.position(20)),
+        Opened(9.0, 9.1, {CHANNEL: Behind(world.position(20))}),
+        Told(9.1, [CHANNEL]),
+    ]
+    for outbox_size, kinds in ((9_000, set()), (14_000, {"told twice", "unexplained reset"})):
+        found = check(world.sent, [witness, Life("x", events)], [], RULES, outbox_size).kinds
+        assert {*found} <= kinds
+        assert bool(found) == bool(kinds)
+
+
 def test_a_place_before_all_places_is_no_position() -> None:
     world = World(1)
     life = Life("x", [Opened(0.1, 0.2, {CHANNEL: Live()}), At(0.2, CHANNEL, "-1.")])

@@ -32,6 +32,9 @@ class Key(NamedTuple):
     number: int
 
 
+NOBODY = Key("", 0)
+
+
 @dataclass(frozen=True)
 class Sent:
     """A message, and what its publisher learned of it.
@@ -220,6 +223,7 @@ class Truth:
         self._begins = {channel: [one.begin for one in messages] for channel, messages in self.by_begin.items()}
         self._seen: dict[Key, float] = {}  # when somebody saw it first
         self.positions: dict[Key, str] = {}
+        self.messages: dict[tuple[str, str], Key] = {}  # by channel and position
         self._collect(lives)
         lossy = [fault for fault in faults if fault.loses]
         self.losable = {
@@ -230,7 +234,7 @@ class Truth:
 
     def _collect(self, lives: Sequence[Life]) -> None:
         """Learn from all subscribers when messages existed, and which positions they have."""
-        messages: dict[tuple[str, str], Key] = {}
+        messages = self.messages
         for life in lives:
             for event in life.events:
                 if isinstance(event, Got):
@@ -426,6 +430,9 @@ class Judge:
         progress.places[event.position] = len(progress.line)
         if not progress.line:
             progress.first_offset = offset_of(event.position) + 1
+            message = self._truth.sent.get(self._truth.messages.get((event.channel, event.position), NOBODY))
+            if message is not None:  # behind a gap, a process may go on where it was, although that is long ago
+                progress.began = min(progress.began, message.begin)
 
     def _get(self, event: Got) -> None:
         self._verdict.delivered += 1

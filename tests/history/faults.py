@@ -495,15 +495,19 @@ class Clustered(Topology):
         assert eventually(self.cluster.complete, SETTLED), "the nodes do not settle"
 
     @contextmanager
-    def hurry(self) -> Iterator[None]:
-        """Have a master replaced that is away for a second."""
-        self.cluster.hurry()
+    def hurry(self, milliseconds: int = 1000) -> Iterator[None]:
+        """Have a master replaced that is away for that long, and the others vote again after twice the time."""
+        self.set_timeout(milliseconds)
         try:
             yield
         finally:
-            for node in self.cluster.nodes:
-                if node.running:
-                    self.ask(node, "CONFIG", "SET", "cluster-node-timeout", 60_000)
+            self.set_timeout(60_000)
+
+    def set_timeout(self, milliseconds: int) -> None:
+        """Set the time after which a node counts as failing."""
+        for node in self.cluster.nodes:
+            if node.running:
+                self.ask(node, "CONFIG", "SET", "cluster-node-timeout", milliseconds)
 
     def slots_moved(self) -> None:
         """Move the slots of some channels to another node, with their keys, while they are published to."""
@@ -540,7 +544,7 @@ class Clustered(Topology):
     def failed_over(self) -> None:
         """Have master and replica agree to change places: the master waits until the replica has everything."""
         master, replica = self.pair()
-        with self.log.fault("failover without loss", cuts=True):
+        with self.log.fault("failover without loss", cuts=True), self.hurry(5000):
             assert any(self.took_over(replica) for _ in range(6)), "no failover"
         self.settle()
 
