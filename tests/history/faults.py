@@ -117,7 +117,8 @@ class Topology(AbstractContextManager["Topology"]):
         """End the connections of all subscribers."""
         server = self.any_server()
         with self.log.fault("CLIENT KILL TYPE pubsub", cuts=True):
-            assert self.ask(server, "CLIENT", "KILL", "TYPE", "pubsub") > 0, "there are no subscribers"
+            killed = eventually(lambda: self.ask(server, "CLIENT", "KILL", "TYPE", "pubsub") > 0)
+            assert killed, "there are no subscribers"
 
     def clients_killed(self) -> None:
         """End all other connections."""
