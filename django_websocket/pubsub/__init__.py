@@ -103,8 +103,8 @@ def position(channel: str) -> str:
 def history(channel: str, *, since: str | None = None, last: int | None = None) -> list[Kept]:
     """Return what a channel has kept, the oldest message first: all, the `last` ones, or all behind a position.
 
-    Raises `MessagesMissed` if not everything behind `since` is kept any more, or if that is no position of this
-    channel; ValueError for a channel without history; BrokerError.
+    Raises `MessagesMissed` if some of the messages behind `since` are no longer kept, or if it is not a position of
+    this channel; ValueError for a channel without history; BrokerError.
     """
     if since is not None and last is not None:
         raise TypeError("Say either since= or last=")

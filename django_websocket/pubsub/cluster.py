@@ -15,7 +15,8 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
+from itertools import product
 from typing import Any, Protocol, TypeVar
 
 import gevent
@@ -29,11 +30,12 @@ from . import keeping
 from .broker import Listener
 from .closing import Closed, InLoop
 from .entries import Rule, Stretch
-from .keeping import SLOTS, key_of, tags
+from .keeping import key_of
 from .pipeline import Ending, remaining, wait_until_ended
 from .redis import FIRST_DELAY, TIMEOUT, RedisBroker, RedisReceiver, RedisSubscriber, unusable
 from .redis_address import Host, RedisAddress
 
+SLOTS = 16384
 CHECK_INTERVAL = 1.0  # seconds between two questions about which node has which slot
 NODE_TIMEOUT = 1.0  # seconds that a node has to answer; then another one is asked
 ATTEMPTS = 5  # to find the node that has a slot
@@ -289,6 +291,17 @@ def slot_of(key: bytes) -> int:
     begin = key.find(b"{") + 1
     end = key.find(b"}", begin) if begin else -1
     return binascii.crc_hqx(key[begin:end] if end > begin else key, 0) % SLOTS
+
+
+@cache
+def tags() -> dict[int, str]:
+    """Return a short text for each slot of a Cluster; the same in all processes.
+
+    The CRC that makes a slot of a text is linear, so that the sixteen letters from @ to O, which differ in four bits,
+    make all slots, each four times.
+    """
+    texts = ("".join(letters) for letters in product("@ABCDEFGHIJKLMNO", repeat=4))
+    return {slot_of(text.encode()): text for text in texts}
 
 
 class Place:

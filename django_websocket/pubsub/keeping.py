@@ -6,12 +6,10 @@ that is no message, with the number 0, if somebody asked where the channel is be
 
 from __future__ import annotations
 
-import binascii
 import math
 from collections.abc import Callable
-from functools import cache, lru_cache
+from functools import lru_cache
 from hashlib import sha1
-from itertools import product
 from typing import Any
 
 import redis
@@ -19,7 +17,6 @@ from redis.exceptions import NoScriptError
 
 from .entries import NOWHERE, Entry, Position, Rule, Stretch, entry_from, new_tag
 
-SLOTS = 16384  # of a Redis Cluster
 HISTORY = "django_websocket:history:"  # begins the keys
 
 Call = Callable[..., Any]  # sends the words of a command, and returns its reply
@@ -86,11 +83,12 @@ elseif now - time > tonumber(ARGV[3]) then
     redis.call('LTRIM', KEYS[1], -1, -1)
 end
 redis.call('PEXPIRE', KEYS[1], ARGV[2])
-local count = math.min(tonumber(ARGV[4]), redis.call('LLEN', KEYS[1]))
+local length = redis.call('LLEN', KEYS[1])
+local count = math.min(tonumber(ARGV[4]), length)
 local since = tonumber(ARGV[5])
 if since >= 0 then
     count = offset - since
-    if count > redis.call('LLEN', KEYS[1]) then count = 0 end
+    if count > length then count = 0 end
 end
 local enough = tonumber(ARGV[6])
 local parts = {}
@@ -148,15 +146,4 @@ def bounds(rule: Rule) -> tuple[bytes, bytes]:
     return b"%d" % rule.messages, b"%d" % math.ceil(1000 * rule.life)
 
 
-GAP = Entry(*NOWHERE, b"", 0, b"")  # in place of what is no entry: no other one is before it or behind it
-
-
-@cache
-def tags() -> dict[int, str]:
-    """Return a short text for each slot of a Cluster; the same in all processes.
-
-    The CRC that makes a slot of a text is linear, so that the sixteen letters from @ to O, which differ in four bits,
-    make all slots, each four times.
-    """
-    texts = ("".join(letters) for letters in product("@ABCDEFGHIJKLMNO", repeat=4))
-    return {binascii.crc_hqx(text.encode(), 0) % SLOTS: text for text in texts}
+GAP = Entry(*NOWHERE, b"", 0, b"")  # stands for something malformed in a list, and fits neither neighbour
