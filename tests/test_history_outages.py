@@ -19,16 +19,12 @@ import gevent.socket
 import pytest
 import redis as redis_py
 import redis.connection
-from django.http import HttpResponse
 
 from django_websocket.exceptions import BrokerError, MessagesMissed
 from django_websocket.pubsub import history, position, publish, subscribe
-from django_websocket.pubsub.forwarding import Forwarding
 from django_websocket.pubsub.subscription import Subscription
-from django_websocket.transport.connection import Connection
-from django_websocket.websocket import WebSocket
 
-from .support.brokers import in_use
+from .support.brokers import forward, in_use
 from .support.clients import RawClient, fetch, request
 from .support.fixtures import SITE, Raw, StartSite
 from .support.frames import CLOSE, TEXT, frame, text
@@ -67,11 +63,6 @@ def prefix(server: Server, admin: Any, key: str) -> Iterator[str]:
     """Put the Redis into the settings; return the prefix of its keys and channels."""
     with in_use(f"redis://{server.address}?prefix={key}:", WEBSOCKET_HISTORY=HISTORY):
         yield f"{key}:"
-
-
-def forward(connection: Connection, *channels: str, **options: Any) -> Forwarding:
-    """Forward published messages to a client, as a view does."""
-    return WebSocket({}, HttpResponse(), lambda subprotocol: connection).subscribe(*channels, **options)
 
 
 def contents(channel: str, **options: Any) -> list[str | bytes]:

@@ -47,7 +47,6 @@ from django_websocket import pubsub
 from django_websocket.exceptions import BrokerError, ConnectionClosed, HandshakeFailed, MessagesMissed
 from django_websocket.pubsub import hub, pipeline, publish, subscribe
 from django_websocket.pubsub.factory import broker_from
-from django_websocket.pubsub.forwarding import Forwarding
 from django_websocket.pubsub.publication import Publication
 from django_websocket.pubsub.subscription import Subscription
 from django_websocket.select import select
@@ -58,7 +57,7 @@ from django_websocket.transport.turns import let_others_run
 from django_websocket.transport.waiting import ViewGreenlet
 from django_websocket.websocket import WebSocket
 
-from .support.brokers import CLOSE_WAIT, connections_to, in_use
+from .support.brokers import CLOSE_WAIT, connections_to, forward, in_use
 from .support.documentation import blocks
 from .support.frames import BINARY, CLOSE, Frame, close, text
 from .support.servers import ROOT, Cluster, Sentinel, Server, executable, free_port, redis_server
@@ -223,11 +222,6 @@ def nothing_more(*subscriptions: Subscription) -> None:
         while got[-1:] != [f"the end {number}"]:
             got.append(subscription.get(timeout=10))
         assert [message for message in got if str(message)[:7] != "the end"] == []
-
-
-def forward(connection: Connection, *channels: str, **options: Any) -> Forwarding:
-    """Forward published messages to a client, as a view does."""
-    return WebSocket({}, HttpResponse(), lambda subprotocol: connection).subscribe(*channels, **options)
 
 
 def listen(connection: Connection, *channels: str) -> None:

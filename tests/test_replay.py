@@ -19,13 +19,12 @@ from django_websocket import pubsub
 from django_websocket.exceptions import ConnectionClosed, MessagesMissed
 from django_websocket.protocol.deflate import Agreement
 from django_websocket.protocol.engine import Engine, Role
-from django_websocket.pubsub import position, publish, subscribe
-from django_websocket.pubsub.forwarding import Forwarding
+from django_websocket.pubsub import position, publish
 from django_websocket.transport.connection import Connection
 from django_websocket.transport.limits import Limits
 from django_websocket.websocket import WebSocket
 
-from .support.brokers import in_use
+from .support.brokers import delivered, forward, in_use
 from .support.frames import BINARY, CLOSE, TEXT, Frame, close, text
 from .support.waiting import until
 from .support.wire import Pairs, Peer
@@ -48,18 +47,6 @@ def broker(request: pytest.FixtureRequest, key: str, monkeypatch: pytest.MonkeyP
 def memory(key: str, pairs: Pairs) -> Iterator[None]:
     with in_use(f"memory://{key}", WEBSOCKET_HISTORY=HISTORY, WEBSOCKET_OUTBOX_SIZE=LIMIT):
         yield
-
-
-def forward(connection: Connection, *channels: str, **options: Any) -> Forwarding:
-    """Forward published messages to a client, as a view does."""
-    return WebSocket({}, HttpResponse(), lambda subprotocol: connection).subscribe(*channels, **options)
-
-
-def delivered() -> None:
-    """Wait until all published messages have been delivered."""
-    with subscribe("the end") as subscription:
-        publish("the end", "")
-        subscription.get(timeout=10)
 
 
 def stuck(pairs: Pairs, **options: Any) -> tuple[Connection, Peer]:

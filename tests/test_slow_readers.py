@@ -16,7 +16,6 @@ from typing import Any
 import gevent
 import pytest
 import redis as redis_py
-from django.http import HttpResponse
 from django.test import override_settings
 
 from django_websocket import pubsub
@@ -24,12 +23,11 @@ from django_websocket.exceptions import MessagesMissed
 from django_websocket.protocol.deflate import Agreement
 from django_websocket.protocol.engine import Engine, Role
 from django_websocket.pubsub import publish, subscribe
-from django_websocket.pubsub.forwarding import Forwarding
 from django_websocket.transport.connection import Connection
 from django_websocket.transport.limits import Limits
 from django_websocket.transport.state import OPEN
-from django_websocket.websocket import WebSocket
 
+from .support.brokers import delivered, forward
 from .support.clients import RawClient
 from .support.fixtures import StartSite
 from .support.frames import CLOSE, PONG, TEXT, Frame, close, text
@@ -45,18 +43,6 @@ LIMIT = 100_000
 def memory(key: str, pairs: Pairs) -> Iterator[None]:
     with override_settings(WEBSOCKET_BROKER=f"memory://{key}", WEBSOCKET_OUTBOX_SIZE=LIMIT):
         yield
-
-
-def forward(connection: Connection, *channels: str, **options: Any) -> Forwarding:
-    """Forward published messages to a client, as a view does."""
-    return WebSocket({}, HttpResponse(), lambda subprotocol: connection).subscribe(*channels, **options)
-
-
-def delivered() -> None:
-    """Wait until all published messages have been delivered."""
-    with subscribe("the end") as subscription:
-        publish("the end", "")
-        subscription.get(timeout=10)
 
 
 def numbered(count: int, size: int = 2000, channel: str = "news") -> list[str]:

@@ -1,4 +1,4 @@
-"""The broker of the settings in the tests' own process, and the check that none of its connections stays."""
+"""The broker of the settings in the tests' own process: clients of it, and the check that no connection stays."""
 
 from __future__ import annotations
 
@@ -7,10 +7,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from django.http import HttpResponse
 from django.test import override_settings
 from gevent.hub import get_hub
 
 from django_websocket import conf, pubsub
+from django_websocket.pubsub import publish, subscribe
+from django_websocket.pubsub.forwarding import Forwarding
+from django_websocket.transport.connection import Connection
+from django_websocket.websocket import WebSocket
 
 CLOSE_WAIT = "08"  # the state of a connection that the other side has ended
 
@@ -43,3 +48,15 @@ def connections_to(port: int) -> list[str]:
     with open("/proc/self/net/tcp") as table:
         rows = [line.split() for line in table.readlines()[1:]]
     return [row[3] for row in rows if row[2].endswith(f":{port:04X}") and f"socket:[{row[9]}]" in own]
+
+
+def forward(connection: Connection, *channels: str, **options: Any) -> Forwarding:
+    """Forward published messages to a client, as a view does."""
+    return WebSocket({}, HttpResponse(), lambda subprotocol: connection).subscribe(*channels, **options)
+
+
+def delivered() -> None:
+    """Wait until all published messages have been delivered."""
+    with subscribe("the end") as subscription:
+        publish("the end", "")
+        subscription.get(timeout=10)
