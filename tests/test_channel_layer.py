@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from types import ModuleType
@@ -27,8 +28,10 @@ from django.core.exceptions import ImproperlyConfigured
 from django.test import override_settings
 from redis import Redis
 
+from django_websocket import conf
 from django_websocket.channels import ChannelLayer
 from django_websocket.pubsub.process import close_all
+from django_websocket.pubsub.redis import TIMEOUT
 
 from .support.fixtures import SITE
 from .support.servers import Server, redis_server
@@ -487,6 +490,20 @@ def test_outage_of_redis_is_an_error_of_the_sender_and_passes(key: str) -> None:
                 pytest.fail("nothing arrives after an outage")
 
         asyncio.run(main())
+
+
+def test_closing_waits_for_the_thread_of_the_subscriptions_and_does_not_stop_it(key: str) -> None:
+    with (
+        redis_server() as redis,
+        override_settings(WEBSOCKET_BROKER=f"redis://{redis.address}/0", CHANNEL_LAYERS=LAYERS),
+    ):
+        layer = get_channel_layer()
+        asyncio.run(layer.group_add(key, asyncio.run(layer.new_channel())))
+        begun = time.monotonic()
+        close_all(conf.for_publishing().broker_key)
+        assert time.monotonic() - begun < TIMEOUT, "nothing ended until the time was over"
+        with Redis(port=redis.port) as asked:
+            assert eventually(lambda: len(asked.client_list()) == 1)
 
 
 def test_channel_that_was_forgotten_leaves_no_subscription(redis: Server, redis_url: str, key: str) -> None:

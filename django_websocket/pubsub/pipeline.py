@@ -32,7 +32,7 @@ try:
 except ImportError:  # the extra "speed"
     hiredis = None  # type: ignore[assignment]
 
-from .closing import refuse
+from .closing import InLoop, refuse
 
 verify("redis")
 
@@ -392,11 +392,13 @@ class Ending(Protocol):
 def wait_until_ended(parts: Sequence[Ending], timeout: float) -> None:
     """Wait until all have ended, for at most `timeout` seconds.
 
-    This polls, because they end in several threads, with loops and without, which have no common event.
+    This polls, because they end in several threads, with loops and without, which have no common event. The loop of the
+    running thread goes on meanwhile if it has one, whether or not gevent has patched the process.
     """
     deadline = time.monotonic() + timeout
     cooperative = redis.connection.socket.socket is gevent.socket.socket  # type: ignore[attr-defined]
-    pause = gevent.sleep if cooperative else time.sleep
+    here = any(isinstance(part, InLoop) and part.here for part in parts)
+    pause = gevent.sleep if cooperative or here else time.sleep
     while not all(part.ended for part in parts) and time.monotonic() < deadline:
         pause(0.005)
 
