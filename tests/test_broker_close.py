@@ -589,7 +589,7 @@ def test_refused_messages_are_not_observed() -> None:
 
 FORK = """
 from gevent import monkey; monkey.patch_all()
-import os, sys
+import gevent, os, sys
 import django; django.setup()
 import redis
 from django_websocket import pubsub
@@ -605,6 +605,7 @@ with subscribe("news") as messages:
     before = connections()
     assert len(before) >= 2, before
     brokers, hubs = list(pubsub.process.brokers.values()), list(pubsub.process.hubs.values())
+    gevent.get_hub().loop.install_sigchld()  # gevent's first fork() does so behind it: a quick child would be missed
     child = os.fork()
     if not child:
         try:

@@ -1422,8 +1422,10 @@ assert longest < 2, longest
 
 FORKS = """
 import os
+import gevent
 from django_websocket.pubsub import publish
 publish("news", "before")
+gevent.get_hub().loop.install_sigchld()  # gevent's first fork() does so behind it: a quick child would be missed
 pid = os.fork()
 if pid == 0:
     for number in range(100):

@@ -29,6 +29,12 @@ def counting(get_response: Callable[[HttpRequest], HttpResponseBase]) -> Callabl
     return count
 
 
+def fork() -> int:
+    """Fork. gevent's first os.fork() looks at its children only behind it, and would miss the end of a quick one."""
+    gevent.get_hub().loop.install_sigchld()
+    return os.fork()
+
+
 def wait_for_end(pid: int) -> None:
     """Wait until gevent has noted the end of a child process."""
     while os.path.exists(f"/proc/{pid}"):
@@ -83,7 +89,7 @@ class Rough(WebsocketConsumer):  # type: ignore[misc]
         self.send("started")
 
     def fork(self, _: str) -> None:
-        if pid := os.fork():
+        if pid := fork():
             wait_for_end(pid)
             self.send("child ended")
 
@@ -103,7 +109,7 @@ class AsyncRough(AsyncWebsocketConsumer):  # type: ignore[misc]
             await self.send(LARGE[:1000])
 
     async def fork(self, _: str) -> None:
-        if pid := os.fork():
+        if pid := fork():
             wait_for_end(pid)
             await self.send("child ended")
 
