@@ -74,11 +74,12 @@ class Ring:
         """Append entries, of which the first follows the last one here; `now` is the broker's time, if it is known."""
         if not entries:
             return
-        end = time.monotonic() + self._rule.seconds
-        for entry in entries[-self._rule.messages :]:
+        messages, seconds = self._rule
+        end = time.monotonic() + seconds
+        for entry in entries[-messages:]:
             self._slots.append(Slot(entry, end if now is None else end - max(0.0, now - entry.time)))
             self._rings.size += _cost(entry)
-        self._drop(len(self._slots) - self._rule.messages)
+        self._drop(len(self._slots) - messages)
         self._rings.use(self)
 
     def load(self, entries: Sequence[Entry], now: float) -> None:

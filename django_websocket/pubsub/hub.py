@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import groupby
 from types import MappingProxyType
 from typing import Protocol
@@ -226,8 +226,22 @@ class Hub(InLoop):
             self._deliver(batch)
             return
         with self.in_turn:
-            batch, positions = self._follow(batch)
-            self._deliver(batch, positions)
+            name = batch[0][0]
+            if name in self._tracks and (len(batch) == 1 or all(other == name for other, _ in batch)):
+                kept = [one for one in self._arrive(name, [payload for _, payload in batch]) if one is not None]
+                if kept:
+                    _hand_out_kept(name, kept, tuple(self.channels[name].members))
+            else:
+                self._deliver(*self._follow(batch))
+
+    def _arrive(self, name: str, payloads: Sequence[bytes]) -> Sequence[Arrived | None]:
+        """Have a channel with history take what has come; see `Track.arrive`."""
+        track = self._tracks[name]
+        arrived = track.arrive(payloads)
+        if track.held is not None and not track.reading and not track.away:
+            assert self.catching_up is not None
+            self.catching_up.add(name, self.channels[name])
+        return arrived
 
     def _follow(self, batch: Sequence[tuple[str, bytes]]) -> tuple[Sequence[tuple[str, bytes]], Positions]:
         """Return what of `batch` can be handed out now, and the positions of what is kept."""
@@ -235,13 +249,7 @@ class Hub(InLoop):
         for name, payload in batch:
             if name in self._tracks:
                 arriving.setdefault(name, []).append(payload)
-        arrived: dict[str, Iterator[Arrived | None]] = {}
-        for name, payloads in arriving.items():
-            track = self._tracks[name]
-            arrived[name] = iter(track.arrive(payloads))
-            if track.held is not None and not track.reading and not track.away:
-                assert self.catching_up is not None
-                self.catching_up.add(name, self.channels[name])
+        arrived = {name: iter(self._arrive(name, payloads)) for name, payloads in arriving.items()}
         found: list[tuple[str, bytes]] = []
         positions: dict[str, list[Position | None]] = {name: [] for name in arriving}
         for name, payload in batch:
@@ -285,10 +293,7 @@ class Hub(InLoop):
         size = 0
         for one in (*arrived, None):
             if piece and (one is None or size > PIECE):
-                payloads, positions = zip(*piece, strict=True)
-                publication = Publication(name, payloads, positions, late=True)
-                if publication.messages:
-                    _hand_out(publication, members, 0)
+                _hand_out_kept(name, piece, members, late=True)
                 let_others_run_if_spent()
                 piece, size = [], 0
             if one is not None:
@@ -413,6 +418,14 @@ def in_rows(arrived: Iterable[str], channels: Collection[str]) -> bool:
     """Whether the messages of each of these channels arrived one after the other, none of another between them."""
     rows = [name for name, _ in groupby(name for name in arrived if name in channels)]
     return len(rows) == len(channels)
+
+
+def _hand_out_kept(name: str, arrived: Iterable[Arrived], members: Sequence[Target], *, late: bool = False) -> None:
+    """Deliver messages of one channel with history that were taken together to all members."""
+    payloads, positions = zip(*arrived, strict=True)
+    publication = Publication(name, payloads, positions, late=late)
+    if publication.messages:
+        _hand_out(publication, members, 0)
 
 
 def _hand_out(publication: Publication, targets: Sequence[Target], handed: int) -> int:

@@ -68,6 +68,8 @@ class Publication:
         """Return the place behind each message in its channel's history, if it has one; possibly more."""
         if self._positions is None:
             return repeat(None)
+        if not self.dropped:
+            return self._positions
         return [position for index, position in enumerate(self._positions) if index not in self.dropped]
 
     def places(self) -> Iterator[int | None]:
