@@ -27,6 +27,7 @@ from django.test.utils import (
 
 from django_websocket.transport import log
 
+from .support.browser import Browser, chromium
 from .support.certificates import Authority
 from .support.clients import Client, RawClient
 from .support.documentation import Project, readme_project
@@ -469,3 +470,18 @@ def pairs() -> Iterator[Pairs]:
     """Makes connections and their clients in this process, and checks that nothing of them is left after the test."""
     with Pairs() as pairs:
         yield pairs
+
+
+@pytest.fixture(scope="module")
+def one_browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """Chromium, for the tests of a file."""
+    with chromium(tmp_path_factory.mktemp("chromium")) as browser:
+        yield browser
+
+
+@pytest.fixture
+def browser(one_browser: Browser) -> Iterator[Browser]:
+    """Chromium, whose windows are closed after the test."""
+    one_browser.errors()
+    yield one_browser
+    one_browser.close_windows()

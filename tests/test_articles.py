@@ -14,13 +14,13 @@ import pytest
 from redis import Redis
 
 from .articles import corrected
+from .support.browser import Browser
 from .support.clients import Client, fetch
 from .support.documentation import ENVIRONMENT, Project
 from .support.fixtures import Connect
 from .support.processes import worker_of
 from .support.servers import HTTP_PROBE, Server, free_port, gunicorn, redis_server
 from .support.waiting import DEADLINE
-from .test_browser import Browser, browser, chromium  # noqa: F401  # fixtures
 
 THEIRS = "channels_redis.core.RedisChannelLayer"  # which the articles have
 OURS = "django_websocket.channels.ChannelLayer"
@@ -458,7 +458,7 @@ def test_pages_and_chat_share_a_process(dyno: Server, connect: Connect, key: str
     assert fetch(dyno.port, f"/chat/{key}/").headers["process"] == str(worker_of(dyno))  # there is no other
 
 
-def test_two_windows_chat(dyno: Server, browser: Browser, key: str) -> None:  # noqa: F811
+def test_two_windows_chat(dyno: Server, browser: Browser, key: str) -> None:
     ann, bob, eve = (browser.open(f"http://{dyno.address}/chat/{room}/") for room in (key, key, f"{key}2"))
     for window in (ann, bob, eve):
         window.wait(lambda window=window: window["body"].get_attribute("data-state") == "open")  # type: ignore[misc]

@@ -11,129 +11,14 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from selenium.webdriver import Chrome, ChromeOptions, ChromeService
 from selenium.webdriver.common.by import By
-from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.remote.webelement import WebElement
-from selenium.webdriver.support.wait import WebDriverWait
 
+from .support.browser import Browser
 from .support.documentation import ENVIRONMENT, Project, command
 from .support.fixtures import StartSite
-from .support.servers import HTTP_PROBE, TEST_PROJECT, Server, executable, free_port, gunicorn
+from .support.servers import HTTP_PROBE, TEST_PROJECT, Server, free_port, gunicorn
 
-DEADLINE = 30  # seconds
 PAGES = ("/", "/chat/", "/echo/", "/ping/")
-
-OPTIONS = (
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--disable-dev-shm-usage",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    # Each window would load pages of the browser's own for its address bar, which cost as much as all of these tests.
-    "--disable-features=WebUIOmniboxPopup,WebUIOmniboxAimPopup,WebUIOmniboxFullPopup",
-    # These keep a window in the background as quick as the one in front.
-    "--disable-background-timer-throttling",
-    "--disable-backgrounding-occluded-windows",
-    "--disable-renderer-backgrounding",
-    "--window-size=1000,800",
-)
-
-
-class Window:
-    """A window of the browser, which every action brings to the front."""
-
-    def __init__(self, driver: Chrome, handle: str, url: str) -> None:
-        self._driver = driver
-        self._handle = handle
-        self.driver.get(url)
-
-    @property
-    def driver(self) -> Chrome:
-        """The browser's driver, with this window in front."""
-        self._driver.switch_to.window(self._handle)
-        return self._driver
-
-    def __getitem__(self, selector: str) -> WebElement:
-        return self.driver.find_element(By.CSS_SELECTOR, selector)
-
-    def texts(self, selector: str) -> list[str]:
-        """Return the texts of all matching elements in the order of the page."""
-        script = "return Array.from(document.querySelectorAll(arguments[0]), (element) => element.textContent)"
-        found: list[str] = self.driver.execute_script(script, selector)
-        return found
-
-    def wait(self, condition: Callable[[], object], message: str = "") -> None:
-        """Wait until a condition holds."""
-        WebDriverWait(self.driver, DEADLINE, 0.2).until(lambda driver: condition(), message)
-
-    def wait_for_state(self, state: str) -> None:
-        """Wait for the state of the connection that the page shows."""
-        self.wait(lambda: self["#state"].get_attribute("data-state") == state, f"the state is not {state}")
-
-    def wait_for_texts(self, selector: str, expected: list[str]) -> None:
-        """Wait until the matching elements have these texts."""
-        self.wait(lambda: self.texts(selector) == expected, f"{selector} is not {expected}")
-
-    def fill(self, selector: str, text: str) -> None:
-        """Replace what is in a field by typing."""
-        field = self[selector]
-        field.send_keys(Keys.CONTROL, "a")
-        field.send_keys(Keys.DELETE, text)
-
-    def say(self, text: str) -> None:
-        """Send a message as a user does, with the Enter key."""
-        self.fill("#text", text + Keys.ENTER)
-
-
-class Browser:
-    """Chromium, with windows that are closed by `close_windows`."""
-
-    def __init__(self, driver: Chrome) -> None:
-        self.driver = driver
-        self._first = driver.current_window_handle
-
-    def open(self, url: str) -> Window:
-        """Open a window."""
-        self.driver.switch_to.new_window("window")
-        return Window(self.driver, self.driver.current_window_handle, url)
-
-    def errors(self) -> list[str]:
-        """Return the errors and warnings in the consoles since the last call."""
-        return [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]  # type: ignore[no-untyped-call]
-
-    def close_windows(self) -> None:
-        """Close all windows except the first, which is empty."""
-        for handle in self.driver.window_handles:
-            if handle != self._first:
-                self.driver.switch_to.window(handle)
-                self.driver.close()
-        self.driver.switch_to.window(self._first)
-
-
-@pytest.fixture(scope="module")
-def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    options = ChromeOptions()
-    options.binary_location = executable("chromium")
-    for option in (*OPTIONS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
-        options.add_argument(option)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = Chrome(options, ChromeService(executable("chromedriver")))
-    try:
-        yield Browser(driver)
-    finally:
-        driver.quit()
-
-
-@pytest.fixture
-def browser(chromium: Browser) -> Iterator[Browser]:
-    chromium.errors()
-    yield chromium
-    chromium.close_windows()
 
 
 class Site:

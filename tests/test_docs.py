@@ -36,12 +36,12 @@ from django_websocket.pubsub.broker import Listener, Subscriber
 from django_websocket.pubsub.encryption import EncryptedBroker
 from django_websocket.pubsub.factory import SCHEMES
 
+from .support.browser import OPTIONS as CHROMIUM
 from .support.certificates import Authority
 from .support.documentation import GUIDES, PAGES, Project, arguments, blocks, command, commands
 from .support.postgres import settings_of
 from .support.servers import ROOT, Cluster, Sentinel, Server, executable, free_port, redis_server, unavailable
 from .support.waiting import eventually
-from .test_browser import OPTIONS as CHROMIUM
 
 DEADLINE = 20  # seconds
 DEFAULT_REDIS = "redis://localhost:6379/0"
