@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -246,20 +246,17 @@ def test_examples_of_the_page_about_pages(browser: Browser, readme: Project, tmp
     names = ["echo", "reconnect"]
     pages = "".join(f'path("{name}/", TemplateView.as_view(template_name="chat/{name}.html")),' for name in names)
     project.write("mysite/urls.py", f"urlpatterns += [{pages}]", add=True)
-    project.put("docs/deployment.md", {"redis://localhost:6379/0": "memory://", '":8001" if DEBUG else ""': '""'})
-    (project.directory / "gunicorn.conf.py").unlink()
-    with ExitStack() as stack:
-        server = stack.enter_context(project.gunicorn(command("docs/deployment.md", "mysite.wsgi:application")))
+    with project.runserver(command("README.md", "runwebsocket"), free_port()) as server:
         window = browser.open(f"http://{server.address}/echo/")
         window.wait(lambda: "hello" in window["body"].text)
         window.driver.get(f"http://{server.address}/reconnect/")
-        window.wait_for_texts("#state", ["connected"])
+        window.wait_for_texts("#state", ["open"])
         window.wait(lambda: window["body"].text.endswith("hello"))
         os.killpg(server.pid, signal.SIGKILL)
         server.wait()
-        window.wait_for_texts("#state", ["waiting"])
+        window.wait(lambda: window.texts("#state") != ["open"])
         server.start()
-        window.wait_for_texts("#state", ["connected"])
+        window.wait_for_texts("#state", ["open"])
         window.wait(lambda: window["body"].text.endswith("hellohello"))
 
 

@@ -370,26 +370,27 @@ def test_slow_reader_gets_everything_that_a_view_sends(site: Server, raw: Raw) -
 
 
 def test_listener_that_does_not_read_is_closed_with_1013_and_holds_up_nobody(
-    site: Server, raw: Raw, connect: Connect, key: str
+    start_site: StartSite, raw: Raw, key: str
 ) -> None:
-    slow = raw(site, receive_buffer=4096)
-    slow.open(f"/listen/{key}/")
-    member = raw(site)
-    member.open(f"/forward/{key}/?key={key}")
-    assert notes(site.port, key) == ["subscribed"]
-    message = "x" * 500_000
-    for _ in range(20):  # more than the kernel and an outbox take
-        with at_once():
-            assert fetch(site.port, f"/publish/{key}/?text=x&times=500000").status == 200
-            assert member.frame().text == message
-    received = slow.frame()
-    count = 0
-    while received.opcode == TEXT:
-        assert received.text == message
-        count += 1
+    with start_site({"WEBSOCKET_CLOSE_TIMEOUT": 2 * DEADLINE}) as site:  # the slow client reads behind all others
+        slow = raw(site, receive_buffer=4096)
+        slow.open(f"/listen/{key}/")
+        member = raw(site)
+        member.open(f"/forward/{key}/?key={key}")
+        assert notes(site.port, key) == ["subscribed"]
+        message = "x" * 500_000
+        for _ in range(20):  # more than the kernel and an outbox take
+            with at_once():
+                assert fetch(site.port, f"/publish/{key}/?text=x&times=500000").status == 200
+                assert member.frame().text == message
         received = slow.frame()
-    assert received.close[0] == 1013
-    assert count < 20
+        count = 0
+        while received.opcode == TEXT:
+            assert received.text == message
+            count += 1
+            received = slow.frame()
+        assert received.close[0] == 1013
+        assert count < 20
 
 
 # --- TLS, Unix sockets -----------------------------------------------------------------------------------------------

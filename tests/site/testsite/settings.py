@@ -50,6 +50,7 @@ DATABASES = {
     }
 }
 SITE_ID = 1
+STATIC_URL = "static/"
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 LANGUAGES = [("en", "English"), ("de", "German")]
 TIME_ZONE = "UTC"

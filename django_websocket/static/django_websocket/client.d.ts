@@ -1,0 +1,34 @@
+/** What can be sent. */
+export type Data = string | ArrayBufferLike | ArrayBufferView | Blob;
+
+/** The state of a connection. `code` and `reason` are those of the last close frame, `wait` is in milliseconds. */
+export type State =
+  | { name: "connecting" | "open" }
+  | { name: "waiting" | "offline"; wait: number; code: number; reason: string }
+  | { name: "closed" | "refused"; code: number; reason: string };
+
+export interface Options {
+  /** Subprotocols to offer. */
+  protocols?: string | string[];
+  /** How binary messages are given to handlers; the default is "arraybuffer". */
+  binaryType?: BinaryType;
+}
+
+/** A WebSocket that comes back by itself. */
+export interface Socket {
+  readonly state: State;
+  /** Calls `handler` with each message. Returns a function that ends that. */
+  on(name: "message", handler: (data: any) => void): () => void;
+  /** Calls `handler` with the present state, and with each new one. Returns a function that ends that. */
+  on(name: "state", handler: (state: State) => void): () => void;
+  /** Sends, or keeps with `queue` until there is a connection. Returns whether it did either. */
+  send(data: Data, options?: { queue?: boolean }): boolean;
+  /** Closes the connection for good. */
+  close(code?: number, reason?: string): void;
+}
+
+/** Connects to an address, or to what a function returns or promises, anew for each attempt. */
+export function connect(
+  url: string | URL | (() => string | URL | Promise<string | URL>),
+  options?: Options,
+): Socket;

@@ -1,0 +1,70 @@
+"""The page that the client of the package is tested in, and endpoints that end as a test wants."""
+
+from collections import Counter
+from pathlib import Path
+
+from django.http import HttpRequest, HttpResponse
+from django.template import engines
+from django.urls import path
+from django.views.static import serve
+
+import django_websocket
+from django_websocket.decorators import websocket
+from django_websocket.websocket import WebSocket
+
+STATIC = Path(django_websocket.__file__).parent / "static"
+
+# With ?hurry=20, timers run twenty times as fast as the client believes.
+PAGE = """<!doctype html>
+<title>Client</title>
+{% load websockets %}{% websocket_client %}
+<script>
+  const hurry = Number(new URLSearchParams(location.search).get("hurry") ?? 1);
+  for (const name of ["setTimeout", "setInterval"]) {
+    const original = window[name];
+    window[name] = (call, ms) => original.call(window, call, ms / hurry);
+  }
+</script>
+<script type="module">
+  import { connect } from "django_websocket";
+  const plain = (data) => (typeof data === "string" ? data : Array.from(new Uint8Array(data)));
+  window.connect = connect;
+  window.begin = (path, options) => {
+    const url = typeof path === "string" ? `ws://${location.host}${path}` : path;
+    window.states = [];
+    window.messages = [];
+    window.socket = connect(url, options);
+    socket.on("state", (state) => states.push(state));
+    socket.on("message", (data) => messages.push(plain(data)));
+  };
+</script>
+"""
+
+calls: Counter[str] = Counter()
+
+
+def page(request: HttpRequest) -> HttpResponse:
+    return HttpResponse(engines["django"].from_string(PAGE).render({}, request))
+
+
+def called(request: HttpRequest, key: str) -> HttpResponse:
+    """Tell how often an endpoint was called."""
+    return HttpResponse(str(calls[key]))
+
+
+@websocket
+def ends(request: HttpRequest, websocket: WebSocket, code: int) -> None:
+    """Accept, and close at once, but a second later the time that `lasting` says."""
+    key = request.GET["key"]
+    calls[key] += 1
+    if calls[key] == int(request.GET.get("lasting", 0)):
+        websocket.receive(timeout=1)
+    websocket.close(code, "said so")
+
+
+pages = [
+    path("client/", page),
+    path("called/<str:key>/", called),
+    path("static/<path:path>", serve, {"document_root": STATIC}),
+]
+urlpatterns = [path("ends/<int:code>/", ends)]
