@@ -115,6 +115,16 @@ def test_messages_go_both_ways(page: Page) -> None:
     assert page.run("return socket.state") == {"name": "closed", "code": 1000, "reason": ""}
 
 
+def test_wrong_close_code_is_an_error_and_closes_nothing(page: Page) -> None:
+    page.begin("/echo/").wait_for("open")
+    with pytest.raises(Exception, match="1001"):
+        page.run("socket.close(1001)")
+    page.send("still there")
+    page.wait_for_messages("still there")
+    page.run("socket.close(4000, 'enough')")
+    assert page.states[-1] == {"name": "closed", "code": 4000, "reason": "enough"}
+
+
 def test_handlers_can_be_taken_away(page: Page) -> None:
     page.begin("/echo/").wait_for("open")
     page.run("window.heard = []; window.off = socket.on('message', (data) => heard.push(data))")

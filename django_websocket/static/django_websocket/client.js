@@ -36,7 +36,9 @@ class Socket {
     addEventListener("pageshow", ({ persisted }) => persisted && this.#hurry(), { signal });
     document.addEventListener("visibilitychange", () => document.hidden || this.#hurry(), { signal });
     // A page is kept for the back button only if it has no connection.
-    addEventListener("pagehide", ({ persisted }) => persisted && this.#again("The page was left."), { signal });
+    addEventListener("pagehide", ({ persisted }) => persisted && this.#socket && this.#again("The page was left."), {
+      signal,
+    });
     let last = Date.now();
     const glance = setInterval(() => {
       const slept = Date.now() - last > ASLEEP;
@@ -133,12 +135,11 @@ class Socket {
   }
 
   #drop(...end) {
-    clearTimeout(this.#timer);
     const socket = this.#socket;
+    socket?.close(...end); // raises an error for a wrong code, and then nothing has happened
+    if (socket) socket.onopen = socket.onmessage = socket.onclose = null;
+    clearTimeout(this.#timer);
     this.#socket = this.#attempt = undefined;
-    if (!socket) return;
-    socket.onopen = socket.onmessage = socket.onclose = null;
-    socket.close(...end);
   }
 
   #finish(state) {

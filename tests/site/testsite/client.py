@@ -17,6 +17,7 @@ STATIC = Path(django_websocket.__file__).parent / "static"
 # With ?hurry=20, timers run twenty times as fast as the client believes.
 PAGE = """<!doctype html>
 <title>Client</title>
+<link rel="icon" href="data:,">
 {% load websockets %}{% websocket_client %}
 <script>
   const hurry = Number(new URLSearchParams(location.search).get("hurry") ?? 1);
