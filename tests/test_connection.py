@@ -57,6 +57,12 @@ def tick() -> None:
     sweep_of_loop()._on_tick()
 
 
+def time_out() -> None:
+    """Let a close timeout of half a second pass: what is left of the tick that goes on, and a whole one."""
+    tick()
+    tick()
+
+
 def received(connection: Connection) -> list[str | bytes]:
     """Receive everything up to the end."""
     return list(iter(connection.receive, None))
@@ -744,9 +750,10 @@ def test_a_close_that_is_never_answered_ends_the_connection(pairs: Pairs) -> Non
     connection, peer = pairs(limits=Limits(close_timeout=1))
     own_clock(connection)
     connection.close(1000)
-    tick()
-    gevent.sleep(0)
-    assert connection.connected
+    for _ in range(2):  # the first tick may come at once
+        tick()
+        gevent.sleep(0)
+        assert connection.connected
     tick()
     assert peer.until_end() == [close(1000)]
     assert not connection.connected
@@ -757,7 +764,7 @@ def test_a_close_frame_that_the_kernel_never_takes_ends_the_connection(pairs: Pa
     own_clock(connection)
     fill(connection)
     connection.close(1000)
-    tick()
+    time_out()
     assert not connection.connected
 
 
@@ -767,7 +774,7 @@ def test_a_client_that_answers_a_close_with_chatter_is_let_go(pairs: Pairs) -> N
     connection.close(1000)
     peer.text(*["never read"] * 1000)
     peer.until_frames(1)
-    tick()
+    time_out()
     peer.until_end()
     assert not connection.connected
 
@@ -831,7 +838,7 @@ def test_a_clients_close_is_answered_although_the_view_does_not_take_the_last_me
     peer.write(frame("last") + close_frame(1000))
     until(lambda: connection.state is not OPEN)
     assert not peer.pump()
-    tick()
+    time_out()
     assert peer.until_end() == [close(1000)]
 
 
@@ -840,7 +847,7 @@ def test_a_message_before_the_close_is_not_lost_to_a_view_that_receives_late(pai
     own_clock(connection)
     peer.write(frame("last") + close_frame(1000))
     until(lambda: connection.state is not OPEN)
-    tick()
+    time_out()
     peer.until_end()
     assert connection.receive() == "last"
     assert connection.receive() is None
@@ -890,7 +897,7 @@ def test_a_client_that_keeps_sending_after_its_failure_still_reads_why(pairs: Pa
     assert peer.until_end()[0].payload[:2] == (1002).to_bytes(2, "big")
     assert not peer.reset
     assert connection.connected  # until the client has closed, too
-    tick()
+    time_out()
     assert not connection.connected
 
 

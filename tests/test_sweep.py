@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import gevent
 import pytest
@@ -11,8 +13,11 @@ from gevent.exceptions import LoopExit
 from gevent.hub import get_hub
 
 from django_websocket.transport.deadlines import TICK, Deadline, sweep_of_loop
+from django_websocket.transport.limits import Limits
+from django_websocket.transport.state import CLOSED
 
 from .support.waiting import until
+from .support.wire import Pairs
 
 
 class Late(Exception):
@@ -63,6 +68,71 @@ def test_deadline_that_was_closed_even_at_its_own_tick_raises_nothing() -> None:
     closed.close()
     gevent.joinall([gevent.spawn(waits), gevent.spawn(waits)], raise_error=True)
     assert sorted(happened) == ["in time", "late"]
+
+
+class Clock:
+    """Notes when each tick comes."""
+
+    def __init__(self) -> None:
+        self.due = 0
+        self.times: list[float] = []
+        sweep_of_loop().look_at(self, sweep_of_loop().now + 1)
+
+    def on_due(self) -> None:
+        self.times.append(time.monotonic())
+        sweep_of_loop().look_at(self, sweep_of_loop().now + 1)
+
+    def wait(self) -> None:
+        """Wait for the next tick."""
+        number = len(self.times)
+        until(lambda: len(self.times) > number)
+
+    def stop(self) -> None:
+        """Note no more."""
+        sweep_of_loop().forget(self)
+
+
+@pytest.fixture
+def clock() -> Iterator[Clock]:
+    clock = Clock()
+    yield clock
+    clock.stop()
+
+
+@pytest.mark.parametrize("late", [0.1, 0.2, 0.3, 0.6])
+def test_tick_behind_a_late_one_does_not_come_too_soon(clock: Clock, late: float) -> None:
+    clock.wait()
+    time.sleep(TICK + late)  # stops the whole process
+    begin = time.monotonic()
+    Deadline(TICK, Late())
+    with pytest.raises(Late):
+        gevent.sleep(10)
+    assert time.monotonic() - begin >= TICK
+    assert all(after - before >= TICK for before, after in pairwise(clock.times))
+
+
+@pytest.mark.parametrize("seconds", [0.4, 0.5, 0.6, 1.2])
+def test_deadline_that_is_set_right_before_a_tick_leaves_all_its_time(clock: Clock, seconds: float) -> None:
+    clock.wait()
+    gevent.sleep(0.9 * TICK)
+    begin = time.monotonic()
+    Deadline(seconds, Late())
+    with pytest.raises(Late):
+        gevent.sleep(10)
+    assert time.monotonic() - begin >= seconds
+
+
+@pytest.mark.parametrize("seconds", [0.4, 1.0, 1.2])
+def test_client_gets_all_of_the_close_timeout_if_a_tick_comes_right_behind_the_close(
+    pairs: Pairs, clock: Clock, seconds: float
+) -> None:
+    connection, _ = pairs(limits=Limits(close_timeout=seconds))
+    clock.wait()
+    gevent.sleep(0.9 * TICK)
+    begin = time.monotonic()
+    connection.close()
+    until(lambda: connection.state is CLOSED)
+    assert time.monotonic() - begin >= seconds
 
 
 def test_time_in_which_the_process_stood_still_does_not_count() -> None:

@@ -34,7 +34,7 @@ from gevent.hub import get_hub
 
 from django_websocket import conf
 from django_websocket.transport.connection import Connection
-from django_websocket.transport.deadlines import sweep_of_loop, ticks
+from django_websocket.transport.deadlines import sweep_of_loop
 from django_websocket.transport.log import report
 from django_websocket.transport.loops import PerLoop
 from django_websocket.transport.turns import let_others_run_if_spent
@@ -203,7 +203,7 @@ class Expiry:
 
     def _wait(self) -> None:
         seconds = min(self._expires - time.time(), DAY)  # somebody's "never" may be more than there are ticks
-        self._sweep.look_at(self, self._sweep.now + ticks(seconds) + 1)
+        self._sweep.look_after(self, seconds)
 
     def on_due(self) -> None:
         """See `Due`. The clock may have been set back meanwhile."""

@@ -684,8 +684,7 @@ class Connection(Readable):
     # --- time ----------------------------------------------------------------------------------------------------
 
     def _look_after_close_timeout(self) -> None:
-        sweep = self._shared.sweep
-        sweep.look_at(self, sweep.now + ticks(self.limits.close_timeout))
+        self._shared.sweep.look_after(self, self.limits.close_timeout)
 
     def on_due(self) -> None:
         """Look at the deadline of the present state; the sweep calls it."""

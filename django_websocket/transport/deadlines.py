@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import math
 from typing import Protocol
 
 from gevent import getcurrent
@@ -30,20 +30,21 @@ class Sweep:
     """Looks at each thing with deadlines when one may be due; at an idle connection, once in a ping interval.
 
     `now` counts ticks. They stand still while the process is busy: clients are not blamed for what it did not read.
+    From one tick to the next, at least `TICK` passes, whatever the process was doing.
     """
 
     def __init__(self) -> None:
         self.now = 0
         self._due: dict[int, set[Due]] = {}  # by the tick
         self._due_now: list[Due] = []
-        self._ticked_at = time.monotonic()
         self._loop = loop = get_hub().loop
         # Before a tick, the loop looks at all sockets once and reads what has come. After the process was stopped or
         # busy, timers are called first; without this, a client whose answer waits to be read would be taken for dead.
         self._look = loop.timer(0, ref=False)
         self._looking = False
         self._turns = turns_of_loop()
-        self._timer = loop.timer(TICK, repeat=TICK, ref=False)
+        period = TICK + 0.001  # the clock of libuv has milliseconds, so a timer may fire up to one too early
+        self._timer = loop.timer(period, repeat=period, ref=False)
         self._timer.start(self._on_timer)
 
     def look_at(self, item: Due, tick: int) -> None:
@@ -51,6 +52,10 @@ class Sweep:
         self.forget(item)
         item.due = tick
         self._due.setdefault(tick, set()).add(item)
+
+    def look_after(self, item: Due, seconds: float) -> None:
+        """Look at `item` when `seconds` have passed, or up to a tick more; see `look_at`."""
+        self.look_at(item, self.now + ticks(seconds) + 1)  # the tick that goes on may end at once
 
     def forget(self, item: Due) -> None:
         """Stop looking at `item`."""
@@ -61,15 +66,15 @@ class Sweep:
                 del self._due[item.due]
 
     def _on_timer(self) -> None:
-        # When a tick was late because the process was busy, the next may come too soon: that one is left out.
-        if not self._looking and time.monotonic() - self._ticked_at > TICK / 2:
+        if not self._looking:
             self._looking = True
             self._look.start(self._loop.run_callback, self._on_looked)
 
     def _on_looked(self) -> None:
         self._looking = False
-        self._ticked_at = time.monotonic()
         self._on_tick()
+        # By itself the timer would keep to its phase, so that the tick behind a late one came too soon.
+        self._timer.again(self._on_timer, update=True)
 
     def _on_tick(self) -> None:
         self.now += 1
@@ -100,7 +105,7 @@ class Deadline:
         self._greenlet: greenlet | None = getcurrent()
         self._sweep = sweep = sweep_of_loop()
         self.due = 0
-        sweep.look_at(self, sweep.now + ticks(seconds) + 1)
+        sweep.look_after(self, seconds)
         get_hub().loop.ref()  # the sweep's timer alone does not keep the loop running
 
     def close(self) -> None:
@@ -121,8 +126,8 @@ class Deadline:
 
 
 def ticks(seconds: float) -> int:
-    """Return how many ticks make `seconds`, at least one."""
-    return max(1, round(seconds / TICK))
+    """Return how many ticks it takes for `seconds` to pass, at least one."""
+    return max(1, math.ceil(seconds / TICK))
 
 
 sweeps = PerLoop(Sweep)
