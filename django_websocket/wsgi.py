@@ -22,6 +22,7 @@ from .exceptions import BrokerError
 from .handler import stock
 from .handler.conversation import Conversation
 from .handler.databases import close_databases
+from .handler.handshake import Interrupted
 from .handler.origin import origin_is_allowed
 from .handler.recognition import checks_origin, recognised, unserved
 from .handler.refusal import close_at_once, refuse, refuse_origin, refuses_by_closing, try_again_later
@@ -214,9 +215,10 @@ class WebSocketHandler(WSGIHandler):
         return atomic
 
     def process_exception_by_middleware(self, exception: Exception, request: HttpRequest) -> HttpResponse:
-        """Answer a view's exception: 503 if the broker cannot be reached, else as Django does."""
-        if isinstance(exception, BrokerError):
-            report(who(request.META), 503, str(exception), level=logging.ERROR)
+        """Answer a view's exception: 503 if the broker cannot be reached or the process ends, else as Django does."""
+        if isinstance(exception, (BrokerError, Interrupted)):
+            level = logging.ERROR if isinstance(exception, BrokerError) else logging.INFO
+            report(who(request.META), 503, str(exception), level=level)
             return try_again_later()
         return super().process_exception_by_middleware(exception, request)
 

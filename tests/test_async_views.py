@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -15,7 +16,7 @@ from .support.fixtures import STOCK_WORKER, Connect, Raw, StartSite
 from .support.frames import PING, PONG, Frame, close_frame, frame
 from .support.postgres import Database, settings_of
 from .support.servers import WORKER, Server, redis_server
-from .support.waiting import at_once, eventually
+from .support.waiting import DEADLINE, at_once, eventually
 from .test_logins import SOON, log_in
 
 
@@ -372,6 +373,44 @@ def test_views_tidy_up_when_the_service_ends(start_site: StartSite, raw: Raw, ke
         server.wait()
         assert time.monotonic() - begin < 5
         assert server.log.count(f"note {key}: tidy 1012") == 20
+        assert "Traceback" not in server.log
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=lambda number: number.name)
+def test_client_that_waits_for_its_subscription_is_told_to_come_back_when_the_worker_ends(
+    start_site: StartSite, raw: Raw, key: str, number: signal.Signals
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(DEADLINE)
+        settings = {"WEBSOCKET_BROKER": f"redis://127.0.0.1:{silent.getsockname()[1]}"}
+        with start_site(settings, args=["--graceful-timeout", "2"]) as server:
+            client = raw(server)
+            client.send(request(f"/asynchronous/subscribed/{key}/"))
+            with silent.accept()[0]:
+                server.send_signal(number)
+                response = client.response()
+                assert (response.status, response.headers["retry-after"]) == (503, "5")
+                assert client.rest() == b""
+            assert eventually(lambda: "Worker exiting" in server.log)
+            assert "Error" not in server.log and "Traceback" not in server.log
+
+
+def test_client_that_no_view_has_accepted_is_told_to_come_back_when_the_worker_ends(
+    start_site: StartSite, raw: Raw, key: str
+) -> None:
+    logging = {"version": 1, "handlers": {"all": {"class": "logging.StreamHandler"}}}
+    logging |= {"loggers": {"django_websocket": {"handlers": ["all"], "level": "INFO"}}}
+    settings = {"WEBSOCKET_HANDSHAKE_TIMEOUT": 60.0, "LOGGING": logging}
+    with start_site(settings, args=["--graceful-timeout", "2"]) as server:
+        client = raw(server)
+        client.send(request(f"/asynchronous/never-accepts/?key={key}"))
+        assert eventually(lambda: fetch_json(server.port, "/asynchronous/tasks/"))
+        server.send_signal(signal.SIGTERM)
+        assert client.response().status == 503
+        server.wait()
+        assert f"note {key}: finally" in server.log
+        why = "503 the process ends before the view has accepted or answered"
+        assert server.log.count(f"127.0.0.1 /asynchronous/never-accepts/: {why}\n") == 1
         assert "Traceback" not in server.log
 
 

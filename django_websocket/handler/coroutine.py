@@ -158,6 +158,8 @@ class CoroutineConversation:
 
     def cancel(self) -> None:
         """Raise CancelledError in the view, if it has not ended."""
+        if self._handshake is not None:
+            self._handshake.cancelled = True
         if self._task is not None:
             self._loop.call_soon(self._task.cancel)
 

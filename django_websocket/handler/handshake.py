@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from django.apps import apps
 from django.http import HttpRequest, HttpResponse, HttpResponseBase
-from gevent import getcurrent
+from gevent import GreenletExit, getcurrent
 from gevent.hub import get_hub
 
 from django_websocket import conf
@@ -59,6 +59,13 @@ class HandshakeTimeout(Exception):
         )
 
 
+class Interrupted(Exception):
+    """The process ends, and a view that has neither accepted nor answered was cancelled."""
+
+    def __str__(self) -> str:
+        return "the process ends before the view has accepted or answered"
+
+
 class Runner(Taker, Protocol):
     """Runs a view: a greenlet, or a task of asyncio's."""
 
@@ -73,7 +80,8 @@ class Handshake:
     """One handshake, from the start of its view to the connection.
 
     `answered` says whether the chain has, or is about to get, an answer of the view. `over` says that the view cannot
-    accept any more. What is in `waiting` is called in the hub when there is an `outcome()`.
+    accept any more. `cancelled` is set by a runner that has cancelled its view. What is in `waiting` is called in the
+    hub when there is an `outcome()`.
     """
 
     __slots__ = (
@@ -88,6 +96,7 @@ class Handshake:
         "_surroundings",
         "_view",
         "answered",
+        "cancelled",
         "over",
         "response",
         "waiting",
@@ -106,6 +115,7 @@ class Handshake:
         self._connection: Connection | None = None
         self._failure: str | None = None  # why there is no connection
         self.answered = False
+        self.cancelled = False
         self.over = False
         self.response = WebSocketResponse()
         self.waiting: list[Callable[[], object]] = []
@@ -179,11 +189,14 @@ class Handshake:
         """Answer with the error of a view that has no connection. Returns False if the error has to be logged instead.
 
         A BaseException such as SystemExit is wrapped in a RuntimeError, so that it ends the view and not the server.
+        That a view ends because its runner has cancelled it is no fault of the view: the client may try again.
         """
         if self.over:
             return True
         if not self.answered:
-            if not isinstance(error, Exception):
+            if self.cancelled and isinstance(error, GreenletExit):
+                error = Interrupted()
+            elif not isinstance(error, Exception):
                 failure = RuntimeError(f"The view ended with {error!r}")
                 failure.__cause__ = error
                 error = failure
