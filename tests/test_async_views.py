@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from redis import Redis
 
 from .support.clients import ACCEPT, RawClient, fetch, fetch_json, notes, request, undisturbed
 from .support.fixtures import STOCK_WORKER, Connect, Raw, StartSite
@@ -500,6 +501,21 @@ def test_subscribed_client_gets_what_is_published_until_it_ends(server: Server, 
     with at_once():
         client.send(frame(b"?", PING))
         assert client.frame() == Frame(PONG, b"?")
+
+
+def test_subscribing_that_is_cancelled_leaves_no_subscription(start_site: StartSite, raw: Raw, key: str) -> None:
+    with redis_server() as redis, start_site({"WEBSOCKET_BROKER": f"redis://{redis.address}/0"}) as server:
+        impatient, patient = raw(server), raw(server)
+        with Redis(port=redis.port) as asked:
+            redis.send_signal(signal.SIGSTOP)
+            impatient.open(f"/asynchronous/loses-patience/{key}/")
+            assert impatient.frame().text == "gave up"
+            redis.send_signal(signal.SIGCONT)
+            patient.open(f"/asynchronous/forward/{key}-2/?key={key}")
+            assert notes(server.port, key) == ["subscribed"]  # behind the other one, on the same connection
+            assert eventually(
+                lambda: asked.pubsub_numsub(key, f"{key}-2") == [(key.encode(), 0), (f"{key}-2".encode(), 1)]
+            )
 
 
 def test_view_may_end_and_leave_its_client_listening(server: Server, raw: Raw, key: str) -> None:

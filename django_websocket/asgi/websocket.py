@@ -172,16 +172,26 @@ class AsyncWebSocket(BaseWebSocket):
     ) -> Forwarding:
         """Subscribe the client; for the methods above."""
         has_snapshot = snapshot is not None
-        forwarding = await in_greenlet(  # the broker may be away
-            pubsub.forward, channels, for_good=True, has_snapshot=has_snapshot, **options
-        )
+        forwarding: Forwarding | None = None
+        given_up = False
+
+        def join() -> Forwarding:
+            nonlocal forwarding
+            forwarding = pubsub.forward(channels, for_good=True, has_snapshot=has_snapshot, **options)
+            if given_up:
+                forwarding.close()
+            return forwarding
+
         try:
+            forwarding = await in_greenlet(join)  # the broker may be away
             connection = self.connection or await self._open()
             if snapshot is not None and not (options["since"] is not None and forwarding.complete):
                 await self._send_all(snapshot())
             forwarding.attach(connection, has_snapshot=has_snapshot)
         except BaseException:
-            forwarding.close()
+            given_up = True  # a call that was cancelled goes on in its greenlet
+            if forwarding is not None:
+                forwarding.close()
             raise
         if not for_good:
             if self._forwardings is None:

@@ -483,6 +483,22 @@ async def looks_later(request: HttpRequest, websocket: AsyncWebSocket) -> None:
 
 
 @websocket
+async def loses_patience(request: HttpRequest, websocket: AsyncWebSocket, channel: str) -> None:
+    """Subscribe the client for a block, but give up soon."""
+    await websocket.accept()
+
+    async def subscribed() -> None:
+        async with websocket.subscribe(channel):
+            await websocket.receive()
+
+    try:
+        await asyncio.wait_for(subscribed(), 0.1)
+    except asyncio.TimeoutError:
+        await websocket.send("gave up")
+    await websocket.receive()
+
+
+@websocket
 async def forward(request: HttpRequest, websocket: AsyncWebSocket, channel: str) -> None:
     """Subscribe the client for a block, and publish what it sends."""
     async with websocket.subscribe(channel):
@@ -576,6 +592,7 @@ urlpatterns = [
     path("sends-only/", sends_only),
     path("members/", members),
     path("looks-later/", looks_later),
+    path("loses-patience/<str:channel>/", loses_patience),
     path("forward/<str:channel>/", forward),
     path("subscribed/<str:channel>/", subscribed),
     path("listen/<str:channel>/", listen),
