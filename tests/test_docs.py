@@ -119,7 +119,7 @@ def assert_is_a_chat(pages: Server, server: Server) -> None:
     """Open pages of the README's project, and chat through the WebSockets that they open."""
 
     def open_page(room: str) -> str:
-        found = re.search(r'new WebSocket\("([^"]+)"\)', fetch(f"http://{pages.address}/chat/{room}/"))
+        found = re.search(r'connect\("([^"]+)"\)', fetch(f"http://{pages.address}/chat/{room}/"))
         assert found
         return found[1]
 
@@ -222,13 +222,13 @@ def test_command(project: Project, page: str, line: str) -> None:
         with project.gunicorn(line) as server:
             assert_serves_websockets(server)
             if "mysite.wsgi:application" in line:
-                assert "new WebSocket" in fetch(f"http://{server.address}/chat/lobby/")
+                assert 'connect("ws' in fetch(f"http://{server.address}/chat/lobby/")
             else:
                 with pytest.raises(urllib.error.HTTPError, match="426"):
                     fetch(f"http://{server.address}/chat/lobby/")
     elif line.startswith("python manage.py run"):
         with project.runserver(line, free_port()) as server:
-            assert "new WebSocket" in fetch(f"http://{server.address}/chat/lobby/")
+            assert 'connect("ws' in fetch(f"http://{server.address}/chat/lobby/")
     elif line.startswith("python"):
         project.run(line)
     else:

@@ -65,7 +65,7 @@ def test_pages_static_files_and_websockets_share_one_port(project: Project, conn
     with runwebsocket(project.directory) as server:
         status, page = fetch(server, "/chat/lobby/")
         assert status == 200
-        assert f'new WebSocket("ws://{server.address}/chat/lobby/")' in page
+        assert f'connect("ws://{server.address}/chat/lobby/")' in page
         assert fetch(server, "/static/chat/test.css") == (200, "body {}")
         client = connect(server, "/chat/lobby/", origin=f"http://{server.address}")
         assert client.ask("hello") == "hello"
