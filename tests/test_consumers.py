@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -138,8 +139,9 @@ def settled(server: Server) -> str:
 
 
 def lines_since(server: Server, before: str) -> list[str]:
-    """Return what was logged since, without notes."""
-    return [line for line in settled(server)[len(before) :].splitlines() if line and not line.startswith("note ")]
+    """Return what was logged since, without notes and without the counts of what earlier tests have caused."""
+    lines = settled(server)[len(before) :].splitlines()
+    return [line for line in lines if line and not re.match(r"note |\d+ more in 60 seconds: ", line)]
 
 
 # --- messages --------------------------------------------------------------------------------------------------------
