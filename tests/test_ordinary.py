@@ -332,7 +332,8 @@ def watched(start_site: StartSite) -> Iterator[Server]:
 
 def reported(server: Server, kind: str, client: str) -> list[dict[str, Any]]:
     """The reports about one client that Sentry would have got; `kind` is "event" or "transaction"."""
-    found = [json.loads(line.removeprefix("sentry ")) for line in server.log.splitlines() if line.startswith("sentry ")]
+    lines = server.log.rpartition("\n")[0].splitlines()  # the last one may not be whole yet
+    found = [json.loads(line.removeprefix("sentry ")) for line in lines if line.startswith("sentry ")]
     return [
         item for item in found if item.get("type", "event") == kind and item.get("tags", {}).get("client") == client
     ]
