@@ -230,12 +230,13 @@ def test_readme_page_in_two_windows(browser: Browser, readme: Project, tmp_path:
         ann, bob = (browser.open(f"http://127.0.0.1:{port}/chat/lobby/") for _ in range(2))
         for window in (ann, bob):
             window.say("here")
-            window.wait(lambda window=window: "here" in window.texts("#log li"))  # type: ignore[misc]
+            window.wait_for_last_text("#log li", "here")
         ann.say("<b>Hello</b>")
         for window in (ann, bob):
-            window.wait(lambda window=window: window.texts("#log li")[-1] == "<b>Hello</b>")  # type: ignore[misc]
+            window.wait_for_last_text("#log li", "<b>Hello</b>")
         assert ann["#text"].get_attribute("value") == ""
-    assert [error for error in browser.errors() if "favicon" not in error] == []
+        # Before the server stops: then the pages try to connect again.
+        assert [error for error in browser.errors() if "favicon" not in error] == []
 
 
 def test_examples_of_the_page_about_pages(browser: Browser, readme: Project, tmp_path: Path) -> None:

@@ -71,6 +71,10 @@ class Window:
         """Wait until the matching elements have these texts."""
         self.wait(lambda: self.texts(selector) == expected, f"{selector} is not {expected}")
 
+    def wait_for_last_text(self, selector: str, expected: str) -> None:
+        """Wait until the last of the matching elements has this text."""
+        self.wait(lambda: self.texts(selector)[-1:] == [expected], f"the last of {selector} is not {expected}")
+
     def fill(self, selector: str, text: str) -> None:
         """Replace what is in a field by typing."""
         field = self[selector]
