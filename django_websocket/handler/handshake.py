@@ -189,7 +189,7 @@ class Handshake:
         """Answer with the error of a view that has no connection. Returns False if the error has to be logged instead.
 
         A BaseException such as SystemExit is wrapped in a RuntimeError, so that it ends the view and not the server.
-        That a view ends because its runner has cancelled it is no fault of the view: the client may try again.
+        If its runner has cancelled the view, the view is not at fault, and the client may try again.
         """
         if self.over:
             return True

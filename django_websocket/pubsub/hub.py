@@ -226,6 +226,7 @@ class Hub(InLoop):
             self._deliver(batch)
             return
         with self.in_turn:
+            # The messages are nearly always of one channel, and then need not be sorted by channel.
             name = batch[0][0]
             if name in self._tracks and (len(batch) == 1 or all(other == name for other, _ in batch)):
                 kept = [one for one in self._arrive(name, [payload for _, payload in batch]) if one is not None]

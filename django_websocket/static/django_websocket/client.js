@@ -1,4 +1,4 @@
-// A WebSocket that comes back by itself and tells in which state it is. docs/client.md says how to use it.
+// A WebSocket that comes back by itself and tells in which state it is. docs/pages.md says how to use it.
 
 const FIRST_WAIT = 4_000; // ms: the longest wait before the first attempt to come back; each failure doubles it
 const LONGEST_WAIT = 30_000; // ms
@@ -143,8 +143,7 @@ class Socket {
   }
 
   #finish(state) {
-    clearTimeout(this.#timer);
-    this.#socket = this.#attempt = undefined;
+    this.#drop();
     this.#queue = [];
     this.#over.abort();
     this.#show(state);
