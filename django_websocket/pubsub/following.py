@@ -48,11 +48,12 @@ class Slot:
     """An entry in a ring, when it is too old, as time.monotonic() has it, and what it is for clients, once it is."""
 
     __slots__ = ("end", "entry", "publication")
+    publication: Publication | None
 
     def __init__(self, entry: Entry, end: float) -> None:
         self.entry = entry
         self.end = end
-        self.publication: Publication | None = None
+        self.publication = None
 
 
 class Ring:
@@ -81,6 +82,17 @@ class Ring:
             self._rings.size += _cost(entry)
         self._drop(len(self._slots) - messages)
         self._rings.use(self)
+
+    def append_one(self, entry: Entry) -> None:
+        """Append the entry that follows the last one here, which has just come."""
+        messages, seconds = self._rule
+        slots = self._slots
+        rings = self._rings
+        slots.append(Slot(entry, time.monotonic() + seconds))
+        rings.size += 2 * len(entry.payload) + OVERHEAD
+        if len(slots) > messages:
+            rings.size -= _cost(slots.pop(0).entry)
+        rings.use(self)
 
     def load(self, entries: Sequence[Entry], now: float) -> None:
         """Have all entries that the channel has in place of those that are here."""
@@ -230,6 +242,19 @@ class Track:
             self.ring.append(entries)
             self.position = position
         return arrived
+
+    def take(self, payload: bytes) -> Arrived | None:
+        """Take the entry that follows what was handed out; None if it is something else, which is for `arrive`."""
+        position = self.position
+        entry = entry_from(payload) if self.held is None and payload[:1] == KEPT else None
+        if entry is None or position is None:
+            return None
+        offset, tag, before, _, message = entry
+        if before != position.tag or offset != position.offset + 1:
+            return None
+        self.position = position = Position(offset, tag)
+        self.ring.append_one(entry)
+        return message, position
 
     def _is_known(self, entry: Entry, entries: Sequence[Entry]) -> bool:
         """Whether an entry was read before it came."""
