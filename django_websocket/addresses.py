@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,8 +11,13 @@ from django.http import HttpRequest
 from django.urls import NoReverseMatch, reverse
 
 from django_websocket import conf
+from django_websocket.exceptions import BrokerError
 
 __all__ = ["websocket_url"]
+
+UNKNOWN = "-"  # in place of a time if the broker could not be asked
+BEGAN = "django_websocket.began"  # when a request began, in its WSGI environment or ASGI scope
+CLOCK_TIMEOUT = 0.2  # seconds for the broker to say its time: a page must not wait for long
 
 
 def websocket_url(
@@ -56,6 +62,41 @@ def websocket_url(
         own = request.get_host()  # validated against ALLOWED_HOSTS
         host = host_name(own) + server.port if server.port else own
     return f"{scheme}://{host}{server.prefix.rstrip('/')}{path}"
+
+
+def with_time(address: str, request: HttpRequest | None) -> str:
+    """Return an address with the time at which the request for its page began, by the broker's clock.
+
+    The page may have read its state at once, so that it needs what was published since. Without a history there is
+    nothing to be had, and the address stays as it is.
+    """
+    if request is None or not conf.current().history:
+        return address
+    from .transport.subprotocol import SINCE
+
+    environ = getattr(request, "scope", request.META)
+    if SINCE not in environ:
+        environ[SINCE] = _time_of_request(environ.get(BEGAN, time.monotonic()))
+    return f"{address}?{SINCE}={environ[SINCE]}"
+
+
+def _time_of_request(began: float) -> str:
+    from .pubsub.entries import keeps
+    from .pubsub.process import current_broker
+
+    broker = current_broker()
+    try:
+        now = broker.clock(CLOCK_TIMEOUT) if keeps(broker) else 0.0
+    except BrokerError:
+        return UNKNOWN
+    return str(int(now - (time.monotonic() - began)))
+
+
+def note_begin(environ: dict[str, Any] | None = None, scope: dict[str, Any] | None = None, **kwargs: Any) -> None:
+    """Note when a request begins; for Django's `request_started`, whose senders pass one of the two."""
+    for place in (environ, scope):
+        if place is not None:
+            place[BEGAN] = time.monotonic()
 
 
 def host_name(host: str) -> str:

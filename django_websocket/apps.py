@@ -20,10 +20,12 @@ class WebSocketConfig(AppConfig):
     verbose_name = "WebSockets"
 
     def ready(self) -> None:
-        """Register the system checks, and look at what comes to a server of pages."""
+        """Register the system checks, note when requests begin, and look at what comes to a server of pages."""
         from django_websocket import checks  # noqa: F401
+        from django_websocket.addresses import note_begin
 
         request_started.connect(tell_of_missing_server)
+        request_started.connect(note_begin)
 
 
 UPGRADE = "django_websocket.upgrade"  # `handler.upgrade.KEY`, which is too dear to import for pages

@@ -9,18 +9,22 @@ from uuid import uuid4
 from django_websocket import pubsub
 
 from .protocol.frames import CloseCode, check_close
+from .protocol.handshake import tokens
 from .pubsub.json_text import as_json, from_json
 from .transport.connection import Connection
+from .transport.subprotocol import HELLO_TIMEOUT, time_of_page
+from .transport.subprotocol import NAME as SUBPROTOCOL
 
 if TYPE_CHECKING:
     from django.http import HttpResponse
 
     from .pubsub.forwarding import Forwarding
-    from .pubsub.replay import Since
+    from .pubsub.replay import OrRefused
 
 __all__ = ["WebSocket"]
 
 Message = str | bytes | bytearray | memoryview
+OFFERED = "HTTP_SEC_WEBSOCKET_PROTOCOL"
 OnSlow = Literal["close", "drop_oldest", "latest"]
 
 
@@ -105,13 +109,34 @@ class BaseWebSocket:
 
     @property
     def protocol(self) -> str | None:
-        """The `Sec-WebSocket-Protocol` header: the subprotocols that the client offered."""
-        return self.environ.get("HTTP_SEC_WEBSOCKET_PROTOCOL")
+        """The `Sec-WebSocket-Protocol` header: the subprotocols that the client offered, but for the package's own."""
+        offered: str | None = self.environ.get(OFFERED)
+        if offered is None or SUBPROTOCOL not in offered:
+            return offered
+        return ", ".join(name for name in tokens(offered) if name != SUBPROTOCOL) or None
 
     @property
     def version(self) -> str | None:
         """The `Sec-WebSocket-Version` header."""
         return self.environ.get("HTTP_SEC_WEBSOCKET_VERSION")
+
+    def _speaks_subprotocol(self) -> bool:
+        """Whether the client may yet say where it goes on."""
+        if self.connection is not None:
+            return self.connection.greeting is not None
+        return SUBPROTOCOL in tokens(self.environ.get(OFFERED) or "")
+
+    def _resume(self, connection: Connection, forwarding: Forwarding, since: OrRefused, *, has_snapshot: bool) -> bool:
+        """Read what the client gets of the past, as it or the view wishes; return whether that makes up for a snapshot.
+
+        Raises `MessagesMissed`, as `subscribe` does, if the client cannot be told otherwise.
+        """
+        connection.check_greeted()
+        greeting = connection.greeting
+        positions, page = {}, None
+        if greeting is not None and since is not False:
+            positions, page = greeting.positions, time_of_page(self.environ) if greeting.begins else None
+        return pubsub.resume(forwarding, positions, page, has_snapshot=has_snapshot, tells_reset=greeting is not None)
 
 
 class WebSocket(BaseWebSocket):
@@ -227,7 +252,7 @@ class WebSocket(BaseWebSocket):
         *channels: str,
         on_slow: OnSlow = "close",
         on_missed: Any = None,
-        since: Since = None,
+        since: OrRefused = None,
         last: int | None = None,
         snapshot: Callable[[], Any] | None = None,
     ) -> Forwarding:
@@ -254,6 +279,11 @@ class WebSocket(BaseWebSocket):
         each. If not all of them are kept any more, or more than `WEBSOCKET_OUTBOX_SIZE`, it gets the snapshot instead;
         without one, `on_missed`; without that, `MessagesMissed` is raised, and nothing is subscribed.
 
+        A client that speaks the package's subprotocol, as `client.js` does, says where it goes on, which comes before
+        `since` and `last`; the first time, it gets what was published since its page was made, if the view wishes
+        nothing else. If not all of that is kept, it is told so instead of an exception. `since=False` gives it nothing
+        but what it gets from now on.
+
         Raises `BrokerError` if the broker cannot be reached, and ValueError for the past of a channel without history.
         """
         return self._forward(channels, snapshot, on_slow=on_slow, on_missed=on_missed, since=since, last=last)
@@ -263,7 +293,7 @@ class WebSocket(BaseWebSocket):
         *channels: str,
         on_slow: OnSlow = "close",
         on_missed: Any = None,
-        since: Since = None,
+        since: OrRefused = None,
         last: int | None = None,
         snapshot: Callable[[], Any] | None = None,
     ) -> HttpResponse:
@@ -278,10 +308,17 @@ class WebSocket(BaseWebSocket):
         return self.response
 
     def _forward(self, channels: tuple[str, ...], snapshot: Callable[[], Any] | None, **options: Any) -> Forwarding:
-        forwarding = pubsub.forward(channels, has_snapshot=snapshot is not None, **options)
+        has_snapshot = snapshot is not None
+        later = self._speaks_subprotocol()
+        forwarding = pubsub.forward(channels, has_snapshot=has_snapshot, later=later, **options)
         try:
             connection = self.connection or self._open()
-            if snapshot is None or (options["since"] is not None and forwarding.complete):
+            goes_on = bool(options["since"]) and forwarding.complete
+            if later:
+                if connection.greeting is not None and connection.greeting.known is not None:
+                    connection.greeting.known.wait(HELLO_TIMEOUT)
+                goes_on = self._resume(connection, forwarding, options["since"], has_snapshot=has_snapshot)
+            if snapshot is None or goes_on:
                 return forwarding.attach(connection)
             for message in pubsub.messages_of(snapshot()):
                 self.send(message)

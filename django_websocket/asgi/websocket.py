@@ -12,6 +12,7 @@ from django_websocket import pubsub
 from django_websocket.protocol.frames import CloseCode, check_close
 from django_websocket.pubsub.json_text import as_json, from_json
 from django_websocket.transport.connection import Connection
+from django_websocket.transport.subprotocol import HELLO_TIMEOUT
 from django_websocket.websocket import BaseWebSocket, Message, OnSlow, as_payload
 
 from .waiting import Waiter, in_greenlet, until_ready, until_set
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from django.http import HttpResponse
 
     from django_websocket.pubsub.forwarding import Forwarding
-    from django_websocket.pubsub.replay import Since
+    from django_websocket.pubsub.replay import OrRefused
 
 __all__ = ["AsyncWebSocket"]
 
@@ -137,7 +138,7 @@ class AsyncWebSocket(BaseWebSocket):
         *channels: str,
         on_slow: OnSlow = "close",
         on_missed: Any = None,
-        since: Since = None,
+        since: OrRefused = None,
         last: int | None = None,
         snapshot: Snapshot | None = None,
     ) -> Subscribing:
@@ -154,7 +155,7 @@ class AsyncWebSocket(BaseWebSocket):
         *channels: str,
         on_slow: OnSlow = "close",
         on_missed: Any = None,
-        since: Since = None,
+        since: OrRefused = None,
         last: int | None = None,
         snapshot: Snapshot | None = None,
     ) -> HttpResponse:
@@ -172,12 +173,13 @@ class AsyncWebSocket(BaseWebSocket):
     ) -> Forwarding:
         """Subscribe the client; for the methods above."""
         has_snapshot = snapshot is not None
+        later = self._speaks_subprotocol()
         forwarding: Forwarding | None = None
         given_up = False
 
         def join() -> Forwarding:
             nonlocal forwarding
-            forwarding = pubsub.forward(channels, for_good=True, has_snapshot=has_snapshot, **options)
+            forwarding = pubsub.forward(channels, for_good=True, has_snapshot=has_snapshot, later=later, **options)
             if given_up:
                 forwarding.close()
             return forwarding
@@ -185,7 +187,14 @@ class AsyncWebSocket(BaseWebSocket):
         try:
             forwarding = await in_greenlet(join)  # the broker may be away
             connection = self.connection or await self._open()
-            if snapshot is not None and not (options["since"] is not None and forwarding.complete):
+            goes_on = bool(options["since"]) and forwarding.complete
+            if later:
+                if connection.greeting is not None and connection.greeting.known is not None:
+                    await until_set(connection.greeting.known, HELLO_TIMEOUT)
+                goes_on = await in_greenlet(
+                    self._resume, connection, forwarding, options["since"], has_snapshot=has_snapshot
+                )
+            if snapshot is not None and not goes_on:
                 await self._send_all(snapshot())
             forwarding.attach(connection, has_snapshot=has_snapshot)
         except BaseException:
@@ -240,9 +249,9 @@ class Subscribing:
         self._forwarding = await self
         return self._forwarding
 
-    async def __aexit__(self, *exc_info: object) -> None:
+    async def __aexit__(self, *exc_info: Any) -> None:
         assert self._forwarding is not None
-        self._forwarding.close()
+        self._forwarding.__exit__(*exc_info)
 
 
 async def until_drained(connection: Connection) -> None:

@@ -24,11 +24,14 @@ from django_websocket.compat import naming
 from django_websocket.decorators import Options, options_of
 from django_websocket.exceptions import HandshakeFailed, WebSocketError
 from django_websocket.protocol.deflate import Agreement, negotiate
+from django_websocket.protocol.frames import encode_message
 from django_websocket.protocol.handshake import ClientHandshake, accept_headers, choose_subprotocol
 from django_websocket.signals import send, websocket_connected
 from django_websocket.transport.connection import Connection
 from django_websocket.transport.deadlines import Deadline
 from django_websocket.transport.log import report
+from django_websocket.transport.subprotocol import NAME as SUBPROTOCOL
+from django_websocket.transport.subprotocol import Greeting
 from django_websocket.websocket import BaseWebSocket
 
 from .counting import make_connection
@@ -91,6 +94,7 @@ class Handshake:
         "_chain",
         "_connection",
         "_failure",
+        "_greeting",
         "_options",
         "_request",
         "_surroundings",
@@ -114,6 +118,7 @@ class Handshake:
         self._surroundings: Surroundings | None = None  # of the code that accepts, until its login is watched
         self._connection: Connection | None = None
         self._failure: str | None = None  # why there is no connection
+        self._greeting: Greeting | None = None  # of a client that speaks the package's subprotocol
         self.answered = False
         self.cancelled = False
         self.over = False
@@ -162,11 +167,14 @@ class Handshake:
         offered = asked.subprotocols
         if subprotocol is None:
             subprotocol = choose_subprotocol(offered, self._options.subprotocols)
-        elif subprotocol not in offered:
+        elif subprotocol not in offered or subprotocol == SUBPROTOCOL:
             # Those that it did offer are not named: one may be a token, which does not belong in a log.
             raise ValueError(f"The subprotocol {subprotocol!r} cannot be chosen: the client did not offer it")
         upgrade: Upgrade = self._request.META[KEY]
         response = self.response
+        if SUBPROTOCOL in offered and not upgrade.answered:
+            self._greeting = Greeting(subprotocol)
+            subprotocol = SUBPROTOCOL
         wanted = None if upgrade.answered else self._options.wanted_compression()
         agreed = None if wanted is None else negotiate(asked.extensions, wanted)
         extensions, self._agreement = agreed or (None, None)
@@ -243,7 +251,10 @@ class Handshake:
 
     def connect(self, websocket: BaseWebSocket, sock: socket.socket, early: bytes, head: bytes) -> Connection:
         """Return the new connection; see `Taker.opened`."""
-        options = self._options
+        limits = self._options.limits()
+        greeting = self._greeting
+        if greeting is not None:
+            head += encode_message(greeting.welcome(limits.ping_interval))
         self._connection = connection = make_connection(
             self._view,
             self._request,
@@ -251,9 +262,10 @@ class Handshake:
             sock,
             early,
             head,
-            options.limits(),
-            discard=not options.receive,
+            limits,
+            discard=not self._options.receive,
             agreement=self._agreement,
+            greeting=greeting,
             who=self.who,
         )
         return connection

@@ -22,6 +22,7 @@ from django_websocket import conf
 from django_websocket.decorators import Options, options_of
 from django_websocket.protocol.handshake import HandshakeError, accept_headers, choose_subprotocol
 from django_websocket.transport.connection import Connection
+from django_websocket.transport.subprotocol import NAME as SUBPROTOCOL
 
 from .handshake import WebSocketResponse
 from .upgrade import HANDSHAKE_KEY, KEY, Upgrade, who
@@ -112,7 +113,7 @@ def close_at_once(request: HttpRequest, response: HttpResponseBase) -> HttpRespo
     upgrade.taker = Refusal(*code_and_reason(request, response), who(request.META))
     asked = request.META[HANDSHAKE_KEY]
     # Browsers fail a connection for which they offered subprotocols and none was chosen, without a word of the code.
-    subprotocol = choose_subprotocol(asked.subprotocols, options_for(request).subprotocols)
+    subprotocol = choose_subprotocol(asked.subprotocols, (SUBPROTOCOL, *options_for(request).subprotocols))
     accepted = WebSocketResponse(headers=accept_headers(asked.key, subprotocol))
     accepted.cookies = response.cookies
     accepted._resource_closers = response._resource_closers  # type: ignore[attr-defined]

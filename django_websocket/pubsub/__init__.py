@@ -28,7 +28,7 @@ from .process import broker_for, current_hub, current_settings
 
 if TYPE_CHECKING:
     from .forwarding import Forwarding
-    from .replay import Since
+    from .replay import OrRefused, Since
     from .subscription import Subscription
 
 __all__ = ["Kept", "history", "position", "publish", "subscribe"]
@@ -156,14 +156,16 @@ def forward(
     *,
     on_slow: str = "close",
     on_missed: Any = None,
-    since: Since = None,
+    since: OrRefused = None,
     last: int | None = None,
     has_snapshot: bool = False,
     for_good: bool = False,
+    later: bool = False,
 ) -> Forwarding:
     """Return a forwarding of `channels`, to be attached to a connection.
 
-    See `WebSocket.subscribe` and, with `for_good`, `WebSocket.listen`.
+    See `WebSocket.subscribe` and, with `for_good`, `WebSocket.listen`. If the client has yet to say where it goes on,
+    the past is read `later`, by `resume`.
     """
     from .forwarding import Forwarding, LossyForwarding
     from .replay import wanted
@@ -172,21 +174,46 @@ def forward(
     _check_option("on_slow", on_slow, ("close", "drop_oldest", "latest"))
     notice = None if on_missed is None else _text_or_bytes(on_missed)
     settings = current_settings()
-    wish = wanted(channels, since, last, settings.rules)
+    wish = wanted(channels, None if since is False else since, last, settings.rules)
     if has_snapshot and last is not None:
         raise TypeError("Say either last= or snapshot=")
     limit = settings.limits.outbox_size
     forwarding: Forwarding
     if on_slow == "close":
-        forwarding = Forwarding(current_hub(), channels, limit, notice, wish)
+        forwarding = Forwarding(current_hub(), channels, limit, notice, wish, later=later)
     else:
-        forwarding = LossyForwarding(current_hub(), channels, limit, notice, wish, latest=on_slow == "latest")
+        latest = on_slow == "latest"
+        forwarding = LossyForwarding(current_hub(), channels, limit, notice, wish, later=later, latest=latest)
     if not forwarding.complete and not has_snapshot and notice is None:
         forwarding.close()
         raise MessagesMissed(NOT_ALL_THERE)
     if not for_good:
         close_at_end(forwarding)
     return forwarding
+
+
+def resume(
+    forwarding: Forwarding, positions: dict[str, str], time: int | None, *, has_snapshot: bool, tells_reset: bool
+) -> bool:
+    """Read what a client gets of the past that has said from which `positions` it goes on; each is taken out.
+
+    `time` is when its page was made, as `Wanted` has it, None if that is not known. Return whether there was a position
+    to go on from, and all that came behind it is there. Raises BrokerError, and MessagesMissed if something is missing
+    and nobody would be told.
+    """
+    from .replay import resumed
+
+    rules = current_settings().rules
+    wish = forwarding.wish
+    goes_on = any(channel in positions for channel in forwarding.channels)
+    if has_snapshot:
+        time = None  # it has the state at this moment
+    forwarding.wish = resumed(wish, forwarding.channels, positions, time, rules)
+    forwarding.read_past()
+    if not (forwarding.complete or has_snapshot or tells_reset or forwarding.tells_missed):
+        forwarding.close()
+        raise MessagesMissed(NOT_ALL_THERE)
+    return (goes_on or (wish is not None and bool(wish.since))) and forwarding.complete
 
 
 def messages_of(snapshot: Any) -> Iterator[str | bytes]:

@@ -15,7 +15,7 @@ from django_websocket.exceptions import BrokerError
 from django_websocket.transport.log import report
 
 from .entries import READ_SIZE, Entry, KeepingBroker, Position, Rule, Stretch
-from .following import Track
+from .following import Ring, Track
 
 if TYPE_CHECKING:
     from .hub import Channel, Hub
@@ -154,7 +154,7 @@ class CatchingUp:
             if self._hub.channels.get(name) is not channel:
                 return  # it was dropped while this one waited
             if track.position is None:
-                track.begin(stretch.top)
+                track.begin(stretch.top, stretch.time)
             else:
                 entries = stretch.behind(track.position, track.rule)
                 if entries is None:
@@ -182,19 +182,37 @@ class CatchingUp:
 
     # --- clients -------------------------------------------------------------------------------------------------
 
-    def entries(
-        self, name: str, end: Position, *, since: Position | None = None, last: int = 0
-    ) -> Sequence[Entry] | None:
-        """Return the entries of a channel up to `end`: those behind `since`, or the `last` ones.
+    def behind(self, name: str, end: Position, since: Position) -> Sequence[Entry] | None:
+        """Return the entries of a channel behind `since` up to `end`; None if not all of them are there.
 
-        None if not all behind `since` are there. However many ask at once, the broker is asked once. Raises
-        BrokerError.
+        However many ask at once, the broker is asked once. Raises BrokerError.
         """
+        return self._entries(
+            name, end, lambda ring: ring.between(since, end), lambda stretch, rule: stretch.behind(since, rule)
+        )
+
+    def last(self, name: str, end: Position, count: int) -> Sequence[Entry] | None:
+        """Return the last `count` entries of a channel up to `end`, or as many as there are; see `behind`."""
+        return self._entries(
+            name, end, lambda ring: ring.before(end, count), lambda stretch, rule: stretch.last(count, rule)
+        )
+
+    def from_time(self, name: str, end: Position, time: int) -> Sequence[Entry] | None:
+        """Return the entries of a channel up to `end` for a page that was made at `time`; see `behind`."""
+        return self._entries(
+            name, end, lambda ring: ring.from_time(end, time), lambda stretch, rule: stretch.from_time(time, rule)
+        )
+
+    def _entries(
+        self,
+        name: str,
+        end: Position,
+        of_ring: Callable[[Ring], Sequence[Entry] | None],
+        of_stretch: Callable[[Stretch, Rule], Sequence[Entry] | None],
+    ) -> Sequence[Entry] | None:
         track = self._track(name)
         for _ in range(ATTEMPTS):
-            found = None
-            if track is not None:
-                found = track.ring.before(end, last) if since is None else track.ring.between(since, end)
+            found = None if track is None else of_ring(track.ring)
             if found is not None:
                 return found
             rule = self._hub.rules.find(name)
@@ -203,7 +221,7 @@ class CatchingUp:
             whole = self._whole(name, rule)
             stretch = whole.until(end)
             if stretch is not None:
-                return stretch.last(last, rule) if since is None else stretch.behind(since, rule)
+                return of_stretch(stretch, rule)
             if whole.top.offset >= end.offset:  # it is not the stream that this process has followed
                 self._catch_up(name)
                 break
@@ -251,7 +269,8 @@ class CatchingUp:
             if track is not None and known is not None:
                 track.ring.load(known.last(rule.messages, rule), stretch.time)
                 track.ring.whole = not stretch.cut
-            flight.set(stretch)
+            top, now, entries, cut = stretch
+            flight.set(Stretch(top, now, entries, cut or len(entries) >= rule.messages))  # there may be more of them
         finally:
             del self._flights[name]
 

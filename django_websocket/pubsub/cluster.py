@@ -39,6 +39,7 @@ SLOTS = 16384
 CHECK_INTERVAL = 1.0  # seconds between two questions about which node has which slot
 NODE_TIMEOUT = 1.0  # seconds that a node has to answer; then another one is asked
 ATTEMPTS = 5  # to find the node that has a slot
+CLOCKS = 2  # nodes that are asked for the time, one after the other
 ASK = re.compile(r"ASK ([0-9]+) (.+):([0-9]+)")
 MOVED = re.compile(r"(?:MOVED )?([0-9]+) (.*):([0-9]+)")
 NO_HOSTNAME = "?"  # stands for a node that prefers its hostname and was given none
@@ -116,6 +117,18 @@ class ClusterBroker:
             return node.read_until(deadline, channel, (rule, count, since, size), tag, asking=asking)
 
         return self._at_list(channel, deadline, read)
+
+    def clock(self, timeout: float) -> float:
+        """Return the time of one of the nodes, whose clocks may differ a little. Raises BrokerError."""
+        deadline = time.monotonic() + timeout
+        if not self.version:
+            self.learn(deadline)
+        for host in (*self._asked,)[:CLOCKS]:
+            try:
+                return self.node(host).clock(remaining(deadline) / 2)
+            except (BrokerError, TimeoutError) as error:
+                problem = error
+        raise self.error(problem)
 
     def _at_list(self, channel: str, deadline: float, call: AtList[R]) -> R:
         """Do what `_at_owner` does for what concerns the list of a channel, which a slot that moves takes along."""

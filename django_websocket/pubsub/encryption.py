@@ -63,6 +63,10 @@ class EncryptedKeepingBroker(EncryptedBroker):
         """Publish `payload` and keep it, readable only with one of the keys."""
         return self._broker.publish_kept(channel, self._fernet.encrypt(_bound(channel) + payload), rule)
 
+    def clock(self, timeout: float) -> float:
+        """Return the broker's time; see `KeepingBroker.clock`. Raises BrokerError."""
+        return self._broker.clock(timeout)
+
     def read(self, channel: str, rule: Rule, count: int, since: int | None = None, size: int | None = None) -> Stretch:
         """Return what is kept, decrypted."""
         stretch = self._broker.read(channel, rule, count, since, size)

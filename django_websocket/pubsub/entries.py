@@ -22,6 +22,9 @@ READ_SIZE = 4 * 1024 * 1024  # bytes that a process reads at once
 KEPT = b"\xfe"  # precedes an entry on the wire: UTF-8 text never contains it, and binary messages begin with FF
 UNREADABLE = KEPT  # stands for a payload that cannot be decrypted
 TAG_SIZE = 8  # bytes
+# Seconds before a page was made from which it gets messages: one may have been published in a transaction that its
+# queries did not see yet. And the clocks of a Cluster's nodes may differ.
+MARGIN = 5
 TAGS = 64  # that are made at once
 REMEMBERED = 10_000  # names of channels whose rule was looked up
 
@@ -185,6 +188,17 @@ class Stretch(NamedTuple):
             count -= 1
         return self.entries[begin:]
 
+    def from_time(self, begin: int, rule: Rule) -> Sequence[Entry] | None:
+        """Return the entries that the broker got `MARGIN` before `begin` or later; None if some may be missing."""
+        oldest = rule.oldest(self.time)
+        if begin < oldest:
+            return None
+        entries = self.last(rule.messages, rule)
+        found = [entry for entry in entries if entry.time >= begin - MARGIN]
+        complete = len(found) < len(entries) or not self.cut
+        chained = len(entries) == min(rule.messages, sum(entry.time >= oldest for entry in self.entries))
+        return found if complete and chained else None
+
     def until(self, end: Position) -> Stretch | None:
         """Return what there was when the channel ended at `end`; None if that is not a place in it."""
         beyond = self.top.offset - end.offset
@@ -192,7 +206,7 @@ class Stretch(NamedTuple):
             return None
         begin = len(self.entries) - beyond
         place = self.entries[begin].start if beyond else self.top
-        return Stretch(end, self.time, self.entries[:begin]) if place == end else None
+        return Stretch(end, self.time, self.entries[:begin], self.cut) if place == end else None
 
     def behind(self, since: Position, rule: Rule) -> Sequence[Entry] | None:
         """Return the entries behind a position; None if one is missing or too old."""
@@ -216,6 +230,9 @@ class KeepingBroker(Broker, Protocol):
         If they have many more bytes than `size`, return as many of the last, or of the first behind `since`. A channel
         that has kept nothing gets a place to begin at. Raises `BrokerError`.
         """
+
+    def clock(self, timeout: float) -> float:
+        """Return the time of entries, in seconds since the epoch, within `timeout` seconds. Raises `BrokerError`."""
 
 
 def keeps(broker: Broker) -> TypeGuard[KeepingBroker]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from gevent.event import Event
 
-from .entries import KEPT, Entry, Position, Rule, entry_from
+from .entries import KEPT, MARGIN, Entry, Position, Rule, entry_from
 from .publication import Publication
 
 RING_SIZE = 8 * 1024 * 1024  # bytes of entries of all channels of a loop that are at hand for those who resume
@@ -59,7 +59,7 @@ class Slot:
 class Ring:
     """The last entries of a channel that were handed out, without a gap, each encoded once for all who resume."""
 
-    __slots__ = ("_name", "_rings", "_rule", "_slots", "whole")
+    __slots__ = ("_ahead", "_name", "_rings", "_rule", "_slots", "whole")
 
     def __init__(self, name: str, rule: Rule, rings: Rings) -> None:
         self._name = name
@@ -67,6 +67,7 @@ class Ring:
         self._rings = rings
         self._slots: list[Slot] = []  # an empty deque takes ten times the memory
         self.whole = False  # whether the channel has no entry that is missing here
+        self._ahead = 0.0  # seconds of the broker's clock before time.monotonic(), if this is whole
 
     def __bool__(self) -> bool:
         return bool(self._slots)
@@ -98,6 +99,7 @@ class Ring:
         """Have all entries that the channel has in place of those that are here."""
         self.clear()
         self.whole = True
+        self._ahead = now - time.monotonic()
         self.append(entries, now)
 
     def drop(self) -> None:
@@ -129,6 +131,21 @@ class Ring:
             if count <= 0:
                 return []
         return self._last(end, count)
+
+    def from_time(self, end: Position, begin: int) -> list[Entry] | None:
+        """Return the entries up to a position, those from `MARGIN` before `begin` on; None if not all are here."""
+        self._drop_old()
+        slots = self._slots
+        if slots:
+            now = slots[-1].entry.time + self._rule.seconds - (slots[-1].end - time.monotonic())
+        else:
+            now = time.monotonic() + self._ahead
+        if begin < self._rule.oldest(now) or not (self.has(end) or (self.whole and not slots)):
+            return None
+        there = [slot.entry for slot in slots if slot.entry.offset <= end.offset]
+        found = [entry for entry in there if entry.time >= begin - MARGIN]
+        complete = len(found) < len(there) or (self.whole and len(slots) < self._rule.messages)
+        return found if complete else None
 
     def publication(self, entry: Entry) -> Publication:
         """Return an entry as it is sent to clients: the same object for all of them, as long as the entry is here."""
@@ -284,11 +301,11 @@ class Track:
             self.position = entries[-1].position
         return [(entry.payload, entry.position) for entry in entries]
 
-    def begin(self, top: Position) -> None:
-        """Go on at the first position that the broker has named."""
+    def begin(self, top: Position, now: float) -> None:
+        """Go on at the first position that the broker has named, at its time `now`."""
         self.position = self.first = top
         if not top.offset:
-            self.ring.load((), 0.0)
+            self.ring.load((), now)
 
     def restart(self, top: Position) -> None:
         """Go on at a position that has nothing to do with the one before."""

@@ -10,7 +10,8 @@ from django_websocket.transport.connection import Connection
 from django_websocket.transport.outbox import WRITE_SIZE
 
 from .backlog import Backlog, cost
-from .hub import Hub
+from .entries import NOWHERE
+from .hub import NO_STARTS, Hub
 from .publication import Publication, Variant, variant_for
 from .replay import Wanted, past_of
 
@@ -18,16 +19,20 @@ from .replay import Wanted, past_of
 class Forwarding:
     """Sends what is published to `channels` to a client, unchanged, until `close()`.
 
-    The hub pushes, without a greenlet. Messages that come before `attach()` wait for the connection. A client that is
+    The hub pushes, without a greenlet. Messages that come before `attach()` wait for the connection. The past that is
+    wished is read at once or `later`, by `read_past`. A client that is
     too slow is closed with 1013. One that missed messages is sent `on_missed`; if that is None, it is closed with 1012,
     so that it connects again.
     """
 
     __slots__ = (
         "__weakref__",
+        "_announced",
+        "_begins",
         "_broker_closed",
         "_closed",
         "_connection",
+        "_ends",
         "_hub",
         "_limit",
         "_missed",
@@ -37,6 +42,7 @@ class Forwarding:
         "_variant",
         "_waiting",
         "channels",
+        "wish",
     )
 
     def __init__(
@@ -46,6 +52,8 @@ class Forwarding:
         limit: int,
         on_missed: str | bytes | None = None,
         wish: Wanted | None = None,
+        *,
+        later: bool = False,
     ) -> None:
         self._hub = hub
         self._limit = limit  # bytes that may wait for the connection
@@ -58,11 +66,20 @@ class Forwarding:
         self._closed = False
         self._broker_closed = False
         self.channels = channels
+        self._announced = False  # whether the client has been told of the channels
         self._past: Sequence[Publication] | None = ()  # to be sent first; None if not all of it is kept
-        starts = hub.join(self, channels)
-        if wish is not None:
+        self.wish = wish
+        # Between them is the past, of channels with history.
+        self._begins = self._ends = hub.join(self, channels)
+        if wish is not None and not later:
+            self.read_past()
+
+    def read_past(self) -> None:
+        """Read what is wished of the past. Raises BrokerError."""
+        if self.wish is not None:
             try:
-                self._past = past_of(hub, self, starts, wish, limit).publications
+                past = past_of(self._hub, self, self._ends, self.wish, self._limit)
+                self._past, self._begins, self._ends = past
             except BaseException:
                 self.close()
                 raise
@@ -71,6 +88,11 @@ class Forwarding:
     def complete(self) -> bool:
         """Whether all is kept that was wanted of the past. To be asked before `attach`."""
         return self._past is not None
+
+    @property
+    def tells_missed(self) -> bool:
+        """Whether the client is sent a notice if messages are missing."""
+        return self._on_missed is not None
 
     def begin_anew(self) -> None:
         """See `Resuming.begin_anew`."""
@@ -81,7 +103,9 @@ class Forwarding:
     def __enter__(self) -> Forwarding:
         return self
 
-    def __exit__(self, *exc_info: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *exc_info: object) -> None:
+        if kind is not None:
+            self._announced = False  # the client may come back for what it misses
         self.close()
 
     @property
@@ -103,14 +127,34 @@ class Forwarding:
         self._variant = variant_for(connection.agreement)
         waiting, self._waiting = self._waiting, []
         past, self._past = self._past, ()
+        incomplete = past is None and not has_snapshot
+        if connection.greeting is not None:
+            self._variant = self._hub.framed(self._variant)
+            self._announce(connection, reset=incomplete and self._on_missed is None)
+            incomplete = incomplete and self._on_missed is not None
+        self._begins = self._ends = NO_STARTS
+        self.wish = None
         self._send_past(past or ())
-        if self._missed or (past is None and not has_snapshot):
+        if self._missed or incomplete:
             self.missed()
         for publication in waiting:
             self.deliver(publication)
         if self._broker_closed:
             self.broker_closed()
         return self
+
+    def _announce(self, connection: Connection, *, reset: bool) -> None:
+        """Tell the client the number of each channel, where what it gets begins, and up to where that is the past."""
+        channels: dict[str, tuple[int, str | None, str | None]] = {}
+        for name in self.channels:
+            begin, end = self._begins.get(name, NOWHERE), self._ends.get(name, NOWHERE)
+            places = (None, None) if NOWHERE in (begin, end) else (str(begin), str(end))
+            channels[name] = self._hub.number(name), *places
+        self._announced = True
+        if reset:
+            connection.tell(sub=channels, reset=[name for name in channels if name in self._ends])
+        else:
+            connection.tell(sub=channels)
 
     def _send_past(self, past: Sequence[Publication]) -> None:
         """Send the past; what is published later waits behind it."""
@@ -132,6 +176,8 @@ class Forwarding:
         self._hub.leave(self, self.channels)
         if connection is not None and self.close in connection.on_end:
             connection.on_end.remove(self.close)
+            if self._announced:
+                connection.tell(unsub=self.channels)
 
     def client_left(self, code: int, reason: str) -> None:
         """Do nothing: the connection calls `close()`."""
@@ -163,7 +209,7 @@ class Forwarding:
         elif self._on_missed is None:
             self._connection.close(CloseCode.SERVICE_RESTART, "messages may have been missed")
         else:
-            self._connection.push(encode_message(self._on_missed))
+            self._connection.push(encode_message(self._connection.as_sent(self._on_missed)))
 
     def broker_closed(self) -> None:
         """Close the connection, so that the client connects again: it would receive nothing more here."""
@@ -188,10 +234,11 @@ class LossyForwarding(Forwarding):
         on_missed: str | bytes | None = None,
         wish: Wanted | None = None,
         *,
+        later: bool = False,
         latest: bool,
     ) -> None:
         self._backlog: Backlog[bytes] = Backlog(limit, latest)
-        super().__init__(hub, channels, limit, on_missed, wish)
+        super().__init__(hub, channels, limit, on_missed, wish, later=later)
 
     def deliver(self, publication: Publication) -> None:
         """Send the messages as far as the client takes them, and keep the rest by the policy."""

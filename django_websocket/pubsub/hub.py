@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from itertools import groupby
+from itertools import count, groupby
 from types import MappingProxyType
 from typing import Protocol
 
@@ -21,7 +21,7 @@ from .catching_up import CatchingUp
 from .closing import InLoop, close
 from .entries import NO_RULES, NOWHERE, Entry, Position, keeps, no_history
 from .following import Arrived, Rings, Track, publication_of
-from .publication import Mixture, Publication
+from .publication import Compressed, Framed, Mixture, Publication
 
 GLANCE = 64  # deliveries between two looks at the clock
 GLANCE_SIZE = 2 * 1024  # bytes that count as one delivery more, since a large message may be compressed for each client
@@ -104,6 +104,9 @@ class Hub(InLoop):
         self.in_turn = Semaphore()  # held while messages of channels with history are handed out
         self.catching_up = CatchingUp(self, broker) if keeps(broker) else None
         self._rings = Rings()
+        self.numbers: dict[str, int] = {}  # of channels, for clients that speak the package's subprotocol
+        self._new_numbers = count(1)  # one that was used is not given to another channel
+        self._framed: dict[Compressed, Framed] = {}
         self._tracks: dict[str, Track] = {}  # of channels with history
         self._closed = False
         self._subscriber = broker.subscriber(self)
@@ -154,6 +157,7 @@ class Hub(InLoop):
 
     def _drop(self, name: str) -> None:
         """Forget a channel."""
+        self.numbers.pop(name, None)
         track = self.channels.pop(name).track
         if track is not None:
             del self._tracks[name]
@@ -335,6 +339,18 @@ class Hub(InLoop):
         """Return where channels are: behind what was handed out, if `in_turn` is held."""
         tracks = {name: self._tracks.get(name) for name in names}
         return {name: track and track.position or NOWHERE for name, track in tracks.items()}
+
+    def number(self, name: str) -> int:
+        """Return the number by which clients know a channel that has members."""
+        if name not in self.numbers:
+            self.numbers[name] = next(self._new_numbers)
+        return self.numbers[name]
+
+    def framed(self, compressed: Compressed) -> Framed:
+        """Return how messages are encoded for clients that know channels by number: the same object for all alike."""
+        if compressed not in self._framed:
+            self._framed[compressed] = Framed(self.numbers, compressed)
+        return self._framed[compressed]
 
     def renew(self, name: str) -> None:
         """Have the subscriber connect anew where it receives a channel, if it can."""

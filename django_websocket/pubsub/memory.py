@@ -84,6 +84,10 @@ class MemoryBroker:
                 count = 0 if count > len(memory.entries) else count
             return Stretch(memory.top, int(time.time()), memory.entries[-count:] if count > 0 else [])
 
+    def clock(self, timeout: float) -> float:
+        """Return the time of this machine."""
+        return time.time()
+
     def _memory(self, channel: str, rule: Rule) -> Memory:
         """Return what a channel has kept, and forget what others have that is too old."""
         now = time.monotonic()

@@ -9,13 +9,35 @@ from django_websocket.protocol.deflate import Agreement, encode_compressed
 from django_websocket.protocol.frames import encode_message
 from django_websocket.transport.log import report
 from django_websocket.transport.shared import shared_of_loop
+from django_websocket.transport.subprotocol import from_channel
 
 from .broker import from_wire
 from .entries import KEPT, UNREADABLE, Position, entry_from
 
-Variant = tuple[int, int] | None  # of compression: window bits and threshold; None is without
+Compressed = tuple[int, int] | None  # window bits and threshold; None is without
 
 _variants: dict[tuple[int, int], tuple[int, int]] = {}
+
+
+class Framed:
+    """How messages are encoded for clients that speak the package's subprotocol: with channel and position.
+
+    `numbers` has the number by which the clients know each channel.
+    """
+
+    __slots__ = ("_numbers", "compressed")
+
+    def __init__(self, numbers: Mapping[str, int], compressed: Compressed) -> None:
+        self._numbers = numbers
+        self.compressed = compressed
+
+    def messages(self, channel: str, messages: Sequence[str | bytes], positions: Iterable[object]) -> list[str | bytes]:
+        """Return messages of a channel as these clients get them."""
+        number = self._numbers.get(channel, 0)  # its last member may have left
+        return [from_channel(number, position, message) for message, position in zip(messages, positions, strict=False)]
+
+
+Variant = Compressed | Framed
 
 
 class Publication:
@@ -92,10 +114,14 @@ class Publication:
         return frames
 
     def _encoded(self, variant: Variant) -> list[bytes]:
+        messages: Sequence[str | bytes] = self.messages
+        if isinstance(variant, Framed):
+            messages = variant.messages(self._channel, messages, self.positions())
+            variant = variant.compressed
         if variant is None:
-            return list(map(encode_message, self.messages))
+            return list(map(encode_message, messages))
         allowance = shared_of_loop().encoder.allowance
-        return [encode_compressed(message, *variant, allowance) for message in self.messages]
+        return [encode_compressed(message, *variant, allowance) for message in messages]
 
 
 class Mixture(Publication):
@@ -126,6 +152,6 @@ class Mixture(Publication):
         return [frames[name][place] for name, place in self._places]
 
 
-def variant_for(agreement: Agreement | None) -> Variant:
+def variant_for(agreement: Agreement | None) -> Compressed:
     """Return how a client's frames are encoded: the same object for all clients with an equal agreement."""
     return None if agreement is None else _variants.setdefault(v := (agreement.window_bits, agreement.threshold), v)

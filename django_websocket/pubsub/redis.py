@@ -107,6 +107,14 @@ class RedisBroker:
         except (redis.RedisError, OSError) as error:
             raise self.error(error) from error
 
+    def clock(self, timeout: float) -> float:
+        """Return Redis' time; see `KeepingBroker.clock`. Raises BrokerError."""
+        try:
+            seconds, microseconds = self.call_until(time.monotonic() + timeout, b"TIME")
+        except (redis.RedisError, OSError) as error:
+            raise self.error(error) from error
+        return int(seconds) + int(microseconds) / 1e6
+
     def call_until(self, deadline: float, *words: bytes, asking: bool = False) -> Any:
         """Return the reply to a command, due at `deadline`, a time of time.monotonic(). Raises RedisError or OSError.
 

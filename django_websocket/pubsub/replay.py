@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Collection, Mapping, Sequence
+from typing import Literal, NamedTuple, Protocol
 
 from .backlog import cost
 from .entries import NOWHERE, Entry, Position, Rules, check_keeps, checked_count, position_from
@@ -11,13 +11,19 @@ from .hub import Hub
 from .publication import Publication
 
 Since = str | Mapping[str, str] | None  # a position, or one for each channel; None for no past
+OrRefused = Since | Literal[False]  # False for no past even if the client asks for it
 
 
 class Wanted(NamedTuple):
-    """What is wanted: for each channel what is behind a position, or the last messages."""
+    """What is wanted of which channels: what is behind a position; without one, the last messages, or those of a time.
 
+    `time` is in seconds since the epoch, by the broker's clock; it has a meaning if `last` is 0.
+    """
+
+    channels: Collection[str]
     since: Mapping[str, Position]
-    last: int
+    last: int = 0
+    time: int | None = None
 
 
 def wanted(channels: Sequence[str], since: Since, last: int | None, rules: Rules) -> Wanted | None:
@@ -29,12 +35,27 @@ def wanted(channels: Sequence[str], since: Since, last: int | None, rules: Rules
     for channel in channels:
         check_keeps(channel, rules)
     if since is None:
-        return Wanted({}, checked_count(last))
+        return Wanted(channels, {}, checked_count(last))
     if isinstance(since, Mapping):  # one without a channel may come from a client, as everything in it may
-        return Wanted({channel: position_from(since.get(channel)) for channel in channels}, 0)
+        return Wanted(channels, {channel: position_from(since.get(channel)) for channel in channels})
     if len(channels) > 1:
         raise TypeError("With several channels, since= is a dict with the position of each")
-    return Wanted({channels[0]: position_from(since)}, 0)
+    return Wanted(channels, {channels[0]: position_from(since)})
+
+
+def resumed(
+    wish: Wanted | None, channels: Sequence[str], positions: dict[str, str], time: int | None, rules: Rules
+) -> Wanted | None:
+    """Return what a client gets that has said from which positions it goes on.
+
+    Where it has said none, it gets what the view wishes for it; without such a wish, what came since `time`, when its
+    page was made.
+    """
+    kept = [channel for channel in channels if rules.find(channel) is not None]
+    since = {channel: position_from(positions.pop(channel)) for channel in kept if channel in positions}
+    if wish is not None:
+        return Wanted(wish.channels, {**wish.since, **since}, wish.last)
+    return Wanted(kept, since, time=time) if since or (kept and time is not None) else None
 
 
 class Resuming(Protocol):
@@ -47,10 +68,11 @@ class Resuming(Protocol):
 
 
 class Past(NamedTuple):
-    """What a subscriber gets of the past, None if not all of it is kept; and the position of each channel before it."""
+    """What a subscriber gets of the past, None if not all of it is kept; each channel's positions before and after."""
 
     publications: Sequence[Publication] | None
     starts: Mapping[str, Position]
+    ends: Mapping[str, Position]
 
 
 def past_of(hub: Hub, member: Resuming, starts: Mapping[str, Position], wish: Wanted, limit: float) -> Past:
@@ -58,7 +80,7 @@ def past_of(hub: Hub, member: Resuming, starts: Mapping[str, Position], wish: Wa
     catching_up = hub.catching_up
     assert catching_up is not None
     # A channel may have been joined before it had a history.
-    known = starts.keys() >= {*member.channels} and NOWHERE not in wish.since.values()
+    known = starts.keys() >= {*wish.channels} and NOWHERE not in wish.since.values()
     ahead = {name: since for name, since in wish.since.items() if name in starts and since.offset > starts[name].offset}
     if known and ahead:  # the client was connected to a process that has received more than this one
         known = all(catching_up.reach(name, since) for name, since in ahead.items())
@@ -68,11 +90,17 @@ def past_of(hub: Hub, member: Resuming, starts: Mapping[str, Position], wish: Wa
     size = 0
     for name, end in starts.items() if known else ():
         since = wish.since.get(name)
-        entries = catching_up.entries(name, end, since=since, last=wish.last) if wish.since or wish.last else []
-        if entries is None and since is not None:
+        entries: Sequence[Entry] | None = ()
+        if since is not None:
+            entries = catching_up.behind(name, end, since)
+        elif wish.last:
+            entries = catching_up.last(name, end, wish.last) or ()
+        elif wish.time is not None:
+            entries = catching_up.from_time(name, end, wish.time)
+        if entries is None:
             known = False
             break
-        found: Sequence[Entry] = entries or ()
+        found = entries
         begins[name] = found[0].start if found else end
         for entry in found:
             publication = hub.publication(name, entry)
@@ -80,8 +108,11 @@ def past_of(hub: Hub, member: Resuming, starts: Mapping[str, Position], wish: Wa
             size += sum(map(cost, publication.messages))
             if size > limit:
                 break
+    if known and size <= limit:
+        return Past(publications, begins, starts)
     # Whoever is told that messages are missing now need not be told of those before now.
-    return Past(publications, begins) if known and size <= limit else Past(None, begin_anew(hub, member, starts))
+    starts = begin_anew(hub, member, starts)
+    return Past(None, starts, starts)
 
 
 def begin_anew(hub: Hub, member: Resuming, starts: Mapping[str, Position]) -> Mapping[str, Position]:

@@ -20,8 +20,12 @@ register = template.Library()
 
 @register.simple_tag(takes_context=True)
 def websocket_url(context: Context, viewname: str, *args: Any, **kwargs: Any) -> str:
-    """Give a WebSocket's address, as `{% url %}` gives a page's: `{% websocket_url 'chat' room='lobby' %}`."""
-    return addresses.websocket_url(viewname, args, kwargs, _request(context))
+    """Give a WebSocket's address, as `{% url %}` gives a page's: `{% websocket_url 'chat' room='lobby' %}`.
+
+    On a site with channels that have a history, it says when the page was made.
+    """
+    request = _request(context)
+    return addresses.with_time(addresses.websocket_url(viewname, args, kwargs, request), request)
 
 
 @register.simple_tag(takes_context=True)

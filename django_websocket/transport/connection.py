@@ -33,6 +33,7 @@ from .log import report
 from .outbox import WRITE_SIZE, Outbox, Source, Tail
 from .shared import CROWD, MAX_HELD, shared_of_loop
 from .state import ANSWERING, CLOSED, CLOSING, FOLLOWING, OPEN, State
+from .subprotocol import BEAT, Greeting, control, from_view
 from .turns import let_others_run, let_others_run_if_spent
 from .waiting import Readable, wait
 
@@ -57,8 +58,9 @@ class Connection(Readable):
     """An upgraded socket: `sock`, which is connected, belongs to the connection from now on.
 
     `early` is what was received behind the handshake, `head` what to send before anything else. With `discard`, what
-    the client sends is read and dropped. `agreement` is what was agreed on compression, None for none. `who` names the
-    client in the log.
+    the client sends is read and dropped. `agreement` is what was agreed on compression, None for none. `greeting` takes
+    the first message of a client that speaks the package's subprotocol; it is None for others. `who` names the client
+    in the log.
 
     `inbox` holds the messages that wait to be received. No more come unless `state` is OPEN; `close_code` and
     `close_reason` then say why.
@@ -87,6 +89,7 @@ class Connection(Readable):
         "close_reason",
         "discard",
         "due",
+        "greeting",
         "id",
         "inbox",
         "limits",
@@ -105,6 +108,7 @@ class Connection(Readable):
         *,
         discard: bool = False,
         agreement: Agreement | None = None,
+        greeting: Greeting | None = None,
         who: str = "",
     ) -> None:
         super().__init__()
@@ -144,6 +148,12 @@ class Connection(Readable):
         sweep = shared.sweep
         self._liveness = Liveness(sweep.now)
         self.due = 0
+        self.greeting = greeting
+        if greeting is not None:
+            greeting.next_beat = sweep.now + ticks(limits.ping_interval)
+            greeting.discard, self.discard = discard, True  # until it has said hello
+            self._plain_below = 0
+            self.on_end.append(greeting.over)
         sock.setblocking(False)
         loop = get_hub().loop
         self._reader: Any = loop.io(sock.fileno(), READ)
@@ -215,6 +225,10 @@ class Connection(Readable):
 
     def _handle(self, events: Sequence[Event], *, busy: bool = False) -> None:
         """Act on what the engine has found beside messages; `busy` says that the view is about to get a message."""
+        if self.greeting is not None and self.greeting.awaited and self.inbox and self.state is OPEN:
+            self.discard = self.greeting.discard
+            if not self.greeting.take(self.inbox.pop(0)):
+                self._give_up(CloseCode.PROTOCOL_ERROR, "its first message is not a hello")
         self._on_events(events, busy)
         engine = self._engine
         full = engine.paused and engine.full
@@ -359,8 +373,10 @@ class Connection(Readable):
 
     def _long_frame(self, message: str | bytes) -> bytes:
         """Return the frame of a message that may be compressed: once for all clients, if that is as good."""
+        message = self.as_sent(message)
         agreement = self.agreement
-        assert agreement is not None
+        if agreement is None:
+            return encode_message(message)
         if len(message) < agreement.threshold and (isinstance(message, bytes) or message.isascii()):
             return encode_message(message)
         if not agreement.is_shared(len(message)):
@@ -368,6 +384,21 @@ class Connection(Readable):
         if agreement.takeover:
             self._engine.forget_sent()
         return self._shared.encoder.frame(message, agreement.window_bits, agreement.threshold)
+
+    def as_sent(self, message: str | bytes) -> str | bytes:
+        """Return a message that is for this client alone in the form that it expects."""
+        return message if self.greeting is None else from_view(message)
+
+    def check_greeted(self) -> None:
+        """Close if the client has not said hello in its time. Raises `ConnectionClosed` if nothing can be sent."""
+        if self.greeting is not None and self.greeting.awaited:
+            self._give_up(CloseCode.POLICY_VIOLATION, "does not say hello")
+        self.check_not_closing()
+
+    def tell(self, **members: Any) -> None:
+        """Tell a client that speaks the subprotocol something beside the messages. Never waits."""
+        if self.greeting is not None:
+            self.push(encode_message(control(**members)))
 
     def drop_input(self) -> None:
         """Read and drop what the client sends from now on."""
@@ -458,6 +489,16 @@ class Connection(Readable):
         if self.state is OPEN:
             self.close_code, self.close_reason = int(code), reason  # a plain number, whatever enum it came from
             self._begin_to_close(self._engine.close(code, reason))
+
+    def restart(self, after: float, within: float) -> None:
+        """Close with 1012, because the process ends.
+
+        A client that speaks the subprotocol is advised to come back after so many seconds, and at a random moment
+        within so many more.
+        """
+        if self.state is OPEN:
+            self.tell(retry={"after": after, "within": within})
+        self.close(CloseCode.SERVICE_RESTART, "restart")
 
     # --- what goes out -------------------------------------------------------------------------------------------
 
@@ -701,6 +742,10 @@ class Connection(Readable):
         now = sweep.now
         engine = self._engine
         liveness = self._liveness
+        greeting = self.greeting
+        if greeting is not None and now >= greeting.next_beat:  # browsers do not show pings to pages
+            greeting.next_beat = now + ticks(self.limits.ping_interval)
+            self.push(encode_message(BEAT))
         if liveness.message_has_stopped(engine.unfinished, now, paused=engine.paused):
             self._give_up(CloseCode.POLICY_VIOLATION, "its message does not come to an end")
             return
@@ -718,4 +763,6 @@ class Connection(Readable):
             else:
                 self._write(engine.frame(Opcode.PING, liveness.ping(now)))
         if self.state is OPEN:
+            if greeting is not None:
+                next_tick = min(next_tick, greeting.next_beat)
             sweep.look_at(self, min(next_tick, liveness.next_look(now)))

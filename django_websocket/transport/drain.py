@@ -8,8 +8,6 @@ from collections.abc import Callable, Collection
 
 import gevent
 
-from django_websocket.protocol.frames import CloseCode
-
 from .clients import ClientGreenlet
 from .shared import open_connections
 from .slow import WorkerStops
@@ -20,6 +18,8 @@ STEPS = 20  # groups in which clients are told
 HEAD_GRACE = 1.0  # seconds in which a request may still begin
 CANCELLATION = 1.0  # seconds for the `finally` blocks of coroutines; the margin has room for it
 LOOK = 0.05  # seconds between two looks at what goes on
+PAUSE = 1.0  # seconds after which clients may come back: by then, the next process usually listens
+COMEBACKS = 500  # clients that may come back in a second; it could be four times as many, but they will ask for much
 
 
 def drain_time(graceful_timeout: float) -> float:
@@ -41,6 +41,7 @@ class Drain:
         self._serving = serving
         self._seconds = seconds
         self._notify = notify
+        self._comeback = 2.0  # seconds over which clients are to come back
         self.window = window
 
     def run(self) -> None:
@@ -50,7 +51,7 @@ class Drain:
         self._tell()
         while self._something_goes_on() and time.monotonic() < end:
             for connection in tuple(open_connections()):  # one may have opened meanwhile
-                connection.close(CloseCode.SERVICE_RESTART, "restart")
+                connection.restart(PAUSE, self._comeback)
             if time.monotonic() > begin + HEAD_GRACE:
                 for client in tuple(self._serving):
                     if client.waits_for_head:
@@ -82,8 +83,9 @@ class Drain:
     def _tell(self) -> None:
         connections = list(open_connections())
         random.shuffle(connections)
+        self._comeback = max(self._comeback, len(connections) / COMEBACKS)
         for number, connection in enumerate(connections, 1):
-            connection.close(CloseCode.SERVICE_RESTART, "restart")
+            connection.restart(PAUSE, self._comeback)
             if number * STEPS // len(connections) != (number - 1) * STEPS // len(connections):
                 self._notify()
                 gevent.sleep(min(self.window, self._seconds / 2) / STEPS * random.uniform(0.5, 1.0))

@@ -62,6 +62,9 @@ class OpenConnection(Protocol):
     def close(self, code: int = ..., reason: str = ...) -> None:
         """Begin to close."""
 
+    def restart(self, after: float, within: float) -> None:
+        """Begin to close because the process ends; see `Connection.restart`."""
+
     def leave_to_parent(self) -> Any:
         """End in a child process without a word, and return the socket, which is the parent's."""
 

@@ -7,18 +7,32 @@ export type State =
   | { name: "waiting" | "offline"; wait: number; code: number; reason: string }
   | { name: "closed" | "refused"; code: number; reason: string };
 
+/** Where a message comes from. */
+export interface Origin {
+  /** The channel; undefined for what the view itself has sent. */
+  channel?: string;
+  /** Whether the message was published before the connection began. */
+  replayed?: boolean;
+}
+
 export interface Options {
-  /** Subprotocols to offer. */
+  /** Subprotocols of the application to offer. */
   protocols?: string | string[];
   /** How binary messages are given to handlers; the default is "arraybuffer". */
   binaryType?: BinaryType;
+  /** Where to begin: for each channel, a position that `django_websocket.pubsub.position()` has returned. */
+  positions?: Record<string, string>;
 }
 
 /** A WebSocket that comes back by itself. */
 export interface Socket {
   readonly state: State;
+  /** The application's subprotocol that the server has chosen, "" for none. */
+  readonly protocol: string;
   /** Calls `handler` with each message. Returns a function that ends that. */
-  on(name: "message", handler: (data: any) => void): () => void;
+  on(name: "message", handler: (data: any, origin: Origin) => void): () => void;
+  /** Calls `handler` when messages of these channels are lost: load the present state. Returns a function that ends that. */
+  on(name: "reset", handler: (lost: { channels: string[] }) => void): () => void;
   /** Calls `handler` with the present state, and with each new one. Returns a function that ends that. */
   on(name: "state", handler: (state: State) => void): () => void;
   /** Sends, or keeps with `queue` until there is a connection. Returns whether it did either. */

@@ -1,4 +1,7 @@
-// A WebSocket that comes back by itself and tells in which state it is. docs/pages.md says how to use it.
+// A WebSocket that comes back by itself, goes on where it was, and tells in which state it is. docs/pages.md says how to
+// use it, docs/subprotocol.md what it says to the server.
+
+const SUBPROTOCOL = "django-websocket.1";
 
 const FIRST_WAIT = 4_000; // ms: the longest wait before the first attempt to come back; each failure doubles it
 const LONGEST_WAIT = 30_000; // ms
@@ -6,8 +9,11 @@ const PATIENCE = 10_000; // ms until an attempt without an answer is given up
 const LASTING = 5_000; // ms after which a connection has proved good, and earlier failures are forgotten
 const GLANCE = 5_000; // ms between two looks at the clock
 const ASLEEP = 150_000; // ms between two looks that show that the device has slept; hidden pages look once a minute
+const MISSED_BEATS = 2.5; // of the server's heart, after which a connection counts as dead
 const QUEUE_SIZE = 1024 * 1024; // characters or bytes that may wait for a connection
 const OVERHEAD = 100; // that a waiting message counts in addition to its own size
+const CHANNELS = 1_000; // whose positions are remembered, those that were subscribed to last
+const HEAD_SIZE = 64; // bytes in which the head of a binary message ends
 
 const ENDED = 1000; // the close code after a view that has returned: it is not to be run again
 const REFUSED = [4401, 4403, 4404]; // the next attempt would be refused as well
@@ -20,16 +26,25 @@ class Socket {
   #attempt; // of getting an address; an older one has no effect
   #timer;
   #failures = 0;
+  #advice; // of the server, when to come back
+  #silence = Infinity; // ms without a word after which the connection counts as dead
+  #heard = 0; // when the last word came, as Date.now() has it
+  #positions; // by channel, where to go on: { name: position }
+  #channels = new Map(); // of this connection, by number
   #queue = [];
   #queued = 0; // size of what waits
-  #handlers = { message: new Set(), state: new Set() };
+  #handlers = { message: new Set(), reset: new Set(), state: new Set() };
   #state;
   #over = new AbortController(); // removes the listeners
 
-  constructor(url, { protocols = [], binaryType = "arraybuffer" } = {}) {
+  /** The application's subprotocol that the server has chosen, "" for none. */
+  protocol = "";
+
+  constructor(url, { protocols = [], binaryType = "arraybuffer", positions = {} } = {}) {
     this.#url = url;
-    this.#protocols = protocols;
+    this.#protocols = [SUBPROTOCOL].concat(protocols);
     this.#binaryType = binaryType;
+    this.#positions = new Map(Object.entries(positions));
     this.#open();
     const { signal } = this.#over;
     addEventListener("online", () => this.#hurry(), { signal });
@@ -41,9 +56,11 @@ class Socket {
     });
     let last = Date.now();
     const glance = setInterval(() => {
-      const slept = Date.now() - last > ASLEEP;
-      last = Date.now();
-      if (slept) this.#open();
+      const now = Date.now();
+      const slept = now - last > ASLEEP;
+      const silent = this.#state.name === "open" && now - this.#heard > this.#silence;
+      last = now;
+      if (slept || silent) this.#open();
     }, GLANCE);
     signal.addEventListener("abort", () => clearInterval(glance));
   }
@@ -56,7 +73,7 @@ class Socket {
   /** Calls `handler` at each event `name`, and at once with the present state. Returns a function that ends that. */
   on(name, handler) {
     const handlers = this.#handlers[name];
-    if (!handlers) throw new TypeError(`There is no event "${name}", only "message" and "state".`);
+    if (!handlers) throw new TypeError(`There is no event "${name}", only "message", "reset" and "state".`);
     handlers.add(handler);
     if (name === "state") handler(this.#state);
     return () => handlers.delete(handler);
@@ -64,7 +81,7 @@ class Socket {
 
   /** Sends, or keeps with `queue` until there is a connection. Returns whether it did either. */
   send(data, { queue = false } = {}) {
-    if (this.#socket?.readyState === WebSocket.OPEN) {
+    if (this.#state.name === "open" && this.#socket.readyState === WebSocket.OPEN) {
       this.#socket.send(data);
       return true;
     }
@@ -81,6 +98,8 @@ class Socket {
     this.#drop(code, reason);
     this.#finish({ name: "closed", code, reason });
   }
+
+  // --- connections ---------------------------------------------------------------------------------------------------
 
   #open() {
     this.#drop();
@@ -103,15 +122,16 @@ class Socket {
 
   #use(socket) {
     this.#socket = socket;
-    socket.binaryType = this.#binaryType;
-    socket.onmessage = ({ data }) => this.#tell("message", data);
     socket.onopen = () => {
-      clearTimeout(this.#timer);
-      this.#timer = setTimeout(() => (this.#failures = 0), LASTING);
-      this.#show({ name: "open" });
-      // A handler may have closed the connection.
-      while (this.#queue.length && this.#socket?.readyState === WebSocket.OPEN) this.#socket.send(this.#queue.shift());
-      if (!this.#queue.length) this.#queued = 0;
+      if (socket.protocol === SUBPROTOCOL) {
+        socket.binaryType = "arraybuffer";
+        socket.onmessage = ({ data }) => this.#take(data);
+        socket.send(JSON.stringify({ hello: { positions: Object.fromEntries(this.#positions) } }));
+      } else {
+        socket.binaryType = this.#binaryType;
+        socket.onmessage = ({ data }) => this.#tell("message", data, {});
+        this.#begin(socket.protocol, Infinity);
+      }
     };
     socket.onclose = ({ code, reason }) => {
       if (code === ENDED) this.#finish({ name: "closed", code, reason });
@@ -120,12 +140,34 @@ class Socket {
     };
   }
 
+  #begin(protocol, silence) {
+    this.protocol = protocol;
+    this.#silence = silence;
+    clearTimeout(this.#timer);
+    this.#timer = setTimeout(() => (this.#failures = 0), LASTING);
+    this.#show({ name: "open" });
+    // A handler may have closed the connection.
+    while (this.#queue.length && this.#socket?.readyState === WebSocket.OPEN) {
+      const data = this.#queue.shift();
+      this.#queued -= OVERHEAD + (data.length ?? data.byteLength ?? data.size);
+      this.#socket.send(data);
+    }
+  }
+
   #again(reason, code = 1006) {
     this.#drop();
-    const longest = Math.min(FIRST_WAIT * 2 ** this.#failures++, LONGEST_WAIT);
-    // Anywhere in that time, so that the pages of a restarted server do not all come at once; but not too soon, or a
-    // view that fails whenever it has accepted would be called all the time.
-    const wait = Math.round(longest * (1 / 6 + (Math.random() * 5) / 6));
+    let wait;
+    if (this.#advice) {
+      const { after, within } = this.#advice;
+      wait = 1_000 * (after + within * Math.random());
+      this.#advice = undefined;
+    } else {
+      const longest = Math.min(FIRST_WAIT * 2 ** this.#failures++, LONGEST_WAIT);
+      // Anywhere in that time, so that the pages of a restarted server do not all come at once; but not too soon, or a
+      // view that fails whenever it has accepted would be called all the time.
+      wait = longest * (1 / 6 + (Math.random() * 5) / 6);
+    }
+    wait = Math.round(wait);
     this.#timer = setTimeout(() => this.#open(), wait);
     this.#show({ name: navigator.onLine ? "waiting" : "offline", wait, code, reason });
   }
@@ -140,6 +182,7 @@ class Socket {
     if (socket) socket.onopen = socket.onmessage = socket.onclose = null;
     clearTimeout(this.#timer);
     this.#socket = this.#attempt = undefined;
+    this.#channels.clear();
   }
 
   #finish(state) {
@@ -149,15 +192,53 @@ class Socket {
     this.#show(state);
   }
 
+  // --- what the server says ------------------------------------------------------------------------------------------
+
+  #take(data) {
+    this.#heard = Date.now();
+    const text = typeof data === "string";
+    // latin-1 has a character for each byte
+    const head = text ? data : new TextDecoder("latin1").decode(new Uint8Array(data, 0, Math.min(data.byteLength, HEAD_SIZE)));
+    const payload = (start) =>
+      text || this.#binaryType === "arraybuffer" ? data.slice(start) : new Blob([data.slice(start)]);
+    if (head[0] === "{") return this.#heed(JSON.parse(data));
+    if (head[0] === "s") return this.#tell("message", payload(1), {});
+    const first = head.indexOf(":");
+    const second = head.indexOf(":", first + 1);
+    const { name, end } = this.#channels.get(Number(head.slice(1, first)));
+    const position = head.slice(first + 1, second);
+    if (position) this.#positions.set(name, position);
+    this.#tell("message", payload(second + 1), { channel: name, replayed: parseInt(position) <= end });
+  }
+
+  /** Does what the server says beside the messages; what it does not know, it leaves alone. */
+  #heed({ welcome, sub = {}, unsub = [], reset, retry }) {
+    for (const [name, [number, begin, end]] of Object.entries(sub)) {
+      this.#channels.set(number, { name, end: parseInt(end) });
+      this.#positions.delete(name); // so that it is the last one
+      if (begin !== null) this.#positions.set(name, begin);
+      if (this.#positions.size > CHANNELS) this.#positions.delete(this.#positions.keys().next().value);
+    }
+    for (const name of unsub) this.#positions.delete(name);
+    if (retry) this.#advice = retry;
+    if (welcome) this.#begin(welcome.protocol ?? "", 1_000 * MISSED_BEATS * welcome.beat);
+    if (reset) {
+      if (!this.#handlers.reset.size) console.warn(`Messages of ${reset.join(", ")} are lost; on("reset", …) would be told.`);
+      this.#tell("reset", { channels: reset });
+    }
+  }
+
+  // --- what the page is told -----------------------------------------------------------------------------------------
+
   #show(state) {
     this.#state = state;
     this.#tell("state", state);
   }
 
-  #tell(name, value) {
+  #tell(name, ...values) {
     for (const handler of [...this.#handlers[name]]) {
       try {
-        handler(value);
+        handler(...values);
       } catch (error) {
         reportError(error); // as the browser does for its own events: the other handlers are called all the same
       }
