@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -84,7 +85,8 @@ def test_index_leads_to_the_pages(browser: Browser, site: Site) -> None:
         assert urlsplit(window.driver.current_url).path == path
         assert window["#state"].text == "Connected"
         address = window["#address"].get_attribute("data-url")
-        assert address == f"ws://{site.websockets.address}{path}"
+        assert re.fullmatch(rf"ws://{site.websockets.address}{path}\?django-websocket-since=\d+", address)
+        assert window["#address"].text == f"ws://{site.websockets.address}{path}"
         assert window["nav [aria-current=page]"].get_attribute("href") == site.url(path)
     window[".brand"].click()
     window.wait(lambda: window.driver.current_url == site.url("/"))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import os
-import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -20,60 +18,13 @@ from django.utils.safestring import SafeString
 
 import django_websocket
 
-from .support.browser import Browser, Window
+from .support.browser import Browser
+from .support.client_page import Page, kill
 from .support.clients import fetch
 from .support.fixtures import StartSite
 from .support.servers import Server, redis_server
 
 CLIENT = Path(django_websocket.__file__).parent / "static" / "django_websocket" / "client.js"
-QUICK = "?hurry=20"  # see testsite.client
-
-
-class Page:
-    """The page in a window, and what its client tells."""
-
-    def __init__(self, browser: Browser, server: Server, query: str = QUICK) -> None:
-        self.window: Window = browser.open(f"http://{server.address}/client/{query}")
-        self.window.wait(lambda: self.run("return window.begin !== undefined"))
-
-    def run(self, script: str, *arguments: Any) -> Any:
-        """Run a script in the page."""
-        return self.window.driver.execute_script(script, *arguments)
-
-    def begin(self, path: str, options: dict[str, Any] | None = None) -> Page:
-        """Connect."""
-        self.run("begin(arguments[0], arguments[1] ?? undefined)", path, options)
-        return self
-
-    def send(self, data: str, **options: bool) -> bool:
-        """Send a text."""
-        sent: bool = self.run("return socket.send(arguments[0], arguments[1])", data, options)
-        return sent
-
-    @property
-    def states(self) -> list[dict[str, Any]]:
-        """All states since the beginning, in order."""
-        found: list[dict[str, Any]] = self.run("return states")
-        return found
-
-    @property
-    def names(self) -> list[str]:
-        """Their names."""
-        return [state["name"] for state in self.states]
-
-    @property
-    def messages(self) -> list[Any]:
-        """All messages, in order; the bytes of binary ones."""
-        found: list[Any] = self.run("return messages")
-        return found
-
-    def wait_for(self, *names: str) -> None:
-        """Wait until the last states are these."""
-        self.window.wait(lambda: tuple(self.names[-len(names) :]) == names, f"the states do not end with {names}")
-
-    def wait_for_messages(self, *messages: Any) -> None:
-        """Wait until there are these messages, and no others."""
-        self.window.wait(lambda: self.messages == list(messages), f"the messages are not {messages}")
 
 
 @pytest.fixture(scope="module")
@@ -91,11 +42,6 @@ def restarted(start_site: StartSite) -> Iterator[Server]:
     """A server that a test stops and starts."""
     with start_site() as server:
         yield server
-
-
-def kill(server: Server) -> None:
-    os.killpg(server.pid, signal.SIGKILL)
-    server.wait()
 
 
 def test_client_is_small() -> None:

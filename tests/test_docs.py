@@ -1128,7 +1128,7 @@ def test_template_tag_gives_the_addresses_of_the_table(original: Project, tmp_pa
         from django.test import RequestFactory, override_settings
         pages = []
         for server in {[ast.literal_eval(re.findall("`([^`]*)`", cell)[0]) for cell in servers]}:
-            with override_settings(WEBSOCKET_SERVER=server, ALLOWED_HOSTS=["example.com"]):
+            with override_settings(WEBSOCKET_SERVER=server, WEBSOCKET_HISTORY={{}}, ALLOWED_HOSTS=["example.com"]):
                 request = RequestFactory().get("/", HTTP_HOST="example.com:8000")
                 pages.append([render(request, f"chat/{{name}}.html").content.decode() for name in ("tags", "echo")])
         print(json.dumps(pages))

@@ -25,6 +25,8 @@ WEBSOCKET_URLCONF = "project.websocket_urls"
 WEBSOCKET_SERVER = os.environ.get("WEBSOCKET_SERVER", ":8001" if COMMAND == "runserver" else "")
 # Redis connects several processes; memory:// is enough for one.
 WEBSOCKET_BROKER = os.environ.get("REDIS_URL") or "memory://"
+# Whoever was away for less than an hour gets what was said in the chat meanwhile, up to a hundred lines.
+WEBSOCKET_HISTORY = {"CHAT": {"messages": 100, "seconds": 3600}}
 # runserver's pages connect to a server on another port, and so come from another origin.
 WEBSOCKET_ALLOWED_ORIGINS = [
     "http://localhost:8000",

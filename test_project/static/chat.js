@@ -37,6 +37,9 @@ function luminance(color) {
 }
 
 const send = connect({
+  onreset() {
+    show({ body: "Some messages from before are not here any more." });
+  },
   onmessage(data) {
     if (typeof data !== "string") return;
     const message = parse(data);

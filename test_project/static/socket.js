@@ -14,10 +14,10 @@ const LABELS = {
 /**
  * Connects to the data-url of #address, and again whenever the connection ends. The form's buttons are enabled only
  * while it is open.
- * @param {{onopen?: () => void, onmessage: (data: string | ArrayBuffer) => void}} handlers
+ * @param {{onopen?: () => void, onreset?: () => void, onmessage: (data: string | ArrayBuffer) => void}} handlers
  * @returns {(data: string | BufferSource) => boolean} sends, and tells whether it could
  */
-export function connect({ onopen, onmessage }) {
+export function connect({ onopen, onreset, onmessage }) {
   const address = document.getElementById("address");
   const { url } = address.dataset;
   const state = document.getElementById("state");
@@ -31,9 +31,10 @@ export function connect({ onopen, onmessage }) {
     if (left) timer = setTimeout(count, left % 1000 || 1000, end);
   }
 
-  address.textContent = url;
+  address.textContent = url.replace(/\?.*/, ""); // without the time at which the page was made
   const socket = open(url);
   socket.on("message", onmessage);
+  if (onreset) socket.on("reset", onreset);
   socket.on("state", ({ name, wait }) => {
     clearTimeout(timer);
     state.dataset.state = name;

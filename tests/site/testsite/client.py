@@ -28,15 +28,28 @@ PAGE = """<!doctype html>
 </script>
 <script type="module">
   import { connect } from "django_websocket";
-  const plain = (data) => (typeof data === "string" ? data : Array.from(new Uint8Array(data)));
+  const plain = (data) => {
+    if (typeof data === "string") return data;
+    return data instanceof Blob ? `a Blob of ${data.size}` : Array.from(new Uint8Array(data));
+  };
   window.connect = connect;
   window.begin = (path, options) => {
     const url = typeof path === "string" ? `ws://${location.host}${path}` : path;
     window.states = [];
+    window.hidden = [];
     window.messages = [];
+    window.origins = [];
+    window.resets = [];
     window.socket = connect(url, options);
-    socket.on("state", (state) => states.push(state));
-    socket.on("message", (data) => messages.push(plain(data)));
+    socket.on("state", (state) => {
+      states.push(state);
+      hidden.push(document.hidden);
+    });
+    socket.on("message", (data, origin) => {
+      messages.push(plain(data));
+      origins.push(origin);
+    });
+    socket.on("reset", ({ channels }) => resets.push(channels));
   };
 </script>
 """
