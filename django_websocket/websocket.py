@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from uuid import uuid4
 
@@ -126,16 +126,24 @@ class BaseWebSocket:
             return self.connection.greeting is not None
         return SUBPROTOCOL in tokens(self.environ.get(OFFERED) or "")
 
-    def _resume(self, connection: Connection, forwarding: Forwarding, since: OrRefused, *, has_snapshot: bool) -> bool:
+    def _begins(self) -> bool:
+        """Whether what the view subscribes to now is what the client's page is about."""
+        greeting = None if self.connection is None else self.connection.greeting
+        return greeting is None or greeting.begins
+
+    def _resume(
+        self, connection: Connection, forwarding: Forwarding, since: OrRefused, *, begins: bool, has_snapshot: bool
+    ) -> bool:
         """Read what the client gets of the past, as it or the view wishes; return whether that makes up for a snapshot.
 
         Raises `MessagesMissed`, as `subscribe` does, if the client cannot be told otherwise.
         """
         connection.check_greeted()
         greeting = connection.greeting
-        positions, page = {}, None
+        positions: Mapping[str, str | None] = {}
+        page = None
         if greeting is not None and since is not False:
-            positions, page = greeting.positions, time_of_page(self.environ) if greeting.begins else None
+            positions, page = greeting.positions, time_of_page(self.environ) if begins else None
         return pubsub.resume(forwarding, positions, page, has_snapshot=has_snapshot, tells_reset=greeting is not None)
 
 
@@ -309,7 +317,7 @@ class WebSocket(BaseWebSocket):
 
     def _forward(self, channels: tuple[str, ...], snapshot: Callable[[], Any] | None, **options: Any) -> Forwarding:
         has_snapshot = snapshot is not None
-        later = self._speaks_subprotocol()
+        later, begins = self._speaks_subprotocol(), self._begins()
         forwarding = pubsub.forward(channels, has_snapshot=has_snapshot, later=later, **options)
         try:
             connection = self.connection or self._open()
@@ -317,7 +325,8 @@ class WebSocket(BaseWebSocket):
             if later:
                 if connection.greeting is not None and connection.greeting.known is not None:
                     connection.greeting.known.wait(HELLO_TIMEOUT)
-                goes_on = self._resume(connection, forwarding, options["since"], has_snapshot=has_snapshot)
+                since = options["since"]
+                goes_on = self._resume(connection, forwarding, since, begins=begins, has_snapshot=has_snapshot)
             if snapshot is None or goes_on:
                 return forwarding.attach(connection)
             for message in pubsub.messages_of(snapshot()):

@@ -15,7 +15,7 @@ from .support.frames import PING, close_frame, frame
 from .support.servers import TEST_PROJECT, Server, gunicorn
 from .support.waiting import eventually
 
-NO_LIMITS = [f"WEBSOCKET_{name}" for name in ("URLCONF", "SERVER", "BROKER", "ALLOWED_ORIGINS")]
+NO_LIMITS = [f"WEBSOCKET_{name}" for name in ("URLCONF", "SERVER", "BROKER", "HISTORY", "ALLOWED_ORIGINS")]
 
 
 @pytest.fixture(scope="module")

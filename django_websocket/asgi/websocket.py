@@ -173,7 +173,7 @@ class AsyncWebSocket(BaseWebSocket):
     ) -> Forwarding:
         """Subscribe the client; for the methods above."""
         has_snapshot = snapshot is not None
-        later = self._speaks_subprotocol()
+        later, begins = self._speaks_subprotocol(), self._begins()
         forwarding: Forwarding | None = None
         given_up = False
 
@@ -192,7 +192,7 @@ class AsyncWebSocket(BaseWebSocket):
                 if connection.greeting is not None and connection.greeting.known is not None:
                     await until_set(connection.greeting.known, HELLO_TIMEOUT)
                 goes_on = await in_greenlet(
-                    self._resume, connection, forwarding, options["since"], has_snapshot=has_snapshot
+                    self._resume, connection, forwarding, options["since"], begins=begins, has_snapshot=has_snapshot
                 )
             if snapshot is not None and not goes_on:
                 await self._send_all(snapshot())

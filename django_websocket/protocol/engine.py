@@ -143,10 +143,7 @@ class Engine:
         agreement: Agreement | None = None,
         allowance: Allowance = UNLIMITED,
     ) -> None:
-        self.max_message_size = max_message_size
-        # Data that cannot be compressed becomes larger: with the poorest parameters of zlib, by a seventh.
-        self._max_compressed = max_message_size + max_message_size // 7 + DEFLATE_OVERHEAD
-        self._short = min(125, max_message_size // 4)  # no text of so many bytes exceeds the limit as a `str`
+        self.limit(max_message_size)
         self.max_queued_messages = max_queued_messages
         self.max_queued_bytes = max_queued_bytes
         self._max_frames = max_frames
@@ -189,6 +186,13 @@ class Engine:
         if not self._done:
             self._data += data
             self.paused = True
+
+    def limit(self, max_message_size: int) -> None:
+        """Set how many bytes a message may have that begins later."""
+        self.max_message_size = max_message_size
+        # Data that cannot be compressed becomes larger: with the poorest parameters of zlib, by a seventh.
+        self._max_compressed = max_message_size + max_message_size // 7 + DEFLATE_OVERHEAD
+        self._short = min(125, max_message_size // 4)  # no text of so many bytes exceeds the limit as a `str`
 
     def receive(self, data: bytes) -> Sequence[Event]:
         """Take bytes of the peer, in pieces of any size, and return the events in them.

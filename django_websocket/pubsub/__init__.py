@@ -12,7 +12,7 @@ This module and `broker` are public; the other modules of this folder are privat
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -193,27 +193,30 @@ def forward(
 
 
 def resume(
-    forwarding: Forwarding, positions: dict[str, str], time: int | None, *, has_snapshot: bool, tells_reset: bool
+    forwarding: Forwarding,
+    positions: Mapping[str, str | None],
+    time: int | None,
+    *,
+    has_snapshot: bool,
+    tells_reset: bool,
 ) -> bool:
-    """Read what a client gets of the past that has said from which `positions` it goes on; each is taken out.
+    """Read what a client gets of the past that has said from which `positions` it goes on.
 
     `time` is when its page was made, as `Wanted` has it, None if that is not known. Return whether there was a position
-    to go on from, and all that came behind it is there. Raises BrokerError, and MessagesMissed if something is missing
-    and nobody would be told.
+    for each channel to go on from, and all that came behind is there. Raises BrokerError, and MessagesMissed if
+    something is missing and nobody would be told.
     """
     from .replay import resumed
 
     rules = current_settings().rules
-    wish = forwarding.wish
-    goes_on = any(channel in positions for channel in forwarding.channels)
-    if has_snapshot:
-        time = None  # it has the state at this moment
-    forwarding.wish = resumed(wish, forwarding.channels, positions, time, rules)
+    forwarding.wish = wish = resumed(
+        forwarding.wish, forwarding.channels, positions, time, rules, has_snapshot=has_snapshot
+    )
     forwarding.read_past()
     if not (forwarding.complete or has_snapshot or tells_reset or forwarding.tells_missed):
         forwarding.close()
         raise MessagesMissed(NOT_ALL_THERE)
-    return (goes_on or (wish is not None and bool(wish.since))) and forwarding.complete
+    return wish is not None and wish.since.keys() >= {*forwarding.channels} and forwarding.complete
 
 
 def messages_of(snapshot: Any) -> Iterator[str | bytes]:

@@ -22,8 +22,8 @@ READ_SIZE = 4 * 1024 * 1024  # bytes that a process reads at once
 KEPT = b"\xfe"  # precedes an entry on the wire: UTF-8 text never contains it, and binary messages begin with FF
 UNREADABLE = KEPT  # stands for a payload that cannot be decrypted
 TAG_SIZE = 8  # bytes
-# Seconds before a page was made from which it gets messages: one may have been published in a transaction that its
-# queries did not see yet. And the clocks of a Cluster's nodes may differ.
+# Seconds before a page was made from which it gets messages, as far as they are kept: one may have been published in a
+# transaction that its queries did not see yet. And the clocks of a Cluster's nodes may differ.
 MARGIN = 5
 TAGS = 64  # that are made at once
 REMEMBERED = 10_000  # names of channels whose rule was looked up
@@ -194,10 +194,9 @@ class Stretch(NamedTuple):
         if begin < oldest:
             return None
         entries = self.last(rule.messages, rule)
-        found = [entry for entry in entries if entry.time >= begin - MARGIN]
-        complete = len(found) < len(entries) or not self.cut
-        chained = len(entries) == min(rule.messages, sum(entry.time >= oldest for entry in self.entries))
-        return found if complete and chained else None
+        if len(entries) < min(rule.messages, sum(entry.time >= oldest for entry in self.entries)):
+            return None  # one is missing between them
+        return entries_of_page(entries, begin, nothing_before=not self.cut)
 
     def until(self, end: Position) -> Stretch | None:
         """Return what there was when the channel ended at `end`; None if that is not a place in it."""
@@ -216,6 +215,18 @@ class Stretch(NamedTuple):
         entries = self.last(count, rule)
         start = entries[0].start if entries else self.top
         return entries if start == since else None
+
+
+def entries_of_page(entries: Sequence[Entry], begin: int, *, nothing_before: bool) -> Sequence[Entry] | None:
+    """Return those of a row of entries that a page made at `begin` gets; None if some may be missing.
+
+    `nothing_before` says that none was dropped before them, but for those that are too old. Times are whole seconds,
+    and a clock may have been set back.
+    """
+    if not (nothing_before or (entries and (entries[0].time < begin or entries[0].offset == 1))):
+        return None
+    first = next((index for index, entry in enumerate(entries) if entry.time >= begin - MARGIN), len(entries))
+    return entries[first:]
 
 
 class KeepingBroker(Broker, Protocol):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from gevent.event import Event
 
-from .entries import KEPT, MARGIN, Entry, Position, Rule, entry_from
+from .entries import KEPT, Entry, Position, Rule, entries_of_page, entry_from
 from .publication import Publication
 
 RING_SIZE = 8 * 1024 * 1024  # bytes of entries of all channels of a loop that are at hand for those who resume
@@ -132,7 +132,7 @@ class Ring:
                 return []
         return self._last(end, count)
 
-    def from_time(self, end: Position, begin: int) -> list[Entry] | None:
+    def from_time(self, end: Position, begin: int) -> Sequence[Entry] | None:
         """Return the entries up to a position, those from `MARGIN` before `begin` on; None if not all are here."""
         self._drop_old()
         slots = self._slots
@@ -140,12 +140,14 @@ class Ring:
             now = slots[-1].entry.time + self._rule.seconds - (slots[-1].end - time.monotonic())
         else:
             now = time.monotonic() + self._ahead
-        if begin < self._rule.oldest(now) or not (self.has(end) or (self.whole and not slots)):
+        if begin < self._rule.oldest(now):
             return None
+        unlimited = self.whole and len(slots) < self._rule.messages  # so that none was dropped but for its age
+        if not self.has(end):  # it may be the place before the first entry here
+            before = not slots or slots[0].entry.start == end
+            return [] if before and self.whole and (unlimited or not end.offset) else None
         there = [slot.entry for slot in slots if slot.entry.offset <= end.offset]
-        found = [entry for entry in there if entry.time >= begin - MARGIN]
-        complete = len(found) < len(there) or (self.whole and len(slots) < self._rule.messages)
-        return found if complete else None
+        return entries_of_page(there, begin, nothing_before=unlimited)
 
     def publication(self, entry: Entry) -> Publication:
         """Return an entry as it is sent to clients: the same object for all of them, as long as the entry is here."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from django_websocket.exceptions import ConnectionClosed
 from django_websocket.protocol.frames import CloseCode, encode_message
@@ -94,11 +94,12 @@ class Forwarding:
         """Whether the client is sent a notice if messages are missing."""
         return self._on_missed is not None
 
-    def begin_anew(self) -> None:
+    def begin_anew(self, names: Collection[str]) -> None:
         """See `Resuming.begin_anew`."""
-        self._waiting.clear()
-        self._size = 0
-        self._missed = False
+        self._waiting = [part for publication in self._waiting for part in publication.without(names)]
+        self._size = sum(cost(message) for publication in self._waiting for message in publication.messages)
+        if {*names} >= {*self.channels}:
+            self._missed = False
 
     def __enter__(self) -> Forwarding:
         return self
@@ -151,6 +152,9 @@ class Forwarding:
             places = (None, None) if NOWHERE in (begin, end) else (str(begin), str(end))
             channels[name] = self._hub.number(name), *places
         self._announced = True
+        assert connection.greeting is not None
+        for name in self.channels:
+            connection.greeting.positions.pop(name, None)  # it is used: a later subscription begins at its own time
         if reset:
             connection.tell(sub=channels, reset=[name for name in channels if name in self._ends])
         else:
@@ -163,8 +167,7 @@ class Forwarding:
 
     def _keep_in_order_with_others(self, connection: Connection) -> None:
         """Have the broker's order kept across the channels of all forwardings of a connection."""
-        owners = [getattr(call, "__self__", None) for call in connection.on_end]
-        others = [owner for owner in owners if type(owner) is Forwarding and owner._hub is self._hub]
+        others = [owner for owner in _owners(connection) if type(owner) is Forwarding and owner._hub is self._hub]
         if others:
             for forwarding in (*others, self):
                 self._hub.keep_in_order(forwarding, forwarding.channels, connection)
@@ -177,7 +180,8 @@ class Forwarding:
         if connection is not None and self.close in connection.on_end:
             connection.on_end.remove(self.close)
             if self._announced:
-                connection.tell(unsub=self.channels)
+                kept = {name for other in _owners(connection) if other._announced for name in other.channels}
+                connection.tell(unsub=[name for name in self.channels if name not in kept])
 
     def client_left(self, code: int, reason: str) -> None:
         """Do nothing: the connection calls `close()`."""
@@ -216,6 +220,12 @@ class Forwarding:
         self._broker_closed = True
         if self._connection is not None:
             self._connection.close(CloseCode.SERVICE_RESTART, "the broker was closed")
+
+
+def _owners(connection: Connection) -> list[Forwarding]:
+    """Return the forwardings of a connection."""
+    owners = [getattr(call, "__self__", None) for call in connection.on_end]
+    return [owner for owner in owners if isinstance(owner, Forwarding)]
 
 
 class LossyForwarding(Forwarding):
@@ -269,6 +279,11 @@ class LossyForwarding(Forwarding):
             frames.append(self._backlog.popleft()[1])
             size += len(frames[-1])
         return b"".join(frames)
+
+    def close(self) -> None:
+        """Stop forwarding, and drop what waits. May be called twice."""
+        self._backlog.clear()
+        super().close()
 
     def missed(self) -> None:
         """Send the notice or close the client, and drop the backlog, which is older than the notice."""

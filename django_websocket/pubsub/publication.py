@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import count, islice, repeat
 
 from django_websocket.protocol.deflate import Agreement, encode_compressed
@@ -86,6 +86,10 @@ class Publication:
         """Return the channel of each message, in the order of `messages`; possibly more."""
         return repeat(self._channel)
 
+    def without(self, names: Collection[str]) -> Iterable[Publication]:
+        """Return what is not of these channels."""
+        return () if self._channel in names else (self,)
+
     def positions(self) -> Iterable[Position | None]:
         """Return the place behind each message in its channel's history, if it has one; possibly more."""
         if self._positions is None:
@@ -141,6 +145,10 @@ class Mixture(Publication):
     def channels(self) -> Iterable[str]:
         """Return the channel of each message."""
         return [name for name, _ in self._places]
+
+    def without(self, names: Collection[str]) -> Iterable[Publication]:
+        """Return what is not of these channels, by channel."""
+        return [publication for name, publication in self._publications.items() if name not in names]
 
     def positions(self) -> Iterable[Position | None]:
         """Return the place behind each message in its channel's history, if it has one."""

@@ -44,18 +44,32 @@ def wanted(channels: Sequence[str], since: Since, last: int | None, rules: Rules
 
 
 def resumed(
-    wish: Wanted | None, channels: Sequence[str], positions: dict[str, str], time: int | None, rules: Rules
+    wish: Wanted | None,
+    channels: Sequence[str],
+    positions: Mapping[str, str | None],
+    time: int | None,
+    rules: Rules,
+    *,
+    has_snapshot: bool,
 ) -> Wanted | None:
-    """Return what a client gets that has said from which positions it goes on.
+    """Return what a client gets that has said from which positions it goes on; None for nothing of the past.
 
     Where it has said none, it gets what the view wishes for it; without such a wish, what came since `time`, when its
-    page was made.
+    page was made, unless it was subscribed before. A snapshot is the state of all channels, so that there must be a
+    position for each of them to do without.
     """
     kept = [channel for channel in channels if rules.find(channel) is not None]
-    since = {channel: position_from(positions.pop(channel)) for channel in kept if channel in positions}
+    since = {channel: position_from(positions[channel]) for channel in kept if positions.get(channel) is not None}
     if wish is not None:
-        return Wanted(wish.channels, {**wish.since, **since}, wish.last)
-    return Wanted(kept, since, time=time) if since or (kept and time is not None) else None
+        since = {**wish.since, **since}
+    if has_snapshot:
+        return Wanted(kept, since) if since.keys() >= {*channels} else None
+    if wish is not None:
+        return Wanted(kept, since, wish.last)
+    new = [channel for channel in kept if channel not in positions]
+    if time is None or not new:
+        return Wanted(list(since), since) if since else None
+    return Wanted([*since, *new], since, time=time)
 
 
 class Resuming(Protocol):
@@ -63,8 +77,8 @@ class Resuming(Protocol):
 
     channels: Sequence[str]
 
-    def begin_anew(self) -> None:
-        """Drop what it holds, and forget that messages were missed."""
+    def begin_anew(self, names: Collection[str]) -> None:
+        """Drop what it holds of these channels, and forget that messages were missed if it has no others."""
 
 
 class Past(NamedTuple):
@@ -95,7 +109,7 @@ def past_of(hub: Hub, member: Resuming, starts: Mapping[str, Position], wish: Wa
             entries = catching_up.behind(name, end, since)
         elif wish.last:
             entries = catching_up.last(name, end, wish.last) or ()
-        elif wish.time is not None:
+        elif wish.time is not None and name in wish.channels:
             entries = catching_up.from_time(name, end, wish.time)
         if entries is None:
             known = False
@@ -118,5 +132,5 @@ def past_of(hub: Hub, member: Resuming, starts: Mapping[str, Position], wish: Wa
 def begin_anew(hub: Hub, member: Resuming, starts: Mapping[str, Position]) -> Mapping[str, Position]:
     """Have a member begin where its channels are now; return their positions."""
     with hub.in_turn:
-        member.begin_anew()
+        member.begin_anew(starts)
         return hub.positions(starts)

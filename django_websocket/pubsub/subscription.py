@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from django_websocket.exceptions import ConnectionClosed, MessagesMissed
@@ -85,8 +85,8 @@ class Subscription(Readable):
         for publication in (*(past.publications or ()), *held):
             self.deliver(publication)
 
-    def begin_anew(self) -> None:
-        """See `Resuming.begin_anew`."""
+    def begin_anew(self, names: Collection[str]) -> None:
+        """See `Resuming.begin_anew`. All channels have a history."""
         self._held = []
         self._held_size = 0
         self._missed = False
@@ -201,7 +201,7 @@ class Subscription(Readable):
             self._held.append(publication)
             self._held_size += sum(map(cost, publication.messages))
             if self._held_size > self._limit:
-                self.begin_anew()
+                self.begin_anew(self.channels)
                 self._missed = True
             return
         for channel, message, position in zip(

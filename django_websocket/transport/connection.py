@@ -33,7 +33,7 @@ from .log import report
 from .outbox import WRITE_SIZE, Outbox, Source, Tail
 from .shared import CROWD, MAX_HELD, shared_of_loop
 from .state import ANSWERING, CLOSED, CLOSING, FOLLOWING, OPEN, State
-from .subprotocol import BEAT, Greeting, control, from_view
+from .subprotocol import BEAT, HELLO_SIZE, Greeting, control, from_view
 from .turns import let_others_run, let_others_run_if_spent
 from .waiting import Readable, wait
 
@@ -152,6 +152,7 @@ class Connection(Readable):
         if greeting is not None:
             greeting.next_beat = sweep.now + ticks(limits.ping_interval)
             greeting.discard, self.discard = discard, True  # until it has said hello
+            self._engine.limit(max(limits.max_message_size, HELLO_SIZE))
             self._plain_below = 0
             self.on_end.append(greeting.over)
         sock.setblocking(False)
@@ -227,6 +228,7 @@ class Connection(Readable):
         """Act on what the engine has found beside messages; `busy` says that the view is about to get a message."""
         if self.greeting is not None and self.greeting.awaited and self.inbox and self.state is OPEN:
             self.discard = self.greeting.discard
+            self._engine.limit(self.limits.max_message_size)
             if not self.greeting.take(self.inbox.pop(0)):
                 self._give_up(CloseCode.PROTOCOL_ERROR, "its first message is not a hello")
         self._on_events(events, busy)
@@ -745,7 +747,10 @@ class Connection(Readable):
         greeting = self.greeting
         if greeting is not None and now >= greeting.next_beat:  # browsers do not show pings to pages
             greeting.next_beat = now + ticks(self.limits.ping_interval)
-            self.push(encode_message(BEAT))
+            if not self._blocked:  # else it has something to read
+                self.push(encode_message(BEAT))
+                if self.state is not OPEN:
+                    return
         if liveness.message_has_stopped(engine.unfinished, now, paused=engine.paused):
             self._give_up(CloseCode.POLICY_VIOLATION, "its message does not come to an end")
             return

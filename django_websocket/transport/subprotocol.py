@@ -20,8 +20,10 @@ NAME = "django-websocket.1"
 SINCE = "django-websocket-since"  # the parameter of an address that says when its page was made
 BEAT = "{}"  # says nothing but that the server is there
 HELLO_TIMEOUT = 10.0  # seconds for the client's first message, once somebody waits for it
-BEGINNING = 10.0  # seconds from acceptance in which a view subscribes to what its page is about
-MAX_POSITIONS = 1000  # that a client may name; its memory is ours while they wait to be used
+HELLO_SIZE = 128 * 1024  # bytes; it is kept until the positions in it are used
+BEGINNING = 10.0  # seconds from the hello in which a view subscribes to what its page is about
+MAX_POSITIONS = 1000  # that a client may name
+MAX_POSITION = 40  # characters, which no position has
 
 
 def from_view(message: str | bytes) -> str | bytes:
@@ -59,18 +61,19 @@ class Greeting:
 
     `subprotocol` is the application's own, which the server has chosen beside this one. `discard` says whether what
     follows is dropped. `next_beat` is the tick at which the client hears that the server is there.
+
+    `positions` has a position, or None, for each channel to which the client was subscribed before.
     """
 
-    __slots__ = ("_known", "_of_page", "_until", "discard", "next_beat", "positions", "subprotocol")
+    __slots__ = ("_known", "_until", "discard", "next_beat", "positions", "subprotocol")
 
     def __init__(self, subprotocol: str | None = None) -> None:
         self.subprotocol = subprotocol
         self.discard = False
         self.next_beat = 0
-        self.positions: dict[str, str] = {}  # by channel; each is taken out when it is used
+        self.positions: dict[str, str | None] = {}  # each is taken out when it is used
         self._known: Event | None = Event()  # None once the hello is there
-        self._of_page = False  # whether the page has not been connected before
-        self._until = time.monotonic() + BEGINNING
+        self._until = 0.0  # when the beginning is over, as time.monotonic() has it
 
     @property
     def awaited(self) -> bool:
@@ -79,8 +82,8 @@ class Greeting:
 
     @property
     def begins(self) -> bool:
-        """Whether the page begins with this connection, and has just begun."""
-        return self._of_page and time.monotonic() < self._until
+        """Whether the connection has just begun, so that what is subscribed to now is what its page is about."""
+        return self._known is not None or time.monotonic() < self._until
 
     @property
     def known(self) -> Event | None:
@@ -93,15 +96,16 @@ class Greeting:
 
     def take(self, message: str | bytes) -> bool:
         """Take the client's first message; return whether it is a hello."""
+        if not isinstance(message, str) or len(message) > HELLO_SIZE:
+            return False
         try:
-            hello = json.loads(message)["hello"]
-            positions = hello.get("positions", {})
-            if not isinstance(message, str) or len(positions) > MAX_POSITIONS:
+            positions = json.loads(message)["hello"].get("positions", {})
+            if len(positions) > MAX_POSITIONS:
                 return False
-            self.positions = {channel: position for channel, position in positions.items() if isinstance(position, str)}
+            self.positions = {channel: _checked(position) for channel, position in positions.items()}
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return False
-        self._of_page = not self.positions
+        self._until = time.monotonic() + BEGINNING
         self.over()
         self._known = None
         return True
@@ -110,3 +114,10 @@ class Greeting:
         """Wake those who wait for the hello."""
         if self._known is not None:
             self._known.set()
+
+
+def _checked(position: object) -> str | None:
+    """Return what may be a position; "", which is none, for what cannot be one."""
+    if position is None:
+        return None
+    return position if isinstance(position, str) and len(position) <= MAX_POSITION else ""

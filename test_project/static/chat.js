@@ -38,7 +38,7 @@ function luminance(color) {
 
 const send = connect({
   onreset() {
-    show({ body: "Some messages from before are not here any more." });
+    show({ note: "Some lines are missing here." });
   },
   onmessage(data) {
     if (typeof data !== "string") return;

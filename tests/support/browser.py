@@ -71,6 +71,11 @@ class Window:
         """Wait until the matching elements have these texts."""
         self.wait(lambda: self.texts(selector) == expected, f"{selector} is not {expected}")
 
+    def wait_for_last_texts(self, selector: str, expected: list[str]) -> None:
+        """Wait until the last of the matching elements have these texts."""
+        count = len(expected)
+        self.wait(lambda: self.texts(selector)[-count:] == expected, f"the last of {selector} are not {expected}")
+
     def wait_for_last_text(self, selector: str, expected: str) -> None:
         """Wait until the last of the matching elements has this text."""
         self.wait(lambda: self.texts(selector)[-1:] == [expected], f"the last of {selector} is not {expected}")

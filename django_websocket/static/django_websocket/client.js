@@ -12,7 +12,8 @@ const ASLEEP = 150_000; // ms between two looks that show that the device has sl
 const MISSED_BEATS = 2.5; // of the server's heart, after which a connection counts as dead
 const QUEUE_SIZE = 1024 * 1024; // characters or bytes that may wait for a connection
 const OVERHEAD = 100; // that a waiting message counts in addition to its own size
-const CHANNELS = 1_000; // whose positions are remembered, those that were subscribed to last
+const CHANNELS = 1_000; // that are remembered, those that were subscribed to last
+const RESET_PAUSE = 10_000; // ms between two resets: a page from a cache may be told so each time that it is loaded
 const HEAD_SIZE = 64; // bytes in which the head of a binary message ends
 
 const ENDED = 1000; // the close code after a view that has returned: it is not to be run again
@@ -29,7 +30,7 @@ class Socket {
   #advice; // of the server, when to come back
   #silence = Infinity; // ms without a word after which the connection counts as dead
   #heard = 0; // when the last word came, as Date.now() has it
-  #positions; // by channel, where to go on: { name: position }
+  #positions; // by channel, where to go on, or null: those that were subscribed to, the latest last
   #channels = new Map(); // of this connection, by number
   #queue = [];
   #queued = 0; // size of what waits
@@ -126,7 +127,7 @@ class Socket {
       if (socket.protocol === SUBPROTOCOL) {
         socket.binaryType = "arraybuffer";
         socket.onmessage = ({ data }) => this.#take(data);
-        socket.send(JSON.stringify({ hello: { positions: Object.fromEntries(this.#positions) } }));
+        socket.send(JSON.stringify({ hello: { positions: Object.fromEntries([...this.#positions].slice(-CHANNELS)) } }));
       } else {
         socket.binaryType = this.#binaryType;
         socket.onmessage = ({ data }) => this.#tell("message", data, {});
@@ -143,6 +144,7 @@ class Socket {
   #begin(protocol, silence) {
     this.protocol = protocol;
     this.#silence = silence;
+    this.#advice = undefined;
     clearTimeout(this.#timer);
     this.#timer = setTimeout(() => (this.#failures = 0), LASTING);
     this.#show({ name: "open" });
@@ -207,25 +209,39 @@ class Socket {
     const second = head.indexOf(":", first + 1);
     const { name, end } = this.#channels.get(Number(head.slice(1, first)));
     const position = head.slice(first + 1, second);
-    if (position) this.#positions.set(name, position);
+    if (position && this.#positions.has(name)) this.#positions.set(name, position);
     this.#tell("message", payload(second + 1), { channel: name, replayed: parseInt(position) <= end });
   }
 
   /** Does what the server says beside the messages; what it does not know, it leaves alone. */
   #heed({ welcome, sub = {}, unsub = [], reset, retry }) {
     for (const [name, [number, begin, end]] of Object.entries(sub)) {
+      // A second subscription may begin before what the first one has brought.
+      const known = this.#channels.has(number) ? this.#positions.get(name) : null;
       this.#channels.set(number, { name, end: parseInt(end) });
       this.#positions.delete(name); // so that it is the last one
-      if (begin !== null) this.#positions.set(name, begin);
+      this.#positions.set(name, parseInt(known) > parseInt(begin) ? known : begin);
       if (this.#positions.size > CHANNELS) this.#positions.delete(this.#positions.keys().next().value);
     }
-    for (const name of unsub) this.#positions.delete(name);
+    for (const name of unsub) this.#positions.set(name, null);
     if (retry) this.#advice = retry;
     if (welcome) this.#begin(welcome.protocol ?? "", 1_000 * MISSED_BEATS * welcome.beat);
-    if (reset) {
-      if (!this.#handlers.reset.size) console.warn(`Messages of ${reset.join(", ")} are lost; on("reset", …) would be told.`);
-      this.#tell("reset", { channels: reset });
+    if (reset) this.#reset(reset);
+  }
+
+  #reset(channels) {
+    if (!this.#handlers.reset.size) {
+      console.warn(`Messages of ${channels.join(", ")} are lost; on("reset", …) would be told.`);
     }
+    let pause = 0;
+    try {
+      const last = Number(sessionStorage.getItem(SUBPROTOCOL));
+      pause = Math.max(0, last + RESET_PAUSE - Date.now());
+      sessionStorage.setItem(SUBPROTOCOL, Date.now() + pause);
+    } catch {} // storage may be forbidden
+    const tell = () => this.#tell("reset", { channels });
+    if (pause) setTimeout(tell, pause);
+    else tell();
   }
 
   // --- what the page is told -----------------------------------------------------------------------------------------
