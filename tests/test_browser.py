@@ -123,7 +123,8 @@ def test_name_and_colour_can_be_changed_and_are_kept_for_the_window(browser: Bro
             color,
         )
         ann.say(f"I am {name}")
-        bob.wait(lambda name=name: bob.texts(".message .user")[-1:] == [name])  # type: ignore[misc]
+        bob.wait_for_last_text(".message .body", f"I am {name}")
+        assert bob.texts(".message .user")[-1] == name
         style = "return getComputedStyle(document.querySelector('.message:last-child .user')).color"
         assert bob.driver.execute_script(style) == shown
     ann.driver.refresh()
