@@ -20,6 +20,7 @@ from django_websocket.protocol.deflate import Agreement
 from django_websocket.transport.connection import Connection
 from django_websocket.transport.limits import Limits
 from django_websocket.transport.shared import open_connections
+from django_websocket.transport.subprotocol import Greeting
 
 from .frames import PING, Frame, close_frame, frame, parse
 from .waiting import until
@@ -160,6 +161,7 @@ class Pairs:
         discard: bool = False,
         narrow: bool = False,
         agreement: Agreement | None = None,
+        greeting: Greeting | None = None,
         sockets: Callable[[], tuple[socket.socket, socket.socket]] = unix_pair,
     ) -> tuple[Connection, Peer]:
         server, client = sockets()
@@ -168,7 +170,7 @@ class Pairs:
             # TCP with a window smaller than a segment waits for its timers
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 if client.family == socket.AF_UNIX else 1 << 17)
         peer = Peer(client)
-        connection = Connection(server, early, head, limits, discard=discard, agreement=agreement)
+        connection = Connection(server, early, head, limits, discard=discard, agreement=agreement, greeting=greeting)
         self._made.append((connection, peer))
         return connection, peer
 
