@@ -244,9 +244,21 @@ def test_readme_page_in_two_windows(browser: Browser, readme: Project, tmp_path:
 def test_examples_of_the_page_about_pages(browser: Browser, readme: Project, tmp_path: Path) -> None:
     project = readme.copy(tmp_path / "mysite")
     project.put("docs/pages.md")
-    echo = 'from django_websocket.servers.echo import echo\nurlpatterns += [path("echo/", echo, name="echo")]'
-    project.write("mysite/websocket_urls.py", echo, add=True)
-    names = ["echo", "reconnect"]
+    views = """
+from chat.news import news
+from django_websocket.pubsub import publish
+from django_websocket.servers.echo import echo
+from django_websocket.decorators import websocket
+
+@websocket
+def tell(request, websocket):
+    for text in websocket:
+        publish("news:weather", text)
+
+urlpatterns += [path("echo/", echo, name="echo"), path("news/<topic>/", news, name="news"), path("tell/", tell)]
+"""
+    project.write("mysite/websocket_urls.py", views, add=True)
+    names = ["echo", "reconnect", "news"]
     pages = "".join(f'path("{name}/", TemplateView.as_view(template_name="chat/{name}.html")),' for name in names)
     project.write("mysite/urls.py", f"urlpatterns += [{pages}]", add=True)
     with project.runserver(command("README.md", "runwebsocket"), free_port()) as server:
@@ -261,6 +273,14 @@ def test_examples_of_the_page_about_pages(browser: Browser, readme: Project, tmp
         server.start()
         window.wait_for_texts("#state", ["open"])
         window.wait(lambda: window["body"].text.endswith("hellohello"))
+        window.driver.get(f"http://{server.address}/news/")
+        tell = "const done = arguments[0], s = new WebSocket(`ws://${location.host}/tell/`);"
+        tell += "s.onopen = () => { s.send('rain'); s.close(); done(); }"
+        window.driver.execute_async_script(tell)
+        window.wait_for_texts("#news li", ["rain"])
+        window.driver.get(f"http://{server.address}/news/")
+        window.wait_for_texts("#news li", ["rain"])  # it was published just before the page was made
+    browser.errors()  # of the attempts
 
 
 def test_pages_with_a_token(browser: Browser, readme: Project, tmp_path: Path) -> None:
