@@ -177,7 +177,11 @@ class Forwarding:
         if connection is not None and self.close in connection.on_end:
             connection.on_end.remove(self.close)
             if self._announced:
-                connection.tell(unsub=self.channels)
+                others = (getattr(call, "__self__", None) for call in connection.on_end)
+                kept = {name for other in others if isinstance(other, Forwarding) for name in other.channels}
+                gone = [name for name in self.channels if name not in kept]
+                if gone:
+                    connection.tell(unsub=gone)
 
     def client_left(self, code: int, reason: str) -> None:
         """Do nothing: the connection calls `close()`."""
