@@ -98,7 +98,8 @@ class Greeting:
             positions = hello.get("positions", {})
             if not isinstance(message, str) or len(positions) > MAX_POSITIONS:
                 return False
-            self.positions = {channel: position for channel, position in positions.items() if isinstance(position, str)}
+            # One that is no text is not known, as any that nobody has given out.
+            self.positions = {name: place if isinstance(place, str) else "" for name, place in positions.items()}
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return False
         self._of_page = not self.positions
