@@ -499,6 +499,16 @@ def test_client_goes_on_where_it_was(server: Server, resuming: Resuming, key: st
     assert client.positions == {channel: position(server, channel)}
 
 
+def test_channel_may_have_any_name(server: Server, resuming: Resuming, key: str, kind: str) -> None:
+    channel = f'kept:\u00e9\u20ac "{key}'
+    client = resuming(server, address(kind, "subscribes", channel, key)).connect().subscribed(channel)
+    client.send("live")
+    assert client.receive()[:2] == ("live", channel)
+    client.close()
+    publish(server, channel, "missed")
+    assert taken(client.connect(), 1) == old("missed")
+
+
 def test_client_that_got_nothing_yet_goes_on_from_the_subscription(
     server: Server, resuming: Resuming, key: str, kind: str, method: str
 ) -> None:
