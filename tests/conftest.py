@@ -82,6 +82,7 @@ LONGEST = (
     "browser",
     "history_torture",
     "history_outages",
+    "subprotocol",
     "consumers",
     "tokens",
     "scripts",

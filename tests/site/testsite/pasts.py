@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
+from django.template import engines
 from django.urls import path
 
 from django_websocket.asgi.websocket import AsyncWebSocket
@@ -188,7 +190,18 @@ def publish_numbers(request: HttpRequest, channel: str, first: int, last: int) -
     return HttpResponse("published")
 
 
+def address(request: HttpRequest) -> HttpResponse:
+    """Note the time, wait at the gate if there is a key, and give the address of a WebSocket, twice."""
+    if "key" in request.GET:
+        probe.note(request, str(time.time()))
+        probe.wait_at_gate(request)
+    tag = "{% websocket_url 'echo' %}"
+    template = engines["django"].from_string("{% load websockets %}" + f"{tag} {tag}")
+    return HttpResponse(template.render({}, request), content_type="text/plain")
+
+
 pages = [
+    path("address/", address),
     path("ends/<str:channel>/", ends),
     path("numbers/<str:channel>/<int:first>/<int:last>/", publish_numbers),
 ]
