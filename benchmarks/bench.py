@@ -160,6 +160,8 @@ class Bench:
         if load.redis:
             room = "room" if load.path == "room" else ""
             arguments += ["--redis", self.redis_port, "--channel", f"{server.name}{room}"]
+            if server.keeps:
+                arguments += ["--script", self.script_of(server)]
         elif load.mode == "fanout":
             arguments += ["--publisher-path", server.publisher or server.paths[load.path]]
         if load.rated:
@@ -177,6 +179,17 @@ class Bench:
             result["asked"] = self.rate
         result["load_average"] = os.getloadavg()[0]
         return result
+
+    def script_of(self, server):
+        """Let Redis know the script by which this version of the package publishes and keeps; return its digest."""
+        code = (
+            "import os, redis; from django_websocket.pubsub.keeping import PUBLISHING;"
+            "print(redis.Redis.from_url(os.environ['REDIS_URL']).script_load(PUBLISHING['PUBLISH']._text))"
+        )
+        command = [self.bin / "python", "-c", code]
+        return subprocess.run(
+            command, env=self.environ(server), cwd=APPS, capture_output=True, text=True, check=True
+        ).stdout.strip()
 
     def measure_memory(self, load, arguments, process):
         wait_until_quiet(process.pids())

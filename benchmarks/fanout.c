@@ -15,6 +15,7 @@
 #include "wsload.h"
 
 #define MAX_PUBLISHED (1u << 22)
+#define HISTORY "django_websocket:history:"  // begins the keys of channels with history
 
 static struct member {
     bool ready;
@@ -49,14 +50,22 @@ static void redis_connect(void)
 
 static void redis_queue(uint32_t channel)
 {
-    char name[256], head[512];
+    char name[256], head[768], tail[512] = "\r\n";
     int length = snprintf(name, sizeof name, options.numbered ? "%s%u" : "%s", options.channel, channel);
-    int size = snprintf(head, sizeof head, "*3\r\n$7\r\nPUBLISH\r\n$%d\r\n%s\r\n$%zu\r\n", length, name, payload_size);
-    size_t needed = commands_size + size + payload_size + 2;
+    int size, rest = 2;
+    if (options.script) {  // as the package's publish() does it, with a tag that no other message has
+        static uint32_t tag;
+        size = snprintf(head, sizeof head, "*9\r\n$7\r\nEVALSHA\r\n$%zu\r\n%s\r\n$1\r\n1\r\n$%zu\r\n" HISTORY "%s\r\n$%zu\r\n",
+                        strlen(options.script), options.script, strlen(HISTORY) + length, name, payload_size);
+        rest = snprintf(tail, sizeof tail, "\r\n$11\r\n%011u\r\n$3\r\n100\r\n$7\r\n7260000\r\n$%d\r\n%s\r\n", tag++, length, name);
+    } else {
+        size = snprintf(head, sizeof head, "*3\r\n$7\r\nPUBLISH\r\n$%d\r\n%s\r\n$%zu\r\n", length, name, payload_size);
+    }
+    size_t needed = commands_size + size + payload_size + rest;
     if (needed > commands_room) commands = realloc(commands, commands_room = needed * 2);
     memcpy(commands + commands_size, head, size);
     memcpy(commands + commands_size + size, payload, payload_size);
-    memcpy(commands + commands_size + size + payload_size, "\r\n", 2);
+    memcpy(commands + commands_size + size + payload_size, tail, rest);
     commands_size = needed;
 }
 

@@ -37,7 +37,10 @@ GOALS = [
     *(Goal(load, ("asgi-uvicorn",), 1.2) for load in ("fanout200", "fanout1000")),
     *(Goal(load, ("picows",), 0.8) for load in ("fanout200", "fanout1000")),
     *(Goal(load, (f"{OURS}-bare-loop",), 0.8) for load in ("fanout200", "fanout1000")),
-    *(Goal(load, (OURS,), 0.95, server=f"{OURS}-history") for load in ("fanout200", "fanout1000")),
+    *(
+        Goal(load, (OURS,), 0.95, server=f"{OURS}-history")
+        for load in ("fanout200", "fanout1000", "redis200", "redis1000")
+    ),
     Goal("redis1000_x10", (OURS,), 2, load_of_others="redis1000"),
     Goal("latency", ("asgi-uvicorn",), most=1.1),
     Goal("echo", (OURS,), 0.7, server=f"{OURS}-async"),

@@ -114,7 +114,7 @@ LOADS = [
     fanout("fanout200", "fan-out to 200", 200),
     fanout("fanout1000", "fan-out to 1,000", 1000),
     fanout("fanout5000", "fan-out to 5,000", 5000, rounds=1),
-    fanout("redis200", "fan-out to 200, published from outside", 200, redis=True, rounds=1),
+    fanout("redis200", "fan-out to 200, published from outside", 200, redis=True, rounds=3),
     fanout("redis200_x10", "fan-out to 200, 10 messages together", 200, "--together", 10, redis=True, rounds=1),
     fanout("redis1000", "fan-out to 1,000, published from outside", 1000, redis=True, rounds=3),
     fanout("redis1000_x10", "fan-out to 1,000, 10 messages together", 1000, "--together", 10, redis=True, rounds=3),

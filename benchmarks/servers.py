@@ -53,6 +53,7 @@ class Server:
     paths: dict = field(default_factory=lambda: {"echo": ECHO, "chat": "/chat/"})
     publisher: str | None = None
     raw_channel: bool = True  # whether messages that any program publishes in Redis reach its chat
+    keeps: bool = False  # whether messages are kept, so that who publishes them uses the package's script
     environ: dict = field(default_factory=dict)
     many: bool = False  # whether it is measured with very many clients
     rounds: int | None = None
@@ -104,7 +105,7 @@ def ours(directory, name):
         in_views,
         name=f"{name}-history",
         paths={"chat": "/chat/"},
-        raw_channel=False,
+        keeps=True,
         environ=in_views.environ | {"HISTORY": "100"},
         many=False,
     )

@@ -189,6 +189,7 @@ static void usage(int status)
           "  --drain S          seconds to wait for what is missing at the end, 3\n"
           "  fanout: a client more publishes, on --publisher-path (default: --path),\n"
           "  --redis PORT       or this program itself, in Redis' channel --channel (default: chat)\n"
+          "  --script DIGEST    and there by this script of the package, which keeps the messages\n"
           "  --together N       so many are published at once, 1   --window N   and on their way, as many\n"
           "  --channels N       a number stands behind --path and --channel; members and messages take turns\n"
           "  --hold S           when all are subscribed, prints OPEN and waits\n"
@@ -219,7 +220,7 @@ static void add_group(char *text)
     for (char *pid = strtok(pids, ","); pid && g->count < 64; pid = strtok(NULL, ",")) g->pids[g->count++] = atoi(pid);
 }
 
-enum { HOST = 256, PORT, PATH, ORIGIN, HEADER, WARM, LEAST, RATE, DRAIN, PUBLISHER_PATH, REDIS, CHANNEL, TOGETHER,
+enum { HOST = 256, PORT, PATH, ORIGIN, HEADER, WARM, LEAST, RATE, DRAIN, PUBLISHER_PATH, REDIS, SCRIPT, CHANNEL, TOGETHER,
        WINDOW, CHANNELS, HOLD, BINARY_FLAG, UTF8, JSON, DEFLATE, RAW, SOURCES, TIMEOUT, CPU, HELP };
 
 static void parse_options(int argc, char **argv)
@@ -233,7 +234,7 @@ static void parse_options(int argc, char **argv)
         {"hold", 1, 0, HOLD},                     {"binary", 0, 0, BINARY_FLAG},      {"utf8", 0, 0, UTF8},
         {"json", 0, 0, JSON},                     {"deflate", 0, 0, DEFLATE},         {"raw", 0, 0, RAW},
         {"src-count", 1, 0, SOURCES},             {"connect-timeout", 1, 0, TIMEOUT}, {"cpu", 1, 0, CPU},
-        {"help", 0, 0, HELP},
+        {"script", 1, 0, SCRIPT},                 {"help", 0, 0, HELP},
         {0, 0, 0, 0},
     };
     struct client_options *c = &client_options;
@@ -255,6 +256,7 @@ static void parse_options(int argc, char **argv)
         case DRAIN: options.drain = atof(optarg); break;
         case PUBLISHER_PATH: options.publisher_path = optarg; break;
         case REDIS: options.redis_port = atoi(optarg); break;
+        case SCRIPT: options.script = optarg; break;
         case CHANNEL: options.channel = optarg; break;
         case TOGETHER: options.together = atoi(optarg); break;
         case WINDOW: options.window = atoi(optarg); break;

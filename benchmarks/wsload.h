@@ -6,7 +6,7 @@
 #include "wsclient.h"
 
 struct options {
-    const char *mode, *publisher_path, *channel;
+    const char *mode, *publisher_path, *channel, *script;
     int connections, pipeline, window, together, channels, redis_port, least;
     double seconds, warm, rate, drain, hold;
     bool binary, utf8, json, numbered;

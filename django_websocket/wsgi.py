@@ -30,6 +30,7 @@ from .handler.upgrade import HANDSHAKE_KEY, KEY, who
 from .protocol.handshake import ClientHandshake, HandshakeError, check_request, is_upgrade, upgrade_required
 from .transport.clients import ClientGreenlet
 from .transport.log import report
+from .transport.subprotocol import NAME as SUBPROTOCOL
 
 with compat.naming("application"):
     from django.core.handlers.wsgi import WSGIHandler, WSGIRequest
@@ -89,6 +90,10 @@ class WebSocketApplication:
         log_warnings()
         self._http = http
         self._websocket = WebSocketHandler() if asgi is None else AsgiHandler(asgi)
+
+    def app_protocol(self, path: str) -> str:
+        """Tell gevent-websocket's worker which subprotocol to choose if it is offered."""
+        return SUBPROTOCOL
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         """Answer one request."""

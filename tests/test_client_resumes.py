@@ -18,7 +18,7 @@ from .support.browser import OPTIONS, Browser, Window, chromium
 from .support.client_page import Page, kill
 from .support.clients import fetch, fetch_json
 from .support.documentation import ENVIRONMENT
-from .support.fixtures import StartSite
+from .support.fixtures import STOCK_WORKER, StartSite
 from .support.servers import Server, gunicorn, redis_server
 
 HISTORY = {"WEBSOCKET_HISTORY": {"kept:*": {"messages": 10, "seconds": 3600}}}
@@ -254,6 +254,21 @@ def test_package_json_has_the_version_of_the_package() -> None:
     assert package["version"] == django_websocket.__version__
     assert all((PACKAGE.parent / name).is_file() for name in package["files"])
     assert {package["exports"]["."]["default"], package["exports"]["."]["types"]} == {"./client.js", "./client.d.ts"}
+
+
+def test_worker_of_gevent_websocket_serves_the_client(
+    browser: Browser, own_redis: Server, publisher: Server, start_site: StartSite, key: str
+) -> None:
+    with start_site(site_settings(own_redis), worker=STOCK_WORKER) as server:
+        page = Page(browser, server).begin(f"/listen/kept:{key}/")
+        page.wait_for("open")
+        publish(publisher, f"kept:{key}", "one")
+        page.wait_for_messages("one")
+        kill(server)
+        publish(publisher, f"kept:{key}", "two")
+        server.start()
+        page.wait_for_messages("one", "two")
+        browser.errors()
 
 
 # --- the chat of the test project ------------------------------------------------------------------------------------

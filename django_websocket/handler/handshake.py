@@ -172,7 +172,7 @@ class Handshake:
             raise ValueError(f"The subprotocol {subprotocol!r} cannot be chosen: the client did not offer it")
         upgrade: Upgrade = self._request.META[KEY]
         response = self.response
-        if SUBPROTOCOL in offered and not upgrade.answered:
+        if SUBPROTOCOL in offered and upgrade.speaks:
             self._greeting = Greeting(subprotocol)
             subprotocol = SUBPROTOCOL
         wanted = None if upgrade.answered else self._options.wanted_compression()

@@ -42,6 +42,8 @@ def adopt(environ: dict[str, Any], answer: Callable[[Callable[..., Any]], Iterab
     """Have `answer`, which is called with a start_response, answer a request; return when its WebSocket has ended."""
     websocket = environ["wsgi.websocket"]
     upgrade = environ[KEY] = Upgrade(environ.get("REMOTE_ADDR", ""), answered=True)
+    # gevent-websocket has asked the application which subprotocol to choose.
+    upgrade.speaks = hasattr(websocket.handler.application, "app_protocol")
     try:
         result = upgrade.begun(answer(upgrade.watch(lambda status, headers, *exc_info: lambda data: None)))
         if hasattr(result, "close"):

@@ -45,13 +45,14 @@ class Upgrade:
 
     `taker` is set by the application when it accepts. `status` is the status line of the response, and `headers` are
     those of the 101. `address` is the client's, for the log. `answered` is true if the server sent the 101 before it
-    called the application, so that no header of the response reaches the client. `recognised` is set by an
-    application that serves WebSockets.
+    called the application, so that no header of the response reaches the client; `speaks` then says whether it has
+    chosen the package's subprotocol. `recognised` is set by an application that serves WebSockets.
     """
 
     def __init__(self, address: str = "", *, answered: bool = False) -> None:
         self.address = address
         self.answered = answered
+        self.speaks = not answered
         self.recognised = False
         self.taker: Taker | None = None
         self.status = ""
