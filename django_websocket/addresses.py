@@ -16,7 +16,7 @@ from django_websocket.exceptions import BrokerError
 __all__ = ["websocket_url"]
 
 UNKNOWN = "-"  # in place of a time if the broker could not be asked
-BEGAN = "django_websocket.began"  # when a request began, in its WSGI environment or ASGI scope
+BEGAN = "django_websocket.began"  # `apps.BEGAN`, which stands on a higher floor
 CLOCK_TIMEOUT = 0.2  # seconds for the broker to say its time: a page must not wait for long
 
 
@@ -90,13 +90,6 @@ def _time_of_request(began: float) -> str:
     except BrokerError:
         return UNKNOWN
     return str(int(now - (time.monotonic() - began)))
-
-
-def note_begin(environ: dict[str, Any] | None = None, scope: dict[str, Any] | None = None, **kwargs: Any) -> None:
-    """Note when a request begins; for Django's `request_started`, whose senders pass one of the two."""
-    for place in (environ, scope):
-        if place is not None:
-            place[BEGAN] = time.monotonic()
 
 
 def host_name(host: str) -> str:

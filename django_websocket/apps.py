@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from typing import Any
 
 from django.apps import AppConfig
@@ -20,20 +21,29 @@ class WebSocketConfig(AppConfig):
     verbose_name = "WebSockets"
 
     def ready(self) -> None:
-        """Register the system checks, note when requests begin, and look at what comes to a server of pages."""
+        """Register the system checks, and look at each request when it begins."""
         from django_websocket import checks  # noqa: F401
-        from django_websocket.addresses import note_begin
 
-        request_started.connect(tell_of_missing_server)
-        request_started.connect(note_begin)
+        request_started.connect(look_at_request)
 
 
+BEGAN = "django_websocket.began"  # when a request began, in its WSGI environment or ASGI scope
 UPGRADE = "django_websocket.upgrade"  # `handler.upgrade.KEY`, which is too dear to import for pages
 
 
-def tell_of_missing_server(environ: dict[str, Any] | None = None, **kwargs: Any) -> None:
+def look_at_request(environ: dict[str, Any] | None = None, scope: dict[str, Any] | None = None, **kwargs: Any) -> None:
+    """Note when a request for a page begins. Servers pass its WSGI environment or its ASGI scope."""
+    if environ is not None and "HTTP_UPGRADE" in environ:
+        tell_of_missing_server(environ)
+    else:
+        for place in (environ, scope):
+            if place is not None:
+                place[BEGAN] = time.monotonic()
+
+
+def tell_of_missing_server(environ: dict[str, Any]) -> None:
     """Log what to do, if a handshake came to a server that serves pages alone, such as `runserver`."""
-    if environ is None or "HTTP_UPGRADE" not in environ or UPGRADE in environ:
+    if UPGRADE in environ:
         return
     from .protocol.handshake import is_upgrade
     from .transport.log import printable

@@ -12,6 +12,7 @@ from django.template import Context, RequestContext, Template, engines
 from django.test import RequestFactory, override_settings
 from django.urls import NoReverseMatch, include, path, set_script_prefix
 
+from django_websocket import addresses, apps
 from django_websocket.addresses import websocket_url
 
 
@@ -291,3 +292,7 @@ def test_the_tag_never_reflects_an_unknown_host() -> None:
 def test_the_tag_is_found_by_the_template_engine_of_projects() -> None:
     template = engines["django"].from_string("{% load websockets %}{% websocket_url 'chat' %}")
     assert template.render({}, request()) == "ws://testserver/chat/"
+
+
+def test_begin_of_a_request_has_one_name() -> None:
+    assert apps.BEGAN == addresses.BEGAN

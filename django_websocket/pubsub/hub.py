@@ -227,33 +227,35 @@ class Hub(InLoop):
     def deliver(self, batch: Sequence[tuple[str, bytes]]) -> None:
         """Hand out messages that arrived together. Each recipient gets its messages in the order of `batch`."""
         tracks = self._tracks
-        if len(batch) == 1:
-            name, payload = batch[0]
-            if name in tracks:
-                self._deliver_kept(name, payload)
-            else:
-                self._deliver(batch)
+        name = batch[0][0]
+        # The messages are nearly always of one channel, and then need not be sorted by channel.
+        if name in tracks and (len(batch) == 1 or all(other == name for other, _ in batch)):
+            self._deliver_kept(name, [payload for _, payload in batch])
         elif not tracks or tracks.keys().isdisjoint([name for name, _ in batch]):
             self._deliver(batch)
         else:
             with self.in_turn:
                 self._deliver(*self._follow(batch))
 
-    def _deliver_kept(self, name: str, payload: bytes) -> None:
-        """Do the same with one message of a channel with history.
+    def _deliver_kept(self, name: str, payloads: Sequence[bytes]) -> None:
+        """Do the same with messages of one channel with history.
 
-        Most come alone, and between two of them others use the processor: each line and object costs twice its time.
+        Between two batches others use the processor, and its caches: each line and object here costs twice its time.
         """
         with self.in_turn:
             track = self._tracks.get(name)
             if track is None:
                 return  # its last member left while others had their turn
-            one = track.take(payload) or self._arrive(name, [payload])[0]
-            if one is None:
-                return
-            publication = Publication(name, one[:1], one[1:])
-            if publication.messages:
-                _hand_out(publication, tuple(self.channels[name].members), 0)
+            arrived: list[Arrived] = []
+            for payload in payloads:
+                one = track.take(payload)
+                if one is None:
+                    rest = self._arrive(name, payloads[len(arrived) :])
+                    arrived += [one for one in rest if one is not None]
+                    break
+                arrived.append(one)
+            if arrived:
+                _hand_out_kept(name, arrived, tuple(self.channels[name].members))
 
     def _arrive(self, name: str, payloads: Sequence[bytes]) -> Sequence[Arrived | None]:
         """Have a channel with history take what has come; see `Track.arrive`."""

@@ -19,6 +19,9 @@ const HEAD_SIZE = 64; // bytes in which the head of a binary message ends
 const ENDED = 1000; // the close code after a view that has returned: it is not to be run again
 const REFUSED = [4401, 4403, 4404]; // the next attempt would be refused as well
 
+/** How much of the queue a message takes. */
+const sizeOf = (data) => OVERHEAD + (data.length ?? data.byteLength ?? data.size);
+
 class Socket {
   #url;
   #protocols;
@@ -86,10 +89,9 @@ class Socket {
       this.#socket.send(data);
       return true;
     }
-    const size = OVERHEAD + (data.length ?? data.byteLength ?? data.size);
-    if (!queue || this.#over.signal.aborted || this.#queued + size > QUEUE_SIZE) return false;
+    if (!queue || this.#over.signal.aborted || this.#queued + sizeOf(data) > QUEUE_SIZE) return false;
     this.#queue.push(data);
-    this.#queued += size;
+    this.#queued += sizeOf(data);
     return true;
   }
 
@@ -151,7 +153,7 @@ class Socket {
     // A handler may have closed the connection.
     while (this.#queue.length && this.#socket?.readyState === WebSocket.OPEN) {
       const data = this.#queue.shift();
-      this.#queued -= OVERHEAD + (data.length ?? data.byteLength ?? data.size);
+      this.#queued -= sizeOf(data);
       this.#socket.send(data);
     }
   }
