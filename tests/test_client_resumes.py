@@ -118,6 +118,20 @@ def test_reset_that_nobody_listens_to_is_in_the_console(
     page.window.wait(lambda: any(f"Messages of kept:{key} are lost" in warning for warning in browser.errors()))
 
 
+def test_resets_that_go_on_come_ever_later(browser: Browser, server: Server, publisher: Server, key: str) -> None:
+    page = Page(browser, server)
+    pauses = []
+    for _ in range(3):
+        page.window.driver.get(page.window.driver.current_url)
+        page.window.wait(lambda: page.run("return window.begin !== undefined"))
+        page.begin(f"/listen/kept:{key}/", {"positions": {f"kept:{key}": "7.AAAAAAAAAAA"}})
+        page.window.wait(lambda: page.resets)
+        pauses.append(page.run("return Number(sessionStorage.getItem('django-websocket.1').split(',')[1])"))
+    assert pauses == [10_000, 20_000, 40_000]
+    publish(publisher, f"kept:{key}", "after")
+    page.wait_for_messages("after")
+
+
 def test_page_begins_at_the_positions_that_it_is_given(
     browser: Browser, server: Server, publisher: Server, key: str
 ) -> None:

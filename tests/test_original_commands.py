@@ -44,4 +44,4 @@ def test_runserver_by_the_path_of_version_0_2(more: list[str]) -> None:
     env = {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
     with Server(command, port=port, probe=HTTP_PROBE, cwd=TEST_PROJECT, env=env):
         page = open_url(f"http://localhost:{port}/chat/", timeout=DEADLINE).read().decode()
-        assert re.search(r'"ws://localhost:8001/chat/"', page)
+        assert re.search(r'"ws://localhost:8001/chat/\?', page)

@@ -290,6 +290,6 @@ def test_the_test_project_runs_in_debug_mode_with_its_own_address(connect: Conne
     environment = ENVIRONMENT | {"DATABASE_NAME": str(tmp_path / "db.sqlite3")}
     with Server(words, port=port, probe=HTTP_PROBE, cwd=TEST_PROJECT, env=environment) as server:
         page = fetch(server, "/echo/")[1]
-        assert f'data-url="ws://{server.address}/echo/"' in page
+        assert f'data-url="ws://{server.address}/echo/?' in page
         assert fetch(server, "/static/echo.js")[0] == 200
         assert connect(server, "/echo/", origin=f"http://{server.address}").ask("hello") == "hello"

@@ -8,6 +8,7 @@ from django_websocket.exceptions import ConnectionClosed
 from django_websocket.protocol.frames import CloseCode, encode_message
 from django_websocket.transport.connection import Connection
 from django_websocket.transport.outbox import WRITE_SIZE
+from django_websocket.transport.subprotocol import control
 
 from .backlog import Backlog, cost
 from .entries import NOWHERE
@@ -20,9 +21,8 @@ class Forwarding:
     """Sends what is published to `channels` to a client, unchanged, until `close()`.
 
     The hub pushes, without a greenlet. Messages that come before `attach()` wait for the connection. The past that is
-    wished is read at once or `later`, by `read_past`. A client that is
-    too slow is closed with 1013. One that missed messages is sent `on_missed`; if that is None, it is closed with 1012,
-    so that it connects again.
+    wished is read at once or `later`, by `read_past`. A client that is too slow is closed with 1013. One that missed
+    messages is sent `on_missed`; if that is None, it is closed with 1012, so that it connects again.
     """
 
     __slots__ = (
@@ -181,7 +181,12 @@ class Forwarding:
             connection.on_end.remove(self.close)
             if self._announced:
                 kept = {name for other in _owners(connection) if other._announced for name in other.channels}
-                connection.tell(unsub=[name for name in self.channels if name not in kept])
+                if ended := [name for name in self.channels if name not in kept]:
+                    self._tell_end(connection, ended)
+
+    def _tell_end(self, connection: Connection, ended: Sequence[str]) -> None:
+        """Tell the client that it is no longer subscribed to these channels."""
+        connection.tell(unsub=ended)
 
     def client_left(self, code: int, reason: str) -> None:
         """Do nothing: the connection calls `close()`."""
@@ -280,10 +285,12 @@ class LossyForwarding(Forwarding):
             size += len(frames[-1])
         return b"".join(frames)
 
-    def close(self) -> None:
-        """Stop forwarding, and drop what waits. May be called twice."""
-        self._backlog.clear()
-        super().close()
+    def _tell_end(self, connection: Connection, ended: Sequence[str]) -> None:
+        """Do so behind what waits, which still leaves."""
+        if self._backlog:
+            self._backlog.append("", encode_message(control(unsub=ended)))
+        else:
+            super()._tell_end(connection, ended)
 
     def missed(self) -> None:
         """Send the notice or close the client, and drop the backlog, which is older than the notice."""

@@ -16,12 +16,15 @@ from urllib.parse import urlencode
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
+from websockets.typing import Subprotocol
 
 from .checker import At, Behind, Got, Key, Last, Life, Live, Opened, Quiet, Start, Told
 
 OPENING = 20.0  # seconds; a subscription may have to wait for a Redis that is away
 LAST = 50  # messages
 VIEWS = ("takes", "takes", "takes", "forwards", "closes", "listens", "asynchronous", "shows")
+SPEAKING = ("forwards", "closes", "listens", "asynchronous")  # half of whose clients speak the subprotocol
+SUBPROTOCOL = Subprotocol("django-websocket.1")
 MISSED = 4410  # a view's own code where it could not begin at a position
 FAILURES = (1002, 1007, 1009, 1011)  # close codes of a server that did something wrong
 
@@ -58,6 +61,9 @@ class Subscriber:
         self._view = ""
         self._snapshot = False  # whether the view has not sent the snapshot yet that begins this life
         self._in_snapshot = False
+        self._speaks = False  # the subprotocol, so that the hello says where to start
+        self._numbers: dict[int, str] = {}  # of channels, in this connection
+        self._elsewhere: dict[str, str] = {}  # where channels go on behind a gap of which the view has yet to tell
         self.there_at_the_end = False
 
     async def run(self) -> None:
@@ -120,6 +126,7 @@ class Subscriber:
             ping_interval=None,
             max_size=None,
             max_queue=None,
+            subprotocols=[SUBPROTOCOL] if self._speaks and view != "asks" else None,
         )
 
     # --- one connection ------------------------------------------------------------------------------------------
@@ -128,6 +135,7 @@ class Subscriber:
         """Connect, and take what comes until the connection ends, or its time is over."""
         crowd, choices = self._crowd, self._random
         self._view = choices.choice(VIEWS)
+        self._speaks = self._view in SPEAKING and choices.random() < 0.5
         starts = await self._starts()
         begin = time.monotonic()
         try:
@@ -147,6 +155,11 @@ class Subscriber:
                 begun = True
                 self._take(hello)
                 self._snapshot = False
+            elif self._speaks:
+                said = await self._greet(websocket, starts)
+                self._begin(Opened(begin, time.monotonic(), starts))
+                begun = True
+                self._heed(said, starts)
             else:
                 self._begin(opened)
                 begun = True
@@ -172,7 +185,7 @@ class Subscriber:
     def _query(self, starts: Mapping[str, Start]) -> Mapping[str, Any]:
         query: dict[str, Any] = {"channel": [*starts]}
         since = {channel: start.position for channel, start in starts.items() if isinstance(start, Behind)}
-        if since:
+        if since and not self._speaks:
             alone = len(since) == 1 and self._random.random() < 0.5
             query["since"] = json.dumps(*since.values() if alone else (since,))
         if any(isinstance(start, Last) for start in starts.values()):
@@ -188,8 +201,48 @@ class Subscriber:
             if wait <= 0:
                 return False
             with suppress(asyncio.TimeoutError):
-                self._take(json.loads(await asyncio.wait_for(websocket.recv(), min(wait, 0.5))))
+                message = await asyncio.wait_for(websocket.recv(), min(wait, 0.5))
+                if self._speaks:
+                    self._take_framed(str(message))
+                else:
+                    self._take(json.loads(message))
         return True
+
+    # --- the subprotocol -----------------------------------------------------------------------------------------
+
+    async def _greet(self, websocket: ClientConnection, starts: Mapping[str, Start]) -> dict[str, Any]:
+        """Say hello; return what the server says of the subscription."""
+        positions = {channel: start.position for channel, start in starts.items() if isinstance(start, Behind)}
+        await websocket.send(json.dumps({"hello": {"positions": positions}}))
+        while True:
+            said: dict[str, Any] = json.loads(await websocket.recv())
+            if "sub" in said:
+                return said
+
+    def _heed(self, said: dict[str, Any], starts: Mapping[str, Start]) -> None:
+        """Write down where the channels begin."""
+        now = time.monotonic()
+        self._numbers = {number: channel for channel, (number, *_) in said["sub"].items()}
+        begins = {channel: begin for channel, (_, begin, _) in said["sub"].items() if begin is not None}
+        if "reset" in said:
+            self._tell(now)
+            self._at(now, begins)
+            return
+        wanted = {channel: start.position for channel, start in starts.items() if isinstance(start, Behind)}
+        there = {channel: begin for channel, begin in begins.items() if wanted.get(channel, begin) == begin}
+        self._at(now, there)
+        self._elsewhere = begins if len(there) < len(begins) else {}
+
+    def _take_framed(self, message: str) -> None:
+        """Write down a message of the subprotocol."""
+        if message[0] == "p":
+            number, position, text = message[1:].split(":", 2)
+            self._got(time.monotonic(), json.loads(text), self._numbers[int(number)], position or None)
+        elif message[0] == "s":
+            self._take(json.loads(message[1:]))
+            if self._elsewhere:
+                self._at(time.monotonic(), self._elsewhere)
+                self._elsewhere = {}
 
     def _take(self, message: dict[str, Any]) -> None:
         """Write down a message."""
@@ -234,7 +287,8 @@ class Subscriber:
         """Write down how the server closed the connection."""
         code, reason = (closed.rcvd.code, closed.rcvd.reason) if closed.rcvd else (1006, "")
         self._crowd.closes[f"{code} {reason}".strip()] += 1
-        if begun and (code == MISSED or (code == 1012 and "missed" in reason)):
+        missed = code == 1012 and "missed" in reason and not self._speaks  # else it is told when it comes back
+        if begun and (code == MISSED or missed):
             self._tell(time.monotonic())
         elif code in FAILURES:
             self._crowd.wrong.append(f"closed with {code}: {self._life.name}, view {self._view}: {reason}")

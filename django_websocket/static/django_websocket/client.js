@@ -13,7 +13,7 @@ const MISSED_BEATS = 2.5; // of the server's heart, after which a connection cou
 const QUEUE_SIZE = 1024 * 1024; // characters or bytes that may wait for a connection
 const OVERHEAD = 100; // that a waiting message counts in addition to its own size
 const CHANNELS = 1_000; // that are remembered, those that were subscribed to last
-const RESET_PAUSE = 10_000; // ms between two resets: a page from a cache may be told so each time that it is loaded
+const RESET_PAUSE = 10_000; // ms between two resets, doubled if they go on: a page from a cache may always get one
 const HEAD_SIZE = 64; // bytes in which the head of a binary message ends
 
 const ENDED = 1000; // the close code after a view that has returned: it is not to be run again
@@ -235,14 +235,14 @@ class Socket {
     if (!this.#handlers.reset.size) {
       console.warn(`Messages of ${channels.join(", ")} are lost; on("reset", …) would be told.`);
     }
-    let pause = 0;
+    let wait = 0;
     try {
-      const last = Number(sessionStorage.getItem(SUBPROTOCOL));
-      pause = Math.max(0, last + RESET_PAUSE - Date.now());
-      sessionStorage.setItem(SUBPROTOCOL, Date.now() + pause);
+      const [last = 0, pause = 0] = (sessionStorage.getItem(SUBPROTOCOL) ?? "").split(",").map(Number);
+      wait = Math.max(0, last + pause - Date.now());
+      sessionStorage.setItem(SUBPROTOCOL, [Date.now() + wait, wait ? 2 * pause : RESET_PAUSE]);
     } catch {} // storage may be forbidden
     const tell = () => this.#tell("reset", { channels });
-    if (pause) setTimeout(tell, pause);
+    if (wait) setTimeout(tell, wait);
     else tell();
   }
 
