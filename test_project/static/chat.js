@@ -38,7 +38,7 @@ function luminance(color) {
 
 const send = connect({
   onreset() {
-    show({ note: "Some lines are missing here." });
+    show({ note: "Lines may be missing here." });
   },
   onmessage(data) {
     if (typeof data !== "string") return;
