@@ -280,6 +280,7 @@ def test_message_that_would_inflate_beyond_the_limit_is_refused_in_time(server: 
         assert [client.closing()[0] for client in clients] == [1009] * 5
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("path", ["/echo/", "/listen/x/", "/selects/x/"])
 def test_messages_that_inflate_to_the_limit_disturb_nobody(server: Server, path: str) -> None:
     with at_most(server, 5 * 5), undisturbed(server.port), ExitStack() as stack:
