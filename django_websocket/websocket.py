@@ -12,7 +12,7 @@ from .protocol.frames import CloseCode, check_close
 from .protocol.handshake import tokens
 from .pubsub.json_text import as_json, from_json
 from .transport.connection import Connection
-from .transport.subprotocol import HELLO_TIMEOUT, time_of_page
+from .transport.subprotocol import HELLO_TIMEOUT, of_application, time_of_page
 from .transport.subprotocol import NAME as SUBPROTOCOL
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ class BaseWebSocket:
         offered: str | None = self.environ.get(OFFERED)
         if offered is None or SUBPROTOCOL not in offered:
             return offered
-        return ", ".join(name for name in tokens(offered) if name != SUBPROTOCOL) or None
+        return ", ".join(of_application(tokens(offered))) or None
 
     @property
     def version(self) -> str | None:
@@ -133,8 +133,8 @@ class BaseWebSocket:
 
     def _resume(
         self, connection: Connection, forwarding: Forwarding, since: OrRefused, *, begins: bool, has_snapshot: bool
-    ) -> bool:
-        """Read what the client gets of the past, as it or the view wishes; return whether that makes up for a snapshot.
+    ) -> None:
+        """Read what the client gets of the past, as it or the view wishes.
 
         Raises `MessagesMissed`, as `subscribe` does, if the client cannot be told otherwise.
         """
@@ -144,7 +144,7 @@ class BaseWebSocket:
         page = None
         if greeting is not None and since is not False:
             positions, page = greeting.positions, time_of_page(self.environ) if begins else None
-        return pubsub.resume(forwarding, positions, page, has_snapshot=has_snapshot, tells_reset=greeting is not None)
+        pubsub.resume(forwarding, positions, page, has_snapshot=has_snapshot, tells_reset=greeting is not None)
 
 
 class WebSocket(BaseWebSocket):
@@ -321,13 +321,11 @@ class WebSocket(BaseWebSocket):
         forwarding = pubsub.forward(channels, has_snapshot=has_snapshot, later=later, **options)
         try:
             connection = self.connection or self._open()
-            goes_on = bool(options["since"]) and forwarding.complete
             if later:
                 if connection.greeting is not None and connection.greeting.known is not None:
                     connection.greeting.known.wait(HELLO_TIMEOUT)
-                since = options["since"]
-                goes_on = self._resume(connection, forwarding, since, begins=begins, has_snapshot=has_snapshot)
-            if snapshot is None or goes_on:
+                self._resume(connection, forwarding, options["since"], begins=begins, has_snapshot=has_snapshot)
+            if snapshot is None or forwarding.goes_on:
                 return forwarding.attach(connection)
             for message in pubsub.messages_of(snapshot()):
                 self.send(message)

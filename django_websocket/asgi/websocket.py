@@ -187,14 +187,13 @@ class AsyncWebSocket(BaseWebSocket):
         try:
             forwarding = await in_greenlet(join)  # the broker may be away
             connection = self.connection or await self._open()
-            goes_on = bool(options["since"]) and forwarding.complete
             if later:
                 if connection.greeting is not None and connection.greeting.known is not None:
                     await until_set(connection.greeting.known, HELLO_TIMEOUT)
-                goes_on = await in_greenlet(
+                await in_greenlet(
                     self._resume, connection, forwarding, options["since"], begins=begins, has_snapshot=has_snapshot
                 )
-            if snapshot is not None and not goes_on:
+            if snapshot is not None and not forwarding.goes_on:
                 await self._send_all(snapshot())
             forwarding.attach(connection, has_snapshot=has_snapshot)
         except BaseException:

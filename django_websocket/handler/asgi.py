@@ -23,7 +23,7 @@ from django_websocket.protocol.frames import CloseCode
 from django_websocket.transport.connection import Connection
 from django_websocket.transport.log import report
 from django_websocket.transport.loops import PerLoop
-from django_websocket.transport.subprotocol import NAME as SUBPROTOCOL
+from django_websocket.transport.subprotocol import of_application
 from django_websocket.transport.waiting import Waiter as AnyWaiter
 from django_websocket.transport.waiting import services
 from django_websocket.websocket import as_payload
@@ -363,7 +363,7 @@ def scope_of(request: HttpRequest, args: Iterable[Any], kwargs: Mapping[str, Any
         # A proxy's word is taken for the address, and it does not tell the port.
         "client": (address, int(port) if port and address == meta.get("REMOTE_ADDR") else 0) if address else None,
         "server": (meta.get("SERVER_NAME", ""), int(meta.get("SERVER_PORT") or 0)),
-        "subprotocols": [name for name in meta[HANDSHAKE_KEY].subprotocols if name != SUBPROTOCOL],
+        "subprotocols": of_application(meta[HANDSHAKE_KEY].subprotocols),
         "extensions": {"websocket.http.response": {}},
         "state": {},
         "cookies": request.COOKIES,

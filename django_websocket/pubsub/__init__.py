@@ -184,9 +184,7 @@ def forward(
     else:
         latest = on_slow == "latest"
         forwarding = LossyForwarding(current_hub(), channels, limit, notice, wish, later=later, latest=latest)
-    if not forwarding.complete and not has_snapshot and notice is None:
-        forwarding.close()
-        raise MessagesMissed(NOT_ALL_THERE)
+    _check_told(forwarding, otherwise=has_snapshot)
     if not for_good:
         close_at_end(forwarding)
     return forwarding
@@ -199,24 +197,26 @@ def resume(
     *,
     has_snapshot: bool,
     tells_reset: bool,
-) -> bool:
+) -> None:
     """Read what a client gets of the past that has said from which `positions` it goes on.
 
-    `time` is when its page was made, as `Wanted` has it, None if that is not known. Return whether there was a position
-    for each channel to go on from, and all that came behind is there. Raises BrokerError, and MessagesMissed if
-    something is missing and nobody would be told.
+    `time` is when its page was made, as `Wanted` has it, None if that is not known. Raises BrokerError, and
+    MessagesMissed if something is missing and nobody would be told.
     """
     from .replay import resumed
 
     rules = current_settings().rules
-    forwarding.wish = wish = resumed(
-        forwarding.wish, forwarding.channels, positions, time, rules, has_snapshot=has_snapshot
-    )
+    wish, channels = forwarding.wish, forwarding.channels
+    forwarding.wish = resumed(wish, channels, positions, time, rules, has_snapshot=has_snapshot)
     forwarding.read_past()
-    if not (forwarding.complete or has_snapshot or tells_reset or forwarding.tells_missed):
+    _check_told(forwarding, otherwise=has_snapshot or tells_reset)
+
+
+def _check_told(forwarding: Forwarding, *, otherwise: bool) -> None:
+    """Raise MessagesMissed if something is missing and the client is told neither by a notice nor `otherwise`."""
+    if not (forwarding.complete or forwarding.tells_missed or otherwise):
         forwarding.close()
         raise MessagesMissed(NOT_ALL_THERE)
-    return wish is not None and wish.since.keys() >= {*forwarding.channels} and forwarding.complete
 
 
 def messages_of(snapshot: Any) -> Iterator[str | bytes]:

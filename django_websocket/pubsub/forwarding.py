@@ -90,6 +90,11 @@ class Forwarding:
         return self._past is not None
 
     @property
+    def goes_on(self) -> bool:
+        """Whether each channel goes on where it was, and needs no snapshot. To be asked before `attach`."""
+        return self.wish is not None and self.wish.since.keys() >= {*self.channels} and self.complete
+
+    @property
     def tells_missed(self) -> bool:
         """Whether the client is sent a notice if messages are missing."""
         return self._on_missed is not None

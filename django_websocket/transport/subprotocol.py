@@ -8,13 +8,25 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import parse_qs
 
 from gevent.event import Event
 
-__all__ = ["BEAT", "HELLO_TIMEOUT", "NAME", "Greeting", "control", "SINCE", "from_channel", "from_view", "time_of_page"]
+__all__ = [
+    "BEAT",
+    "HELLO_SIZE",
+    "HELLO_TIMEOUT",
+    "NAME",
+    "SINCE",
+    "Greeting",
+    "control",
+    "from_channel",
+    "from_view",
+    "of_application",
+    "time_of_page",
+]
 
 NAME = "django-websocket.1"
 SINCE = "django-websocket-since"  # the parameter of an address that says when its page was made
@@ -24,6 +36,11 @@ HELLO_SIZE = 128 * 1024  # bytes; it is kept until the positions in it are used
 BEGINNING = 10.0  # seconds from the hello in which a view subscribes to what its page is about
 MAX_POSITIONS = 1000  # that a client may name
 MAX_POSITION = 40  # characters, which no position has
+
+
+def of_application(names: Iterable[str]) -> list[str]:
+    """Return the subprotocols among those that a client offers which are the application's business."""
+    return [name for name in names if name != NAME]
 
 
 def from_view(message: str | bytes) -> str | bytes:
