@@ -6,36 +6,25 @@ import math
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
-from django_websocket.exceptions import ConnectionClosed, MessagesMissed
-from django_websocket.transport.waiting import (
-    Readable,
-    check_before_taking,
-    close_at_end,
-    close_with,
-    view_of_helper,
-    wait,
-)
+from django_websocket.exceptions import MessagesMissed
 
 from .backlog import Backlog, cost
 from .entries import Position
 from .hub import Hub, closed_error
 from .publication import Publication
 from .replay import Wanted, past_of
+from .source import Source
 
 __all__ = ["Subscription"]
 
 
-class Subscription(Readable):
+class Subscription(Source):
     """Messages published to `channels`, for a view to take; a context manager, and an iterator over the messages.
 
     `select()` reports it as readable exactly when `get()` would return at once.
     """
 
     __slots__ = (
-        "_broker_closed",
-        "_client_left",
-        "_closed",
-        "_ends_with_client",
         "_held",
         "_held_size",
         "_hub",
@@ -58,10 +47,6 @@ class Subscription(Readable):
         self._queue: Backlog[str | bytes] = Backlog(limit, on_slow == "latest")
         self._lossy = on_slow != "raise"
         self._missed = False
-        self._closed = False
-        self._broker_closed = False
-        self._ends_with_client = False
-        self._client_left: tuple[int, str] | None = None  # not the exception, whose traceback would keep the view alive
         self._held: list[Publication] | None = None if wish is None else []  # what comes until the past is there
         self._restarts: dict[str, Position] | None = None  # where channels go on behind a gap that `get` will tell of
         self._held_size = 0  # bytes
@@ -92,21 +77,6 @@ class Subscription(Readable):
         self._missed = False
         self._restarts = None
 
-    def end_with_view(self) -> None:
-        """Close this when the view ends that runs, or that has started the running greenlet."""
-        view = view_of_helper()
-        if view is None:
-            close_at_end(self)
-        else:
-            self._ends_with_client = True  # quietly: gevent prints the traceback of an exception in such a greenlet
-            close_with(view, self)
-
-    def __enter__(self) -> Subscription:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
-
     def __iter__(self) -> Iterator[str | bytes]:
         return iter(self.get, None)
 
@@ -126,12 +96,7 @@ class Subscription(Readable):
 
     def get_with_channel(self, timeout: float | None = None) -> tuple[str, str | bytes] | None:
         """Return the next message as a pair: its channel, and the message. Otherwise the same as `get`."""
-        check_before_taking()
-        while not self.ready():
-            if self._client_left is not None:
-                raise ConnectionClosed(*self._client_left)
-            if not wait((self,), timeout):
-                raise TimeoutError(f"no message came within {timeout} seconds")
+        self._wait_until_ready(timeout, "message")
         try:
             if self._missed:
                 self._missed = False
@@ -148,8 +113,7 @@ class Subscription(Readable):
                 self._positions[channel] = position
             return channel, message
         finally:
-            if self._signal is not None:
-                self._signal.set(self.ready() or self.abandoned)
+            self._taken()
 
     def position(self, channel: str | None = None) -> str:
         """Return the position behind what `get` has returned of a channel with history, as `since` takes it later.
@@ -170,28 +134,9 @@ class Subscription(Readable):
         """Whether `get()` would return at once."""
         return bool(self._queue) or self._missed or self._closed
 
-    def close(self) -> None:
-        """End the subscription. May be called twice."""
-        if not self._closed or self._broker_closed:
-            self._closed = True
-            self._broker_closed = False
-            self._queue.clear()
-            self._hub.leave(self, self.channels)
-            self._changed()
-            self.close_fileno()
-
-    def client_left(self, code: int, reason: str) -> None:
-        """Wake a view that waits here rather than for its client: the client has left."""
-        if self._ends_with_client:
-            self.close()
-        else:
-            self._client_left = code, reason
-            self._changed()
-
-    @property
-    def abandoned(self) -> bool:
-        """Whether the client of the view has left."""
-        return self._client_left is not None
+    def _leave(self) -> None:
+        self._queue.clear()
+        self._hub.leave(self, self.channels)
 
     def deliver(self, publication: Publication) -> None:
         """Keep the messages until the view takes them."""
@@ -221,10 +166,3 @@ class Subscription(Readable):
         """Let the next `get()` raise `MessagesMissed`."""
         self._missed = True
         self._changed()
-
-    def broker_closed(self) -> None:
-        """Let `get()` raise BrokerError once the waiting messages have been taken."""
-        if not self._closed:
-            self._closed = True
-            self._broker_closed = True
-            self._changed()
