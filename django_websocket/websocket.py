@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from django.http import HttpResponse
 
     from .pubsub.forwarding import Forwarding
+    from .pubsub.presence import Present
     from .pubsub.replay import OrRefused
 
 __all__ = ["WebSocket"]
@@ -125,6 +126,12 @@ class BaseWebSocket:
         if self.connection is not None:
             return self.connection.greeting is not None
         return SUBPROTOCOL in tokens(self.environ.get(OFFERED) or "")
+
+    @property
+    def _session(self) -> str | None:
+        """The name that the client keeps when it connects again; None if it has said none."""
+        greeting = None if self.connection is None else self.connection.greeting
+        return None if greeting is None else greeting.session
 
     def _begins(self) -> bool:
         """Whether what the view subscribes to now is what the client's page is about."""
@@ -263,6 +270,7 @@ class WebSocket(BaseWebSocket):
         since: OrRefused = None,
         last: int | None = None,
         snapshot: Callable[[], Any] | None = None,
+        present: Present | None = None,
     ) -> Forwarding:
         """Send this client what is published to `channels`, as it is, until the returned object is closed.
 
@@ -292,9 +300,16 @@ class WebSocket(BaseWebSocket):
         nothing else. If not all of that is kept, it is told so instead of an exception. `since=False` gives it nothing
         but what it gets from now on.
 
+        `present` has the client be in the channels, for `pubsub.present` and all who see who is there: a dict with an
+        "id", a text or an integer that tells users apart, and whatever else is to be told of the user, 1,000 bytes as
+        JSON at most. `client.js` is told who is there, who comes and who leaves; with "watch" in place of a dict, it is
+        told without being there.
+
         Raises `BrokerError` if the broker cannot be reached, and ValueError for the past of a channel without history.
         """
-        return self._forward(channels, snapshot, on_slow=on_slow, on_missed=on_missed, since=since, last=last)
+        return self._forward(
+            channels, snapshot, on_slow=on_slow, on_missed=on_missed, since=since, last=last, present=present
+        )
 
     def listen(
         self,
@@ -304,13 +319,23 @@ class WebSocket(BaseWebSocket):
         since: OrRefused = None,
         last: int | None = None,
         snapshot: Callable[[], Any] | None = None,
+        present: Present | None = None,
     ) -> HttpResponse:
         """Subscribe this client to `channels` for good; the view returns the result, and is over then.
 
         The connection stays, without a greenlet. What is published goes to the client, and what the client sends is
         dropped. The options are those of `subscribe`.
         """
-        self._forward(channels, snapshot, on_slow=on_slow, on_missed=on_missed, since=since, last=last, for_good=True)
+        self._forward(
+            channels,
+            snapshot,
+            on_slow=on_slow,
+            on_missed=on_missed,
+            since=since,
+            last=last,
+            present=present,
+            for_good=True,
+        )
         self._open().drop_input()
         self.listening = True
         return self.response
@@ -325,6 +350,7 @@ class WebSocket(BaseWebSocket):
                 if connection.greeting is not None and connection.greeting.known is not None:
                     connection.greeting.known.wait(HELLO_TIMEOUT)
                 self._resume(connection, forwarding, options["since"], begins=begins, has_snapshot=has_snapshot)
+            forwarding.enter(self._session)
             if snapshot is None or forwarding.goes_on:
                 return forwarding.attach(connection)
             for message in pubsub.messages_of(snapshot()):

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from django.http import HttpResponse
 
     from django_websocket.pubsub.forwarding import Forwarding
+    from django_websocket.pubsub.presence import Present
     from django_websocket.pubsub.replay import OrRefused
 
 __all__ = ["AsyncWebSocket"]
@@ -141,13 +142,14 @@ class AsyncWebSocket(BaseWebSocket):
         since: OrRefused = None,
         last: int | None = None,
         snapshot: Snapshot | None = None,
+        present: Present | None = None,
     ) -> Subscribing:
         """Have what is published to `channels` sent to this client, as it is; see `WebSocket.subscribe`.
 
         `async with websocket.subscribe("news"):` for the time of a block, `await websocket.subscribe("news")` until the
         view ends or the returned object is closed. `snapshot` may be a coroutine function or an asynchronous generator.
         """
-        options = {"on_slow": on_slow, "on_missed": on_missed, "since": since, "last": last}
+        options = {"on_slow": on_slow, "on_missed": on_missed, "since": since, "last": last, "present": present}
         return Subscribing(self, channels, snapshot, options)
 
     async def listen(
@@ -158,9 +160,10 @@ class AsyncWebSocket(BaseWebSocket):
         since: OrRefused = None,
         last: int | None = None,
         snapshot: Snapshot | None = None,
+        present: Present | None = None,
     ) -> HttpResponse:
         """Subscribe this client to `channels` for good; return the result from the view. See `WebSocket.listen`."""
-        options = {"on_slow": on_slow, "on_missed": on_missed, "since": since, "last": last}
+        options = {"on_slow": on_slow, "on_missed": on_missed, "since": since, "last": last, "present": present}
         await self.forward(channels, snapshot, options, for_good=True)
         connection = self.connection
         assert connection is not None
@@ -193,6 +196,8 @@ class AsyncWebSocket(BaseWebSocket):
                 await in_greenlet(
                     self._resume, connection, forwarding, options["since"], begins=begins, has_snapshot=has_snapshot
                 )
+            if options["present"] is not None:
+                await in_greenlet(forwarding.enter, self._session)
             if snapshot is not None and not forwarding.goes_on:
                 await self._send_all(snapshot())
             forwarding.attach(connection, has_snapshot=has_snapshot)

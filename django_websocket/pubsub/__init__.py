@@ -28,10 +28,12 @@ from .process import broker_for, current_hub, current_settings
 
 if TYPE_CHECKING:
     from .forwarding import Forwarding
+    from .presence import Present
     from .replay import OrRefused, Since
     from .subscription import Subscription
+    from .watch import Watch
 
-__all__ = ["Kept", "history", "position", "publish", "subscribe"]
+__all__ = ["Kept", "count", "history", "position", "present", "publish", "subscribe", "watch"]
 
 NOT_ALL_THERE = (
     "Not all messages since that position are kept: fetch the present state from where it is stored, or give snapshot=."
@@ -151,6 +153,40 @@ def subscribe(
     return subscription
 
 
+def present(channel: str) -> list[Any]:
+    """Return who is in a channel: what the views gave as present=, each id once, and 1,000 users at most.
+
+    Works in every kind of process. Raises BrokerError.
+    """
+    from .presence import checked, users_in
+
+    check_channel(channel)
+    return users_in(checked(broker_for(current_settings())), channel)
+
+
+def count(channel: str) -> int:
+    """Return how many users are in a channel, each once. Works in every kind of process. Raises BrokerError."""
+    from .presence import checked, count_of
+
+    check_channel(channel)
+    return count_of(checked(broker_for(current_settings())), channel)
+
+
+def watch(channel: str) -> Watch:
+    """Have the running view be told who comes to a channel and who leaves.
+
+    The first `get` returns at once, with all who are there. It ends with `close()`, its `with` block or the view, as a
+    `Subscription` does. Raises BrokerError if the broker cannot be reached.
+    """
+    from .presence import presence_of
+    from .watch import Watch
+
+    check_channel(channel)
+    watch = Watch(presence_of(current_hub()), channel)
+    watch.end_with_view()
+    return watch
+
+
 def forward(
     channels: Sequence[str],
     *,
@@ -158,6 +194,7 @@ def forward(
     on_missed: Any = None,
     since: OrRefused = None,
     last: int | None = None,
+    present: Present | None = None,
     has_snapshot: bool = False,
     for_good: bool = False,
     later: bool = False,
@@ -168,6 +205,7 @@ def forward(
     the past is read `later`, by `resume`.
     """
     from .forwarding import Forwarding, LossyForwarding
+    from .presence import user_from
     from .replay import wanted
 
     check_channels(channels)
@@ -175,6 +213,7 @@ def forward(
     notice = None if on_missed is None else _text_or_bytes(on_missed)
     settings = current_settings()
     wish = wanted(channels, None if since is False else since, last, settings.rules)
+    user = None if present is None else user_from(present)
     if has_snapshot and last is not None:
         raise TypeError("Say either last= or snapshot=")
     limit = settings.limits.outbox_size
@@ -185,6 +224,12 @@ def forward(
         latest = on_slow == "latest"
         forwarding = LossyForwarding(current_hub(), channels, limit, notice, wish, later=later, latest=latest)
     _check_told(forwarding, otherwise=has_snapshot)
+    if present is not None:
+        try:
+            forwarding.open_rooms(user)
+        except BaseException:
+            forwarding.close()
+            raise
     if not for_good:
         close_at_end(forwarding)
     return forwarding

@@ -26,14 +26,16 @@ from redis.exceptions import AskError, MovedError
 
 from django_websocket.exceptions import BrokerError
 
-from . import keeping
+from . import enrolling, keeping
 from .broker import Listener
 from .closing import Closed, InLoop
+from .enrolling import LEASES, SILENT, TELLING, arguments_of, event_of, roster_key
 from .entries import Rule, Stretch
-from .keeping import key_of
+from .keeping import Script, key_of
 from .pipeline import Ending, remaining, wait_until_ended
 from .redis import FIRST_DELAY, TIMEOUT, RedisBroker, RedisReceiver, RedisSubscriber, unusable
 from .redis_address import Host, RedisAddress
+from .roster import Claim, Leases, Roster, RosterEvent, told_on
 
 SLOTS = 16384
 CHECK_INTERVAL = 1.0  # seconds between two questions about which node has which slot
@@ -117,6 +119,42 @@ class ClusterBroker:
             return node.read_until(deadline, channel, (rule, count, since, size), tag, asking=asking)
 
         return self._at_list(channel, deadline, read)
+
+    def change_roster(
+        self, channel: str, process: bytes, claims: Sequence[Claim], *, gone: bool = False
+    ) -> RosterEvent | None:
+        """Take what a process says of users; see `PresenceBroker.change_roster`. Raises BrokerError."""
+        deadline, name, key = time.monotonic() + TIMEOUT, told_on(channel), roster_key(channel)
+        arguments = arguments_of(process, (self._address.prefix + name).encode(), claims, gone=gone)
+
+        def change(node: Node, *, asking: bool) -> RosterEvent | None:
+            tag = tags()[self.slot(name)]
+            if not asking:
+                return event_of(node.run_until(deadline, TELLING[Node.PUBLISH], key, arguments, tag))
+            # The roster is at the next owner of the slot already, the subscribers are still at the present one.
+            event = event_of(node.run_until(deadline, SILENT, key, arguments, tag, asking=True))
+            if event is not None:
+                self.publish(name, event.to_wire())
+            return event
+
+        return self._at_list(name, deadline, change)
+
+    def read_roster(self, channel: str, limit: int | None = None, *, prolong: bool = False) -> Roster:
+        """Return who is there; see `PresenceBroker.read_roster`. Raises BrokerError."""
+        return enrolling.read(partial(self._run, told_on(channel), roster_key(channel)), limit, prolong=prolong)
+
+    def renew_lease(self, process: bytes, seconds: float) -> Leases:
+        """Renew a lease; see `PresenceBroker.renew_lease`. Raises BrokerError."""
+        return enrolling.renew(partial(self._run, LEASES, LEASES), process, seconds)
+
+    def _run(self, channel: str, key: str, script: Script, *arguments: bytes) -> Any:
+        """Return the reply of a script at the node that has a channel, beside which the key is."""
+        deadline, tag = time.monotonic() + TIMEOUT, tags()[self.slot(channel)]
+
+        def run(node: Node, *, asking: bool) -> Any:
+            return node.run_until(deadline, script, key, arguments, tag, asking=asking)
+
+        return self._at_list(channel, deadline, run)
 
     def clock(self, timeout: float) -> float:
         """Return the time of one of the nodes, whose clocks may differ a little. Raises BrokerError."""

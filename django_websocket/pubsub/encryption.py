@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hmac
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
@@ -15,6 +15,7 @@ from django_websocket.transport.turns import let_others_run_if_any
 from .broker import Broker, Listener, Receiver, Subscriber
 from .closing import close
 from .entries import KEPT, UNREADABLE, Entry, KeepingBroker, Rule, Stretch, entry_from
+from .roster import PRESENT, Claim, Leases, PresenceBroker, Roster, RosterEvent, event_from
 
 SHORTEST_KEY = 32  # characters
 
@@ -35,6 +36,7 @@ class EncryptedBroker:
             )
         self._broker = broker
         self._fernet = MultiFernet([Fernet(_derived(key)) for key in keys])
+        self.secret = _derived(keys[0])  # of the keys of users in rosters, so that nobody can guess whose they are
 
     def publish(self, channel: str, payload: bytes) -> int | None:
         """Publish `payload`, readable only with one of the keys."""
@@ -77,6 +79,41 @@ class EncryptedKeepingBroker(EncryptedBroker):
         return Stretch(stretch.top, stretch.time, entries, stretch.cut)
 
 
+class CompleteBroker(KeepingBroker, PresenceBroker, Protocol):
+    """A broker that keeps messages and rosters."""
+
+
+class EncryptedPresenceBroker(EncryptedKeepingBroker):
+    """The same around a broker that also keeps rosters: it sees how many users there are, but not which."""
+
+    _broker: CompleteBroker
+
+    def change_roster(
+        self, channel: str, process: bytes, claims: Sequence[Claim], *, gone: bool = False
+    ) -> RosterEvent | None:
+        """Take what a process says of users, readable only with one of the keys."""
+        hidden = [self._hidden(channel, claim) for claim in claims]
+        event = self._broker.change_roster(channel, process, hidden, gone=gone)
+        return None if event is None else _shown(self._fernet, channel, event)
+
+    def read_roster(self, channel: str, limit: int | None = None, *, prolong: bool = False) -> Roster:
+        """Return who is there, decrypted."""
+        roster = self._broker.read_roster(channel, limit, prolong=prolong)
+        users = {}
+        for key, lines in roster.users.items():
+            users[key] = {process: _info(self._fernet, channel, token) for process, token in lines.items()}
+            let_others_run_if_any()
+        return Roster(roster.number, roster.processes, roster.size, users)
+
+    def renew_lease(self, process: bytes, seconds: float) -> Leases:
+        """Renew a lease; see `PresenceBroker.renew_lease`. Raises BrokerError."""
+        return self._broker.renew_lease(process, seconds)
+
+    def _hidden(self, channel: str, claim: Claim) -> Claim:
+        info = self._fernet.encrypt(_bound(channel) + claim.info) if claim.info else b""
+        return Claim(claim.key, claim.session, info)
+
+
 class Decrypting:
     """Decrypts what a subscriber receives, for `listener`."""
 
@@ -95,7 +132,11 @@ class Decrypting:
         readable = []
         for channel, token in batch:
             entry = entry_from(token) if token[:1] == KEPT else None
-            if entry is None:
+            payload: bytes | None
+            if channel.startswith(PRESENT):
+                event = event_from(token)
+                payload = event and _shown(self._fernet, channel[len(PRESENT) :], event).to_wire()
+            elif entry is None:
                 payload = _decrypted(self._fernet, channel, token)
             else:
                 payload = _readable(self._fernet, channel, entry).to_wire()
@@ -142,6 +183,17 @@ def _readable(fernet: MultiFernet, channel: str, entry: Entry) -> Entry:
     """Return an entry with its payload decrypted. One that no key opens keeps its place, since others are behind it."""
     payload = _decrypted(fernet, channel, entry.payload)
     return Entry(*entry[:-1], UNREADABLE if payload is None else payload)
+
+
+def _shown(fernet: MultiFernet, channel: str, event: RosterEvent) -> RosterEvent:
+    """Return a change of a roster with what it tells of users decrypted."""
+    news = [(kind, Claim(key, session, _info(fernet, channel, info))) for kind, (key, session, info) in event.news]
+    return RosterEvent(event.number, event.before, event.process, news)
+
+
+def _info(fernet: MultiFernet, channel: str, token: bytes) -> bytes:
+    """Return what is told of a user, decrypted; nothing if no key opens it."""
+    return token and (_decrypted(fernet, channel, token) or b"")
 
 
 def _derived(key: str) -> bytes:

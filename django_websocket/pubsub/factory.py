@@ -10,6 +10,7 @@ from urllib.parse import parse_qsl
 
 from .broker import Broker
 from .entries import keeps
+from .roster import keeps_rosters
 
 SCHEMES = {
     "memory": "django_websocket.pubsub.memory.MemoryBroker",
@@ -43,12 +44,14 @@ def broker_from(setting: str | Mapping[str, Any]) -> Broker:
     if not encrypted:
         return broker
     try:
-        from .encryption import EncryptedBroker, EncryptedKeepingBroker
+        from .encryption import EncryptedBroker, EncryptedKeepingBroker, EncryptedPresenceBroker
     except ModuleNotFoundError as error:
         raise ValueError(
             "WEBSOCKET_BROKER has encryption_keys, which need the library cryptography: "
             'pip install "django-gevent-websocket[encryption]"'
         ) from error
+    if keeps(broker) and keeps_rosters(broker):
+        return EncryptedPresenceBroker(broker, keys)
     return EncryptedKeepingBroker(broker, keys) if keeps(broker) else EncryptedBroker(broker, keys)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from django_websocket.exceptions import ConnectionClosed
 from django_websocket.protocol.frames import CloseCode, encode_message
@@ -16,6 +17,9 @@ from .hub import NO_STARTS, Hub
 from .publication import Publication, Variant, variant_for
 from .replay import Wanted, past_of
 
+if TYPE_CHECKING:
+    from .presence import Attendance, User
+
 
 class Forwarding:
     """Sends what is published to `channels` to a client, unchanged, until `close()`.
@@ -28,6 +32,7 @@ class Forwarding:
     __slots__ = (
         "__weakref__",
         "_announced",
+        "_attendance",
         "_begins",
         "_broker_closed",
         "_closed",
@@ -66,6 +71,7 @@ class Forwarding:
         self._closed = False
         self._broker_closed = False
         self.channels = channels
+        self._attendance: Attendance | None = None
         self._announced = False  # whether the client has been told of the channels
         self._past: Sequence[Publication] | None = ()  # to be sent first; None if not all of it is kept
         self.wish = wish
@@ -73,6 +79,27 @@ class Forwarding:
         self._begins = self._ends = hub.join(self, channels)
         if wish is not None and not later:
             self.read_past()
+
+    def open_rooms(self, user: User | None) -> None:
+        """Prepare to tell who is in the channels, and to have `user` be there, if there is one. Raises BrokerError."""
+        from .presence import Attendance, presence_of
+
+        self._attendance = Attendance(presence_of(self._hub), self.channels, user)
+
+    def enter(self, session: str | None) -> None:
+        """Have the client be where `open_rooms` has said; see `Attendance.enter`. Raises BrokerError."""
+        if self._attendance is not None:
+            self._attendance.enter(session)
+
+    def update_present(self, present: Mapping[str, Any]) -> None:
+        """Tell something else of who is present: a name that has changed, say, or that somebody is typing.
+
+        `present` is what `subscribe` took, with the same "id". Never waits; all who see who is there are told within
+        half a second. Raises ValueError for another id, and RuntimeError if this client is not present.
+        """
+        if self._attendance is None:
+            raise RuntimeError("The client is not present: subscribe with a dict as present= to be there")
+        self._attendance.update(present)
 
     def read_past(self) -> None:
         """Read what is wished of the past. Raises BrokerError."""
@@ -138,6 +165,8 @@ class Forwarding:
             self._variant = self._hub.framed(self._variant)
             self._announce(connection, reset=incomplete and self._on_missed is None)
             incomplete = incomplete and self._on_missed is not None
+        if self._attendance is not None:
+            self._attendance.attach(connection)
         self._begins = self._ends = NO_STARTS
         self.wish = None
         self._send_past(past or ())
@@ -182,6 +211,9 @@ class Forwarding:
         connection, self._connection = self._connection, None
         self._closed = True
         self._hub.leave(self, self.channels)
+        attendance, self._attendance = self._attendance, None
+        if attendance is not None:
+            attendance.close(None if connection is None else connection.close_code)
         if connection is not None and self.close in connection.on_end:
             connection.on_end.remove(self.close)
             if self._announced:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import count, groupby
 from types import MappingProxyType
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import gevent
 from gevent.event import AsyncResult
@@ -22,6 +22,9 @@ from .closing import InLoop, close
 from .entries import NO_RULES, NOWHERE, Entry, Position, keeps, no_history
 from .following import Arrived, Rings, Track, publication_of
 from .publication import Compressed, Framed, Mixture, Publication
+
+if TYPE_CHECKING:
+    from .presence import Presence
 
 GLANCE = 64  # deliveries between two looks at the clock
 GLANCE_SIZE = 2 * 1024  # bytes that count as one delivery more, since a large message may be compressed for each client
@@ -109,6 +112,8 @@ class Hub(InLoop):
         self._framed: dict[Compressed, Framed] = {}
         self._tracks: dict[str, Track] = {}  # of channels with history
         self._closed = False
+        self.broker = broker
+        self.presence: Presence | None = None  # who is in its channels, once somebody wants to know
         self._subscriber = broker.subscriber(self)
 
     def join(self, member: Member, names: Sequence[str], *, with_others: bool = False) -> Mapping[str, Position]:
@@ -437,6 +442,8 @@ class Hub(InLoop):
                 joined.set_exception(closed_error())
         members = dict.fromkeys(member for channel in channels.values() for member in channel.members)
         _tell(member.broker_closed for member in members)
+        if self.presence is not None:
+            self.presence.end()
 
     def lost(self, names: Sequence[str]) -> None:
         """Note that the channels are not received: joining one waits until the broker is back."""

@@ -114,8 +114,13 @@ return {offset, tag, now, taken < count and 1 or 0, parts}
 
 def key_of(prefix: str, channel: str, tag: str = "") -> bytes:
     """Return the key of a channel. On a Cluster, `tag` puts it where the channel is."""
+    return named(prefix, HISTORY + channel, tag)
+
+
+def named(prefix: str, name: str, tag: str = "") -> bytes:
+    """Return the key with this name; see `key_of` for `tag`."""
     first = f"{{{tag}}}" if tag else ""
-    return f"{first}{prefix}{HISTORY}{channel}".encode()
+    return f"{first}{prefix}{name}".encode()
 
 
 def publish_kept(call: Call, command: str, key: bytes, channel: bytes, payload: bytes, rule: Rule) -> int:

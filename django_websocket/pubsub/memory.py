@@ -18,6 +18,7 @@ from django_websocket.transport.turns import let_others_run
 from .broker import Listener
 from .closing import InLoop, closed_error
 from .entries import Entry, Position, Rule, Stretch, new_tag
+from .roster import AGAIN, EMPTY, HERE, LEFT, NOBODY, Claim, Leases, Roster, RosterEvent, told_on
 
 TESTS = "memory://tests"  # the broker in Django's test environment, where the warning about memory:// is not needed
 MAX_PENDING = 256 * 1024  # bytes that a greenlet may publish before the loop has to deliver them
@@ -40,6 +41,8 @@ class MemoryBroker:
         self._closed = False
         self._lock = threading.Lock()  # keeps the entries of a channel in order on their way to the subscribers
         self._memories: OrderedDict[str, Memory] = OrderedDict()  # of channels; those looked at go to the end
+        self._rosters: dict[str, Enrolled] = {}  # of channels in which somebody is
+        self._leases: dict[bytes, float] = {}  # until when each process counts as alive, as time.monotonic() has it
 
     def publish(self, channel: str, payload: bytes) -> int:
         """Deliver soon, to each subscriber in the thread of its loop; return how many receive the channel.
@@ -87,6 +90,48 @@ class MemoryBroker:
     def clock(self, timeout: float) -> float:
         """Return the time of this machine."""
         return time.time()
+
+    def change_roster(
+        self, channel: str, process: bytes, claims: Sequence[Claim], *, gone: bool = False
+    ) -> RosterEvent | None:
+        """Take what a process says of users; see `PresenceBroker.change_roster`. Raises BrokerError after `close`."""
+        if self._closed:
+            raise closed_error("memory://")
+        with self._lock:
+            enrolled = self._rosters.setdefault(channel, Enrolled())
+            event = enrolled.change(process, claims, gone=gone)
+            if not enrolled.users:
+                del self._rosters[channel]
+            subscribers = self._subscribers
+            if event is not None:
+                for subscriber in subscribers:
+                    subscriber.put(told_on(channel), event.to_wire())
+        for subscriber in subscribers if event is not None else ():
+            subscriber.deliver_soon()
+        return event
+
+    def read_roster(self, channel: str, limit: int | None = None, *, prolong: bool = False) -> Roster:
+        """Return who is there; see `PresenceBroker.read_roster`. Raises BrokerError after `close`."""
+        if self._closed:
+            raise closed_error("memory://")
+        with self._lock:
+            enrolled = self._rosters.get(channel)
+            if enrolled is None:
+                return EMPTY
+            users = {key: {**enrolled.users[key]} for key in islice(enrolled.users, limit)}
+            return Roster(enrolled.number, frozenset(enrolled.processes), len(enrolled.users), users)
+
+    def renew_lease(self, process: bytes, seconds: float) -> Leases:
+        """Renew a lease, here that of a loop; see `PresenceBroker.renew_lease`. Raises BrokerError after `close`."""
+        if self._closed:
+            raise closed_error("memory://")
+        with self._lock:
+            now = time.monotonic()
+            held = self._leases.get(process, now) > now
+            if process:
+                self._leases[process] = now + seconds
+            self._leases = {name: end for name, end in self._leases.items() if end > now}
+            return Leases(held, frozenset(self._leases))
 
     def _memory(self, channel: str, rule: Rule) -> Memory:
         """Return what a channel has kept, and forget what others have that is too old."""
@@ -163,6 +208,47 @@ class Memory:
         self.top = entry.position
         del self.entries[: -self.rule.messages]
         return entry
+
+
+class Enrolled:
+    """Who is in a channel."""
+
+    __slots__ = ("number", "processes", "users")
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.processes: set[bytes] = set()
+        self.users: dict[bytes, dict[bytes, bytes]] = {}  # the lines of each, by process, the newest last
+
+    def change(self, process: bytes, claims: Sequence[Claim], *, gone: bool) -> RosterEvent | None:
+        """Take what a process says of users, as `enrolling.CHANGING` does."""
+        news = [one for claim in claims if (one := self._take(process, claim)) is not None]
+        if gone:
+            self.processes.discard(process)
+        if not news:
+            return None
+        before, self.number = self.number, max(time.time_ns() // 1000, self.number + 1)
+        return RosterEvent(self.number, before, process, news)
+
+    def _take(self, process: bytes, claim: Claim) -> tuple[bytes, Claim] | None:
+        key, session, info = claim
+        lines = self.users.get(key, {})
+        own = lines.get(process)
+        others = {name: told for name, told in lines.items() if name != process}
+        if info and info == own:
+            return None if session == NOBODY else (AGAIN, Claim(key, session))
+        if info:
+            self.processes.add(process)
+            self.users[key] = {**others, process: info}
+            return HERE, claim
+        if own is None:
+            return None
+        if not others:
+            del self.users[key]
+            return LEFT, Claim(key)
+        self.users[key] = others
+        newest = [*others.values()][-1]
+        return None if newest == [*lines.values()][-1] else (HERE, Claim(key, info=newest))
 
 
 class MemorySubscriber(InLoop):

@@ -25,13 +25,15 @@ from gevent.event import AsyncResult, Event
 from django_websocket.exceptions import BrokerError
 from django_websocket.transport.turns import let_others_run_if_spent
 
-from . import keeping
+from . import enrolling, keeping
 from .broker import Listener
 from .closing import Closed, InLoop, closed_error
+from .enrolling import LEASES, TELLING, arguments_of, event_of, roster_key
 from .entries import Rule, Stretch
-from .keeping import key_of
+from .keeping import Script, key_of, named
 from .pipeline import Ending, Link, Pipeline, pack, remaining, wait_until_ended
 from .redis_address import OPTIONS, RedisAddress
+from .roster import Claim, Leases, Roster, RosterEvent, told_on
 
 TIMEOUT = 5.0  # seconds for one operation: connecting, publishing, subscribing
 PING_INTERVAL = 3.0  # seconds of silence until the subscriber sends a PING, and again for the answer
@@ -104,6 +106,44 @@ class RedisBroker:
         call = partial(self.call_until, deadline, asking=asking)
         try:
             return keeping.read(call, key_of(self.prefix, channel, tag), *what)
+        except (redis.RedisError, OSError) as error:
+            raise self.error(error) from error
+
+    def change_roster(
+        self, channel: str, process: bytes, claims: Sequence[Claim], *, gone: bool = False
+    ) -> RosterEvent | None:
+        """Take what a process says of users; see `PresenceBroker.change_roster`. Raises BrokerError."""
+        name = told_on(channel)
+        arguments = arguments_of(process, (self.prefix + name).encode(), claims, gone=gone)
+        return event_of(
+            self.run_until(time.monotonic() + TIMEOUT, TELLING[self.PUBLISH], roster_key(channel), arguments)
+        )
+
+    def read_roster(self, channel: str, limit: int | None = None, *, prolong: bool = False) -> Roster:
+        """Return who is there; see `PresenceBroker.read_roster`. Raises BrokerError."""
+        return enrolling.read(partial(self._run, roster_key(channel)), limit, prolong=prolong)
+
+    def renew_lease(self, process: bytes, seconds: float) -> Leases:
+        """Renew a lease; see `PresenceBroker.renew_lease`. Raises BrokerError."""
+        return enrolling.renew(partial(self._run, LEASES), process, seconds)
+
+    def _run(self, key: str, script: Script, *arguments: bytes) -> Any:
+        return self.run_until(time.monotonic() + TIMEOUT, script, key, arguments)
+
+    def run_until(
+        self,
+        deadline: float,
+        script: Script,
+        key: str,
+        arguments: Sequence[bytes],
+        tag: str = "",
+        *,
+        asking: bool = False,
+    ) -> Any:
+        """Return the reply of a script; see `key_of` for `tag`, and `call_until` for `asking`. Raises BrokerError."""
+        call = partial(self.call_until, deadline, asking=asking)
+        try:
+            return script(call, named(self.prefix, key, tag), *arguments)
         except (redis.RedisError, OSError) as error:
             raise self.error(error) from error
 

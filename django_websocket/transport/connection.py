@@ -584,6 +584,11 @@ class Connection(Readable):
         return filled
 
     @property
+    def blocked(self) -> bool:
+        """Whether the client has yet to read something before it can be sent more."""
+        return self._blocked
+
+    @property
     def crowded(self) -> bool:
         """Whether so much waits for the client that the view should not send more."""
         return self._blocked and self._outbox.size > self.limits.send_buffer_size

@@ -35,6 +35,7 @@ HELLO_TIMEOUT = 10.0  # seconds for the client's first message, once somebody wa
 HELLO_SIZE = 128 * 1024  # bytes; it is kept until the positions in it are used
 BEGINNING = 10.0  # seconds from the hello in which a view subscribes to what its page is about
 MAX_POSITIONS = 1000  # that a client may name
+MAX_SESSION = 64  # characters of the name of a session
 MAX_POSITION = 40  # characters, which no position has
 
 
@@ -82,13 +83,14 @@ class Greeting:
     `positions` has a position, or None, for each channel to which the client was subscribed before.
     """
 
-    __slots__ = ("_known", "_until", "discard", "next_beat", "positions", "subprotocol")
+    __slots__ = ("_known", "_until", "discard", "next_beat", "positions", "session", "subprotocol")
 
     def __init__(self, subprotocol: str | None = None) -> None:
         self.subprotocol = subprotocol
         self.discard = False
         self.next_beat = 0
         self.positions: dict[str, str | None] = {}  # each is taken out when it is used
+        self.session: str | None = None  # a name that the client keeps when it connects again
         self._known: Event | None = Event()  # None once the hello is there
         self._until = 0.0  # when the beginning is over, as time.monotonic() has it
 
@@ -116,9 +118,11 @@ class Greeting:
         if not isinstance(message, str) or len(message) > HELLO_SIZE:
             return False
         try:
-            positions = json.loads(message)["hello"].get("positions", {})
+            hello = json.loads(message)["hello"]
+            positions, session = hello.get("positions", {}), hello.get("session")
             if len(positions) > MAX_POSITIONS:
                 return False
+            self.session = session if isinstance(session, str) and 0 < len(session) <= MAX_SESSION else None
             self.positions = {channel: _checked(position) for channel, position in positions.items()}
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return False

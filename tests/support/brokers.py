@@ -14,8 +14,11 @@ from gevent.hub import get_hub
 from django_websocket import conf, pubsub
 from django_websocket.pubsub import publish, subscribe
 from django_websocket.pubsub.forwarding import Forwarding
+from django_websocket.pubsub.roster import PRESENT
 from django_websocket.transport.connection import Connection
 from django_websocket.websocket import WebSocket
+
+from .waiting import until
 
 CLOSE_WAIT = "08"  # the state of a connection that the other side has ended
 
@@ -28,11 +31,10 @@ def in_use(setting: str | Mapping[str, Any], **settings: Any) -> Iterator[None]:
         try:
             yield
         finally:
-            subscribed = [
-                list(hub.channels)
-                for (_, of, loop), hub in pubsub.process.hubs.items()
-                if (of, loop) == (key, get_hub())
-            ]
+            hubs = [hub for (_, of, loop), hub in pubsub.process.hubs.items() if (of, loop) == (key, get_hub())]
+            if any(hub.presence is not None for hub in hubs):  # the broker is told of those who leave a moment later
+                until(lambda: not any(name.startswith(PRESENT) for hub in hubs for name in hub.channels))
+            subscribed = [list(hub.channels) for hub in hubs]
             pubsub.process.close_all(key)
             assert not any(subscribed), subscribed
 

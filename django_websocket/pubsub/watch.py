@@ -1,0 +1,99 @@
+"""Who comes and goes in a channel, for a view that wants to know."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from .hub import closed_error
+from .presence import Presence
+from .room import News, Room
+from .source import Source
+
+__all__ = ["Change", "Watch"]
+
+
+@dataclass(frozen=True)
+class Change:
+    """Who has come to a channel and who has left, as present= had it, and how many users are there now.
+
+    `joined` also has those of whom something else is told now.
+    """
+
+    joined: list[Any]
+    left: list[Any]
+    count: int
+
+
+class Watch(Source):
+    """Tells a view who comes and goes in a channel; a context manager, and an iterator over the changes.
+
+    `select()` reports it as readable exactly when `get()` would return at once.
+    """
+
+    __slots__ = ("_count", "_joined", "_left", "_news", "_room")
+
+    def __init__(self, presence: Presence, channel: str) -> None:
+        super().__init__()
+        self._joined: dict[bytes, str] = {}  # since the last `get`
+        self._left: dict[bytes, str] = {}
+        self._count = 0
+        self._news = False
+        [self._room] = presence.open([channel])
+        self._room.add(self)
+
+    def __iter__(self) -> Iterator[Change]:
+        return iter(self.get, None)
+
+    def get(self, timeout: float | None = None) -> Change | Any:
+        """Return what has changed since the last call; at first, all who are there. None after `close()`.
+
+        Waits for a change for at most `timeout` seconds, or for as long as it takes, and holds no database connection
+        meanwhile. The type says `Any` in place of None: code that closes no watch need not look for it.
+
+        Raises TimeoutError when the time has passed, `ConnectionClosed` when it would wait although the view's client
+        has left, `BrokerError` when the broker was closed, and RuntimeError inside an `atomic()` block of the view.
+        """
+        self._wait_until_ready(timeout, "change")
+        try:
+            if self._news:
+                joined, left = ([*map(json.loads, texts.values())] for texts in (self._joined, self._left))
+                self._forget()
+                return Change(joined, left, self._count)
+            if self._broker_closed:
+                raise closed_error()
+            return None
+        finally:
+            self._taken()
+
+    def ready(self) -> bool:
+        """Whether `get()` would return at once."""
+        return self._news or self._closed
+
+    def _forget(self) -> None:
+        self._joined, self._left = {}, {}
+        self._news = False
+
+    def _leave(self) -> None:
+        self._forget()
+        self._room.remove(self)
+        self._room.close()
+
+    def tell(self, room: Room, news: News) -> bool:
+        """Add news to what the view has not taken yet. Never waits."""
+        for key, text in news.left.items():
+            if self._joined.pop(key, None) is None or key in self._left:
+                self._left.setdefault(key, text)
+        for key, text in news.joined.items():
+            self._left.pop(key, None)
+            self._joined[key] = text
+        self._count = news.count
+        self._news = True
+        self._changed()
+        return True
+
+    def tell_all(self, room: Room) -> bool:
+        """Begin with all who are there. Never waits."""
+        return self.tell(room, room.everybody)
