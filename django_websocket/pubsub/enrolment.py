@@ -137,8 +137,9 @@ class Enrolment:
                 try:
                     self._tell_of(batch)
                 except Exception as error:
-                    for result in results:
+                    for result in (*results, *self._results.values()):
                         result.set_exception(error)
+                    self._results.clear()
                     if not isinstance(error, BrokerError):
                         report(
                             f"Channel {self._channel}", None, "who is there cannot be told", repr(error), logging.ERROR

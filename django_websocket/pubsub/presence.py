@@ -98,6 +98,7 @@ class Presence:
                 room = self._rooms.get(channel)
                 if room is None:
                     room = self._rooms[channel] = Room(self, channel)
+                room.users += 1
                 rooms.append(room)
                 self._begin()
                 room.open()
@@ -283,7 +284,9 @@ class Attendance:
         secret = self._presence.secret
         if self._user is None:
             return
-        for room in self._rooms:
+        for room in tuple(self._rooms):
+            if not self._rooms:
+                return  # this was closed while the broker was told of another room
             key = NOBODY if session is None else key_of(room.channel, session, secret)
             guest = Guest(key_of(room.channel, self._user.id, secret), key, self._user.info)
             self._guests.append((room, guest))

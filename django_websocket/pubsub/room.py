@@ -71,7 +71,7 @@ class Room:
     def __init__(self, presence: Presence, channel: str) -> None:
         self.channel = channel
         self.name = told_on(channel)
-        self.users = 0  # that have opened it and not closed
+        self.users = 0  # those who will call `close`
         self.processes: set[bytes] = set()  # that may have users there
         self.enrolment = Enrolment(presence.broker, channel, presence.process, self.take, self._close_if_unused)
         self._presence = presence
@@ -93,8 +93,7 @@ class Room:
     # --- its users -----------------------------------------------------------------------------------------------
 
     def open(self) -> None:
-        """Return when it is known who is there; `close` has to be called in any case. Raises BrokerError."""
-        self.users += 1
+        """Return when it is known who is there. Raises BrokerError."""
         if self._opened is None:
             self._opened = AsyncResult()
             gevent.spawn(self._open, self._opened)  # others depend on it, even if this greenlet is killed
