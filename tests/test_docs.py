@@ -193,6 +193,7 @@ TESTED_BELOW = {
     "redis-cli PUBLISH news hello": "test_publishing_from_pages_shell_and_redis_cli",
     **{line: "test_redis_users_need_no_more_than_the_page_says" for line in commands("docs/redis.md") if "ACL" in line},
     command("docs/history.md", "ACL"): "test_users_of_redis_need_no_more_than_the_page_of_histories_says",
+    command("docs/presence.md", "ACL"): "test_users_of_redis_need_no_more_than_the_page_of_presence_says",
     "kill -HUP $(cat gunicorn.pid)": "test_hup_tells_the_clients_and_starts_a_new_worker",
     "python manage.py test": "test_examples_of_tests_pass",
     "pytest --ds mysite.settings": "test_examples_of_tests_pass",
@@ -1031,6 +1032,120 @@ def test_users_of_redis_need_no_more_than_the_page_of_histories_says(history_pro
             project.shell(code)
         redis_cli(server, command("docs/history.md", "ACL"))
         assert project.shell(code) == "hello 1\n"
+
+
+# docs/presence.md
+
+
+@pytest.fixture(scope="module")
+def presence_project(publish_project: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    copy = publish_project.copy(tmp_path_factory.mktemp("presence") / "mysite")
+    copy.put("docs/presence.md")
+    urls = "from chat import greeter, notices, pages, rooms, typing\nfrom django.urls import path\n"
+    sockets = {"room": "rooms.room", "typing": "typing.room_with_typing", "door": "greeter.door"}
+    paths = [f'path("{name}/<name>/", {view})' for name, view in sockets.items()]
+    paths.append('path("notices/", notices.notices)')
+    copy.write("mysite/websocket_urls.py", f"{urls}urlpatterns = [{', '.join(paths)}]")
+    copy.write("mysite/urls.py", f'{urls}urlpatterns += [path("who/<name>/", pages.who)]', add=True)
+    both = "application = get_wsgi_websocket_application(http=application)"
+    copy.write("mysite/wsgi.py", f"from django_websocket.wsgi import get_wsgi_websocket_application\n{both}", add=True)
+    return copy
+
+
+@pytest.fixture(scope="module")
+def with_presence(presence_project: Project) -> Iterator[Server]:
+    line = command("docs/deployment.md", "mysite.wsgi:application")
+    with presence_project.gunicorn(line, args=["-w", "2"]) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def people(presence_project: Project) -> dict[str, str]:
+    """The session cookies of two users."""
+    output = presence_project.shell(
+        """
+        import json
+        from django.contrib.auth.models import User
+        from django.test import Client
+        cookies = {}
+        for name in ("ann", "bob"):
+            client = Client()
+            client.force_login(User.objects.create(username=name, email=f"{name}@example.com"))
+            cookies[name] = "sessionid=" + client.cookies["sessionid"].value
+        print(json.dumps(cookies))
+        """
+    )
+    found: dict[str, str] = json.loads(output)
+    return found
+
+
+def test_pages_and_views_know_who_is_in_a_room(with_presence: Server, people: dict[str, str]) -> None:
+    def who() -> Any:
+        return json.loads(fetch(f"http://{with_presence.address}/who/lobby/"))
+
+    assert who() == {"users": [], "count": 0}
+    with client(with_presence, "/door/lobby/") as door, ExitStack() as stack:
+        assert json.loads(receive(door)) == {"joined": [], "left": [], "count": 0}
+        ann = stack.enter_context(client(with_presence, "/room/lobby/", people["ann"]))
+        assert json.loads(receive(door)) == {"joined": [{"id": 1, "name": "ann"}], "left": [], "count": 1}
+        bob = stack.enter_context(client(with_presence, "/typing/lobby/", people["bob"]))
+        assert json.loads(receive(door)) == {"joined": [{"id": 2, "name": "bob"}], "left": [], "count": 2}
+        assert sorted(user["name"] for user in who()["users"]) == ["ann", "bob"]
+        bob.send("typing")
+        assert json.loads(receive(door))["joined"] == [{"id": 2, "name": "bob", "typing": True}]
+        bob.send("hello")
+        assert receive(ann) == "hello"
+        assert json.loads(receive(door))["joined"] == [{"id": 2, "name": "bob", "typing": False}]
+        ann.close()
+        assert json.loads(receive(door)) == {"joined": [], "left": [{"id": 1, "name": "ann"}], "count": 1}
+        assert who()["count"] == 1
+
+
+def test_users_who_are_not_there_get_an_e_mail(
+    presence_project: Project, with_presence: Server, people: dict[str, str]
+) -> None:
+    code = """
+        from django.conf import settings
+        from django.contrib.auth.models import User
+        from chat.notices import notify
+        settings.EMAIL_BACKEND = "django.core.mail.backends.console.EmailBackend"
+        for user in User.objects.order_by("pk"):
+            notify(user, "news")
+    """
+    with client(with_presence, "/notices/", people["ann"]) as ann:
+        assert re.findall("^To: (.*)$", presence_project.shell(code), re.MULTILINE) == ["bob@example.com"]
+        assert receive(ann) == "news"
+
+
+def test_users_of_redis_need_no_more_than_the_page_of_presence_says(presence_project: Project) -> None:
+    with redis_server() as server:
+        begin = next(line for line in commands("docs/redis.md") if "ACL" in line and "+publish" in line)
+        redis_cli(server, begin.replace("&mysite:*", "&*"))
+        code = """
+            import gevent
+            from django_websocket.pubsub import count, present
+            from django_websocket.pubsub.presence import Attendance, presence_of, user_from
+            from django_websocket.pubsub.process import current_hub
+            presence = presence_of(current_hub())
+            attendance = Attendance(presence, ["room:acl"], user_from({"id": 1}))
+            attendance.enter(None)
+            [room] = attendance._rooms
+            room.check()
+            room.remove_dead()
+            print(present("room:acl"), count("room:acl"))
+            attendance.close(None)
+            while count("room:acl") or presence._has_lease:
+                gevent.sleep(0.01)
+            print(present("room:acl"))
+        """
+        url = f"redis://mysite:password@{server.address}"
+        project = presence_project.copy(presence_project.directory.with_name("acl-presence"))
+        project.write("mysite/settings.py", f'WEBSOCKET_BROKER = "{url}"', add=True)
+        with pytest.raises(AssertionError, match="Have its ACL allow this user the command"):
+            project.shell(code)
+        redis_cli(server, command("docs/presence.md", "ACL"))
+        assert project.shell(code) == "[{'id': 1}] 1\n[]\n"
+        assert redis_cli(server, "redis-cli KEYS *").split() == []
 
 
 # docs/brokers.md

@@ -18,7 +18,7 @@ from .support.servers import ROOT
 BIN = Path(sys.executable).parent
 TYPED_PAGES = [
     "README.md",
-    *(f"docs/{name}.md" for name in ("history", "publish", "security", "testing", "tokens", "views")),
+    *(f"docs/{name}.md" for name in ("history", "presence", "publish", "security", "testing", "tokens", "views")),
 ]
 ANNOTATIONS = {"request": "HttpRequest", "websocket": "WebSocket", "room": "str"}
 CLIENT = "client: Client  # pyright: ignore[reportIncompatibleVariableOverride]"
