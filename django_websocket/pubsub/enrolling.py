@@ -100,7 +100,8 @@ return {known[1], known[2] or ' ', redis.call('HLEN', KEYS[1]) - 2, parts}
 """
 )
 
-# ARGV: process, or nothing, and for how many milliseconds it is to count as alive.
+# ARGV: process, or nothing, for how many milliseconds it is to count as alive, and for how many an end is remembered.
+# A lease that ends too late is from before the clock was set back.
 RENEWING = Script(
     """
 local time = redis.call('TIME')
@@ -114,6 +115,9 @@ if ARGV[1] ~= '' then
     else
         redis.call('ZADD', KEYS[1], now + ARGV[2], ARGV[1])
         redis.call('PEXPIRE', KEYS[1], ARGV[3])
+        for _, other in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], now + 2 * ARGV[2], '+inf')) do
+            redis.call('ZADD', KEYS[1], now + ARGV[2], other)
+        end
     end
     redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - ARGV[3])
 end
