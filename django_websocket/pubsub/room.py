@@ -159,9 +159,8 @@ class Room:
             return
         elif event.before == self._number or (event.before == 0 and not any(self._known())):
             self._apply(event)
-            following = self._ahead.pop(self._number, None)
-            if following is not None:
-                self.take(following)
+            while (following := self._ahead.pop(self._number, None)) is not None:
+                self._apply(following)
         elif event.before == 0 or len(self._ahead) == MAX_AHEAD:  # somebody was there, by what is known here
             self.read_soon()
         else:
