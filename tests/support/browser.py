@@ -39,10 +39,11 @@ OPTIONS = (
 class Window:
     """A window of the browser, which every action brings to the front."""
 
-    def __init__(self, driver: Chrome, handle: str, url: str) -> None:
+    def __init__(self, driver: Chrome, handle: str, url: str = "") -> None:
         self._driver = driver
         self._handle = handle
-        self.driver.get(url)
+        if url:
+            self.driver.get(url)
 
     @property
     def driver(self) -> Chrome:

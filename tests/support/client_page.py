@@ -17,6 +17,18 @@ class Page:
 
     def __init__(self, browser: Browser, server: Server, query: str = QUICK) -> None:
         self.window: Window = browser.open(f"http://{server.address}/client/{query}")
+        self.wait_until_loaded()
+
+    @classmethod
+    def in_window(cls, window: Window) -> Page:
+        """Take a window that has the page already."""
+        page = cls.__new__(cls)
+        page.window = window
+        page.wait_until_loaded()
+        return page
+
+    def wait_until_loaded(self) -> None:
+        """Wait until the page can connect, as after a reload."""
         self.window.wait(lambda: self.run("return window.begin !== undefined"))
 
     def run(self, script: str, *arguments: Any) -> Any:
@@ -54,6 +66,12 @@ class Page:
     def resets(self) -> list[list[str]]:
         """The channels of each reset."""
         found: list[list[str]] = self.run("return resets")
+        return found
+
+    @property
+    def presence(self) -> list[list[Any]]:
+        """All events about who is there, in order: each with its name and its values."""
+        found: list[list[Any]] = self.run("return presence")
         return found
 
     @property

@@ -15,6 +15,24 @@ export interface Origin {
   replayed?: boolean;
 }
 
+/** Someone who is in a channel: what the view has given as `present=`. */
+export interface Member {
+  readonly id: string | number;
+  readonly [name: string]: any;
+}
+
+/** Which channel has changed, and how many members it has now. */
+export interface Change {
+  channel: string;
+  count: number;
+}
+
+/** Who is in a channel now. */
+export interface Presence extends Change {
+  /** 1,000 at most. */
+  members: Member[];
+}
+
 export interface Options {
   /** Subprotocols of the application to offer. */
   protocols?: string | string[];
@@ -35,6 +53,14 @@ export interface Socket {
   on(name: "reset", handler: (lost: { channels: string[] }) => void): () => void;
   /** Calls `handler` with the present state, and with each new one. Returns a function that ends that. */
   on(name: "state", handler: (state: State) => void): () => void;
+  /** Calls `handler` when a page is first told who is there, and after each change. Returns a function that ends that. */
+  on(name: "present", handler: (presence: Presence) => void): () => void;
+  /** Calls `handler` with members who have come, or who have left, as they were known. Returns a function that ends that. */
+  on(name: "join" | "leave", handler: (members: Member[], change: Change) => void): () => void;
+  /** The members of a channel that the page knows, 1,000 at most; none if the view does not say who is there. */
+  present(channel: string): Member[];
+  /** How many members a channel has; 0 if that is not known. */
+  count(channel: string): number;
   /** Sends, or keeps with `queue` until there is a connection. Returns whether it did either. */
   send(data: Data, options?: { queue?: boolean }): boolean;
   /** Closes the connection for good. */

@@ -1,5 +1,5 @@
-// A WebSocket that comes back by itself, goes on where it was, and tells in which state it is. docs/pages.md says how to
-// use it, docs/subprotocol.md what it says to the server.
+// A WebSocket that comes back by itself, goes on where it was, and tells in which state it is and who is there.
+// docs/pages.md says how to use it, docs/subprotocol.md what it says to the server.
 
 const SUBPROTOCOL = "django-websocket.1";
 
@@ -15,12 +15,39 @@ const OVERHEAD = 100; // that a waiting message counts in addition to its own si
 const CHANNELS = 1_000; // that are remembered, those that were subscribed to last
 const RESET_PAUSE = 10_000; // ms between two resets, doubled if they go on: a page from a cache may always get one
 const HEAD_SIZE = 64; // bytes in which the head of a binary message ends
+const MEMBERS = 1_000; // that are remembered of each channel
+const SESSION = `${SUBPROTOCOL}.session`; // where a page leaves the tab's session
+const HANDOVER = 60_000; // ms in which the next page takes it
 
+const EVENTS = ["message", "reset", "state", "present", "join", "leave"];
 const ENDED = 1000; // the close code after a view that has returned: it is not to be run again
 const REFUSED = [4401, 4403, 4404]; // the next attempt would be refused as well
 
 /** How much of the queue a message takes. */
 const sizeOf = (data) => OVERHEAD + (data.length ?? data.byteLength ?? data.size);
+
+/** Takes the session out of the storage, since a duplicate of the tab gets a copy of that. */
+function takeSession() {
+  try {
+    const [session, left] = (sessionStorage.getItem(SESSION) ?? "").split(",");
+    sessionStorage.removeItem(SESSION);
+    if (Date.now() - left < HANDOVER) return session;
+  } catch {} // storage may be forbidden
+}
+
+// By its session, the server knows a tab that has loaded another page.
+const session = takeSession() ?? crypto.getRandomValues(new Uint32Array(4)).join("-");
+let sockets = 0; // of this page: two may have the same channel, and need a session each
+
+// There is no window where a server renders pages.
+globalThis.addEventListener?.("pagehide", () => {
+  try {
+    sessionStorage.setItem(SESSION, [session, Date.now()]);
+  } catch {}
+});
+globalThis.addEventListener?.("pageshow", ({ persisted }) => {
+  if (persisted) setTimeout(takeSession, 1_000); // the page that was here is hidden after that
+});
 
 class Socket {
   #url;
@@ -35,9 +62,11 @@ class Socket {
   #heard = 0; // when the last word came, as Date.now() has it
   #positions; // by channel, where to go on, or null: those that were subscribed to, the latest last
   #channels = new Map(); // of this connection, by number
+  #session = `${session}.${sockets++}`;
+  #rooms = new Map(); // by channel, its members by id, and their count
   #queue = [];
   #queued = 0; // size of what waits
-  #handlers = { message: new Set(), reset: new Set(), state: new Set() };
+  #handlers = new Map(EVENTS.map((name) => [name, new Set()]));
   #state;
   #over = new AbortController(); // removes the listeners
 
@@ -76,11 +105,21 @@ class Socket {
 
   /** Calls `handler` at each event `name`, and at once with the present state. Returns a function that ends that. */
   on(name, handler) {
-    const handlers = this.#handlers[name];
-    if (!handlers) throw new TypeError(`There is no event "${name}", only "message", "reset" and "state".`);
+    const handlers = this.#handlers.get(name);
+    if (!handlers) throw new TypeError(`There is no event "${name}", only ${EVENTS.join(", ")}.`);
     handlers.add(handler);
     if (name === "state") handler(this.#state);
     return () => handlers.delete(handler);
+  }
+
+  /** The members of a channel that are known. */
+  present(channel) {
+    return [...(this.#rooms.get(channel)?.members.values() ?? [])];
+  }
+
+  /** How many there are; 0 if that is not known. */
+  count(channel) {
+    return this.#rooms.get(channel)?.count ?? 0;
   }
 
   /** Sends, or keeps with `queue` until there is a connection. Returns whether it did either. */
@@ -129,7 +168,8 @@ class Socket {
       if (socket.protocol === SUBPROTOCOL) {
         socket.binaryType = "arraybuffer";
         socket.onmessage = ({ data }) => this.#take(data);
-        socket.send(JSON.stringify({ hello: { positions: Object.fromEntries([...this.#positions].slice(-CHANNELS)) } }));
+        const positions = Object.fromEntries([...this.#positions].slice(-CHANNELS));
+        socket.send(JSON.stringify({ hello: { positions, session: this.#session } }));
       } else {
         socket.binaryType = this.#binaryType;
         socket.onmessage = ({ data }) => this.#tell("message", data, {});
@@ -216,7 +256,7 @@ class Socket {
   }
 
   /** Does what the server says beside the messages; what it does not know, it leaves alone. */
-  #heed({ welcome, sub = {}, unsub = [], reset, retry }) {
+  #heed({ welcome, sub = {}, unsub = [], count = {}, present, leave, join, reset, retry }) {
     for (const [name, [number, begin, end]] of Object.entries(sub)) {
       // A second subscription may begin before what the first one has brought.
       const known = this.#channels.has(number) ? this.#positions.get(name) : null;
@@ -225,14 +265,46 @@ class Socket {
       this.#positions.set(name, parseInt(known) > parseInt(begin) ? known : begin);
       if (this.#positions.size > CHANNELS) this.#positions.delete(this.#positions.keys().next().value);
     }
-    for (const name of unsub) this.#positions.set(name, null);
+    for (const name of unsub) {
+      this.#positions.set(name, null);
+      if (this.#rooms.delete(name)) this.#tell("present", { channel: name, members: [], count: 0 });
+    }
+    this.#attend(count, present, leave, join);
     if (retry) this.#advice = retry;
     if (welcome) this.#begin(welcome.protocol ?? "", 1_000 * MISSED_BEATS * welcome.beat);
     if (reset) this.#reset(reset);
   }
 
+  /** Keeps up with who is there. */
+  #attend(counts, ...news) {
+    // Not objects, which would know a channel that somebody has named "constructor".
+    const [lists, leaves, joins] = news.map((each = {}) => new Map(Object.entries(each)));
+    for (const [channel, count] of Object.entries(counts)) {
+      const list = lists.get(channel);
+      const room = this.#rooms.get(channel);
+      if (!list && !room) continue;
+      const before = new Map(room?.members);
+      const members = new Map(list?.map((member) => [member.id, member]) ?? before);
+      for (const id of leaves.get(channel) ?? []) {
+        if (!before.has(id)) before.set(id, { id });
+        members.delete(id);
+      }
+      for (const member of joins.get(channel) ?? []) members.set(member.id, member);
+      this.#rooms.set(channel, { members: new Map([...members].slice(0, MEMBERS)), count });
+      // The first list is no news, and two lists of a large channel differ although nobody has moved.
+      const silent = list && !(room?.count <= MEMBERS && count <= MEMBERS);
+      const tell = (name, some, others) => {
+        const moved = [...some.values()].filter(({ id }) => !others.has(id));
+        if (moved.length && !silent) this.#tell(name, moved, { channel, count });
+      };
+      tell("leave", before, members);
+      tell("join", members, before);
+      this.#tell("present", { channel, members: this.present(channel), count });
+    }
+  }
+
   #reset(channels) {
-    if (!this.#handlers.reset.size) {
+    if (!this.#handlers.get("reset").size) {
       console.warn(`Messages of ${channels.join(", ")} are lost; on("reset", …) would be told.`);
     }
     let wait = 0;
@@ -254,7 +326,7 @@ class Socket {
   }
 
   #tell(name, ...values) {
-    for (const handler of [...this.#handlers[name]]) {
+    for (const handler of [...this.#handlers.get(name)]) {
       try {
         handler(...values);
       } catch (error) {

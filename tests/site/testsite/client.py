@@ -40,6 +40,7 @@ PAGE = """<!doctype html>
     window.messages = [];
     window.origins = [];
     window.resets = [];
+    window.presence = [];
     window.socket = connect(url, options);
     socket.on("state", (state) => {
       states.push(state);
@@ -50,6 +51,9 @@ PAGE = """<!doctype html>
       origins.push(origin);
     });
     socket.on("reset", ({ channels }) => resets.push(channels));
+    for (const name of ["present", "join", "leave"]) {
+      socket.on(name, (...values) => presence.push([name, ...values]));
+    }
   };
 </script>
 """
