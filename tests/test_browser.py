@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import pytest
 from selenium.webdriver.common.by import By
 
-from .support.browser import Browser
+from .support.browser import Browser, Window
 from .support.documentation import ENVIRONMENT, Project, command
 from .support.fixtures import StartSite
 from .support.servers import HTTP_PROBE, TEST_PROJECT, Server, free_port, gunicorn
@@ -151,6 +151,90 @@ def test_markup_is_shown_as_text(browser: Browser, site: Site) -> None:
     assert browser.errors() == []
 
 
+def people(window: Window) -> list[str]:
+    """Return who is here, as the chat shows it."""
+    return window.texts("#people li")
+
+
+def chatting(browser: Browser, site: Site, key: str, *names: str) -> list[Window]:
+    """Open windows of people who see each other; whoever has left lately may be here as well."""
+    windows = [browser.open(site.url("/chat/")) for _ in names]
+    whole = [f"{name} {key[:6]}" for name in names]
+    for window, name in zip(windows, whole, strict=True):
+        window.wait_for_state("open")
+        window.fill("#user", name)
+    for window, own in zip(windows, whole, strict=True):
+        expected = {f"{name} (you)" if name == own else name for name in whole}
+        window.wait(lambda: expected.issubset(people(window)), f"{own} does not see everybody")  # noqa: B023
+        assert people(window)[0] == f"{own} (you)"
+        assert window["#count"].text == f"{len(people(window))} here"
+    return windows
+
+
+def test_chat_shows_who_is_here(browser: Browser, site: Site, key: str) -> None:
+    ann, bob = chatting(browser, site, key, "Ann", "Bob")
+    color = "return getComputedStyle(document.querySelector('#people li:first-child .user')).color"
+    colors = [window.driver.execute_script(color) for window in (ann, bob)]
+    script = "const [color] = arguments; color.value = '#123456'; color.dispatchEvent(new Event('input'))"
+    bob.driver.execute_script(script, bob["#color"])
+    bob.fill("#user", f"Robert {key}")
+    ann.wait(lambda: f"Robert {key}" in people(ann))
+    assert f"Bob {key[:6]}" not in people(ann)
+    assert [window.driver.execute_script(color) for window in (ann, bob)] == [colors[0], "rgb(18, 52, 86)"]
+    assert browser.errors() == []
+
+
+def test_chat_shows_who_is_typing(browser: Browser, site: Site, key: str) -> None:
+    ann, bob = chatting(browser, site, key, "Ann", "Bob")
+    places = (
+        "return ['log', 'typing', 'form'].map((id) => JSON.stringify(document.getElementById(id).getClientRects()))"
+    )
+    before = ann.driver.execute_script(places)
+    bob.fill("#text", "I am")
+    ann.wait_for_texts("#typing", [f"Bob {key[:6]} is typing…"])
+    assert ann.driver.execute_script(places) == before  # nothing jumps
+    assert bob.texts("#typing") == [""]
+    ann.fill("#text", "I, too")
+    bob.wait_for_texts("#typing", [f"Ann {key[:6]} is typing…"])
+    ann.say("here")
+    bob.wait_for_texts("#typing", [""])
+    ann.wait_for_texts("#typing", [""])  # Bob has not typed for three seconds
+    assert bob["#text"].get_attribute("value") == "I am"
+    assert browser.errors() == []
+
+
+def test_reloaded_chat_page_has_not_left(browser: Browser, site: Site, key: str) -> None:
+    ann, bob = chatting(browser, site, key, "Ann", "Bob")
+    bob.driver.execute_script("""
+        window.seen = [];
+        const list = document.getElementById("people");
+        new MutationObserver(() => seen.push(list.textContent)).observe(list, { childList: true });
+    """)
+    for _ in range(2):
+        ann.driver.refresh()
+        ann.wait_for_state("open")
+        ann.wait(lambda: f"Bob {key[:6]}" in people(ann))
+        assert people(ann)[0] == f"Ann {key[:6]} (you)"
+    bob.fill("#user", f"Robert {key}")
+    ann.wait(lambda: f"Robert {key}" in people(ann))
+    bob.wait(lambda: people(bob)[0] == f"Robert {key} (you)")
+    seen = bob.driver.execute_script("return seen")
+    assert seen and all(f"Ann {key[:6]}" in each for each in seen)
+
+
+def test_names_are_shown_as_text(browser: Browser, site: Site, key: str) -> None:
+    ann, bob = chatting(browser, site, key, "Ann", "Bob")
+    title = ann.driver.title
+    markup = f"<img src=x onerror=\"document.title='{key[:4]}'\">"
+    assert len(markup) <= 40
+    bob.fill("#user", markup)
+    ann.wait(lambda: markup in people(ann))
+    bob.fill("#text", "I am")
+    ann.wait_for_texts("#typing", [f"{markup} is typing…"])
+    assert ann.texts(".here img, #typing img") == []
+    assert (ann.driver.title, browser.errors()) == (title, [])
+
+
 def test_echo_of_text_and_binary(browser: Browser, site: Site) -> None:
     window = browser.open(site.url("/echo/"))
     window.wait_for_state("open")
@@ -281,6 +365,41 @@ urlpatterns += [path("echo/", echo, name="echo"), path("news/<topic>/", news, na
         window.driver.get(f"http://{server.address}/news/")
         window.wait_for_texts("#news li", ["rain"])  # it was published just before the page was made
     browser.errors()  # of the attempts
+
+
+def test_page_that_shows_who_is_here(browser: Browser, migrated_readme: Project, tmp_path: Path) -> None:
+    project = migrated_readme.copy(tmp_path / "mysite")
+    project.put("docs/pages.md")
+    room = 'from chat.rooms import room\nurlpatterns += [path("room/<name>/", room, name="room")]'
+    project.write("mysite/websocket_urls.py", room, add=True)
+    pages = """
+from django.contrib.auth import login, logout
+from django.contrib.auth.models import User
+from django.http import HttpResponse
+from django.shortcuts import render
+
+def here(request, username):
+    login(request, User.objects.get_or_create(username=username)[0])
+    return render(request, "chat/here.html")
+
+def leave(request):
+    logout(request)
+    return HttpResponse()
+
+urlpatterns += [path("here/<username>/", here), path("leave/", leave)]"""
+    project.write("mysite/urls.py", pages, add=True)
+    with project.runserver(command("README.md", "runwebsocket"), free_port()) as server:
+        # Two hosts, or both would have the same session.
+        ann = browser.open(f"http://127.0.0.1:{server.port}/here/ann/")
+        ann.wait_for_texts("#here li", ["ann"])
+        bob = browser.open(f"http://localhost:{server.port}/here/bob/")
+        for window in (ann, bob):
+            window.wait(lambda: sorted(window.texts("#here li")) == ["ann", "bob"])  # noqa: B023
+            window.wait_for_texts("#count", ["2"])
+        bob.driver.execute_script("fetch('/leave/')")
+        ann.wait_for_texts("#here li", ["ann"])
+        ann.wait_for_texts("#count", ["1"])
+    assert [error for error in browser.errors() if "favicon" not in error] == []
 
 
 def test_pages_with_a_token(browser: Browser, readme: Project, tmp_path: Path) -> None:

@@ -2,9 +2,10 @@
 
 from django.urls import path
 
-from django_websocket.servers.chat import chat
 from django_websocket.servers.echo import echo
 from django_websocket.servers.ping import ping
+
+from .websocket_views import chat
 
 urlpatterns = [
     path("chat/", chat, name="chat"),

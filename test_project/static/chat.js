@@ -1,25 +1,31 @@
 import { show } from "./log.js";
+import { paint, showPeople } from "./people.js";
 import { connect } from "./socket.js";
 
 const form = document.getElementById("form");
 const { user, color, text } = form.elements;
 // Each is as far from white as from black, and so reads well in the light and in the dark.
 const COLORS = ["#e1312a", "#c15610", "#956f00", "#4a8421", "#008282", "#1876d4", "#9553e1", "#df207f"];
+const PAUSE = 3_000; // ms after the last key until one has stopped typing
+const CHANGE = 300; // ms until another name or colour is told: a colour that is being chosen changes all the time
 
-// Name and colour are remembered for each tab (sessionStorage), so that two windows can be two people.
-function remember(input, initial) {
-  input.value = initial;
+// These are kept for each tab (sessionStorage), so that two windows can be two people, and a reloaded page is the same one.
+function remember(key, value) {
   try {
-    input.value = sessionStorage.getItem(input.id) ?? initial;
+    sessionStorage.setItem(key, value);
   } catch {} // storage may be forbidden
-  input.addEventListener("input", () => {
-    try {
-      sessionStorage.setItem(input.id, input.value);
-    } catch {}
-  });
+  return value;
 }
-remember(user, `Guest ${Math.floor(100 + Math.random() * 900)}`);
-remember(color, COLORS[Math.floor(Math.random() * COLORS.length)]);
+function recall(key, initial) {
+  try {
+    return sessionStorage.getItem(key) ?? remember(key, initial);
+  } catch {
+    return initial;
+  }
+}
+const id = recall("visitor", crypto.getRandomValues(new Uint32Array(3)).join("-"));
+user.value = recall("user", `Guest ${Math.floor(100 + Math.random() * 900)}`);
+color.value = recall("color", COLORS[Math.floor(Math.random() * COLORS.length)]);
 
 /** What this page sends is JSON; anything else on the channel, from redis-cli say, is a message without a name. */
 function parse(data) {
@@ -30,30 +36,51 @@ function parse(data) {
   return { user: "", text: data };
 }
 
-/** How light a colour is, from 0 to 1: WCAG's relative luminance. In contrast, 0.18 is halfway from black to white. */
-function luminance(color) {
-  const [red, green, blue] = [1, 3, 5].map((at) => (parseInt(color.slice(at, at + 2), 16) / 255) ** 2.2);
-  return 0.2126 * red + 0.7152 * green + 0.0722 * blue;
-}
-
 const send = connect({
+  query: () => ({ id, name: user.value, color: color.value }),
+  onopen: tell, // what has changed since the address was made
+  onpresent: ({ members, count }) => showPeople(members, count, id),
   onreset() {
     show({ note: "Lines may be missing here." });
   },
   onmessage(data) {
     if (typeof data !== "string") return;
     const message = parse(data);
-    const name = show({ user: message.user, body: message.text }).querySelector(".user");
-    if (typeof message.color === "string" && /^#[0-9a-f]{6}$/i.test(message.color)) {
-      name.style.color = message.color;
-      name.classList.toggle("light", luminance(message.color) > 0.2); // the stylesheet sees to the contrast
-      name.classList.toggle("dark", luminance(message.color) < 0.16);
-    }
+    paint(show({ user: message.user, body: message.text }).querySelector(".user"), message.color);
   },
 });
 
+let typing = false;
+let stopping, telling; // timers
+
+/** Tells the view what the others are shown of this visitor. */
+function tell() {
+  clearTimeout(telling);
+  send(JSON.stringify({ present: { name: user.value, color: color.value, typing } }));
+}
+
+function setTyping(now) {
+  clearTimeout(stopping);
+  if (now) stopping = setTimeout(setTyping, PAUSE, false);
+  if (typing === now) return;
+  typing = now;
+  tell();
+}
+
+text.addEventListener("input", () => setTyping(text.value !== ""));
+for (const input of [user, color]) {
+  input.addEventListener("input", () => {
+    remember(input.id, input.value);
+    clearTimeout(telling);
+    telling = setTimeout(tell, CHANGE);
+  });
+}
+
 form.addEventListener("submit", (event) => {
   event.preventDefault();
-  if (send(JSON.stringify({ user: user.value.trim(), color: color.value, text: text.value }))) text.value = "";
+  if (send(JSON.stringify({ user: user.value.trim(), color: color.value, text: text.value }))) {
+    text.value = "";
+    setTyping(false);
+  }
   text.focus();
 });

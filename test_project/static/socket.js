@@ -13,11 +13,17 @@ const LABELS = {
 
 /**
  * Connects to the data-url of #address, and again whenever the connection ends. The form's buttons are enabled only
- * while it is open.
- * @param {{onopen?: () => void, onreset?: () => void, onmessage: (data: string | ArrayBuffer) => void}} handlers
+ * while it is open. `query` returns what is added to the address, as it is at each attempt.
+ * @param {{
+ *   query?: () => Record<string, string>,
+ *   onopen?: () => void,
+ *   onreset?: () => void,
+ *   onpresent?: (presence: import("django_websocket").Presence) => void,
+ *   onmessage: (data: string | ArrayBuffer) => void,
+ * }} handlers
  * @returns {(data: string | BufferSource) => boolean} sends, and tells whether it could
  */
-export function connect({ onopen, onreset, onmessage }) {
+export function connect({ query, onopen, onreset, onpresent, onmessage }) {
   const address = document.getElementById("address");
   const { url } = address.dataset;
   const state = document.getElementById("state");
@@ -32,9 +38,11 @@ export function connect({ onopen, onreset, onmessage }) {
   }
 
   address.textContent = url.replace(/\?.*/, ""); // without the time at which the page was made
-  const socket = open(url);
+  const join = url.includes("?") ? "&" : "?";
+  const socket = open(query ? () => `${url}${join}${new URLSearchParams(query())}` : url);
   socket.on("message", onmessage);
   if (onreset) socket.on("reset", onreset);
+  if (onpresent) socket.on("present", onpresent);
   socket.on("state", ({ name, wait }) => {
     clearTimeout(timer);
     state.dataset.state = name;
