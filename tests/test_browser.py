@@ -225,8 +225,8 @@ def test_reloaded_chat_page_has_not_left(browser: Browser, site: Site, key: str)
 def test_names_are_shown_as_text(browser: Browser, site: Site, key: str) -> None:
     ann, bob = chatting(browser, site, key, "Ann", "Bob")
     title = ann.driver.title
-    markup = f"<img src=x onerror=\"document.title='{key[:4]}'\">"
-    assert len(markup) <= 40
+    markup = "<img src=x onerror=document.title='x'>"
+    assert len(markup) <= 40  # the view cuts off the rest
     bob.fill("#user", markup)
     ann.wait(lambda: markup in people(ann))
     bob.fill("#text", "I am")
@@ -399,7 +399,8 @@ urlpatterns += [path("here/<username>/", here), path("leave/", leave)]"""
         bob.driver.execute_script("fetch('/leave/')")
         ann.wait_for_texts("#here li", ["ann"])
         ann.wait_for_texts("#count", ["1"])
-    assert [error for error in browser.errors() if "favicon" not in error] == []
+        # Before the server stops: then the page tries to connect again.
+        assert [error for error in browser.errors() if "favicon" not in error] == []
 
 
 def test_pages_with_a_token(browser: Browser, readme: Project, tmp_path: Path) -> None:

@@ -60,8 +60,8 @@ def test_visitors_see_what_others_say_of_themselves(project: Server, connect: Co
 @pytest.mark.parametrize(
     ("said", "shown"),
     [
-        ({"name": "x" * 10_000}, "x" * 40),
-        ({"name": "\U0001f642" * 10_000}, "\U0001f642" * 40),
+        ({"name": "x" * 3000}, "x" * 40),
+        ({"name": "\U0001f642" * 300}, "\U0001f642" * 40),
         ({"name": "  \u202eAnn\0 \n\t B. "}, "Ann B."),
         ({"name": " \t"}, "Guest"),
         ({"name": "__proto__", "color": "red"}, "__proto__"),
@@ -70,6 +70,7 @@ def test_visitors_see_what_others_say_of_themselves(project: Server, connect: Co
         ({"name": "Ann", "typing": "true", "id": ID, "more": "x" * 2000}, "Ann"),
         ({}, "Guest"),
     ],
+    ids=["long", "emoji", "controls", "blank", "prototype", "color", "newline", "others", "nothing"],
 )
 def test_whatever_is_said_is_shown_within_limits(
     project: Server, connect: Connect, key: str, said: dict[str, str], shown: str
