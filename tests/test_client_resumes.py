@@ -292,7 +292,9 @@ WAYS = ("stop the server", "kill the worker", "Redis away")
 
 
 @pytest.mark.parametrize("how", WAYS)
-def test_chat_misses_no_line(browser: Browser, own_redis: Server, tmp_path: Path, how: str) -> None:
+def test_chat_misses_no_line_and_sees_nobody_leave(
+    browser: Browser, own_redis: Server, tmp_path: Path, how: str
+) -> None:
     environment = ENVIRONMENT | {
         "DEBUG": "1",
         "DATABASE_NAME": str(tmp_path / "db.sqlite3"),
@@ -306,6 +308,13 @@ def test_chat_misses_no_line(browser: Browser, own_redis: Server, tmp_path: Path
         for window, name in ((ann, "Ann"), (bob, "Bob")):
             window.wait_for_state("open")
             window.fill("#user", name)
+        for window, people in ((ann, ["Ann (you)", "Bob"]), (bob, ["Bob (you)", "Ann"])):
+            window.wait_for_texts("#people li", people)
+            window.driver.execute_script("""
+                window.seen = [];
+                const list = document.getElementById("people");
+                new MutationObserver(() => seen.push(list.textContent)).observe(list, { childList: true });
+            """)
         lines = ["one", "two"]
         for line in lines:
             bob.say(line)
@@ -327,4 +336,10 @@ def test_chat_misses_no_line(browser: Browser, own_redis: Server, tmp_path: Path
         bob.wait_for_last_text(".message .body", "last")
         ann.wait_for_last_text(".message .body", "last")
         ann.wait_for_texts(".message .body", [*lines, "last"])
+        for window in (ann, bob):
+            window["#user"].send_keys("a")  # news, behind all that was told before
+        for window, partner in ((ann, "Bob"), (bob, "Ann")):
+            window.wait(lambda: f"{partner}a" in window.texts("#people li"))  # noqa: B023
+            seen = window.driver.execute_script("return seen")
+            assert seen and all(partner in each for each in seen)
         browser.errors()
