@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from .presence import Present
     from .replay import OrRefused, Since
     from .subscription import Subscription
-    from .watch import Watch
+    from .watching import Watch
 
 __all__ = ["Kept", "count", "history", "position", "present", "publish", "subscribe", "watch"]
 
@@ -179,7 +179,7 @@ def watch(channel: str) -> Watch:
     `Subscription` does. Raises BrokerError if the broker cannot be reached.
     """
     from .presence import presence_of
-    from .watch import Watch
+    from .watching import Watch
 
     check_channel(channel)
     watch = Watch(presence_of(current_hub()), channel)

@@ -33,6 +33,7 @@ RENEWAL = 10.0  # seconds between two renewals of the lease; jittered
 RETRY = 2.0  # seconds until it is tried again to renew it
 CHECKS = 3  # renewals between two looks at each roster
 READERS = 16  # rosters that are read at once; what they ask for leaves together
+LARGEST_INTEGER = 2**53  # JavaScript has larger ones, but rounds them
 MAX_SIZE = 1000  # bytes of what is told of a user
 FINAL = (CloseCode.NORMAL, 4401, 4403, 4404)  # after these close codes, clients do not come back
 
@@ -58,6 +59,8 @@ def user_from(present: Present | None) -> User | None:
             f'The "id" in present= is a text or an integer, but not {present.get("id")!r}: it tells users apart. For '
             f'visitors without an account, make one up and keep it in their session, or give "watch" as present=.'
         )
+    if isinstance(found, int) and abs(found) >= LARGEST_INTEGER:
+        raise ValueError(f'The "id" in present= is {found}, which browsers would round: give it as a text')
     info = as_json(dict(present)).encode()
     if len(info) > MAX_SIZE:
         raise ValueError(
