@@ -1,6 +1,6 @@
 """The gunicorn worker: gunicorn's gevent worker and HTTP parser; upgraded sockets are given to their WebSockets.
 
-gunicorn -k django_websocket.worker.GeventWebSocketWorker project.wsgi:websocket -b 127.0.0.1:8001
+`gunicorn -k django_websocket.worker.GeventWebSocketWorker project.wsgi:websocket -b 127.0.0.1:8001` starts it.
 """
 
 from __future__ import annotations
