@@ -326,6 +326,20 @@ def test_all_of_a_public_module_names_what_others_take_from_it() -> None:
                 assert name.partition(".")[0] in names, f"{where} takes {name} from {module}, whose __all__ has it not"
 
 
+def test_reference_has_every_public_name() -> None:
+    """scripts/docs makes it, and warns of a name in `__all__` that has no docstring."""
+    reference = "\n".join(path.read_text() for path in (ROOT / "docs" / "reference").glob("*.rst"))
+    modules = sources()
+    for module in public_modules():
+        if module in ("apps", "checks", "conf"):  # for Django itself; docs/settings.md has what they do
+            continue
+        found = re.search(rf"^\.\. automodule:: {PACKAGE}\.{re.escape(module)}\n(?:   .+\n)*", reference, re.MULTILINE)
+        assert found, f"docs/reference/ has no automodule for {module}"
+        if "   :members:\n" not in found[0]:  # which takes what `__all__` has
+            for name in exported(modules[module]) or ():
+                assert f".. autoclass:: {name}\n" in reference, f"docs/reference/ has {module} without {name}"
+
+
 RESOLVE = """
 import django, importlib, json, sys
 django.setup()

@@ -1,4 +1,4 @@
-"""scripts/demo in a fresh clone of the repository."""
+"""scripts/demo in a fresh clone of the repository, and how scripts/docs is called."""
 
 from __future__ import annotations
 
@@ -151,3 +151,30 @@ def test_demo_prints_its_usage(untouched_clone: Path, args: list[str]) -> None:
     assert result.returncode == 1
     assert result.stderr.startswith("Usage: scripts/demo [PORT]")
     assert not (untouched_clone / ".venv-demo").exists()
+
+
+# scripts/docs, which CI runs by itself
+
+
+def run_docs(clone: Path, *args: str, python: str = sys.executable) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHON": python}
+    command: list[str | Path] = [clone / "scripts" / "docs", *args]
+    return subprocess.run(command, cwd="/", env=environment, capture_output=True, text=True, timeout=30, check=False)
+
+
+@pytest.mark.parametrize("args", [["serve"], ["--serve", "8000"], ["--help"]])
+def test_docs_prints_its_usage(untouched_clone: Path, args: list[str]) -> None:
+    result = run_docs(untouched_clone, *args)
+    assert result.returncode == 1
+    assert result.stderr == "Usage: scripts/docs [--serve]\n"
+    assert not (untouched_clone / ".venv-docs").exists()
+
+
+def test_docs_says_which_python_it_needs_before_it_installs_anything(untouched_clone: Path) -> None:
+    old = untouched_clone / "python"
+    old.write_text('#!/bin/sh\ncase $2 in *"(3, 12)"*) exit 1 ;; esac\n')
+    old.chmod(0o755)
+    result = run_docs(untouched_clone, python=str(old))
+    assert result.returncode == 1
+    assert "needs Python 3.12 or later" in result.stderr
+    assert not (untouched_clone / ".venv-docs").exists()
