@@ -357,7 +357,7 @@ class WebSocket(BaseWebSocket):
                 self.send(message)
             return forwarding.attach(connection, has_snapshot=True)
         except BaseException:
-            forwarding.close()
+            forwarding.fail()
             raise
 
     # --- as gevent-websocket has them ----------------------------------------------------------------------------

@@ -184,7 +184,7 @@ class AsyncWebSocket(BaseWebSocket):
             nonlocal forwarding
             forwarding = pubsub.forward(channels, for_good=True, has_snapshot=has_snapshot, later=later, **options)
             if given_up:
-                forwarding.close()
+                forwarding.fail()
             return forwarding
 
         try:
@@ -204,7 +204,7 @@ class AsyncWebSocket(BaseWebSocket):
         except BaseException:
             given_up = True  # a call that was cancelled goes on in its greenlet
             if forwarding is not None:
-                forwarding.close()
+                forwarding.fail()
             raise
         if not for_good:
             if self._forwardings is None:

@@ -13,7 +13,7 @@ from typing import Any
 from django_websocket.transport.turns import let_others_run_if_any
 
 from .keeping import Script
-from .roster import EMPTY, LIFE, Claim, Leases, Roster, RosterEvent, event_from
+from .roster import EMPTY, LEASE, LIFE, Claim, Leases, Roster, RosterEvent, event_from
 
 ROSTER = "django_websocket:present:"  # begins the keys
 LEASES = "django_websocket:processes"  # a sorted set: until when each process counts as alive, in ms of Redis' time
@@ -30,27 +30,40 @@ local before, processes = known[1] or '0', known[2] or ' '
 local news = {}
 for i = 5, #ARGV, 3 do
     local field, session, info = 'u' .. ARGV[i], ARGV[i + 1], ARGV[i + 2]
-    local others, own, last, other = ''
+    local own, last, newest
+    local older, newer = '', ''
     for who, what in string.gmatch(redis.call('HGET', key, field) or '', '(%S+) ([^\\n]*)\\n') do
-        if who == process then own = what else
-            others = others .. who .. ' ' .. what .. '\\n'
-            other = what
-        end
         last = what
+        if who == process then
+            own = what
+        else
+            newest = what
+            local line = who .. ' ' .. what .. '\\n'
+            if own then newer = newer .. line else older = older .. line end
+        end
     end
-    if info == '' then
-        if own and other then
-            redis.call('HSET', key, field, others)
-            if other ~= last then news[#news + 1] = '+ ' .. ARGV[i] .. ' - ' .. other .. '\\n' end
-        elseif own then
+    local lines = older .. newer
+    if info ~= '' then
+        newest = info
+        if own and newer ~= '' and session == '-' then
+            lines = older .. process .. ' ' .. info .. '\\n' .. newer
+            newest = last
+        else
+            lines = lines .. process .. ' ' .. info .. '\\n'
+        end
+    end
+    if lines == '' then
+        if own then
             redis.call('HDEL', key, field)
             news[#news + 1] = '- ' .. ARGV[i] .. ' - \\n'
         end
-    elseif own ~= info then
-        redis.call('HSET', key, field, others .. process .. ' ' .. info .. '\\n')
-        news[#news + 1] = '+ ' .. ARGV[i] .. ' ' .. session .. ' ' .. info .. '\\n'
-    elseif session ~= '-' then
-        news[#news + 1] = '= ' .. ARGV[i] .. ' ' .. session .. ' \\n'
+    else
+        if own ~= info or newer ~= '' then redis.call('HSET', key, field, lines) end
+        if newest ~= last then
+            news[#news + 1] = '+ ' .. ARGV[i] .. ' ' .. session .. ' ' .. newest .. '\\n'
+        elseif session ~= '-' and session ~= '!' then
+            news[#news + 1] = '= ' .. ARGV[i] .. ' ' .. session .. ' \\n'
+        end
     end
     if info ~= '' and not string.find(processes, ' ' .. process .. ' ', 1, true) then
         processes = processes .. process .. ' '
@@ -100,8 +113,8 @@ return {known[1], known[2] or ' ', redis.call('HLEN', KEYS[1]) - 2, parts}
 """
 )
 
-# ARGV: process, or nothing, for how many milliseconds it is to count as alive, and for how many an end is remembered.
-# A lease that ends too late is from before the clock was set back.
+# ARGV: process, or nothing; for how many ms it is to count as alive, and an end is remembered; the length of most
+# leases, since one that ends much later is from before the clock was set back.
 RENEWING = Script(
     """
 local time = redis.call('TIME')
@@ -115,8 +128,8 @@ if ARGV[1] ~= '' then
     else
         redis.call('ZADD', KEYS[1], now + ARGV[2], ARGV[1])
         redis.call('PEXPIRE', KEYS[1], ARGV[3])
-        for _, other in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], now + 2 * ARGV[2], '+inf')) do
-            redis.call('ZADD', KEYS[1], now + ARGV[2], other)
+        for _, other in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], now + 2 * ARGV[4], '+inf')) do
+            redis.call('ZADD', KEYS[1], now + ARGV[4], other)
         end
     end
     redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - ARGV[3])
@@ -162,5 +175,6 @@ def read(run: Run, limit: int | None, *, prolong: bool) -> Roster:
 
 def renew(run: Run, process: bytes, seconds: float) -> Leases:
     """Renew a lease, as `PresenceBroker.renew_lease` does."""
-    held, living = run(RENEWING, process, b"%d" % (1000 * seconds), b"%d" % (1000 * FORGOTTEN))
+    times = (b"%d" % (1000 * each) for each in (seconds, FORGOTTEN, LEASE))
+    held, living = run(RENEWING, process, *times)
     return Leases(bool(held), frozenset(map(bytes, living)))

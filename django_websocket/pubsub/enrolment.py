@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
+from itertools import islice
 
 import gevent
 from gevent.event import AsyncResult
@@ -11,7 +12,7 @@ from gevent.event import AsyncResult
 from django_websocket.exceptions import BrokerError
 from django_websocket.transport.log import report
 
-from .roster import NOBODY, Claim, PresenceBroker, Roster, RosterEvent
+from .roster import ANYBODY, NOBODY, Claim, PresenceBroker, Roster, RosterEvent
 
 BATCH = 100  # users of whom the broker is told in one call, so that its other clients do not wait for long
 TIMEOUT = 6.0  # seconds until a client that enters is told that the broker does not answer; a call has 5
@@ -21,17 +22,19 @@ UNKNOWN = b"?"  # stands for what the broker may or may not know of a user; no i
 class Guest:
     """A client that is present in a channel: the keys of its user and of its session, and what is told of the user.
 
-    It may be `held` for a while after its connection has ended. `elsewhere` says that its session has come back.
+    It may be `held` for a while after its connection has ended. `entered` is the number of the change by which its
+    session has come here, 0 until it has; `moved` that by which it has last come elsewhere.
     """
 
-    __slots__ = ("elsewhere", "held", "info", "key", "session")
+    __slots__ = ("entered", "held", "info", "key", "moved", "session")
 
     def __init__(self, key: bytes, session: bytes, info: bytes) -> None:
         self.key = key
         self.session = session
         self.info = info
         self.held = False
-        self.elsewhere = False
+        self.entered = 0
+        self.moved = 0
 
 
 class Enrolment:
@@ -52,7 +55,8 @@ class Enrolment:
         self._empty = empty  # called when nothing is left to do
         self._guests: dict[bytes, list[Guest]] = {}  # by user; what is told of the last one counts
         self._stored: dict[bytes, bytes] = {}  # what the broker knows of each user
-        self._due: dict[bytes, bytes] = {}  # users of whom it has to be told, with the session that has just begun
+        self._due: dict[bytes, set[bytes]] = {}  # users of whom it has to be told, and sessions that begin
+        self._on_the_way: Collection[bytes] = ()  # users of whom it is being told
         self._results: dict[bytes, AsyncResult[None]] = {}  # for those who wait for that
         self._running = False
         self._closed = False
@@ -63,10 +67,12 @@ class Enrolment:
 
     def enter(self, guest: Guest) -> None:
         """Add a guest; return when the broker knows of it. Raises BrokerError; the guest is there all the same then."""
-        self.went_elsewhere(guest.key, guest.session)
-        self._guests.setdefault(guest.key, []).append(guest)
+        guests = self._guests.setdefault(guest.key, [])
+        # Of a client that has another connection, the former one counts no more, whether or not it has ended.
+        guests[:] = [other for other in guests if other.session != guest.session or guest.session == NOBODY]
+        guests.append(guest)
         result = self._results.setdefault(guest.key, AsyncResult())
-        self._tell(guest.key, guest.session)
+        self._tell(guest.key, ANYBODY if guest.session == NOBODY else guest.session)
         with gevent.Timeout(TIMEOUT, BrokerError(f"The broker has been away for {TIMEOUT:.3g} seconds")):
             result.get()
 
@@ -86,26 +92,31 @@ class Enrolment:
             guest.info = info
             guests.remove(guest)
             guests.append(guest)
-            self._tell(guest.key)
+            self._tell(guest.key, ANYBODY)
 
-    def went_elsewhere(self, key: bytes, session: bytes) -> None:
-        """Note that a client has another connection now: its former one counts no more when it has ended."""
-        for guest in tuple(self._guests.get(key, ())) if session != NOBODY else ():
+    def went_elsewhere(self, key: bytes, session: bytes, number: int) -> None:
+        """Note that a client has another connection, to another process, by the change with this number."""
+        for guest in tuple(self._guests.get(key, ())) if session not in (NOBODY, ANYBODY) else ():
             if guest.session == session:
-                guest.elsewhere = True
-                if guest.held:
-                    self.leave(guest)
+                guest.moved = max(guest.moved, number)
+                self._judge(guest)
+
+    def _judge(self, guest: Guest) -> None:
+        """Remove a guest whose client has come elsewhere after it has come here."""
+        if guest.moved > guest.entered > 0:
+            self.leave(guest)
 
     def compare(self, roster: Roster) -> bool:
         """Have the broker told of what it has wrong; return whether it has lost somebody of whom it knew."""
         known = {key: lines[self._process] for key, lines in roster.users.items() if self._process in lines}
-        lost = any(key not in known for key, info in self._stored.items() if info != UNKNOWN and key not in self._due)
+        settled = self._stored.keys() - known.keys() - self._due.keys() - {*self._on_the_way}
+        lost = any(self._stored[key] != UNKNOWN for key in settled)
         self._stored = known
         for key in known.keys() | self._guests.keys():
             if self._info(key) != known.get(key, b""):
-                self._due.setdefault(key, NOBODY)
+                self._due.setdefault(key, set())
         self.go_on()
-        return lost and not self._running
+        return lost
 
     def go_on(self) -> None:
         """Tell the broker what it has to be told, if that failed before. Never waits."""
@@ -120,8 +131,7 @@ class Enrolment:
         self._due.clear()
 
     def _tell(self, key: bytes, session: bytes = NOBODY) -> None:
-        if session != NOBODY or key not in self._due:
-            self._due[key] = session
+        self._due.setdefault(key, set()).add(session)
         self.go_on()
 
     def _info(self, key: bytes) -> bytes:
@@ -132,8 +142,8 @@ class Enrolment:
     def _run(self) -> None:
         try:
             while self._due and not self._closed:
-                batch = [(key, self._due[key]) for _, key in zip(range(BATCH), self._due, strict=False)]
-                results = [self._results.pop(key) for key, _ in batch if key in self._results]
+                batch = dict(islice(self._due.items(), BATCH))
+                results = [self._results.pop(key) for key in batch if key in self._results]
                 try:
                     self._tell_of(batch)
                 except Exception as error:
@@ -151,27 +161,36 @@ class Enrolment:
             self._running = False
             self._empty()
 
-    def _tell_of(self, batch: list[tuple[bytes, bytes]]) -> None:
+    def _tell_of(self, batch: Mapping[bytes, set[bytes]]) -> None:
         """Tell the broker of users. Raises BrokerError, and they stay due."""
         claims = []
-        for key, session in batch:
+        for key, sessions in batch.items():
             del self._due[key]  # it may become due again meanwhile
             info = self._info(key)
-            if session != NOBODY or info != self._stored.get(key, b""):
-                claims.append(Claim(key, session, info))
+            begun = sessions - {NOBODY} if info else ()
+            claims += [Claim(key, session, info) for session in begun]
+            if not begun and info != self._stored.get(key, b""):
+                claims.append(Claim(key, NOBODY, info))
         if not claims:
             return
+        self._on_the_way = batch.keys()
         try:
             event = self._broker.change_roster(self._channel, self._process, claims)
         except BaseException:
-            for claim in claims:
-                self._stored[claim.key] = UNKNOWN
-                self._due.setdefault(claim.key, claim.session)
+            for key, sessions in batch.items():
+                self._stored[key] = UNKNOWN
+                self._due.setdefault(key, set()).update(sessions)
             raise
-        for claim in claims:
-            if claim.info:
-                self._stored[claim.key] = claim.info
+        finally:
+            self._on_the_way = ()
+        for key, session, info in claims:
+            if info:
+                self._stored[key] = info
             else:
-                self._stored.pop(claim.key, None)
+                self._stored.pop(key, None)
+            for guest in tuple(self._guests.get(key, ())):
+                if guest.session == session and not guest.entered and event is not None:
+                    guest.entered = event.number
+                    self._judge(guest)
         if event is not None:
             self._take(event)

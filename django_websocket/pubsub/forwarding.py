@@ -38,6 +38,7 @@ class Forwarding:
         "_closed",
         "_connection",
         "_ends",
+        "_failed",
         "_hub",
         "_limit",
         "_missed",
@@ -69,6 +70,7 @@ class Forwarding:
         self._size = 0  # of `_waiting`, in bytes
         self._missed = False
         self._closed = False
+        self._failed = False  # whether the view has
         self._broker_closed = False
         self.channels = channels
         self._attendance: Attendance | None = None
@@ -137,8 +139,15 @@ class Forwarding:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exc_info: object) -> None:
-        if kind is not None:
-            self._announced = False  # the client may come back for what it misses
+        if kind is None:
+            self.close()
+        else:
+            self.fail()
+
+    def fail(self) -> None:
+        """Stop forwarding because the view fails: the client may come back."""
+        self._announced = False  # for what it misses
+        self._failed = True
         self.close()
 
     @property
@@ -152,7 +161,7 @@ class Forwarding:
         With `has_snapshot`, the client has the present state in place of a past that is not complete.
         """
         if not connection.connected:
-            self.close()
+            self.fail()
             raise ConnectionClosed(connection.close_code or CloseCode.ABNORMAL, connection.close_reason)
         self._keep_in_order_with_others(connection)
         connection.on_end.append(self.close)
@@ -213,7 +222,8 @@ class Forwarding:
         self._hub.leave(self, self.channels)
         attendance, self._attendance = self._attendance, None
         if attendance is not None:
-            attendance.close(None if connection is None else connection.close_code)
+            code = None if connection is None else connection.close_code
+            attendance.close(CloseCode.INTERNAL_ERROR if code is None and self._failed else code)
         if connection is not None and self.close in connection.on_end:
             connection.on_end.remove(self.close)
             if self._announced:

@@ -18,7 +18,7 @@ from django_websocket.transport.turns import let_others_run
 from .broker import Listener
 from .closing import InLoop, closed_error
 from .entries import Entry, Position, Rule, Stretch, new_tag
-from .roster import AGAIN, EMPTY, HERE, LEFT, NOBODY, Claim, Leases, Roster, RosterEvent, told_on
+from .roster import AGAIN, ANYBODY, EMPTY, HERE, LEFT, NOBODY, Claim, Leases, Roster, RosterEvent, told_on
 
 TESTS = "memory://tests"  # the broker in Django's test environment, where the warning about memory:// is not needed
 MAX_PENDING = 256 * 1024  # bytes that a greenlet may publish before the loop has to deliver them
@@ -233,22 +233,22 @@ class Enrolled:
     def _take(self, process: bytes, claim: Claim) -> tuple[bytes, Claim] | None:
         key, session, info = claim
         lines = self.users.get(key, {})
-        own = lines.get(process)
-        others = {name: told for name, told in lines.items() if name != process}
-        if info and info == own:
-            return None if session == NOBODY else (AGAIN, Claim(key, session))
+        last = next(reversed(lines.values()), None)
         if info:
             self.processes.add(process)
-            self.users[key] = {**others, process: info}
-            return HERE, claim
-        if own is None:
+            others = {name: told for name, told in lines.items() if name != process or session == NOBODY}
+            self.users[key] = {**others, process: info}  # in its place, if it is there
+        elif process not in lines:
             return None
-        if not others:
+        else:
+            self.users[key] = {name: told for name, told in lines.items() if name != process}
+        newest = next(reversed(self.users[key].values()), None)
+        if newest is None:
             del self.users[key]
             return LEFT, Claim(key)
-        self.users[key] = others
-        newest = [*others.values()][-1]
-        return None if newest == [*lines.values()][-1] else (HERE, Claim(key, info=newest))
+        if newest != last:
+            return HERE, Claim(key, session, newest)
+        return None if session in (NOBODY, ANYBODY) else (AGAIN, Claim(key, session))
 
 
 class MemorySubscriber(InLoop):

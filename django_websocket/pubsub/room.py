@@ -178,7 +178,7 @@ class Room:
             elif kind != AGAIN:
                 self._new[key] = None
             if event.process != self._presence.process:
-                self.enrolment.went_elsewhere(key, session)
+                self.enrolment.went_elsewhere(key, session, event.number)
         self._tell_soon()
 
     def _look_at_gap(self) -> None:
@@ -266,10 +266,13 @@ class Room:
 
     # --- who is told ---------------------------------------------------------------------------------------------
 
-    def add(self, watcher: Watcher) -> None:
-        """Tell a watcher everything, and from now on what changes."""
+    def add(self, watcher: Watcher, *, at_once: bool = False) -> None:
+        """Tell a watcher everything, and from now on what changes.
+
+        If others are told something soon, it is told with them, unless that has to be `at_once`.
+        """
         self._watchers[watcher] = None
-        if not watcher.tell_all(self):
+        if (self._new and not at_once) or not watcher.tell_all(self):
             self._behind.add(watcher)
             self._tell_soon()
 
@@ -280,8 +283,10 @@ class Room:
 
     @property
     def everybody(self) -> News:
-        """All who are there, as was told."""
-        return News(self.channel, dict(self._told), {}, len(self._told))
+        """All who are there."""
+        users = self._told | {key: text for key, text in self._new.items() if text is not None}
+        users = {key: text for key, text in users.items() if self._new.get(key, text) is not None}
+        return News(self.channel, users, {}, len(users))
 
     def frames_with_all(self, variant: Compressed) -> bytes:
         """Return all that was told, or the most of it, as clients of a `variant` get it."""

@@ -23,13 +23,14 @@ LEASE = 25.0  # seconds for which a process counts as alive: if one renewal fail
 LIMIT = 1000  # users that a list has
 
 HERE, LEFT, AGAIN = b"+", b"-", b"="  # what a change says of a user: that it is there, has left, or has another client
-NOBODY = b"-"  # in place of the key of a session
+NOBODY, ANYBODY = b"-", b"!"  # in place of the key of a session
 
 
 class Claim(NamedTuple):
     """What a process says of a user: `info`, as JSON, or b"" if it has no client of it any more.
 
-    `session` is the key of a client's session that has just begun there.
+    `session` is the key of a client's session that has just begun there, `ANYBODY` for a client without one and for one
+    that tells something new. With either, this is the newest that is told of the user; it is not with `NOBODY`.
     """
 
     key: bytes

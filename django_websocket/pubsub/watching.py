@@ -33,16 +33,16 @@ class Watch(Source):
     `select()` reports it as readable exactly when `get()` would return at once.
     """
 
-    __slots__ = ("_count", "_joined", "_left", "_news", "_room")
+    __slots__ = ("_changes", "_count", "_news", "_room", "_taken_users")
 
     def __init__(self, presence: Presence, channel: str) -> None:
         super().__init__()
-        self._joined: dict[bytes, str] = {}  # since the last `get`
-        self._left: dict[bytes, str] = {}
+        self._taken_users: dict[bytes, str] = {}  # who was there at the last `get`
+        self._changes: dict[bytes, str | None] = {}  # what is new since then; None for who has left
         self._count = 0
         self._news = False
         [self._room] = presence.open([channel])
-        self._room.add(self)
+        self._room.add(self, at_once=True)
 
     def __iter__(self) -> Iterator[Change]:
         return iter(self.get, None)
@@ -59,9 +59,11 @@ class Watch(Source):
         self._wait_until_ready(timeout, "change")
         try:
             if self._news:
-                joined, left = ([*map(json.loads, texts.values())] for texts in (self._joined, self._left))
+                joined = {key: text for key, text in self._changes.items() if text is not None}
+                left = [self._taken_users.pop(key) for key, text in self._changes.items() if text is None]
+                self._taken_users.update(joined)
                 self._forget()
-                return Change(joined, left, self._count)
+                return Change([*map(json.loads, joined.values())], [*map(json.loads, left)], self._count)
             if self._broker_closed:
                 raise closed_error()
             return None
@@ -73,7 +75,7 @@ class Watch(Source):
         return self._news or self._closed
 
     def _forget(self) -> None:
-        self._joined, self._left = {}, {}
+        self._changes = {}
         self._news = False
 
     def _leave(self) -> None:
@@ -83,17 +85,24 @@ class Watch(Source):
 
     def tell(self, room: Room, news: News) -> bool:
         """Add news to what the view has not taken yet. Never waits."""
-        for key, text in news.left.items():
-            if self._joined.pop(key, None) is None or key in self._left:
-                self._left.setdefault(key, text)
+        for key in news.left:
+            self._note(key, None)
         for key, text in news.joined.items():
-            self._left.pop(key, None)
-            self._joined[key] = text
+            self._note(key, text)
         self._count = news.count
-        self._news = True
+        self._news = bool(self._changes)
         self._changed()
         return True
 
+    def _note(self, key: bytes, text: str | None) -> None:
+        if self._taken_users.get(key) == text:
+            self._changes.pop(key, None)
+        else:
+            self._changes[key] = text
+
     def tell_all(self, room: Room) -> bool:
         """Begin with all who are there. Never waits."""
-        return self.tell(room, room.everybody)
+        self.tell(room, room.everybody)
+        self._news = True
+        self._changed()
+        return True
