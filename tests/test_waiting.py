@@ -102,7 +102,7 @@ def test_setting_a_signal_never_blocks(signal: Signal) -> None:
     assert not readable(signal.fileno())
 
 
-def test_the_descriptor_is_made_on_demand_and_stays_the_same() -> None:
+def test_the_descriptor_ismade_on_demand_and_stays_the_same() -> None:
     get_hub()  # the loop has descriptors of its own
     before = descriptors()
     box = Box()
@@ -399,7 +399,7 @@ def test_a_connection_with_a_descriptor_is_not_kept_for_ever(pairs: Pairs, patch
         WebSocket({}, HttpResponse(), lambda subprotocol: connection).fileno()
         peer.sock.close()
         until(lambda: not connection.connected)
-        pairs._made.clear()
+        pairs.made.clear()
         return weakref.ref(connection)
 
     view = View(function)

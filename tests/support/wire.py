@@ -149,7 +149,7 @@ class Pairs:
     """
 
     def __init__(self) -> None:
-        self._made: list[tuple[Connection, Peer]] = []
+        self.made: list[tuple[Connection, Peer]] = []
         self.errors: list[tuple[Any, ...]] = []  # exceptions that reached the event loop
 
     def __call__(
@@ -171,7 +171,7 @@ class Pairs:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 if client.family == socket.AF_UNIX else 1 << 17)
         peer = Peer(client)
         connection = Connection(server, early, head, limits, discard=discard, agreement=agreement, greeting=greeting)
-        self._made.append((connection, peer))
+        self.made.append((connection, peer))
         return connection, peer
 
     def __enter__(self) -> Pairs:
@@ -193,15 +193,15 @@ class Pairs:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         try:
-            for made, peer in self._made:
+            for made, peer in self.made:
                 made.drop_input()  # with a full inbox it would not notice the end
                 peer.sock.close()
-            until(lambda: not any(connection.connected for connection, _ in self._made))
+            until(lambda: not any(connection.connected for connection, _ in self.made))
             assert open_connections() == self._others, "a connection that has ended is still listed"
             assert not self.errors, f"raised in the event loop: {self.errors}"
-            for made, _ in self._made:
+            for made, _ in self.made:
                 made.close_fileno()  # the end of a view would do this
-            self._made.clear()
+            self.made.clear()
             gc.collect()
             left = descriptors() - self._before
             assert not left, f"still open: {left}"

@@ -1,0 +1,238 @@
+"""Clients in this process that are present in channels, other processes to which they may go, and how a test waits."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, TypeVar
+
+import gevent
+from django.http import HttpResponse
+from gevent.hub import get_hub
+
+from django_websocket import conf, pubsub
+from django_websocket.protocol.engine import Engine, Role
+from django_websocket.pubsub import count, present
+from django_websocket.pubsub.forwarding import Forwarding
+from django_websocket.pubsub.roster import PRESENT
+from django_websocket.transport.connection import Connection
+from django_websocket.transport.subprotocol import NAME, Greeting
+from django_websocket.websocket import WebSocket
+
+from .waiting import DEADLINE, until
+from .wire import Pairs, Peer, unix_pair
+
+ROOM = "room:1"
+ANN, BOB, EVE = {"id": 1, "name": "ann"}, {"id": 2, "name": "bob"}, {"id": 3, "name": "eve"}
+NEVER = 10_000.0  # seconds of grace with which only those leave within a test's time who leave at once
+
+T = TypeVar("T")
+
+
+MakesPairs = Callable[..., tuple[Connection, Peer]]  # makes a connection and its client, as `Pairs` does
+
+
+class Client:
+    """A client that speaks the subprotocol, or a plain one, and its view's WebSocket."""
+
+    def __init__(self, pairs: MakesPairs, session: Any = None, *, plain: bool = False, **options: Any) -> None:
+        self.connection: Connection
+        self.peer: Peer
+        self.connection, self.peer = pairs(greeting=None if plain else Greeting(), **options)
+        agreement = options.get("agreement")
+        self._engine = agreement and Engine(
+            Role.CLIENT, agreement=agreement, max_message_size=1 << 30, max_queued_messages=1 << 30
+        )
+        self._inflated = 0  # segments
+        environ = {} if plain else {"HTTP_SEC_WEBSOCKET_PROTOCOL": NAME}
+        self.websocket = WebSocket(environ, HttpResponse(), lambda subprotocol: self.connection)
+        self.websocket.accept()
+        if not plain:
+            self.peer.text(json.dumps({"hello": {} if session is None else {"session": session}}))
+            greeting = self.connection.greeting
+            assert greeting is not None
+            until(lambda: not greeting.awaited)
+
+    def subscribe(self, *channels: str, **options: Any) -> Forwarding:
+        return self.websocket.subscribe(*channels, **options)
+
+    # --- how it leaves -------------------------------------------------------------------------------------------
+
+    def close(self, code: int = 1000) -> None:
+        """Close with a code of the client's, 1006 to vanish; return when the server has noticed."""
+        if code == 1006:
+            self.peer.sock.close()
+        else:
+            self.peer.close_frame(code)
+        until(lambda: not self.connection.connected)
+        assert self.connection.close_code == code
+
+    def be_closed(self, code: int) -> None:
+        """Be closed by the server with a code, and answer that."""
+        self.connection.close(code)
+        self.peer.close_frame(code)
+        until(lambda: not self.connection.connected)
+        assert self.connection.close_code == code
+
+    # --- what it is told -----------------------------------------------------------------------------------------
+
+    def messages(self) -> list[str | bytes]:
+        """Read what has come, and return all messages so far, those that are none included."""
+        while self.peer.pump():
+            pass
+        if self._engine is None:
+            return [one.payload.decode() for one in self.peer.frames if one.opcode == 1]
+        new, self._inflated = self.peer.segments[self._inflated :], len(self.peer.segments)
+        assert self._engine.receive(b"".join(new)) == []
+        return self._engine.messages
+
+    def all_controls(self) -> list[dict[str, Any]]:
+        """Return all that is no message."""
+        return [json.loads(one) for one in self.messages() if one[:1] == "{"]
+
+    def controls(self) -> list[dict[str, Any]]:
+        """Return what has been told of who is there."""
+        return [one for one in self.all_controls() if {"present", "leave", "join", "count"} & one.keys()]
+
+    def knows(self, channel: str = ROOM) -> dict[Any, Any]:
+        """Return who is there, as the client has been told: by the id, as JSON, for 1 and "1" differ."""
+        users: dict[Any, Any] = {}
+        for control in self.controls():
+            if channel not in control["count"]:
+                continue
+            if channel in control.get("present", {}):
+                users = {json.dumps(user["id"]): user for user in control["present"][channel]}
+            for left in control.get("leave", {}).get(channel, ()):
+                del users[json.dumps(left)]
+            users.update((json.dumps(user["id"]), user) for user in control.get("join", {}).get(channel, ()))
+            assert control["count"][channel] == len(users), control
+        return users
+
+    def until_it_knows(self, *users: Any, channel: str = ROOM) -> None:
+        """Wait until the client has been told that just these users are there."""
+        expected = by_id(users)
+        with suppress(AssertionError):
+            until(lambda: self.knows(channel) == expected)
+        assert self.knows(channel) == expected
+
+
+def by_id(users: Any) -> dict[str, Any]:
+    return {json.dumps(user["id"]): user for user in users}
+
+
+def there(channel: str = ROOM) -> dict[str, Any]:
+    """Return who is in a channel, as the broker knows, after a check that each user is there once."""
+    users = present(channel)
+    found = by_id(users)
+    assert len(found) == len(users) == count(channel), users
+    return found
+
+
+def until_there(*users: Any, channel: str = ROOM, within: float = DEADLINE) -> None:
+    """Wait until the broker knows that just these users are in a channel."""
+    expected = by_id(users)
+    with suppress(AssertionError):
+        until(lambda: by_id(present(channel)) == expected, within)
+    assert there(channel) == expected
+
+
+class Elsewhere:
+    """Another loop in a thread of its own. Brokers and their processes take it for another process."""
+
+    def __init__(self) -> None:
+        self._jobs: deque[Callable[[], None]] = deque()
+        self._ending = False
+        self._connections: list[tuple[Connection, Peer]] = []
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Elsewhere:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            self.call(self._close)
+        finally:
+            self._ending = True
+            until(lambda: not self._thread.is_alive())
+
+    def call(self, function: Callable[[], T]) -> T:
+        """Call a function in a greenlet of the other loop, and let this one run meanwhile."""
+        outcome: list[tuple[Any, BaseException | None]] = []
+
+        def job() -> None:
+            try:
+                outcome.append((function(), None))
+            except BaseException as error:
+                outcome.append((None, error))
+
+        self._jobs.append(job)
+        until(lambda: outcome, 3 * DEADLINE)
+        result, error = outcome[0]
+        if error is not None:
+            raise error
+        found: T = result
+        return found
+
+    def client(self, session: Any = None, **options: Any) -> Client:
+        """Return a client of the other loop. What is done with it has to be done by `call`."""
+        return self.call(lambda: Client(self._pair, session, **options))
+
+    def guest(self, present: Any, session: Any = None, *channels: str) -> Client:
+        """Return a client of the other loop that is present in channels."""
+        client = self.client(session)
+        self.call(lambda: client.subscribe(*channels or (ROOM,), present=present))
+        return client
+
+    def _pair(self, **options: Any) -> tuple[Connection, Peer]:
+        server, ours = unix_pair()
+        self._connections.append((Connection(server, **options), Peer(ours)))
+        return self._connections[-1]
+
+    def _close(self) -> None:
+        for connection, peer in self._connections:
+            if connection.connected:
+                connection.close()
+                with suppress(OSError):
+                    peer.close_frame(1000)
+            until(lambda: not connection.connected)  # noqa: B023
+            peer.sock.close()
+        key = conf.current().broker_key, get_hub()
+        mine = [hub for (_, of, loop), hub in pubsub.process.hubs.items() if (of, loop) == key]
+        with suppress(AssertionError):  # those who are held for a while
+            until(lambda: not any(name.startswith(PRESENT) for hub in mine for name in hub.channels))
+        pubsub.process.close_hub(conf.current())
+
+    def _run(self) -> None:
+        try:
+            while self._jobs or not self._ending:
+                while self._jobs:
+                    gevent.spawn(self._jobs.popleft())
+                gevent.sleep(0.002)
+        finally:
+            get_hub().destroy(destroy_loop=True)
+
+
+def crowd(channel: str, users: list[Any]) -> list[Forwarding]:
+    """Have many users be in a channel, without connections; they leave by `close()`."""
+    forwardings = []
+    for user in users:
+        forwarding = pubsub.forward([channel], present=user, for_good=True)
+        forwarding.enter(None)
+        forwardings.append(forwarding)
+    return forwardings
+
+
+def all_leave(pairs: Pairs) -> None:
+    """Have all clients of a test leave that are still there, so that nothing is left of them."""
+    for connection, peer in pairs.made:
+        if connection.connected:
+            connection.close()
+        peer.sock.close()
+    until(lambda: not any(connection.connected for connection, _ in pairs.made))
