@@ -15,7 +15,7 @@ from django_websocket.pubsub import publish
 from django_websocket.transport.connection import Connection
 from django_websocket.transport.shared import open_connections
 
-from . import asynchronous, children, client, ordinary, pasts, probe, queries, sessions
+from . import asynchronous, children, client, ordinary, pasts, presence, probe, queries, sessions
 from .models import Note
 
 
@@ -176,6 +176,7 @@ urlpatterns = [
     path("queries/", include(queries.pages)),
     path("asynchronous/", include(asynchronous.pages)),
     path("pasts/", include(pasts.pages)),
+    path("presence/", include(presence.pages)),
     path("", include(client.pages)),
     path("ordinary/", include((ordinary.pages, "ordinary"))),
 ]

@@ -2,7 +2,7 @@
 
 from django.urls import URLPattern, URLResolver, include, path
 
-from . import asynchronous, client, ordinary, pasts, queries, receivers, views
+from . import asynchronous, client, ordinary, pasts, presence, queries, receivers, views
 
 __all__ = ["receivers", "urlpatterns"]
 
@@ -81,6 +81,7 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path("queries/", include(queries.urlpatterns)),
     path("asynchronous/", include(asynchronous.urlpatterns)),
     path("pasts/", include(pasts.urlpatterns)),
+    path("presence/", include(presence.urlpatterns)),
     path("client/", include(client)),
     path("ordinary/", include((ordinary.urlpatterns, "ordinary"))),
 ]
