@@ -219,11 +219,15 @@ class Elsewhere:
             get_hub().destroy(destroy_loop=True)
 
 
+_crowds: list[Forwarding] = []  # of the running test
+
+
 def crowd(channel: str, users: list[Any]) -> list[Forwarding]:
-    """Have many users be in a channel, without connections; they leave by `close()`."""
+    """Have many users be in a channel, without connections; they leave by `close()`, and by `all_leave()`."""
     forwardings = []
     for user in users:
         forwarding = pubsub.forward([channel], present=user, for_good=True)
+        _crowds.append(forwarding)
         forwarding.enter(None)
         forwardings.append(forwarding)
     return forwardings
@@ -231,6 +235,8 @@ def crowd(channel: str, users: list[Any]) -> list[Forwarding]:
 
 def all_leave(pairs: Pairs) -> None:
     """Have all clients of a test leave that are still there, so that nothing is left of them."""
+    while _crowds:
+        _crowds.pop().close()
     for connection, peer in pairs.made:
         if connection.connected:
             connection.close()
