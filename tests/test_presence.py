@@ -6,13 +6,15 @@ import datetime
 import gc
 import json
 import select as standard
+import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from decimal import Decimal
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gevent
 import gevent.socket
@@ -30,7 +32,6 @@ from django_websocket.protocol.deflate import Agreement
 from django_websocket.pubsub import count, history, present, publish, subscribe, watch
 from django_websocket.pubsub.memory import MemoryBroker
 from django_websocket.pubsub.presence import Presence
-from django_websocket.pubsub.watch import Watch
 from django_websocket.select import select
 from django_websocket.transport import log
 from django_websocket.transport.limits import Limits
@@ -54,6 +55,9 @@ from .support.presence import (
 from .support.servers import Cluster, Sentinel
 from .support.waiting import DEADLINE, at_once, until
 from .support.wire import Pairs
+
+if TYPE_CHECKING:
+    from django_websocket.pubsub.watch import Watch
 
 ENCRYPTION_KEY = "a key that has not less than 32 characters"
 BROKERS = ["memory", "redis", "encrypted", "sentinel", "cluster"]
@@ -566,7 +570,7 @@ def test_the_first_get_of_an_empty_channel_returns_at_once_too() -> None:
             changes.get(0.01)
 
 
-InStep = Callable[[], tuple[Watch, Callable[[], Any]]]
+InStep = Callable[[], tuple["Watch", Callable[[], Any]]]
 
 
 @pytest.fixture
@@ -658,6 +662,22 @@ def test_who_has_changed_to_and_fro_between_two_gets_is_told_with_the_last(pairs
         presence.update_present({**ANN, "typing": typing})
         assert told().joined == [{**ANN, "typing": typing}]
     assert change(lagging) == ([{**ANN, "typing": False}], [], 1)
+
+
+def test_watch_can_be_called_by_its_full_name_again_and_again() -> None:
+    """The first call must not put something else in its place."""
+    code = """
+from django.conf import settings
+settings.configure(WEBSOCKET_BROKER="memory://")
+from django_websocket import pubsub
+for number in range(3):
+    with pubsub.watch("room") as changes:
+        print(changes.get(timeout=10).count)
+from django_websocket.pubsub import watch
+print(all(callable(getattr(pubsub, name)) for name in pubsub.__all__))
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (run.stdout.split(), run.returncode) == (["0", "0", "0", "True"], 0), run.stderr
 
 
 def test_get_waits_no_longer_than_asked() -> None:
@@ -1541,9 +1561,10 @@ def greenlets() -> list[str]:
 @every_broker
 def test_nothing_is_left_of_many_who_have_come_and_gone(pairs: Pairs, grace: float) -> None:
     hub = pubsub.process.current_hub()
-    with subscribe("keeps the connection"), Client(pairs).subscribe("warm", present=ANN), watch("warm"):
-        present(ROOM)  # makes the connection for calls
-    with subscribe("keeps the connection"):
+    kept = [f"keeps the connections {number}" for number in range(20)]  # to each node of a Cluster
+    with subscribe(*kept), Client(pairs).subscribe(*kept, present=ANN):
+        present(ROOM)
+    with subscribe(*kept):
         presence = hub.presence
         assert isinstance(presence, Presence)
         until(lambda: presence not in services)
@@ -1559,7 +1580,7 @@ def test_nothing_is_left_of_many_who_have_come_and_gone(pairs: Pairs, grace: flo
         until(lambda: not presence._rooms)
         until(lambda: presence not in services)
         assert not presence._held
-        assert list(hub.channels) == ["keeps the connection"]
+        assert list(hub.channels) == kept
         with suppress(AssertionError):
             until(lambda: {*greenlets()} <= {*before})
         assert {*greenlets()} - {*before} == set()

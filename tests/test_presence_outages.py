@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gevent.socket
 import pytest
@@ -16,13 +16,15 @@ from django_websocket import pubsub
 from django_websocket.exceptions import BrokerError
 from django_websocket.pubsub import count, present, publish, watch
 from django_websocket.pubsub.roster import Claim, PresenceBroker
-from django_websocket.pubsub.watch import Watch
 
 from .support.brokers import in_use
 from .support.presence import ANN, BOB, EVE, ROOM, Client, Elsewhere, all_leave, by_id, there, until_there
 from .support.servers import Server, redis_server
 from .support.waiting import DEADLINE, at_once, until
 from .support.wire import Pairs
+
+if TYPE_CHECKING:
+    from django_websocket.pubsub.watch import Watch
 
 ROSTER = "django_websocket:present:"
 LEASES = "django_websocket:processes"

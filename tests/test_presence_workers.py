@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import gevent.socket
@@ -20,7 +20,6 @@ import redis as redis_py
 import redis.connection
 
 from django_websocket.pubsub import count, present, watch
-from django_websocket.pubsub.watch import Watch
 
 from .support.brokers import in_use
 from .support.clients import RawClient, fetch, fetch_json
@@ -30,6 +29,9 @@ from .support.resuming import OFFER
 from .support.servers import Server
 from .support.waiting import DEADLINE, until
 from .support.wire import Pairs
+
+if TYPE_CHECKING:
+    from django_websocket.pubsub.watch import Watch
 
 ANN, BOB, EVE = {"id": 1, "name": "ann"}, {"id": 2, "name": "bob"}, {"id": 3, "name": "eve"}
 # About a fourth of the true times. A lease must be shorter than two times the grace, and the grace than two leases.
