@@ -24,7 +24,7 @@ from .support.waiting import DEADLINE, at_once, until
 from .support.wire import Pairs
 
 if TYPE_CHECKING:
-    from django_websocket.pubsub.watch import Watch
+    from django_websocket.pubsub.watching import Watch
 
 ROSTER = "django_websocket:present:"
 LEASES = "django_websocket:processes"

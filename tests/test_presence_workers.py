@@ -31,7 +31,7 @@ from .support.waiting import DEADLINE, until
 from .support.wire import Pairs
 
 if TYPE_CHECKING:
-    from django_websocket.pubsub.watch import Watch
+    from django_websocket.pubsub.watching import Watch
 
 ANN, BOB, EVE = {"id": 1, "name": "ann"}, {"id": 2, "name": "bob"}, {"id": 3, "name": "eve"}
 # About a fourth of the true times. A lease must be shorter than two times the grace, and the grace than two leases.
