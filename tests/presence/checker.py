@@ -83,6 +83,8 @@ class Stay:
     ended: float = math.inf  # when its end began
     gone: float = math.inf  # when it was over, for the client
     how: End = "there"
+    opened: float = math.inf  # when the handshake was over
+    why: str = ""  # what ended it, in words
 
     @property
     def confirmed(self) -> bool:
@@ -264,7 +266,7 @@ class Truth:
 
     def _infos(self, room: str, user: str, there: Sequence[Stay], stays: Sequence[Stay], moment: float) -> set[str]:
         """The newest information counts; if its client has left, that of any other; and any, behind a loss."""
-        current = {id(stay): stay.said[-1] for stay in there}
+        current = {id(stay): [said for said in stay.said if said.begin < moment][-1] for stay in there}
         every = {said.info for said in current.values()}
         newest = max((said for stay in stays for said in stay.said if said.begin < moment), key=lambda said: said.begin)
         if any(one.affects(room) and (one.wipes or one.loses) and one.end > newest.begin for one in self.disturbances):
@@ -304,8 +306,8 @@ class Truth:
     def around(self, room: str, user: str, moment: float) -> str:
         """Return what the user's clients did around a moment, for those who look for a cause."""
         parts = [
-            f"{stay.tab} {stay.began - moment:+.2f}/{stay.entered - moment:+.2f} to "
-            f"{stay.ended - moment:+.2f}/{stay.gone - moment:+.2f} {stay.how}"
+            f"{stay.tab} {stay.began - moment:+.2f}/{stay.opened - moment:+.2f}/{stay.entered - moment:+.2f} to "
+            f"{stay.ended - moment:+.2f}/{stay.gone - moment:+.2f} {stay.how} ({stay.why})"
             for stay in self.stays.get((room, user), ())
             if stay.began - 5 < moment < stay.gone + 60
         ]

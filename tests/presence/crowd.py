@@ -204,21 +204,22 @@ class Tab(Client):
             websocket = await self.open(view, {"channel": self._rooms, "present": json.dumps(self._info)})
         except FAULTS:
             crowd.done["refused"] += 1
-            self._end(stay, time.monotonic(), "refused")
+            self._end(stay, time.monotonic(), "refused", "refused")
             return 1.5
+        stay.opened = time.monotonic()
         try:
             if self.speaks:
                 await websocket.send(json.dumps({"hello": {"session": self._session}}))
             if hasty:
                 await asyncio.sleep(self.random.random() * 0.05)
                 crowd.done["vanishes at once"] += 1
-                self._end(stay, time.monotonic(), "refused")
+                self._end(stay, time.monotonic(), "refused", "vanishes at once")
                 return 3.0
             return await self._be_there(websocket, stay, view)
         except ConnectionClosed as closed:
             if stay.ended == float("inf"):
                 code = self.note(closed)
-                self._end(stay, time.monotonic(), self._how(stay, code))
+                self._end(stay, time.monotonic(), self._how(stay, code), f"by the server, {code}")
             crowd.done["is cut off"] += 1
             return 3.0
         finally:
@@ -238,7 +239,8 @@ class Tab(Client):
             return "killed" if stay.session else "gone"
         return "held" if stay.session or code == 1012 else "gone"
 
-    def _end(self, stay: Stay, ended: float, how: Any) -> None:
+    def _end(self, stay: Stay, ended: float, how: Any, why: str) -> None:
+        stay.why = why
         stay.ended, stay.gone, stay.how = ended, time.monotonic(), how if stay.confirmed else "refused"
 
     async def _be_there(self, websocket: ClientConnection, stay: Stay, view: str) -> float | None:
@@ -295,7 +297,7 @@ class Tab(Client):
         begin = time.monotonic()
         if end.startswith("vanishes"):
             websocket.transport.abort()
-            self._end(stay, begin, "held" if stay.session else "gone")
+            self._end(stay, begin, "held" if stay.session else "gone", end)
             return ENDS[end][1]
         if end in ("leaves", "reloads"):
             code = 1000 if end == "leaves" else 1001
@@ -316,7 +318,7 @@ class Tab(Client):
             how = "clean" if code in FINAL else "held" if stay.session else "gone"
         else:
             how = "refused"  # both have closed at the same time
-        self._end(stay, begin, how)
+        self._end(stay, begin, how, end)
         return ENDS[end][1]
 
 
@@ -338,6 +340,7 @@ class Onlooker(Client):
             await asyncio.sleep(self.random.random())
 
     async def _look(self) -> None:
+        query: dict[str, Any]
         if self.speaks:
             view, query = "stays", {"channel": self._rooms, "present": json.dumps(WATCH)}
         else:
@@ -390,7 +393,7 @@ def crowd_of(crowd: Crowd, tabs: int, choices: random.Random) -> list[Client]:
             speaks = choices.random() < 0.8
             clients.append(Tab(crowd, name, user, speaks=speaks, own=own, favourites=tuple(dict.fromkeys(favourites))))
     for index, room in enumerate(rooms):
-        busy = (0.0, 0.7, 3.0)[index % 3]
+        busy = (0.0, 0.4, 1.0)[index % 3]
         clients.append(Onlooker(crowd, f"view of {room}", [room], speaks=False, busy=busy))
     for index in range(0, len(rooms), 3):
         clients.append(Onlooker(crowd, f"onlooker{index}", rooms[index : index + 3], speaks=True))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import copy
 import json
 import os
 import random
@@ -411,7 +412,7 @@ class Stage:
                 await asyncio.sleep(0.05)
             keys = await loop.run_in_executor(threads, self._keys, topology)
             now = time.monotonic()
-            look = Look(now, {name: {**rooms} for name, rooms in crowd.known.items()}, keys, now - begin)
+            look = Look(now, copy.deepcopy(crowd.known), keys, now - begin)
             truth = Truth([stay for stay in crowd.stays if stay.gone > begin - 120], self.disturbances, timing)
             complete = not crowd.unsettled and ASKER in look.seen
             if (complete and converged(truth, look)) or now > ends:
