@@ -268,7 +268,7 @@ def key(account: Account) -> None:
         (never_seen, "not seen"),
         (stays_in_a_list, "not converged"),
         (lacks_in_a_list, "not converged"),
-        (other_information, "not converged"),
+        (other_information, "information"),
         (key, "key"),
     ],
 )

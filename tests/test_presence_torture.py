@@ -12,9 +12,9 @@ from .presence.torture import Plan, Result, Stage, main
 from .support.servers import ROOT
 
 PLAN = Plan(
-    seconds=18.0,  # behind which no other round begins
+    seconds=16.0,  # behind which no other round begins
     seed=1,
-    timing=Timing(grace=4.0, lease=6.0, renewal=1.5),
+    timing=Timing(grace=4.0, lease=6.0, renewal=1.5, slack=3.0),
     rooms=6,
     tabs=30,
     workers=2,

@@ -34,13 +34,14 @@ class Timing:
     renewal: float = 10.0
     poll: float = 1.0  # until a leave is seen by those who ask
     news: float = 2.0  # until anything is seen by those who are told
+    slack: float = 9.0  # beyond what the package takes until nothing is left of a process that was killed
     late: float = 5.0  # until then, a leave that is told may be of an absence that is over
     late_after_fault: float = 15.0
 
     @property
     def dead(self) -> float:
         """Seconds until nothing is left of a process that was killed."""
-        return self.lease + 1.1 * self.renewal + 9.0
+        return self.lease + 1.1 * self.renewal + self.slack
 
     @property
     def restored(self) -> float:
@@ -580,8 +581,9 @@ def _judge_look(truth: Truth, verdict: Verdict, look: Look) -> None:
                 text = difference(expected.get(user), users.get(user))
                 if text:
                     around = truth.around(room, user, look.time)
+                    kind = "information" if user in expected and user in users else "not converged"
                     text = f"after {look.lasted:.1f} s of quiet, {text}; {around}"
-                    verdict.wrong.append(Wrong("not converged", look.time, room, user, observer, text))
+                    verdict.wrong.append(Wrong(kind, look.time, room, user, observer, text))
     for room in sorted(look.keys):
         verdict.checks["keys"] += 1
         if not truth.expected(room, look.time):

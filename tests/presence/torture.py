@@ -340,11 +340,11 @@ class Stage:
     async def _storm(
         self, threads: ThreadPoolExecutor, topology: Topology, workers: Shift, number: int, until: float
     ) -> None:
-        """Cause faults for a while: of the workers, of the servers without a loss, or everything."""
+        """Cause faults for a while: everything, what happens to workers, or what costs the servers nothing."""
         plan, loop = self.plan, asyncio.get_running_loop()
         end = min(time.monotonic() + plan.storm, until)
-        servers: dict[str, int] = dict(HARMLESS[self.name]) if number % 3 else {}
-        if number % 3 == 2:
+        servers: dict[str, int] = dict(HARMLESS[self.name]) if number % 3 != 1 else {}
+        if number % 3 == 0:
             servers = {**servers, **HARMFUL[self.name]}
         lanes = []
         if plan.script or plan.workers_script:
@@ -356,7 +356,7 @@ class Stage:
         else:
             if servers:
                 lanes.append(loop.run_in_executor(threads, self._cause, topology, self.log, plan.between, servers, end))
-            if number % 3 != 1:
+            if number % 3 != 2:
                 of_workers = {cause.__name__: weight for cause, weight in workers.faults.items()}
                 lanes.append(
                     loop.run_in_executor(
