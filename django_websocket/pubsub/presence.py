@@ -244,6 +244,8 @@ class Presence:
 
     def dead_of(self, processes: frozenset[bytes]) -> frozenset[bytes]:
         """Return which of these processes are dead. Raises BrokerError."""
+        with self._leasing:
+            pass  # after an outage, the lease tells whether the broker has lost everything
         if processes - self._living - {self.process}:
             self._renew()  # one of them may be new
         return self._dead(processes)
