@@ -547,6 +547,22 @@ def test_a_waiting_pong_leaves_before_a_message_that_is_sent_after_it(pairs: Pai
     assert peer.until_frames(len(expected)) == expected
 
 
+@pytest.mark.parametrize("frames", [1, 3])
+def test_what_comes_late_does_not_count_as_what_the_client_is_too_slow_for(pairs: Pairs, frames: int) -> None:
+    connection, peer = pairs(narrow=True, limits=Limits(outbox_size=20_000))
+    late, frame = encode_message("x" * 300_000), encode_message("y" * 4_000)
+    connection.push_late(*[late] * frames)
+    for _ in range(4):
+        connection.push(frame)
+    assert connection.close_code is None
+    found = peer.until_frames(frames + 4)
+    assert [len(each.payload) for each in found] == [300_000] * frames + [4_000] * 4
+    connection.push_late(late)
+    for _ in range(6):
+        connection.push(frame)
+    assert connection.close_code == CloseCode.TRY_AGAIN_LATER
+
+
 @pytest.mark.parametrize("size", [500, 400_000])
 def test_nothing_follows_the_close_frame(pairs: Pairs, size: int) -> None:
     connection, peer = pairs(narrow=True)

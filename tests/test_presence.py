@@ -29,9 +29,10 @@ from redis import Redis
 from django_websocket import pubsub
 from django_websocket.exceptions import BrokerError
 from django_websocket.protocol.deflate import Agreement
-from django_websocket.pubsub import count, history, present, publish, subscribe, watch
+from django_websocket.pubsub import count, history, present, publish, room, subscribe, watch
 from django_websocket.pubsub.memory import MemoryBroker
 from django_websocket.pubsub.presence import Presence
+from django_websocket.pubsub.room import INTERVAL
 from django_websocket.select import select
 from django_websocket.transport import log
 from django_websocket.transport.limits import Limits
@@ -79,6 +80,17 @@ def setting(request: pytest.FixtureRequest, key: str, monkeypatch: pytest.Monkey
     url: str = request.getfixturevalue("redis_url")
     keys = {"encryption_keys": [ENCRYPTION_KEY]} if kind == "encrypted" else {}
     return {"url": url, "prefix": f"{key}:", **keys}
+
+
+@pytest.fixture(autouse=True)
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have those who watch told more often than twice a second, for which these tests would wait most of the time."""
+    monkeypatch.setattr(room, "INTERVAL", 0.02)
+
+
+@pytest.fixture
+def true_pace(often: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "INTERVAL", INTERVAL)
 
 
 @pytest.fixture(autouse=True)
@@ -834,7 +846,7 @@ def test_leaving_is_told_by_the_id_and_joining_by_the_member(pairs: Pairs) -> No
 
 
 @each_kind
-def test_changes_come_at_most_twice_a_second_and_together(pairs: Pairs) -> None:
+def test_changes_come_at_most_twice_a_second_and_together(pairs: Pairs, true_pace: None) -> None:
     client = Client(pairs)
     with client.subscribe(ROOM, present="watch"), ExitStack() as stack:
         client.until_it_knows()
@@ -851,7 +863,7 @@ def test_changes_come_at_most_twice_a_second_and_together(pairs: Pairs) -> None:
     assert sum(len(control["join"][ROOM]) for control in news) == 60
 
 
-def test_who_comes_and_goes_between_two_pieces_of_news_is_not_told(pairs: Pairs) -> None:
+def test_who_comes_and_goes_between_two_pieces_of_news_is_not_told(pairs: Pairs, true_pace: None) -> None:
     client = Client(pairs)
     with client.subscribe(ROOM, present="watch"), watch(ROOM) as changes:
         client.until_it_knows()

@@ -73,6 +73,7 @@ class Connection(Readable):
         "_engine",
         "_going_on",
         "_held",
+        "_late",
         "_liveness",
         "_outbox",
         "_tail",
@@ -140,6 +141,7 @@ class Connection(Readable):
         self._held = head  # frames for the kernel, which would take some; while there are any, the outbox is empty
         self._outbox = UNUSED
         self._tail: Tail | None = None  # as long as some of it is not in the outbox
+        self._late = 0  # bytes that the kernel will have taken from the outbox when what counts is in front
         self._blocked = False  # the kernel takes no more, and the write watcher runs; if false, the outbox is empty
         self._going_on = False  # whether the loop will call `_go_on`
         self._refills = 0  # of the inbox
@@ -421,7 +423,7 @@ class Connection(Readable):
             self._engine.forget_sent()
         if self._tail is None:
             self._write(frames)
-            if not self._blocked or self._outbox.size <= self.limits.outbox_size:
+            if not self._blocked or self._waiting <= self.limits.outbox_size:
                 return
         elif self._tail.append(frames) <= self.limits.outbox_size:
             return
@@ -440,9 +442,15 @@ class Connection(Readable):
         tail.extend(frames)
         while tail and not self._blocked and self.connected:
             self._write(tail.take(self._piece))
+            self._late = self._outbox.taken + self._outbox.size
         if tail and self._blocked:
             self._tail = tail
             self._outbox.add_source(self._next_of_tail)
+
+    @property
+    def _waiting(self) -> int:
+        """Bytes in the outbox that count as what the client is too slow for."""
+        return self._outbox.size - max(0, self._late - self._outbox.taken)
 
     @property
     def _piece(self) -> int:
@@ -454,6 +462,7 @@ class Connection(Readable):
         if self._tail is None:
             return b""
         piece = self._tail.take(self._piece)
+        self._late = self._outbox.taken + len(piece)
         if not self._tail:
             self._tail = None
         return piece
