@@ -31,7 +31,8 @@ from django_websocket.exceptions import BrokerError
 from django_websocket.protocol.deflate import Agreement
 from django_websocket.pubsub import count, history, present, publish, room, subscribe, watch
 from django_websocket.pubsub.memory import MemoryBroker
-from django_websocket.pubsub.presence import Presence
+from django_websocket.pubsub.presence import Presence, presence_of
+from django_websocket.pubsub.process import current_hub
 from django_websocket.pubsub.room import INTERVAL
 from django_websocket.select import select
 from django_websocket.transport import log
@@ -861,6 +862,26 @@ def test_changes_come_at_most_twice_a_second_and_together(pairs: Pairs, true_pac
         took = time.monotonic() - begin
     assert len(news) <= 2 + took / 0.5
     assert sum(len(control["join"][ROOM]) for control in news) == 60
+
+
+def test_a_watch_that_begins_while_somebody_changes_for_a_moment_has_what_is_told_last(
+    pairs: Pairs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "INTERVAL", 0.3)
+    client = Client(pairs)
+    with client.subscribe(ROOM, present=ANN) as presence, Client(pairs).subscribe(ROOM, present=BOB) as other:
+        client.until_it_knows(ANN, BOB)
+        presence.update_present({**ANN, "typing": True})  # told at once, and the rest 0.3 s later
+        client.until_it_knows({**ANN, "typing": True}, BOB)
+        other.update_present({**BOB, "typing": True})
+        until_there({**ANN, "typing": True}, {**BOB, "typing": True})
+        until(lambda: presence_of(current_hub())._rooms[ROOM]._new)
+        with watch(ROOM) as changes:
+            known = by_id(changes.get(DEADLINE).joined)
+            assert known == by_id([{**ANN, "typing": True}, {**BOB, "typing": True}])
+            other.update_present(BOB)
+            change = changes.get(DEADLINE)
+            assert (change.joined, change.left, change.count) == ([BOB], [], 2)
 
 
 def test_who_comes_and_goes_between_two_pieces_of_news_is_not_told(pairs: Pairs, true_pace: None) -> None:

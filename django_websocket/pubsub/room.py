@@ -269,10 +269,12 @@ class Room:
     def add(self, watcher: Watcher, *, at_once: bool = False) -> None:
         """Tell a watcher everything, and from now on what changes.
 
-        If others are told something soon, it is told with them, unless that has to be `at_once`.
+        If others are told something soon, it is told with them; if it has to be told `at_once`, it is told then again,
+        since what is new now may be undone by then.
         """
         self._watchers[watcher] = None
-        if (self._new and not at_once) or not watcher.tell_all(self):
+        is_told = (at_once or not self._new) and watcher.tell_all(self)
+        if self._new or not is_told:
             self._behind.add(watcher)
             self._tell_soon()
 

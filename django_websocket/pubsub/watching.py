@@ -33,13 +33,14 @@ class Watch(Source):
     `select()` reports it as readable exactly when `get()` would return at once.
     """
 
-    __slots__ = ("_changes", "_count", "_news", "_room", "_taken_users")
+    __slots__ = ("_begun", "_changes", "_count", "_news", "_room", "_taken_users")
 
     def __init__(self, presence: Presence, channel: str) -> None:
         super().__init__()
         self._taken_users: dict[bytes, str] = {}  # who was there at the last `get`
         self._changes: dict[bytes, str | None] = {}  # what is new since then; None for who has left
         self._count = 0
+        self._begun = False  # whether `get` has returned something
         self._news = False
         [self._room] = presence.open([channel])
         self._room.add(self, at_once=True)
@@ -62,6 +63,7 @@ class Watch(Source):
                 joined = {key: text for key, text in self._changes.items() if text is not None}
                 left = [self._taken_users.pop(key) for key, text in self._changes.items() if text is None]
                 self._taken_users.update(joined)
+                self._begun = True
                 self._forget()
                 return Change([*map(json.loads, joined.values())], [*map(json.loads, left)], self._count)
             if self._broker_closed:
@@ -90,7 +92,7 @@ class Watch(Source):
         for key, text in news.joined.items():
             self._note(key, text)
         self._count = news.count
-        self._news = bool(self._changes)
+        self._news = bool(self._changes) or not self._begun
         self._changed()
         return True
 
@@ -101,8 +103,9 @@ class Watch(Source):
             self._changes[key] = text
 
     def tell_all(self, room: Room) -> bool:
-        """Begin with all who are there. Never waits."""
-        self.tell(room, room.everybody)
-        self._news = True
-        self._changed()
-        return True
+        """Note all who are there, and who is not there any more. Never waits."""
+        everybody = room.everybody
+        for key in self._taken_users.keys() | self._changes.keys():
+            if key not in everybody.joined:
+                self._note(key, None)
+        return self.tell(room, everybody)
