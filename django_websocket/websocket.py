@@ -350,7 +350,7 @@ class WebSocket(BaseWebSocket):
                 if connection.greeting is not None and connection.greeting.known is not None:
                     connection.greeting.known.wait(HELLO_TIMEOUT)
                 self._resume(connection, forwarding, options["since"], begins=begins, has_snapshot=has_snapshot)
-            forwarding.enter(self._session)
+            forwarding.enter(self._session, connection)
             if snapshot is None or forwarding.goes_on:
                 return forwarding.attach(connection)
             for message in pubsub.messages_of(snapshot()):

@@ -1134,7 +1134,7 @@ def test_users_of_redis_need_no_more_than_the_page_of_presence_says(presence_pro
             room.remove_dead()
             print(present("room:acl"), count("room:acl"))
             attendance.close(None)
-            while count("room:acl") or presence._has_lease:
+            while count("room:acl") or presence._lease_ends:
                 gevent.sleep(0.01)
             print(present("room:acl"))
         """

@@ -197,7 +197,7 @@ class AsyncWebSocket(BaseWebSocket):
                     self._resume, connection, forwarding, options["since"], begins=begins, has_snapshot=has_snapshot
                 )
             if options["present"] is not None:
-                await in_greenlet(forwarding.enter, self._session)
+                await in_greenlet(forwarding.enter, self._session, connection)
             if snapshot is not None and not forwarding.goes_on:
                 await self._send_all(snapshot())
             forwarding.attach(connection, has_snapshot=has_snapshot)

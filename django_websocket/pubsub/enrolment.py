@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Mapping
 from itertools import islice
+from typing import TYPE_CHECKING
 
 import gevent
 from gevent.event import AsyncResult
@@ -14,27 +15,37 @@ from django_websocket.transport.log import report
 
 from .roster import ANYBODY, NOBODY, Claim, PresenceBroker, Roster, RosterEvent
 
-BATCH = 100  # users of whom the broker is told in one call, so that its other clients do not wait for long
+if TYPE_CHECKING:
+    from django_websocket.transport.connection import Connection
+
+BATCH = 100  # claims of which the broker is told in one call, so that its other clients do not wait for long
 TIMEOUT = 6.0  # seconds until a client that enters is told that the broker does not answer; a call has 5
+PAUSE = 0.1  # seconds between two calls that nobody waits for, however often something else is told
 UNKNOWN = b"?"  # stands for what the broker may or may not know of a user; no information on a user is equal to it
 
 
 class Guest:
     """A client that is present in a channel: the keys of its user and of its session, and what is told of the user.
 
-    It may be `held` for a while after its connection has ended. `entered` is the number of the change by which its
+    It may be `held` for a while after its `connection` has ended. `entered` is the number of the change by which its
     session has come here, 0 until it has; `moved` that by which it has last come elsewhere.
     """
 
-    __slots__ = ("entered", "held", "info", "key", "moved", "session")
+    __slots__ = ("connection", "entered", "held", "info", "key", "moved", "session")
 
-    def __init__(self, key: bytes, session: bytes, info: bytes) -> None:
+    def __init__(self, key: bytes, session: bytes, info: bytes, connection: Connection | None = None) -> None:
         self.key = key
         self.session = session
         self.info = info
+        self.connection = connection
         self.held = False
         self.entered = 0
         self.moved = 0
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether its client has not come somewhere else since, as far as can be told."""
+        return not self.held and (self.connection is None or self.connection.close_code is None)
 
 
 class Enrolment:
@@ -53,7 +64,8 @@ class Enrolment:
         self._process = process
         self._take = take  # called with what the broker has told everybody
         self._empty = empty  # called when nothing is left to do
-        self._guests: dict[bytes, list[Guest]] = {}  # by user; what is told of the last one counts
+        self._guests: dict[bytes, dict[Guest, None]] = {}  # by user; what is told of the last one counts
+        self._sessions: dict[bytes, list[Guest]] = {}  # the guests of each session
         self._stored: dict[bytes, bytes] = {}  # what the broker knows of each user
         self._due: dict[bytes, set[bytes]] = {}  # users of whom it has to be told, and sessions that begin
         self._on_the_way: Collection[bytes] = ()  # users of whom it is being told
@@ -67,10 +79,13 @@ class Enrolment:
 
     def enter(self, guest: Guest) -> None:
         """Add a guest; return when the broker knows of it. Raises BrokerError; the guest is there all the same then."""
-        guests = self._guests.setdefault(guest.key, [])
         # Of a client that has another connection, the former one counts no more, whether or not it has ended.
-        guests[:] = [other for other in guests if other.session != guest.session or guest.session == NOBODY]
-        guests.append(guest)
+        for other in tuple(self._sessions.get(guest.session, ())):
+            if other.key == guest.key and (other.connection is not guest.connection or other.held):
+                self._remove(other)
+        self._guests.setdefault(guest.key, {})[guest] = None
+        if guest.session != NOBODY:
+            self._sessions.setdefault(guest.session, []).append(guest)
         result = self._results.setdefault(guest.key, AsyncResult())
         self._tell(guest.key, ANYBODY if guest.session == NOBODY else guest.session)
         with gevent.Timeout(TIMEOUT, BrokerError(f"The broker has been away for {TIMEOUT:.3g} seconds")):
@@ -78,33 +93,54 @@ class Enrolment:
 
     def leave(self, guest: Guest) -> None:
         """Remove a guest. Never waits."""
-        guests = self._guests.get(guest.key, [])
-        if guest in guests:
-            guests.remove(guest)
-            if not guests:
-                del self._guests[guest.key]
+        if self._remove(guest):
             self._tell(guest.key)
+
+    def _remove(self, guest: Guest) -> bool:
+        guests = self._guests.get(guest.key, {})
+        if guest not in guests:
+            return False
+        del guests[guest]
+        if not guests:
+            del self._guests[guest.key]
+        if guest.session != NOBODY:
+            self._sessions[guest.session].remove(guest)
+            if not self._sessions[guest.session]:
+                del self._sessions[guest.session]
+        return True
+
+    def hold(self, guest: Guest) -> None:
+        """Note that a guest's connection has ended, and that it may come back."""
+        guest.held = True
+        guest.connection = None
+        self._judge(guest)
 
     def update(self, guest: Guest, info: bytes) -> None:
         """Tell something else of a guest. Never waits."""
-        guests = self._guests.get(guest.key, [])
+        guests = self._guests.get(guest.key, {})
         if guest in guests:
             guest.info = info
-            guests.remove(guest)
-            guests.append(guest)
+            del guests[guest]
+            guests[guest] = None
             self._tell(guest.key, ANYBODY)
 
     def went_elsewhere(self, key: bytes, session: bytes, number: int) -> None:
         """Note that a client has another connection, to another process, by the change with this number."""
-        for guest in tuple(self._guests.get(key, ())) if session not in (NOBODY, ANYBODY) else ():
-            if guest.session == session:
+        for guest in tuple(self._sessions.get(session, ())):
+            if guest.key == key:
                 guest.moved = max(guest.moved, number)
                 self._judge(guest)
 
     def _judge(self, guest: Guest) -> None:
         """Remove a guest whose client has come elsewhere after it has come here."""
-        if guest.moved > guest.entered > 0:
+        if guest.moved > guest.entered and (guest.entered or guest.held):
             self.leave(guest)
+
+    def contradict(self, key: bytes) -> None:
+        """Tell the broker again of a user of whom somebody has said that it has left, if it is here."""
+        if key in self._guests and key not in self._due and key not in self._on_the_way:
+            self._stored[key] = UNKNOWN
+            self._tell(key)
 
     def compare(self, roster: Roster) -> bool:
         """Have the broker told of what it has wrong; return whether it has lost somebody of whom it knew."""
@@ -128,6 +164,7 @@ class Enrolment:
         """Tell the broker nothing any more."""
         self._closed = True
         self._guests.clear()
+        self._sessions.clear()
         self._due.clear()
 
     def _tell(self, key: bytes, session: bytes = NOBODY) -> None:
@@ -137,12 +174,12 @@ class Enrolment:
     def _info(self, key: bytes) -> bytes:
         """Return what is to be told of a user, b"" if it is not here."""
         guests = self._guests.get(key)
-        return guests[-1].info if guests else b""
+        return next(reversed(guests)).info if guests else b""
 
     def _run(self) -> None:
         try:
             while self._due and not self._closed:
-                batch = dict(islice(self._due.items(), BATCH))
+                batch = self._next_batch()
                 results = [self._results.pop(key) for key in batch if key in self._results]
                 try:
                     self._tell_of(batch)
@@ -157,29 +194,46 @@ class Enrolment:
                     break  # until `go_on` is called
                 for result in results:
                     result.set(None)
+                if self._due and not self._results and len(batch) < BATCH:
+                    gevent.sleep(PAUSE)  # nobody waits
         finally:
             self._running = False
             self._empty()
 
+    def _next_batch(self) -> dict[bytes, set[bytes]]:
+        """Take users of whom the broker is to be told, with sessions that begin, from what is due."""
+        batch: dict[bytes, set[bytes]] = {}
+        room = BATCH
+        for key in [*islice(self._due, BATCH)]:
+            sessions = self._due.pop(key)
+            batch[key] = {*islice(sessions, room)}
+            if rest := sessions - batch[key]:
+                self._due[key] = rest  # it may become due again meanwhile, too
+            room -= max(1, len(batch[key]))
+            if room <= 0:
+                break
+        return batch
+
     def _tell_of(self, batch: Mapping[bytes, set[bytes]]) -> None:
-        """Tell the broker of users. Raises BrokerError, and they stay due."""
+        """Tell the broker of users. Raises BrokerError, and they are due again."""
         claims = []
+        begun: dict[bytes, set[bytes]] = {}
         for key, sessions in batch.items():
-            del self._due[key]  # it may become due again meanwhile
             info = self._info(key)
-            begun = sessions - {NOBODY} if info else ()
-            claims += [Claim(key, session, info) for session in begun]
-            if not begun and info != self._stored.get(key, b""):
+            begun[key] = {session for session in sessions if info and self._has_begun(session)}
+            claims += [Claim(key, session, info) for session in begun[key]]
+            if not begun[key] and info != self._stored.get(key, b""):
                 claims.append(Claim(key, NOBODY, info))
         if not claims:
             return
+        gone = not (self._guests or self._due)
         self._on_the_way = batch.keys()
         try:
-            event = self._broker.change_roster(self._channel, self._process, claims)
+            event = self._broker.change_roster(self._channel, self._process, claims, gone=gone)
         except BaseException:
-            for key, sessions in batch.items():
+            for key in batch:
                 self._stored[key] = UNKNOWN
-                self._due.setdefault(key, set()).update(sessions)
+                self._due.setdefault(key, set()).update(begun[key])
             raise
         finally:
             self._on_the_way = ()
@@ -188,9 +242,13 @@ class Enrolment:
                 self._stored[key] = info
             else:
                 self._stored.pop(key, None)
-            for guest in tuple(self._guests.get(key, ())):
-                if guest.session == session and not guest.entered and event is not None:
+            for guest in tuple(self._sessions.get(session, ())):
+                if guest.key == key and not guest.entered and event is not None:
                     guest.entered = event.number
                     self._judge(guest)
         if event is not None:
             self._take(event)
+
+    def _has_begun(self, session: bytes) -> bool:
+        """Whether a session has begun that has not ended since: its client may be somewhere else already."""
+        return session == ANYBODY or any(guest.is_connected for guest in self._sessions.get(session, ()))

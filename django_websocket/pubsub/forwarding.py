@@ -88,17 +88,20 @@ class Forwarding:
 
         self._attendance = Attendance(presence_of(self._hub), self.channels, user)
 
-    def enter(self, session: str | None) -> None:
+    def enter(self, session: str | None, connection: Connection | None = None) -> None:
         """Have the client be where `open_rooms` has said; see `Attendance.enter`. Raises BrokerError."""
         if self._attendance is not None:
-            self._attendance.enter(session)
+            self._attendance.enter(session, connection)
 
     def update_present(self, present: Mapping[str, Any]) -> None:
         """Tell something else of who is present: a name that has changed, say, or that somebody is typing.
 
         `present` is what `subscribe` took, with the same "id". Never waits; all who see who is there are told within
-        half a second. Raises ValueError for another id, and RuntimeError if this client is not present.
+        half a second. Does nothing when the subscription has ended. Raises ValueError for another id, and RuntimeError
+        if this client is not present.
         """
+        if self._closed:
+            return
         if self._attendance is None:
             raise RuntimeError("The client is not present: subscribe with a dict as present= to be there")
         self._attendance.update(present)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import random
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -26,7 +27,7 @@ from .enrolment import Guest
 from .hub import Hub
 from .json_text import as_json
 from .publication import Compressed, variant_for
-from .room import GRACE, News, Room
+from .room import GRACE, News, Room, text_of
 from .roster import LEASE, LIMIT, NOBODY, PresenceBroker, keeps_rosters, key_of
 
 RENEWAL = 10.0  # seconds between two renewals of the lease; jittered
@@ -81,7 +82,7 @@ class Presence:
         self.forgives_until = 0.0  # whoever is missing in rosters until then is yet to be put back into them
         self._rooms: dict[str, Room] = {}  # by channel
         self._living: frozenset[bytes] = frozenset()
-        self._has_lease = False
+        self._lease_ends = 0.0  # 0 without one
         self._leasing = Semaphore()  # held while the lease is renewed or given back
         self._stopped = False
         self._renewer: gevent.Greenlet[[], None] | None = None
@@ -117,7 +118,7 @@ class Presence:
             del self._rooms[room.channel]
         if not self._rooms:
             self._stop_renewing()
-            if self._has_lease:
+            if self._lease_ends:
                 gevent.spawn(self._give_back)
 
     def end(self) -> None:
@@ -127,7 +128,7 @@ class Presence:
             room.end()
         self._jobs.clear()
         self._held.clear()
-        self._has_lease = False
+        self._lease_ends = 0.0
         self._stop_renewing()
         if self._releaser is not None:
             self._releaser.kill(block=False)
@@ -143,7 +144,11 @@ class Presence:
     def _do_all(self) -> None:
         try:
             while self._jobs:
-                self._jobs.popleft()()
+                job = self._jobs.popleft()
+                try:
+                    job()
+                except Exception as error:  # a fault of this package, or of a broker of a site's own
+                    report("publish/subscribe", None, "a look at who is there failed", repr(error), logging.ERROR)
         finally:
             self._readers -= 1
 
@@ -151,7 +156,7 @@ class Presence:
 
     def hold(self, room: Room, guest: Guest) -> None:
         """Let a guest leave in a while, if it does not come back."""
-        guest.held = True
+        room.enrolment.hold(guest)
         self._held.append((monotonic() + GRACE, room, guest))
         if self._releaser is None:
             self._releaser = gevent.spawn(self._release)
@@ -171,23 +176,21 @@ class Presence:
     def _begin(self) -> None:
         """Have the process count as alive before it says who is there. Raises BrokerError."""
         self._renew(if_needed=True)
-        if self._renewer is None and not self._stopped:
+        if (self._renewer is None or self._renewer.dead) and not self._stopped:
             self._renewer = gevent.spawn(self._keep_alive)
             services.add(self)
 
     def _renew(self, *, if_needed: bool = False) -> None:
-        """Renew the lease, or only get one. Raises BrokerError."""
-        if if_needed and self._has_lease:
-            return
+        """Renew the lease, unless it is there and not `if_needed`. Raises BrokerError."""
         with self._leasing:
-            if if_needed and self._has_lease:
-                return  # somebody else has got it meanwhile
-            if self._stopped:
+            if if_needed and self._lease_ends > monotonic() + LEASE / 5:
+                return
+            if self._stopped or not self._rooms:
                 self._living = self.broker.renew_lease(b"", 0).living
                 return
-            had_it = self._has_lease
+            had_it, ends = self._lease_ends, monotonic() + LEASE
             held, self._living = self.broker.renew_lease(self.process, LEASE)
-            self._has_lease = True
+            self._lease_ends = ends
         if had_it and not held:
             report(
                 "publish/subscribe", None, "the broker took this process for dead, or has lost who is there: telling it"
@@ -198,8 +201,8 @@ class Presence:
 
     def _give_back(self) -> None:
         with self._leasing:
-            if self._has_lease and not self._rooms:
-                self._has_lease = False
+            if self._lease_ends and not self._rooms:
+                self._lease_ends = 0.0
                 services.discard(self)
                 with suppress(BrokerError):  # then it ends by itself
                     self.broker.renew_lease(self.process, 0)
@@ -227,6 +230,9 @@ class Presence:
         try:
             self._renew()
         except BrokerError:
+            return False
+        except Exception as error:  # a fault of this package, or of a broker of a site's own
+            report("publish/subscribe", None, "this process cannot say that it is alive", repr(error), logging.ERROR)
             return False
         return True
 
@@ -266,7 +272,7 @@ class Presence:
     def _stop(self) -> None:
         try:
             with self._leasing, suppress(BrokerError):
-                if self._has_lease:
+                if self._lease_ends:
                     self.broker.renew_lease(self.process, GRACE)
         finally:
             services.discard(self)
@@ -286,7 +292,7 @@ class Attendance:
         self._variant: Compressed = None
         self._rooms = presence.open(channels)
 
-    def enter(self, session: str | None) -> None:
+    def enter(self, session: str | None, connection: Connection | None = None) -> None:
         """Have the client be there; return when the broker knows that. Raises BrokerError."""
         self._session = session
         secret = self._presence.secret
@@ -296,7 +302,7 @@ class Attendance:
             if not self._rooms:
                 return  # this was closed while the broker was told of another room
             key = NOBODY if session is None else key_of(room.channel, session, secret)
-            guest = Guest(key_of(room.channel, self._user.id, secret), key, self._user.info)
+            guest = Guest(key_of(room.channel, self._user.id, secret), key, self._user.info, connection)
             self._guests.append((room, guest))
             room.enrolment.enter(guest)
 
@@ -389,7 +395,7 @@ def users_in(broker: PresenceBroker, channel: str) -> list[Any]:
     dead = _dead_of(broker, roster.processes)
     if dead and roster.size > len(roster.users):
         roster = broker.read_roster(channel)
-    users = map(json.loads, roster.without(dead).values())
+    users = [json.loads(text) for info in roster.without(dead).values() if (text := text_of(info))]
     # While encryption keys change, a user may have two keys here.
     return [*{user["id"]: user for user in users}.values()][:LIMIT]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import random
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -12,8 +13,10 @@ from typing import TYPE_CHECKING, Protocol
 
 import gevent
 from gevent.event import AsyncResult
+from gevent.lock import Semaphore
 
 from django_websocket.exceptions import BrokerError
+from django_websocket.transport.log import report
 from django_websocket.transport.turns import let_others_run_if_spent
 
 from .enrolment import BATCH, Enrolment
@@ -80,6 +83,7 @@ class Room:
         self._number = 0  # of the last change that is known
         self._ahead: dict[int, RosterEvent] = {}  # changes behind a gap, by the one before
         self._held: list[RosterEvent] | None = None  # what comes while the roster is read
+        self._reading = Semaphore()
         self._waits = False  # for what is missing
         self._reads_soon = False
         self._forgives_until = 0.0  # whoever is missing in the roster until then is yet to be put back into it
@@ -172,11 +176,12 @@ class Room:
     def _apply(self, event: RosterEvent) -> None:
         self._number = event.number
         for kind, (key, session, info) in event.news:
-            if kind == HERE and info:
-                self._new[key] = info.decode(errors="replace")
+            if kind == HERE and (text := text_of(info)):
+                self._new[key] = text
                 self.processes.add(event.process)
             elif kind != AGAIN:
                 self._new[key] = None
+                self.enrolment.contradict(key)
             if event.process != self._presence.process:
                 self.enrolment.went_elsewhere(key, session, event.number)
         self._tell_soon()
@@ -208,15 +213,23 @@ class Room:
 
     def read(self) -> None:
         """Read the roster, and put right what is known here, and there. Raises BrokerError."""
+        with self._reading:
+            self._read()
+
+    def _read(self) -> None:
         self._held = []
         try:
             roster = self._presence.broker.read_roster(self.channel)
             dead = self._presence.dead_of(roster.processes)
+            users = {}
+            for key, info in roster.without(dead).items():
+                if text := text_of(info):
+                    users[key] = text
+                let_others_run_if_spent()
         finally:
             held, self._held = self._held, None
         if self.enrolment.compare(roster):
             self._forgives_until = monotonic() + GRACE
-        users = roster.without(dead)
         self.processes = set(roster.processes)
         self._number = roster.number
         forgives = max(self._forgives_until, self._presence.forgives_until) - monotonic()
@@ -224,7 +237,7 @@ class Room:
             self._new.update((key, None) for key in [*self._known()] if key not in users)
         elif any(key not in users for key in self._known()):
             gevent.spawn_later(forgives + 0.1, self.read_soon)
-        self._new.update((key, info.decode(errors="replace")) for key, info in users.items())
+        self._new.update(users)
         for event in (*self._ahead.values(), *held):
             self.take(event)
         if dead:
@@ -248,12 +261,14 @@ class Room:
     def remove_dead(self) -> None:
         """Remove the users of processes that are dead from the roster. Others may do so at the same time."""
         broker = self._presence.broker
+        if self._closed:
+            return
         try:
-            processes = broker.read_roster(self.channel, 0).processes
-            dead = self._presence.dead_of(processes)
-            users = broker.read_roster(self.channel).users if dead else {}
-            for process in dead:
-                keys = (key for key, lines in users.items() if process in lines)
+            roster = broker.read_roster(self.channel)
+            processes = roster.processes
+            # Asked behind that: a process that comes back has a lease before it has a line.
+            for process in self._presence.dead_of(processes):
+                keys = (key for key, lines in roster.users.items() if process in lines)
                 while batch := [Claim(key) for key in islice(keys, BATCH)]:
                     event = broker.change_roster(self.channel, process, batch)
                     if event is not None:
@@ -306,8 +321,9 @@ class Room:
             while self._new or self._behind:
                 self._tell_news()
                 for watcher in tuple(self._behind):
-                    if watcher.tell_all(self):
+                    if self._is_told(watcher, None):
                         self._behind.discard(watcher)
+                    let_others_run_if_spent()
                 gevent.sleep(INTERVAL)
         finally:
             self._teller = None
@@ -318,13 +334,34 @@ class Room:
         left = {key: self._told.pop(key) for key, text in new.items() if text is None and key in self._told}
         if not (joined or left):
             return
+        was_large = len(self._told) + len(left) > LIMIT
         self._told.update(joined)
         self._everybody.clear()
+        if was_large and len(self._told) <= LIMIT:
+            self._behind.update(self._watchers)  # pages know only some of those who are there
         news = News(self.channel, joined, left, len(self._told))
         for watcher in [watcher for watcher in self._watchers if watcher not in self._behind]:
-            if not watcher.tell(self, news):
+            if not self._is_told(watcher, news):
                 self._behind.add(watcher)
             let_others_run_if_spent()
+
+    def _is_told(self, watcher: Watcher, news: News | None) -> bool:
+        """Tell a watcher news, or everything, and return whether it has taken that."""
+        try:
+            return watcher.tell_all(self) if news is None else watcher.tell(self, news)
+        except Exception as error:  # a fault of this package; the others are told all the same
+            report(f"Channel {self.channel}", None, "who is there was not told", repr(error), logging.ERROR)
+            return True
+
+
+def text_of(info: bytes) -> str | None:
+    """Return what is told of a user as text; None for what no version of this package has told."""
+    try:
+        text = info.decode()
+        user = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return text if isinstance(user, dict) and isinstance(user.get("id"), (str, int)) else None
 
 
 def told(channel: str, count: int, **members: Iterable[str]) -> Publication:

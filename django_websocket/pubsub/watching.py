@@ -87,6 +87,8 @@ class Watch(Source):
 
     def tell(self, room: Room, news: News) -> bool:
         """Add news to what the view has not taken yet. Never waits."""
+        if self._closed:
+            return True  # in the middle of a large fan-out
         for key in news.left:
             self._note(key, None)
         for key, text in news.joined.items():
