@@ -76,6 +76,7 @@ LONGEST = (
     "docs",
     "redis_topologies",
     "pubsub",
+    "tutorial",
     "logins",
     "runwebsocket",
     "admission",
@@ -190,6 +191,7 @@ UNMEASURED = (
     "runwebsocket",
     "scripts",
     "threats_outages",
+    "tutorial",
     "types",
 )
 

@@ -38,13 +38,14 @@ from django_websocket.pubsub.factory import SCHEMES
 
 from .support.browser import OPTIONS as CHROMIUM
 from .support.certificates import Authority
-from .support.documentation import GUIDES, PAGES, Project, arguments, blocks, command, commands
+from .support.documentation import GUIDES, PAGES, TUTORIAL, Project, arguments, blocks, command, commands
 from .support.postgres import settings_of
 from .support.servers import ROOT, Cluster, Sentinel, Server, executable, free_port, redis_server, unavailable
 from .support.waiting import eventually
 
 DEADLINE = 20  # seconds
 DEFAULT_REDIS = "redis://localhost:6379/0"
+OTHERS = tuple(page for page in PAGES if page != TUTORIAL)  # test_tutorial.py runs what stands in that one
 
 
 # These reach servers on this machine whatever proxies the environment names.
@@ -212,7 +213,7 @@ def project(original: Project, tmp_path_factory: pytest.TempPathFactory) -> Proj
 
 @pytest.mark.parametrize(
     ("page", "line"),
-    [pytest.param(page, line, id=f"{page}: {line}") for page in PAGES for line in dict.fromkeys(commands(page))],
+    [pytest.param(page, line, id=f"{page}: {line}") for page in OTHERS for line in dict.fromkeys(commands(page))],
 )
 def test_command(project: Project, page: str, line: str) -> None:
     if without_effect_on_this_machine(project, line):
@@ -245,7 +246,7 @@ def assert_serves_websockets(server: Server) -> None:
 # Every example
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", OTHERS)
 def test_examples_of_a_page_are_right_as_they_stand(original: Project, page: str, tmp_path: Path) -> None:
     copy = original.copy(tmp_path / "mysite")
     if page != "README.md":  # whose files are there already

@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
-import pwd
 import resource
 import socket
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -22,7 +20,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 from websockets.typing import Origin
 
-from .support.servers import ROOT, Server, free_port, gunicorn, nginx, unavailable
+from .support.servers import ROOT, Server, configured_nginx, gunicorn, unavailable
 
 UPGRADE = {
     "Connection": "Upgrade",
@@ -31,44 +29,12 @@ UPGRADE = {
     "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
 }
 
-
-TEMPORARY_FILES = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-
-
 # Without their "#", these lines keep one address from taking all connections.
 LIMIT = {
     "# limit_conn_zone $binary_remote_addr": "limit_conn_zone $binary_remote_addr",
     "# limit_conn websockets 20;": "limit_conn websockets 20;",
     "# limit_conn_status 429;": "limit_conn_status 429;",
 }
-
-
-@contextmanager
-def configured_nginx(
-    django: int, websockets: int, static: Path, changes: Mapping[str, str] | None = None
-) -> Iterator[Server]:
-    """Run nginx with deploy/nginx.conf; change only ports, paths, the user, and the lines in `changes`."""
-    port = free_port()
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    text = (ROOT / "deploy" / "nginx.conf").read_text()
-    for old, new in {
-        **(changes or {}),
-        "user www-data;": f"user {pwd.getpwuid(os.getuid()).pw_name};",
-        "pid /run/nginx.pid;": "pid nginx.pid;",
-        "error_log /var/log/nginx/error.log;": "error_log stderr;",
-        "access_log /var/log/nginx/access.log short;": "access_log access.log short;",
-        "server 127.0.0.1:8000;": f"server 127.0.0.1:{django};",
-        "server 127.0.0.1:8001;": f"server 127.0.0.1:{websockets};",
-        "listen 80;": f"listen 127.0.0.1:{port};",
-        "alias /srv/example/static/;": f"alias {static}/;",
-        # Only root may exceed the hard limit, and write where the packaged nginx keeps its temporary files.
-        "worker_rlimit_nofile 65536;": f"worker_rlimit_nofile {min(65536, hard) if hard > 0 else 65536};",
-        "http {": "http {" + "".join(f"{kind}_temp_path {kind};" for kind in TEMPORARY_FILES),
-    }.items():
-        assert old in text, f"deploy/nginx.conf has no line {old!r}"
-        text = text.replace(old, new, 1)
-    with nginx(text, port) as server:
-        yield server
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ from pathlib import Path
 from .servers import HTTP_PROBE, NOT_INHERITED, ROOT, Server, free_port
 
 PAGES = ("README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
+TUTORIAL = "docs/tutorial.md"  # whose blocks replace each other from step to step; test_tutorial.py follows it
 GUIDES = ("CONTRIBUTING.md", "SECURITY.md")  # for people who work on the package: their commands run in its tree
 BLOCK = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 FILE = re.compile(r"(?:#|<!--) (\S+\.\w+)(: add)?(?: -->)?\n")
@@ -59,7 +60,11 @@ class Block:
 
 def blocks(page: str) -> list[Block]:
     """Return the fenced blocks of a page in order."""
-    text = (ROOT / page).read_text()
+    return blocks_in((ROOT / page).read_text(), page)
+
+
+def blocks_in(text: str, page: str) -> list[Block]:
+    """Return the fenced blocks of a part of a page in order."""
     found = [Block(page, match[2], textwrap.dedent(match[3])) for match in BLOCK.finditer(text)]
     assert len(found) * 2 == text.count("```"), f"{page} has a fence that is not closed"
     return found

@@ -12,6 +12,8 @@ import fcntl
 import itertools
 import math
 import os
+import pwd
+import resource
 import shutil
 import signal
 import socket
@@ -495,6 +497,37 @@ def nginx(configuration: str, port: int) -> Iterator[Server]:
         command = [executable("nginx"), "-p", directory, "-c", str(path), "-e", "stderr", "-g", "daemon off;"]
         with Server(command, port=port) as server:
             yield server
+
+
+TEMPORARY_FILES = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+
+
+@contextmanager
+def configured_nginx(
+    django: int, websockets: int, static: Path, changes: Mapping[str, str] | None = None
+) -> Iterator[Server]:
+    """Run nginx with deploy/nginx.conf; change only ports, paths, the user, and the lines in `changes`."""
+    port = free_port()
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    text = (ROOT / "deploy" / "nginx.conf").read_text()
+    for old, new in {
+        **(changes or {}),
+        "user www-data;": f"user {pwd.getpwuid(os.getuid()).pw_name};",
+        "pid /run/nginx.pid;": "pid nginx.pid;",
+        "error_log /var/log/nginx/error.log;": "error_log stderr;",
+        "access_log /var/log/nginx/access.log short;": "access_log access.log short;",
+        "server 127.0.0.1:8000;": f"server 127.0.0.1:{django};",
+        "server 127.0.0.1:8001;": f"server 127.0.0.1:{websockets};",
+        "listen 80;": f"listen 127.0.0.1:{port};",
+        "alias /srv/example/static/;": f"alias {static}/;",
+        # Only root may exceed the hard limit, and write where the packaged nginx keeps its temporary files.
+        "worker_rlimit_nofile 65536;": f"worker_rlimit_nofile {min(65536, hard) if hard > 0 else 65536};",
+        "http {": "http {" + "".join(f"{kind}_temp_path {kind};" for kind in TEMPORARY_FILES),
+    }.items():
+        assert old in text, f"deploy/nginx.conf has no line {old!r}"
+        text = text.replace(old, new, 1)
+    with nginx(text, port) as server:
+        yield server
 
 
 class PostgreSQL(Server):
