@@ -62,7 +62,7 @@ class Window:
 
     def wait(self, condition: Callable[[], object], message: str = "") -> None:
         """Wait until a condition holds."""
-        WebDriverWait(self.driver, DEADLINE, 0.2).until(lambda driver: condition(), message)
+        WebDriverWait(self.driver, DEADLINE, 0.1).until(lambda driver: condition(), message)
 
     def wait_for_state(self, state: str) -> None:
         """Wait for the state of the connection that the page shows."""
