@@ -34,7 +34,7 @@ from .support.servers import HTTP_PROBE, NOT_INHERITED, ROOT, Server, configured
 from .support.waiting import DEADLINE, eventually
 
 TROUBLE = "### If it does not work"
-SIZE = (720, 420)  # of the pictures, in pixels
+SIZE = (720, 400)  # of the pictures, in pixels
 HEAVIEST = 40_000  # bytes
 PICTURES = ROOT / "docs" / "tutorial"
 
@@ -251,6 +251,7 @@ const [shots, done] = arguments;
 document.body.style = "margin: 0; display: flex; gap: 8px; background: #cdd5df; font: 13px/28px sans-serif";
 Promise.all(shots.map(([address, data]) => {
   const window = document.body.appendChild(document.createElement("div"));
+  window.style = "outline: 1px solid #b4bfcc; outline-offset: -1px";
   const bar = window.appendChild(document.createElement("div"));
   bar.textContent = address;
   bar.style = "padding: 0 12px; color: #456; background: #e9edf2; height: 28px; overflow: hidden; white-space: nowrap";
