@@ -17,9 +17,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import gevent
-import gevent.socket
 import pytest
-import redis.connection
 from django.test import override_settings
 from django.utils.functional import Promise
 from django.utils.translation import gettext_lazy
@@ -43,44 +41,34 @@ from .support.brokers import delivered, in_use
 from .support.presence import (
     ANN,
     BOB,
+    ENCRYPTION_KEY,
     EVE,
     NEVER,
     ROOM,
     Client,
     Elsewhere,
     all_leave,
+    broker_setting,
     by_id,
     crowd,
+    each_kind,
+    every_broker,
+    on_redis,
     there,
     until_there,
 )
-from .support.servers import Cluster, Sentinel
+from .support.servers import Cluster
 from .support.waiting import DEADLINE, at_once, until
 from .support.wire import Pairs
 
 if TYPE_CHECKING:
     from django_websocket.pubsub.watching import Watch
 
-ENCRYPTION_KEY = "a key that has not less than 32 characters"
-BROKERS = ["memory", "redis", "encrypted", "sentinel", "cluster"]
-
 
 @pytest.fixture
 def setting(request: pytest.FixtureRequest, key: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A `WEBSOCKET_BROKER` of the kind that the parameter names, whose channels no other test uses."""
-    kind = getattr(request, "param", "memory")
-    if kind == "memory":
-        return f"memory://{key}"
-    monkeypatch.setattr(redis.connection, "socket", gevent.socket)  # as in a patched worker
-    if kind == "sentinel":
-        sentinel: Sentinel = request.getfixturevalue("sentinel")
-        return {**sentinel.broker(), "prefix": f"{key}:"}
-    if kind == "cluster":
-        cluster: Cluster = request.getfixturevalue("cluster")
-        return {"url": f"redis+cluster://{cluster.nodes[0].address}", "prefix": f"{key}:"}
-    url: str = request.getfixturevalue("redis_url")
-    keys = {"encryption_keys": [ENCRYPTION_KEY]} if kind == "encrypted" else {}
-    return {"url": url, "prefix": f"{key}:", **keys}
+    return broker_setting(request, key, monkeypatch)
 
 
 @pytest.fixture(autouse=True)
@@ -99,11 +87,6 @@ def broker(setting: Any, pairs: Pairs) -> Iterator[None]:
     with in_use(setting):
         yield
         all_leave(pairs)
-
-
-every_broker = pytest.mark.parametrize("setting", BROKERS, indirect=True)
-each_kind = pytest.mark.parametrize("setting", ["memory", "redis"], indirect=True)
-on_redis = pytest.mark.parametrize("setting", ["redis"], indirect=True)
 
 
 @pytest.fixture
@@ -471,8 +454,9 @@ def test_a_new_tab_counts_although_an_older_one_of_its_process_tells_the_same(
 
 
 @each_kind
-def test_two_subscriptions_of_a_connection_are_one_user(pairs: Pairs) -> None:
-    client, watcher = Client(pairs), Client(pairs)
+@pytest.mark.parametrize("session", [None, "a session"])
+def test_two_subscriptions_of_a_connection_are_one_user(pairs: Pairs, session: str | None) -> None:
+    client, watcher = Client(pairs, session), Client(pairs)
     with watcher.subscribe(ROOM, present="watch"):
         first = client.subscribe(ROOM, present={**ANN, "number": 1})
         second = client.subscribe(ROOM, present={**ANN, "number": 2})

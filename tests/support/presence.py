@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import json
 import threading
-from collections import deque
-from collections.abc import Callable
+from collections import defaultdict, deque
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import gevent
+import gevent.socket
+import pytest
+import redis.connection
 from django.http import HttpResponse
 from gevent.hub import get_hub
 
 from django_websocket import conf, pubsub
+from django_websocket.exceptions import BrokerError
 from django_websocket.protocol.engine import Engine, Role
 from django_websocket.pubsub import count, present
 from django_websocket.pubsub.forwarding import Forwarding
-from django_websocket.pubsub.roster import PRESENT
+from django_websocket.pubsub.presence import presence_of
+from django_websocket.pubsub.process import current_broker, current_hub
+from django_websocket.pubsub.roster import PRESENT, Claim, PresenceBroker, RosterEvent
 from django_websocket.transport.connection import Connection
 from django_websocket.transport.subprotocol import NAME, Greeting
 from django_websocket.websocket import WebSocket
@@ -26,11 +32,38 @@ from django_websocket.websocket import WebSocket
 from .waiting import DEADLINE, until
 from .wire import Pairs, Peer, unix_pair
 
+if TYPE_CHECKING:
+    from .servers import Cluster, Sentinel
+
+ENCRYPTION_KEY = "a key that has not less than 32 characters"
+BROKERS = ["memory", "redis", "encrypted", "sentinel", "cluster"]
 ROOM = "room:1"
 ANN, BOB, EVE = {"id": 1, "name": "ann"}, {"id": 2, "name": "bob"}, {"id": 3, "name": "eve"}
 NEVER = 10_000.0  # seconds of grace with which only those leave within a test's time who leave at once
 
 T = TypeVar("T")
+
+
+def broker_setting(request: pytest.FixtureRequest, key: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return a `WEBSOCKET_BROKER` of the kind that the parameter names, whose channels no other test uses."""
+    kind = getattr(request, "param", "memory")
+    if kind == "memory":
+        return f"memory://{key}"
+    monkeypatch.setattr(redis.connection, "socket", gevent.socket)  # as in a patched worker
+    if kind == "sentinel":
+        sentinel: Sentinel = request.getfixturevalue("sentinel")
+        return {**sentinel.broker(), "prefix": f"{key}:"}
+    if kind == "cluster":
+        cluster: Cluster = request.getfixturevalue("cluster")
+        return {"url": f"redis+cluster://{cluster.nodes[0].address}", "prefix": f"{key}:"}
+    url: str = request.getfixturevalue("redis_url")
+    keys = {"encryption_keys": [ENCRYPTION_KEY]} if kind == "encrypted" else {}
+    return {"url": url, "prefix": f"{key}:", **keys}
+
+
+every_broker = pytest.mark.parametrize("setting", BROKERS, indirect=True)
+each_kind = pytest.mark.parametrize("setting", ["memory", "redis"], indirect=True)
+on_redis = pytest.mark.parametrize("setting", ["redis"], indirect=True)
 
 
 MakesPairs = Callable[..., tuple[Connection, Peer]]  # makes a connection and its client, as `Pairs` does
@@ -98,14 +131,18 @@ class Client:
         """Return what has been told of who is there."""
         return [one for one in self.all_controls() if {"present", "leave", "join", "count"} & one.keys()]
 
-    def knows(self, channel: str = ROOM) -> dict[Any, Any]:
-        """Return who is there, as the client has been told: by the id, as JSON, for 1 and "1" differ."""
-        users: dict[Any, Any] = {}
+    def knows(self, channel: str = ROOM) -> dict[Any, Any] | None:
+        """Return who is there, as the client has been told: by the id, as JSON, for 1 and "1" differ.
+
+        None before it has the list.
+        """
+        users: dict[Any, Any] | None = None
         for control in self.controls():
             if channel not in control["count"]:
                 continue
             if channel in control.get("present", {}):
                 users = {json.dumps(user["id"]): user for user in control["present"][channel]}
+            assert users is not None, control
             for left in control.get("leave", {}).get(channel, ()):
                 del users[json.dumps(left)]
             users.update((json.dumps(user["id"]), user) for user in control.get("join", {}).get(channel, ()))
@@ -138,6 +175,39 @@ def until_there(*users: Any, channel: str = ROOM, within: float = DEADLINE) -> N
     with suppress(AssertionError):
         until(lambda: by_id(present(channel)) == expected, within)
     assert there(channel) == expected
+
+
+def own_process() -> bytes:
+    """Return by which name the broker knows the running loop, which is a process to it."""
+    return presence_of(current_hub()).process
+
+
+class Told:
+    """What processes tell the broker of who is there: a test may delay it, have it fail, and look at it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls: list[tuple[bytes, list[Claim]]] = []  # processes with their claims, when they begin to tell them
+        self.delays: defaultdict[bytes, float] = defaultdict(float)  # seconds until a call arrives, by process
+        self.late_answers: defaultdict[bytes, float] = defaultdict(float)  # seconds until its answer arrives
+        self.failing: set[bytes] = set()  # processes
+        kind: Any = type(current_broker())
+        change = kind.change_roster
+
+        def change_roster(
+            broker: PresenceBroker, channel: str, process: bytes, claims: Sequence[Claim], *, gone: bool = False
+        ) -> RosterEvent | None:
+            self.calls.append((process, [*claims]))
+            if process in self.failing:
+                raise BrokerError("the test has it fail")
+            if self.delays[process]:
+                gevent.sleep(self.delays[process])
+            late = self.late_answers[process]
+            event: RosterEvent | None = change(broker, channel, process, claims, gone=gone)
+            if late:
+                gevent.sleep(late)
+            return event
+
+        monkeypatch.setattr(kind, "change_roster", change_roster)
 
 
 class Elsewhere:
