@@ -139,14 +139,12 @@ def test_a_session_whose_announcement_failed_is_not_announced_when_it_has_gone_t
 
 
 @each_kind
-@pytest.mark.parametrize("late", ["the call", "the answer"])
 def test_a_session_that_goes_to_another_process_while_it_is_announced_is_there(
-    pairs: Pairs, elsewhere: Elsewhere, told: Told, grace: None, comes_to_an_end: Callable[[], None], late: str
+    pairs: Pairs, elsewhere: Elsewhere, told: Told, grace: None, comes_to_an_end: Callable[[], None]
 ) -> None:
     watcher, other = elsewhere.client(), elsewhere.call(own_process)
     elsewhere.call(lambda: watcher.subscribe(ROOM, present="watch"))
-    delays = told.delays if late == "the call" else told.late_answers
-    delays[other] = 0.2
+    told.late_answers[other] = 0.2
     old = elsewhere.client("a session")
 
     def subscribe() -> None:
@@ -158,7 +156,7 @@ def test_a_session_that_goes_to_another_process_while_it_is_announced_is_there(
     elsewhere.call(lambda: old.close(1001))  # the page is loaded again
     new = Client(pairs, "a session")
     new.subscribe(ROOM, present=ANN)
-    delays.clear()
+    told.late_answers.clear()
     until(lambda: entering.dead)
     comes_to_an_end()
     assert new.connection.connected

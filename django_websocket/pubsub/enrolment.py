@@ -8,7 +8,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 import gevent
-from gevent.event import AsyncResult
+from gevent.event import AsyncResult, Event
 
 from django_websocket.exceptions import BrokerError
 from django_websocket.transport.log import report
@@ -71,6 +71,7 @@ class Enrolment:
         self._on_the_way: Collection[bytes] = ()  # users of whom it is being told
         self._results: dict[bytes, AsyncResult[None]] = {}  # for those who wait for that
         self._running = False
+        self._hurry = Event()  # set when somebody waits
         self._closed = False
 
     def __bool__(self) -> bool:
@@ -87,6 +88,7 @@ class Enrolment:
         if guest.session != NOBODY:
             self._sessions.setdefault(guest.session, []).append(guest)
         result = self._results.setdefault(guest.key, AsyncResult())
+        self._hurry.set()
         self._tell(guest.key, ANYBODY if guest.session == NOBODY else guest.session)
         with gevent.Timeout(TIMEOUT, BrokerError(f"The broker has been away for {TIMEOUT:.3g} seconds")):
             result.get()
@@ -163,6 +165,7 @@ class Enrolment:
     def close(self) -> None:
         """Tell the broker nothing any more."""
         self._closed = True
+        self._hurry.set()
         self._guests.clear()
         self._sessions.clear()
         self._due.clear()
@@ -194,8 +197,10 @@ class Enrolment:
                     break  # until `go_on` is called
                 for result in results:
                     result.set(None)
-                if self._due and not self._results and len(batch) < BATCH:
-                    gevent.sleep(PAUSE)  # nobody waits
+                full = sum(max(1, len(sessions)) for sessions in batch.values()) >= BATCH
+                if (self._guests or self._due) and not (self._results or full):
+                    self._hurry.clear()
+                    self._hurry.wait(PAUSE)  # unless somebody waits
         finally:
             self._running = False
             self._empty()

@@ -25,7 +25,7 @@ from django_websocket.transport.waiting import services
 from .broker import Broker
 from .enrolment import Guest
 from .hub import Hub
-from .json_text import as_json
+from .json_text import as_json, from_json
 from .publication import Compressed, variant_for
 from .room import GRACE, News, Room, text_of
 from .roster import LEASE, LIMIT, NOBODY, PresenceBroker, keeps_rosters, key_of
@@ -63,6 +63,7 @@ def user_from(present: Present | None) -> User | None:
     if isinstance(found, int) and abs(found) >= LARGEST_INTEGER:
         raise ValueError(f'The "id" in present= is {found}, which browsers would round: give it as a text')
     info = as_json(dict(present)).encode()
+    from_json(info)  # it may be nested too deeply for those who are told
     if len(info) > MAX_SIZE:
         raise ValueError(
             f"What present= tells of a user has {len(info)} bytes as JSON, more than the {MAX_SIZE} that are allowed. "
@@ -247,6 +248,10 @@ class Presence:
         if self._rooms and self._is_renewed():
             for room in tuple(self._rooms.values()):
                 room.enrolment.go_on()
+
+    def confirm(self) -> None:
+        """Renew the lease now, which tells whether the broker has lost everything. Raises BrokerError."""
+        self._renew()
 
     def dead_of(self, processes: frozenset[bytes]) -> frozenset[bytes]:
         """Return which of these processes are dead. Raises BrokerError."""

@@ -20,6 +20,7 @@ from django_websocket.transport.log import report
 from django_websocket.transport.turns import let_others_run_if_spent
 
 from .enrolment import BATCH, Enrolment
+from .json_text import from_json
 from .publication import Compressed, Publication
 from .roster import AGAIN, HERE, LIMIT, Claim, RosterEvent, event_from, told_on
 
@@ -226,6 +227,8 @@ class Room:
                 if text := text_of(info):
                     users[key] = text
                 let_others_run_if_spent()
+            if any(key not in users for key in self._known()):
+                self._presence.confirm()  # they have left, or the broker has lost everything
         finally:
             held, self._held = self._held, None
         if self.enrolment.compare(roster):
@@ -358,8 +361,8 @@ def text_of(info: bytes) -> str | None:
     """Return what is told of a user as text; None for what no version of this package has told."""
     try:
         text = info.decode()
-        user = json.loads(text)
-    except (ValueError, RecursionError):
+        user = from_json(text)
+    except ValueError:
         return None
     return text if isinstance(user, dict) and isinstance(user.get("id"), (str, int)) else None
 
