@@ -44,12 +44,13 @@ for i = 5, #ARGV, 3 do
     end
     local lines = older .. newer
     if info ~= '' then
-        newest = info
-        if own and newer ~= '' and session == '-' then
-            lines = older .. process .. ' ' .. info .. '\\n' .. newer
-            newest = last
+        local line = process .. ' ' .. info .. '\\n'
+        if session ~= '-' or lines == '' or (own and newer == '') then
+            lines = lines .. line
+            newest = info
         else
-            lines = lines .. process .. ' ' .. info .. '\\n'
+            lines = own and older .. line .. newer or line .. lines
+            newest = last
         end
     end
     if lines == '' then

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 BATCH = 100  # claims of which the broker is told in one call, so that its other clients do not wait for long
 TIMEOUT = 6.0  # seconds until a client that enters is told that the broker does not answer; a call has 5
-PAUSE = 0.1  # seconds between two calls that nobody waits for, however often something else is told
+PAUSE = 0.1  # seconds between two calls, however often something else is told of those who are there
 UNKNOWN = b"?"  # stands for what the broker may or may not know of a user; no information on a user is equal to it
 
 
@@ -71,7 +71,7 @@ class Enrolment:
         self._on_the_way: Collection[bytes] = ()  # users of whom it is being told
         self._results: dict[bytes, AsyncResult[None]] = {}  # for those who wait for that
         self._running = False
-        self._hurry = Event()  # set when somebody waits
+        self._hurry = Event()  # set when somebody comes or leaves
         self._closed = False
 
     def __bool__(self) -> bool:
@@ -96,6 +96,7 @@ class Enrolment:
     def leave(self, guest: Guest) -> None:
         """Remove a guest. Never waits."""
         if self._remove(guest):
+            self._hurry.set()
             self._tell(guest.key)
 
     def _remove(self, guest: Guest) -> bool:
@@ -200,7 +201,7 @@ class Enrolment:
                 full = sum(max(1, len(sessions)) for sessions in batch.values()) >= BATCH
                 if (self._guests or self._due) and not (self._results or full):
                     self._hurry.clear()
-                    self._hurry.wait(PAUSE)  # unless somebody waits
+                    self._hurry.wait(PAUSE)  # unless somebody comes or leaves
         finally:
             self._running = False
             self._empty()

@@ -236,8 +236,11 @@ class Enrolled:
         last = next(reversed(lines.values()), None)
         if info:
             self.processes.add(process)
-            others = {name: told for name, told in lines.items() if name != process or session == NOBODY}
-            self.users[key] = {**others, process: info}  # in its place, if it is there
+            if session == NOBODY:
+                first = {} if process in lines else {process: info}
+                self.users[key] = {**first, **lines, process: info}  # in its place, or before the others
+            else:
+                self.users[key] = {**{name: told for name, told in lines.items() if name != process}, process: info}
         elif process not in lines:
             return None
         else:

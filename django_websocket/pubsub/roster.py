@@ -30,7 +30,8 @@ class Claim(NamedTuple):
     """What a process says of a user: `info`, as JSON, or b"" if it has no client of it any more.
 
     `session` is the key of a client's session that has just begun there, `ANYBODY` for a client without one and for one
-    that tells something new. With either, this is the newest that is told of the user; it is not with `NOBODY`.
+    that tells something new. With either, this is the newest that is told of the user. With `NOBODY`, it takes the
+    place of what the process has told before, or the oldest place.
     """
 
     key: bytes

@@ -277,6 +277,9 @@ class Elsewhere:
         mine = [hub for (_, of, loop), hub in pubsub.process.hubs.items() if (of, loop) == key]
         with suppress(AssertionError):  # those who are held for a while
             until(lambda: not any(name.startswith(PRESENT) for hub in mine for name in hub.channels))
+        # A call that is under way when the loop ends would leave its connection open.
+        for presence in [hub.presence for hub in mine if hub.presence is not None]:
+            until(lambda: not (presence._leasing.locked() or presence._readers))  # noqa: B023
         pubsub.process.close_hub(conf.current())
 
     def _run(self) -> None:
