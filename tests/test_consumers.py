@@ -522,6 +522,8 @@ def test_memberships_end_with_the_connection(
         return not left
 
     assert eventually(gone), left
+    if "exception" in how:  # it is logged when the client has its close frame already
+        assert eventually(lambda: f"ValueError: raised for {key}" in server.log)
     log = settled(server)
     for number in range(3):
         assert ask(sender, ["group_send", f"{key}-{number}", said("nobody")], ["send", "done"]) == "done"
