@@ -26,6 +26,7 @@ from .support.presence import (
     ANN,
     BOB,
     EVE,
+    NEVER,
     ROOM,
     Client,
     Elsewhere,
@@ -504,6 +505,22 @@ def test_updates_in_a_loop_are_told_together_and_the_last_one_is_there(pairs: Pa
         took = time.monotonic() - begin
         assert number > 20
         assert len(told.calls) <= 2 + 15 * took
+
+
+@each_kind
+def test_whoever_leaves_while_something_else_is_told_waits_for_no_pause(
+    pairs: Pairs, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("django_websocket.pubsub.enrolment.PAUSE", NEVER)
+    bob = Client(pairs).subscribe(ROOM, present=BOB)
+    with Client(pairs).subscribe(ROOM, present=ANN):
+        told.calls.clear()
+        told.late_answers[own_process()] = 0.1
+        with Client(pairs).subscribe(ROOM, present=EVE):
+            told.calls.clear()
+        until(lambda: told.calls)
+        bob.close()  # while the broker is told that Eve has left
+        until_there(ANN)
 
 
 @each_kind

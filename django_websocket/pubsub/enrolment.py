@@ -183,6 +183,7 @@ class Enrolment:
     def _run(self) -> None:
         try:
             while self._due and not self._closed:
+                self._hurry.clear()
                 batch = self._next_batch()
                 results = [self._results.pop(key) for key in batch if key in self._results]
                 try:
@@ -199,9 +200,8 @@ class Enrolment:
                 for result in results:
                     result.set(None)
                 full = sum(max(1, len(sessions)) for sessions in batch.values()) >= BATCH
-                if (self._guests or self._due) and not (self._results or full):
-                    self._hurry.clear()
-                    self._hurry.wait(PAUSE)  # unless somebody comes or leaves
+                if (self._guests or self._due) and not full:
+                    self._hurry.wait(PAUSE)  # unless somebody comes or leaves, or has done so during the call
         finally:
             self._running = False
             self._empty()
