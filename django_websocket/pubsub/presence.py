@@ -176,13 +176,16 @@ class Presence:
 
     def _begin(self) -> None:
         """Have the process count as alive before it says who is there. Raises BrokerError."""
-        self._renew(if_needed=True)
+        self.renew(if_needed=True)
         if (self._renewer is None or self._renewer.dead) and not self._stopped:
             self._renewer = gevent.spawn(self._keep_alive)
             services.add(self)
 
-    def _renew(self, *, if_needed: bool = False) -> None:
-        """Renew the lease, unless it is there and not `if_needed`. Raises BrokerError."""
+    def renew(self, *, if_needed: bool = False) -> None:
+        """Renew the lease; `if_needed`, only if it ends soon. This tells whether the broker has lost everything.
+
+        Raises BrokerError.
+        """
         with self._leasing:
             if if_needed and self._lease_ends > monotonic() + LEASE / 5:
                 return
@@ -229,7 +232,7 @@ class Presence:
 
     def _is_renewed(self) -> bool:
         try:
-            self._renew()
+            self.renew()
         except BrokerError:
             return False
         except Exception as error:  # a fault of this package, or of a broker of a site's own
@@ -249,16 +252,12 @@ class Presence:
             for room in tuple(self._rooms.values()):
                 room.enrolment.go_on()
 
-    def confirm(self) -> None:
-        """Renew the lease now, which tells whether the broker has lost everything. Raises BrokerError."""
-        self._renew()
-
     def dead_of(self, processes: frozenset[bytes]) -> frozenset[bytes]:
         """Return which of these processes are dead. Raises BrokerError."""
         with self._leasing:
             pass  # after an outage, the lease tells whether the broker has lost everything
         if processes - self._living - {self.process}:
-            self._renew()  # one of them may be new
+            self.renew()  # one of them may be new
         return self._dead(processes)
 
     def _dead(self, processes: Iterable[bytes]) -> frozenset[bytes]:
@@ -350,22 +349,19 @@ class Attendance:
 
     def tell(self, room: Room, news: News) -> bool:
         """Send news, unless the client has yet to read something else: then it gets the whole list when it has."""
-        connection = self._connection
-        if connection is None:
-            return True
-        if connection.blocked:
-            return False
-        connection.push_late(news.frames(self._variant))  # nobody is too slow for that
-        return True
+        return self._push(news.frames)
 
     def tell_all(self, room: Room) -> bool:
         """Send the list, unless the client has yet to read something else."""
+        return self._push(room.frames_with_all)
+
+    def _push(self, frames: Callable[[Compressed], bytes]) -> bool:
         connection = self._connection
         if connection is None:
             return True
         if connection.blocked:
             return False
-        connection.push_late(room.frames_with_all(self._variant))
+        connection.push_late(frames(self._variant))  # nobody is too slow for that
         return True
 
     def broker_closed(self) -> None:

@@ -1,4 +1,4 @@
-"""A channel with presence, as a process knows it: who is there, who is told of that, and who is there through it."""
+"""A channel with presence, as one process sees it: its users, the watchers that are told of them, its own guests."""
 
 from __future__ import annotations
 
@@ -228,7 +228,7 @@ class Room:
                     users[key] = text
                 let_others_run_if_spent()
             if any(key not in users for key in self._known()):
-                self._presence.confirm()  # they have left, or the broker has lost everything
+                self._presence.renew()  # they have left, or the broker has lost everything
         finally:
             held, self._held = self._held, None
         if self.enrolment.compare(roster):
