@@ -389,40 +389,49 @@ class Held:
             self.publishers.go()
 
 
-def tracebacks(site: Server) -> list[str]:
-    """Return the last lines of the tracebacks in a site's log, each once."""
+def tracebacks(site: Server, *, wanted: str = "") -> list[str]:
+    """Return the last lines of the tracebacks in a site's log, each once, without those that have the name `wanted`."""
     found: Counter[str] = Counter()
     lines = iter(site.log.splitlines())
     for line in lines:
         if line.startswith("Traceback"):
             found[next((line for line in lines if line and not line.startswith((" ", "Traceback"))), "")] += 1
-    return [f"traceback: {line} ({count} times)" for line, count in found.most_common()]
+    told = [(line, count) for line, count in found.most_common() if not (wanted and wanted in line)]
+    return [f"traceback: {line} ({count} times)" for line, count in told]
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
-def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="scripts/history")
-    parser.add_argument("--minutes", type=float, default=60, help="how long all stages take together")
+def options_of(arguments: Sequence[str], program: str, *, minutes: float) -> argparse.Namespace:
+    """Return the options of a script that tortures: the numbers, the list of stages, and `say`, which names faults."""
+    parser = argparse.ArgumentParser(prog=program)
+    parser.add_argument("--minutes", type=float, default=minutes, help="how long all stages take together")
     parser.add_argument("--seed", type=int, default=int(time.time()), help="what decides about all that is random")
     parser.add_argument("--stages", default=",".join(TOPOLOGIES), help="which of them, with commas between them")
     parser.add_argument("--verbose", action="store_true", help="name each fault when it is over")
     parser.add_argument("--records", default="", help="a directory for what everybody did and saw, and the site's log")
     options = parser.parse_args(arguments)
-    stages = options.stages.split(",")
-    if not {*stages} <= {*TOPOLOGIES}:
+    options.stages = options.stages.split(",")
+    if not {*options.stages} <= {*TOPOLOGIES}:
         parser.error(f"--stages takes some of {','.join(TOPOLOGIES)}")
-    plan = Plan(seconds=options.minutes * 60 / len(stages), seed=options.seed)
     print(f"The seed is {options.seed}.", flush=True)
 
     def say(line: str) -> None:
         if options.verbose:
             print(line, flush=True)
 
+    options.say = say
+    return options
+
+
+def main(arguments: Sequence[str]) -> int:
+    options = options_of(arguments, "scripts/history", minutes=60)
+    plan = Plan(seconds=options.minutes * 60 / len(options.stages), seed=options.seed)
+
     violations = 0
-    for name in stages:
-        result = Stage(name, plan, say, options.records).run()
+    for name in options.stages:
+        result = Stage(name, plan, options.say, options.records).run()
         print(result.text(), flush=True)
         for violation in result.some_violations(10):
             print(violation, flush=True)

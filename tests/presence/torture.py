@@ -10,7 +10,6 @@ storm can be left, comes a calm, in which everything has to be seen within a mom
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import copy
 import json
@@ -28,6 +27,7 @@ from pathlib import Path
 
 from ..history.checker import Fault, Rule
 from ..history.faults import TOPOLOGIES, Log, Topology, Workers
+from ..history.torture import options_of, tracebacks
 from ..support.servers import NOT_INHERITED, NOT_MEASURED, ROOT, WORKER, Server, gunicorn
 from .checker import TIMING, Disturbance, Look, Seen, Span, Timing, Truth, Verdict, Wrong, check, converged
 from .crowd import Crowd, crowd_of
@@ -238,7 +238,7 @@ class Stage:
             return Result(
                 self.name,
                 verdict,
-                [*crowd.wrong, *tracebacks(site)],
+                [*crowd.wrong, *tracebacks(site, wanted="Failure")],
                 crowd.done,
                 crowd.closes,
                 Counter(one.kind for one in disturbances),
@@ -430,40 +430,16 @@ class Stage:
         return frozenset(key.partition(ROSTER)[2] for key in keys)
 
 
-def tracebacks(site: Server) -> list[str]:
-    """Return the last lines of the tracebacks in a site's log, each once, without those that clients have wanted."""
-    found: Counter[str] = Counter()
-    lines = iter(site.log.splitlines())
-    for line in lines:
-        if line.startswith("Traceback"):
-            found[next((line for line in lines if line and not line.startswith((" ", "Traceback"))), "")] += 1
-    return [f"traceback: {line} ({count} times)" for line, count in found.most_common() if "Failure" not in line]
-
-
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="scripts/presence")
-    parser.add_argument("--minutes", type=float, default=45, help="how long all stages take together")
-    parser.add_argument("--seed", type=int, default=int(time.time()), help="what decides about all that is random")
-    parser.add_argument("--stages", default=",".join(TOPOLOGIES), help="which of them, with commas between them")
-    parser.add_argument("--verbose", action="store_true", help="name each fault when it is over")
-    parser.add_argument("--records", default="", help="a directory for what everybody did and saw, and the site's log")
-    options = parser.parse_args(arguments)
-    stages = options.stages.split(",")
-    if not {*stages} <= {*TOPOLOGIES}:
-        parser.error(f"--stages takes some of {','.join(TOPOLOGIES)}")
-    plan = Plan(seconds=options.minutes * 60 / len(stages), seed=options.seed)
-    print(f"The seed is {options.seed}.", flush=True)
-
-    def say(line: str) -> None:
-        if options.verbose:
-            print(line, flush=True)
+    options = options_of(arguments, "scripts/presence", minutes=45)
+    plan = Plan(seconds=options.minutes * 60 / len(options.stages), seed=options.seed)
 
     wrong = 0
-    for name in stages:
-        result = Stage(name, plan, say, options.records).run()
+    for name in options.stages:
+        result = Stage(name, plan, options.say, options.records).run()
         print(result.text(), flush=True)
         for one in result.some_wrong(10):
             print(one, flush=True)

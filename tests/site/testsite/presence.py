@@ -18,6 +18,7 @@ from django_websocket.exceptions import ConnectionClosed
 from django_websocket.pubsub import count, present, watch
 from django_websocket.pubsub import presence as of_processes
 from django_websocket.pubsub import room as of_channels
+from django_websocket.pubsub.forwarding import Forwarding
 from django_websocket.websocket import WebSocket
 
 from . import probe
@@ -38,20 +39,26 @@ def wish(request: HttpRequest) -> Any:
     return json.loads(request.GET["present"])
 
 
+def taken(message: str | bytes, presence: Forwarding) -> tuple[str, str]:
+    """Return the word and what follows it in what the client says; do what it says if no view does that differently."""
+    word, _, more = str(message).partition(" ")
+    if word == "raise":
+        raise Failure
+    if word == "update":
+        presence.update_present(json.loads(more))
+    return word, more
+
+
 @websocket
 def stays(request: HttpRequest, websocket: WebSocket, channel: str) -> None:
     """Have the client be there, and do what it says."""
     presence = websocket.subscribe(channel, present=wish(request))
     for message in websocket:
-        word, _, more = str(message).partition(" ")
+        word, more = taken(message, presence)
         if word == "return":
             return
-        if word == "raise":
-            raise Failure
         if word == "close":
             websocket.close(int(more))
-        if word == "update":
-            presence.update_present(json.loads(more))
         if word == "leave":
             presence.close()
 
@@ -61,15 +68,11 @@ def stays_in_a_block(request: HttpRequest, websocket: WebSocket, channel: str) -
     """Do the same, in a `with` block."""
     with websocket.subscribe(channel, present=wish(request)) as presence:
         for message in websocket:
-            word, _, more = str(message).partition(" ")
+            word, more = taken(message, presence)
             if word == "return":
                 return
-            if word == "raise":
-                raise Failure
             if word == "close":
                 websocket.close(int(more))
-            if word == "update":
-                presence.update_present(json.loads(more))
             if word == "leave":
                 break
     websocket.receive()
@@ -86,15 +89,11 @@ async def stays_asynchronously(request: HttpRequest, websocket: AsyncWebSocket, 
     """Do what `stays` does, in a coroutine."""
     presence = await websocket.subscribe(channel, present=wish(request))
     async for message in websocket:
-        word, _, more = str(message).partition(" ")
+        word, more = taken(message, presence)
         if word == "return":
             return
-        if word == "raise":
-            raise Failure
         if word == "close":
             await websocket.close(int(more))
-        if word == "update":
-            presence.update_present(json.loads(more))
         if word == "leave":
             presence.close()
 
@@ -104,15 +103,11 @@ async def stays_in_a_block_asynchronously(request: HttpRequest, websocket: Async
     """Do what `stays_in_a_block` does, in a coroutine."""
     async with websocket.subscribe(channel, present=wish(request)) as presence:
         async for message in websocket:
-            word, _, more = str(message).partition(" ")
+            word, more = taken(message, presence)
             if word == "return":
                 return
-            if word == "raise":
-                raise Failure
             if word == "close":
                 await websocket.close(int(more))
-            if word == "update":
-                presence.update_present(json.loads(more))
             if word == "leave":
                 break
     await websocket.receive()
