@@ -14,6 +14,8 @@ import pytest
 from .support import autobahn
 from .support.servers import ROOT
 
+pytestmark = pytest.mark.slow
+
 OK = {"behavior": "OK", "behaviorClose": "OK", "reportfile": "case.json"}
 
 # Stands in for the suite's command, and reports the results that the test wants.

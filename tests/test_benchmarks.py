@@ -10,6 +10,8 @@ import pytest
 
 import django_websocket
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parent.parent
 
 

@@ -19,6 +19,8 @@ from .support.documentation import ENVIRONMENT, Project, command
 from .support.fixtures import StartSite
 from .support.servers import HTTP_PROBE, TEST_PROJECT, Server, free_port, gunicorn
 
+pytestmark = pytest.mark.slow
+
 PAGES = ("/", "/chat/", "/echo/", "/ping/")
 
 

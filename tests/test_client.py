@@ -24,6 +24,8 @@ from .support.clients import fetch
 from .support.fixtures import StartSite
 from .support.servers import Server, redis_server
 
+pytestmark = pytest.mark.slow
+
 CLIENT = Path(django_websocket.__file__).parent / "static" / "django_websocket" / "client.js"
 
 

@@ -12,6 +12,8 @@ from .support.client_page import Page
 from .support.scripted import ScriptedServer, scripted_server
 from .support.servers import Server
 
+pytestmark = pytest.mark.slow
+
 ANN = {"id": 1, "name": "ann"}
 BOB = {"id": 2, "name": "bob"}
 EVE = {"id": "1", "name": "eve"}  # an id that is not Ann's

@@ -21,6 +21,8 @@ from .support.documentation import ENVIRONMENT
 from .support.fixtures import STOCK_WORKER, StartSite
 from .support.servers import Server, gunicorn, redis_server
 
+pytestmark = pytest.mark.slow
+
 HISTORY = {"WEBSOCKET_HISTORY": {"kept:*": {"messages": 10, "seconds": 3600}}}
 PACKAGE = Path(django_websocket.__file__).parent / "static" / "django_websocket" / "package.json"
 

@@ -12,6 +12,8 @@ from .support.fixtures import Connect
 from .support.resuming import ResumingClient
 from .support.servers import Server
 
+pytestmark = pytest.mark.slow
+
 ID = "0123456789abcdef"
 
 

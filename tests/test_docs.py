@@ -1374,6 +1374,7 @@ def test_examples_of_tests_pass(tested: Project, line: str, count: int) -> None:
     assert f"Ran {count} tests" in output or f"{count} passed" in output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["in a file", "in PostgreSQL", "in a file, with gevent's patches"])
 def test_examples_of_tests_pass_elsewhere(
     request: pytest.FixtureRequest, tested: Project, tmp_path: Path, where: str

@@ -23,7 +23,7 @@ from .support.frames import frame, text
 from .support.processes import worker_of
 from .support.servers import NOT_MEASURED, ROOT, Server, redis_server, unavailable
 
-pytestmark = pytest.mark.alone  # the tests measure how long an answer takes
+pytestmark = [pytest.mark.slow, pytest.mark.alone]  # the tests measure how long an answer takes
 
 SECONDS = 0.8  # duration of each flood; its clients have half as long to connect
 MEDIAN, WORST = 0.05, 0.25  # seconds another client may wait for an answer

@@ -20,7 +20,7 @@ from .support.frames import frame, text
 from .support.processes import worker_of
 from .support.servers import NOT_MEASURED, WORKER, gunicorn, unavailable
 
-pytestmark = pytest.mark.alone  # the test measures how long an answer takes
+pytestmark = [pytest.mark.slow, pytest.mark.alone]  # the test measures how long an answer takes
 
 SECONDS = 3.0  # duration of each flood
 # Reads everything that the members receive until its own input ends, then prints the number of bytes.

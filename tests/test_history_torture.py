@@ -11,6 +11,8 @@ from .history.checker import Rule, Verdict
 from .history.torture import Kind, Plan, Result, Stage, main
 from .support.servers import ROOT
 
+pytestmark = pytest.mark.slow
+
 PLAN = Plan(
     seconds=60.0,  # it ends sooner, with the scripts
     seed=1,

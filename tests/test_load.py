@@ -18,6 +18,8 @@ from .support.processes import descriptors, memory, processor_time, worker_of
 from .support.servers import NOT_MEASURED, ROOT, Server, gunicorn, unavailable
 from .support.waiting import eventually
 
+pytestmark = pytest.mark.slow
+
 # Beside other tests, so many clients would wait so long that the server closes them.
 many_clients = pytest.mark.alone
 

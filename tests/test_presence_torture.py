@@ -11,6 +11,8 @@ from .presence.checker import Timing, Verdict, Wrong
 from .presence.torture import Plan, Result, Stage, main
 from .support.servers import ROOT
 
+pytestmark = pytest.mark.slow
+
 PLAN = Plan(
     seconds=16.0,  # behind which no other round begins
     seed=1,

@@ -21,6 +21,8 @@ from websockets.typing import Origin
 
 from .support.servers import HTTP_PROBE, ROOT, Server, free_port, unavailable
 
+pytestmark = pytest.mark.slow
+
 PAGES = ("/", "/chat/", "/echo/", "/ping/")
 
 

@@ -33,6 +33,8 @@ from .support.documentation import ENVIRONMENT, TUTORIAL, Block, Project, blocks
 from .support.servers import HTTP_PROBE, NOT_INHERITED, ROOT, Server, configured_nginx, free_port, redis_server
 from .support.waiting import DEADLINE, eventually
 
+pytestmark = pytest.mark.slow
+
 TROUBLE = "### If it does not work"
 SIZE = (720, 400)  # of the pictures, in pixels
 HEAVIEST = 40_000  # bytes
