@@ -15,6 +15,8 @@ import pytest
 from .support.documentation import Project
 from .support.servers import ROOT
 
+pytestmark = pytest.mark.slow
+
 BIN = Path(sys.executable).parent
 TYPED_PAGES = [
     "README.md",
