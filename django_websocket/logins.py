@@ -63,7 +63,8 @@ def disconnect(
     `WebSocket`, an `AsyncWebSocket`, or its `id`). WebSockets of views with `until_logout=False` belong to no user and
     no session here.
 
-    The clients get the close `code` (1000, or 3000 to 4999) and a `reason` of up to 123 bytes (RFC 6455, section 7.4).
+    The clients get the close `code` (1000, another registered one such as 1012, after which pages connect again, or one
+    of 3000 to 4999) and a `reason` of up to 123 bytes (RFC 6455, section 7.4).
 
     Works from anywhere, as `publish` does. Waits for up to one second for the answers of all processes that have
     WebSockets; those of a process that does not answer in time are not counted. Raises `BrokerError` if the broker

@@ -38,14 +38,15 @@ from django_websocket.pubsub.factory import SCHEMES
 
 from .support.browser import OPTIONS as CHROMIUM
 from .support.certificates import Authority
-from .support.documentation import GUIDES, PAGES, TUTORIAL, Project, arguments, blocks, command, commands
+from .support.documentation import GUIDES, PAGES, RECIPES, TUTORIAL, Project, arguments, blocks, command, commands
 from .support.postgres import settings_of
 from .support.servers import ROOT, Cluster, Sentinel, Server, executable, free_port, redis_server, unavailable
 from .support.waiting import eventually
 
 DEADLINE = 20  # seconds
 DEFAULT_REDIS = "redis://localhost:6379/0"
-OTHERS = tuple(page for page in PAGES if page != TUTORIAL)  # test_tutorial.py runs what stands in that one
+# test_tutorial.py runs what stands in the tutorial, and the files test_recipes_*.py what stands in the recipes.
+OTHERS = tuple(page for page in PAGES if page not in (TUTORIAL, *RECIPES))
 
 
 # These reach servers on this machine whatever proxies the environment names.

@@ -22,7 +22,8 @@ TYPED_PAGES = [
     "README.md",
     *(f"docs/{name}.md" for name in ("history", "presence", "publish", "security", "testing", "tokens", "views")),
 ]
-ANNOTATIONS = {"request": "HttpRequest", "websocket": "WebSocket", "room": "str"}
+TYPED_RECIPES = [f"docs/recipes/{name}.md" for name in ("notifications", "dashboard", "progress", "rooms")]  # apps
+ANNOTATIONS = {"request": "HttpRequest", "websocket": "WebSocket", "room": "str", "slug": "str", "pk": "int"}
 CLIENT = "client: Client  # pyright: ignore[reportIncompatibleVariableOverride]"
 IMPORTS = """
 from django.http import HttpRequest, HttpResponse, HttpResponseBase
@@ -44,11 +45,14 @@ ignore_errors = true
 """
 # The examples are short: what is neither a view nor a test has no annotations there.
 MYPY_OF_EXAMPLES = """
-[mypy-chat.*]
+[mypy-chat.*,dashboard.*,jobs.*,notifications.*,rooms.*]
 disallow_untyped_calls = false
 disallow_untyped_decorators = false
 disallow_untyped_defs = false
 warn_no_return = false
+
+[mypy-celery.*]
+ignore_missing_imports = true
 """
 
 
@@ -108,11 +112,12 @@ def test_each_form_of_a_view_and_the_test_client_have_types(
         assert pyright(tmp_path, "strict", {"mysite": ["chat/typed.py"]}) == ""
 
 
-def with_page(original: Project, page: str, directory: Path) -> tuple[Project, list[str]]:
-    """Return a project with the examples of a page, and the files that have annotations."""
+def with_pages(original: Project, directory: Path, *pages: str) -> tuple[Project, list[str]]:
+    """Return a project with the examples of some pages, and the files that have annotations."""
     project = original.copy(directory)
-    if page != "README.md":
-        project.put(page)
+    for page in pages:
+        if page != "README.md":
+            project.put(page)
     files = [str(path.relative_to(project.directory)) for path in annotate(project)]
     assert "chat/views.py" in files
     return project, files
@@ -120,18 +125,27 @@ def with_page(original: Project, page: str, directory: Path) -> tuple[Project, l
 
 @pytest.mark.parametrize("page", TYPED_PAGES)
 def test_examples_of_the_documentation_have_types(original: Project, cache: Path, tmp_path: Path, page: str) -> None:
-    project, files = with_page(original, page, tmp_path / "mysite")
+    project, files = with_pages(original, tmp_path / "mysite", page)
+    assert mypy(project, cache, MYPY_OF_EXAMPLES, *files) == ""
+
+
+def test_recipes_with_apps_of_their_own_have_types(original: Project, cache: Path, tmp_path: Path) -> None:
+    project, files = with_pages(original, tmp_path / "mysite", *TYPED_RECIPES)
+    for app in ("notifications", "dashboard", "jobs", "rooms"):
+        assert f"{app}/views.py" in files
+        (project.directory / app / "__init__.py").touch()  # `startapp` makes it
     assert mypy(project, cache, MYPY_OF_EXAMPLES, *files) == ""
 
 
 def test_examples_of_the_documentation_have_types_for_pyright(original: Project, tmp_path: Path) -> None:
-    found = {name: with_page(original, page, tmp_path / name) for page in TYPED_PAGES if (name := Path(page).stem)}
+    found = {name: with_pages(original, tmp_path / name, page) for page in TYPED_PAGES if (name := Path(page).stem)}
     assert pyright(tmp_path, "standard", {name: files for name, (_, files) in found.items()}) == ""
 
 
 def annotate(project: Project) -> Iterator[Path]:
     """Write the annotations that docs/views.md asks for into views and tests; return the files that have them."""
-    for path in sorted((project.directory / "chat").glob("*.py")):
+    apps = [path for path in project.directory.iterdir() if path.is_dir() and path.name != "mysite"]
+    for path in sorted(path for app in apps for path in app.glob("*.py")):
         source = path.read_text()
         if ") -> None:" in source:
             yield path  # it has them

@@ -20,7 +20,8 @@ from pathlib import Path
 
 from .servers import HTTP_PROBE, NOT_INHERITED, ROOT, Server, free_port
 
-PAGES = ("README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
+RECIPES = tuple(sorted(f"docs/recipes/{path.name}" for path in (ROOT / "docs" / "recipes").glob("*.md")))
+PAGES = ("README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")), *RECIPES)
 TUTORIAL = "docs/tutorial.md"  # whose blocks replace each other from step to step; test_tutorial.py follows it
 GUIDES = ("CONTRIBUTING.md", "SECURITY.md")  # for people who work on the package: their commands run in its tree
 BLOCK = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
