@@ -54,6 +54,7 @@ from unittest.mock import patch
 import django
 from django.contrib.auth.models import User
 from django.core.management import CommandError, call_command
+from django.db import transaction
 from django.test import TestCase
 from django_websocket.exceptions import BrokerError
 from django_websocket.logins import disconnect
@@ -113,6 +114,15 @@ class RecipeTests(TestCase):
             with self.captureOnCommitCallbacks(execute=True):
                 report.enqueue(self.ann.pk)
             self.assertEqual(ws.receive_json()["text"], "Your report is ready")
+
+    def test_notification_that_is_rolled_back_is_not_sent(self):
+        with self.client.websocket("/notifications/") as ws:
+            ws.receive()
+            with self.captureOnCommitCallbacks(execute=True), self.assertRaises(KeyError), transaction.atomic():
+                Notification.objects.create(user=self.ann, text="never")
+                raise KeyError
+            with self.assertRaises(TimeoutError):
+                ws.receive(timeout=0)
 
     def test_what_is_no_id_of_a_notification_changes_nothing(self):
         Notification.objects.create(user=self.ann, text="unread")
