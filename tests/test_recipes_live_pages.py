@@ -337,6 +337,7 @@ def site(recipes: Recipes, served: Server, browser: Browser) -> Iterator[Site]:
     assert [error for error in browser.errors() if "/favicon" not in error and "/none/" not in error] == []
 
 
+@pytest.mark.slow
 def test_badge_of_each_user_counts_what_is_unread_in_all_tabs(site: Site, recipes: Recipes) -> None:
     ann, bob = site.open("ann", "/page/"), site.open("bob", "/page/", "localhost")
     for window in (ann, bob):
@@ -355,6 +356,7 @@ def test_badge_of_each_user_counts_what_is_unread_in_all_tabs(site: Site, recipe
         window.wait_for_texts("#notifications output", [count])
 
 
+@pytest.mark.slow
 def test_dashboard_goes_on_when_the_process_that_ticks_dies(site: Site, recipes: Recipes) -> None:
     line = arguments(command("docs/recipes/dashboard.md", "tick"))
     with ExitStack() as stack:
@@ -373,6 +375,7 @@ def test_dashboard_goes_on_when_the_process_that_ticks_dies(site: Site, recipes:
         wait_for_points(window, points)  # at once, from the history
 
 
+@pytest.mark.slow
 def test_page_that_is_too_slow_for_the_dashboard_gets_the_newest_numbers(
     recipes: Recipes, served: Server, redis: Server, raw: Raw
 ) -> None:
@@ -417,6 +420,7 @@ def process(words: list[str], directory: Path) -> Iterator[subprocess.Popen[byte
             running.kill()
 
 
+@pytest.mark.slow
 def test_bar_shows_how_far_the_job_is(site: Site) -> None:
     window = site.open("ann", "/jobs/")
     window["button"].click()
@@ -427,6 +431,7 @@ def test_bar_shows_how_far_the_job_is(site: Site) -> None:
     window.wait_for_texts("#state", ["done"])
 
 
+@pytest.mark.slow
 def test_room_shows_who_is_here_and_who_is_typing(site: Site) -> None:
     ann = site.open("ann", "/rooms/kitchen/")
     bob = site.open("bob", "/rooms/kitchen/", "localhost")
