@@ -429,6 +429,11 @@ RELIED_ON: dict[str, list[Name]] = {
         Name("Django", f"{BASE}.in_atomic_block", "shows whether a transaction runs", _database),
         Name("Django", f"{BASE}.autocommit", "shows whether each query is a transaction", _database),
         Name("Django", f"{BASE}.settings_dict", "has the settings of a database", _database),
+        Name("Django", f"{BASE}.make_cursor", "makes the cursors of a database"),
+        Name("Django", f"{BASE}.connect", "connects to a database"),
+        Name("Django", "django.db:connections.create_connection", "makes what stands for a database"),
+        Name("Django", f"{BASE}._close", "closes a connection, or gives it back to a pool"),
+        Name("Django", f"{BASE}.queries_logged", "shows whether queries are noted for debugging"),
         *(
             Name(
                 "Django",

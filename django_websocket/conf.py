@@ -77,6 +77,9 @@ class Settings:
     close_timeout: float = Limits.close_timeout  # for the client's close frame; then the socket is closed
     drain_window: float = 2.0  # in which a stopping process tells its clients to reconnect (1012)
 
+    # For which a view that waits keeps its database connection, so that a client that talks need not reconnect for each
+    # message. 0 for not at all.
+    database_linger: float = 0.5
     login_check_interval: float = 5.0  # between two checks that users are still logged in
 
     compression: bool | Mapping[str, Any] = True  # of messages; or a dict of options such as {"takeover": True}
@@ -261,6 +264,8 @@ def _checked(setting: str, value: Any, default: Any) -> Any:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float) if isinstance(default, float) else int):
         raise ImproperlyConfigured(f"{setting} is {value!r}, but must be a number such as {default or 1000!r}")
+    if setting == f"{PREFIX}DATABASE_LINGER" and value == 0:
+        return value
     if value <= 0 or not math.isfinite(value):
         raise ImproperlyConfigured(f"{setting} is {value!r}, but must be above 0: nothing here is without a limit")
     return value

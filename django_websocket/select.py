@@ -148,7 +148,7 @@ def _wait(
     try:
         for watcher in watchers:
             watcher.start(files._on_event)
-        return wait([*waited_for, files], timeout, for_message=bool(waited_for))
+        return wait([*waited_for, files], timeout, for_message=bool(waited_for), for_files=True)
     finally:
         for watcher in watchers:
             watcher.stop()

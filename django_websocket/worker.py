@@ -173,13 +173,15 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
             # They import Django, which must not happen before everything is patched and the project is loaded.
             from django_websocket import checks, conf
             from django_websocket.decorators import is_asgi
-            from django_websocket.handler import databases
+            from django_websocket.handler import databases, lingering
             from django_websocket.handler.sharing import share_with_asgiref
 
         if self.has_process:
             if not databases.databases_are_separate():
                 self._refuse_unpatched()
             share_with_asgiref(databases.give_back_databases)
+            if conf.current().database_linger:
+                lingering.watch_databases()
         application: Any = self.wsgi
         if is_asgi(application):
             from django_websocket.wsgi import serve_asgi

@@ -500,14 +500,14 @@ def test_a_view_releases_what_it_holds_before_it_waits(pairs: Pairs, pipe: tuple
                 ws.receive()
 
     view = View()
-    view.before_waiting = lambda: calls.append(1)
+    view.before_waiting = lambda for_files: calls.append(for_files)
     view.start()
     until(lambda: len(calls) == 1)
     peer.text("a")
     until(lambda: len(calls) == 2)
     peer.text("b")
     view.get(timeout=5)
-    assert len(calls) == 2
+    assert calls == [False, True]
 
 
 def test_a_loop_over_a_source_that_is_always_ready_lets_others_run(pipe: tuple[int, int]) -> None:

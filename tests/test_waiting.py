@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import select
+import socket
 import sys
 import weakref
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from django.http import HttpResponse
 from gevent import monkey
 from gevent.hub import get_hub
 
+from django_websocket.select import select as wait_for
 from django_websocket.transport.connection import Connection
 from django_websocket.transport.waiting import Readable, Signal, ViewGreenlet, close_at_end, readable_with, wait
 from django_websocket.websocket import WebSocket
@@ -249,7 +251,7 @@ def test_before_waiting_is_called_before_each_wait(pairs: Pairs) -> None:
         return [connection.receive(), connection.receive(timeout=5), connection.receive()]
 
     view = View(function)
-    view.before_waiting = lambda: calls.append(len(calls))
+    view.before_waiting = lambda for_files: calls.append(len(calls))
     view.start()
     for number, text in enumerate("abc", 1):
         until(lambda number=number: len(calls) == number and connection._waiter is not None)  # type: ignore[misc]
@@ -258,12 +260,46 @@ def test_before_waiting_is_called_before_each_wait(pairs: Pairs) -> None:
     assert calls == [0, 1, 2]
 
 
+def test_after_waiting_is_called_as_long_as_before_waiting_is_set(pairs: Pairs) -> None:
+    connection, peer = pairs()
+    calls: list[str] = []
+
+    class Keeping(View):
+        def after_waiting(self) -> None:
+            calls.append("after")
+
+    def before_waiting(for_files: bool) -> None:
+        calls.append("before, with files" if for_files else "before")
+        if len(calls) > 6:
+            view.before_waiting = None
+
+    def function() -> None:
+        connection.receive()
+        wait_for([connection, ours], [], [], 5)
+        connection.receive(timeout=5)
+        with pytest.raises(TimeoutError):
+            connection.receive(timeout=0.01)
+        connection.receive()
+        connection.receive()
+
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        view = Keeping(function)
+        view.before_waiting = before_waiting
+        view.start()
+        for number in (1, 3, 7, 7):
+            until(lambda number=number: len(calls) == number and connection._waiter is not None)  # type: ignore[misc]
+            peer.text("x")
+        view.get(timeout=5)
+    assert calls == ["before", "after", "before, with files", "after", "before", "after", "before"]
+
+
 def test_before_waiting_is_not_called_without_a_wait(pairs: Pairs) -> None:
     connection, peer = pairs()
     peer.text("a", "b")
     until(lambda: connection.inbox)
     view = View(lambda: [connection.receive(), connection.receive(timeout=5)])
-    view.before_waiting = pytest.fail
+    view.before_waiting = lambda for_files: pytest.fail("called")
     view.start()
     assert view.get(timeout=5) == ["a", "b"]
 
@@ -272,7 +308,7 @@ def test_before_waiting_is_not_called_without_a_wait(pairs: Pairs) -> None:
 def test_an_exception_of_before_waiting_reaches_the_view(pairs: Pairs, timeout: float | None) -> None:
     connection, peer = pairs()
 
-    def refuse() -> None:
+    def refuse(for_files: bool) -> None:
         raise RuntimeError("inside a transaction")
 
     def function() -> str | bytes | None:
@@ -293,7 +329,7 @@ def test_an_exception_of_before_waiting_reaches_the_view(pairs: Pairs, timeout: 
 def test_a_message_that_comes_during_before_waiting_is_noticed(pairs: Pairs, timeout: float | None) -> None:
     connection, peer = pairs()
 
-    def give_back() -> None:
+    def give_back(for_files: bool) -> None:
         peer.text("came meanwhile")
         until(lambda: connection.inbox)
 

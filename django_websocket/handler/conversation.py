@@ -13,6 +13,7 @@ from typing import Any
 from django.http import HttpRequest, HttpResponseBase
 from gevent import getcurrent
 
+from django_websocket import conf
 from django_websocket.compat import naming
 from django_websocket.protocol.frames import CloseCode
 from django_websocket.protocol.handshake import ClientHandshake
@@ -207,7 +208,17 @@ class Conversation(ViewGreenlet):
         elif getcurrent() is self:
             self._databases.check_no_atomic("A view cannot wait for a message")
 
-    def _give_back(self) -> None:
-        """Release the databases: a wait of hours may not hold a connection. Raises RuntimeError in a transaction."""
+    def _give_back(self, for_files: bool) -> None:
+        """Release the databases, if not at once then soon: a wait of hours may not hold a connection.
+
+        Raises RuntimeError in a transaction.
+        """
         self._databases.check_no_atomic("A view cannot wait for a message")
-        self._watch_databases(self._databases.release())
+        seconds = conf.current().database_linger
+        # A file may be the connection's own.
+        if for_files or not seconds or not self._databases.linger(seconds):
+            self._watch_databases(self._databases.release())
+
+    def after_waiting(self) -> None:
+        """Take back the databases that the view still holds."""
+        self._databases.go_on()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 import weakref
 from collections.abc import Sequence
 from typing import Any
@@ -13,6 +15,8 @@ from gevent import getcurrent, monkey
 
 from django_websocket.compat import naming
 from django_websocket.transport.log import report
+
+from .lingering import lingering_of_loop, may_linger
 
 with naming("application"):
     from django.db.backends.base.base import BaseDatabaseWrapper
@@ -37,13 +41,14 @@ class Databases:
     saves the look at all of them.
     """
 
-    __slots__ = ("_depths", "_outer", "shared", "used")
+    __slots__ = ("_depths", "_outer", "_waited", "shared", "used")
 
     def __init__(self) -> None:
         """Note the wrappers of the running greenlet, the chain's."""
         self.shared: Sequence[BaseDatabaseWrapper] = connections.all(initialized_only=True) or ()
         self.used = bool(self.shared)
         self._outer = {each.alias: n for each in self.shared if (n := len(each.execute_wrappers))} or NONE
+        self._waited = -math.inf  # since when, at last, with a connection to give back
         self.note_transactions()
 
     def note_transactions(self) -> None:
@@ -102,6 +107,22 @@ class Databases:
                 wrapper.close()
             held = held or wrapper.connection is not None  # a test's, in whose transaction the view runs
         return held
+
+    def linger(self, seconds: float) -> bool:
+        """Keep the connections for some seconds of waiting, if that may be; return whether it does so.
+
+        It does for a client that has talked in the last seconds: thousands that make one query each hold nothing.
+        `go_on` undoes it.
+        """
+        before, self._waited = self._waited, time.monotonic()
+        if self._waited - before > seconds:
+            return False
+        wrappers = [wrapper for wrapper in self.here() if wrapper.connection is not None]
+        return all(map(may_linger, wrappers)) and lingering_of_loop.get().keep(self, wrappers, seconds)
+
+    def go_on(self) -> None:
+        """Take back what lingers: the view goes on."""
+        lingering_of_loop.get().take_back(self)
 
     def close(self, *, accepted: bool) -> None:
         """Close what the ending view has used; unless it has `accepted`, the chain still needs the shared wrappers."""

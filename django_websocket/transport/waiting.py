@@ -88,7 +88,9 @@ class ViewGreenlet(PlainGreenlet):
 
     `before_taking` is called when the view asks for a message, whether one is there or not; it may raise.
     `message_is_there` is true while it is called because there is one. `before_waiting` is called when the view has to
-    wait for a message; it may give things back meanwhile, or raise. `close_all` closes what `close_at_end` was given.
+    wait for a message; it may give things back meanwhile, or raise. It is told whether the view waits for other files,
+    too. If it is still set then, `after_waiting` is called when the view goes on. `close_all` closes what
+    `close_at_end` was given.
     `running` has the greenlets that have begun and not ended; it is maintained by the subclass.
     """
 
@@ -111,7 +113,7 @@ class ViewGreenlet(PlainGreenlet):
         self.connection: Connection | None = None  # the view's, once there is one
         self.before_taking: Callable[[], None] | None = None
         self.message_is_there = False
-        self.before_waiting: Callable[[], None] | None = None
+        self.before_waiting: Callable[[bool], None] | None = None
         self._left: tuple[int, str] | None = None
         self._ended = False
         self._with_fileno: weakref.WeakSet[Readable] | None = None
@@ -128,6 +130,9 @@ class ViewGreenlet(PlainGreenlet):
     def has_opened_one_of(self, dependents: Container[object]) -> bool:
         """Whether the view has opened one of these for its client."""
         return any(dependent in dependents for dependent in tuple(self._dependents or ()))
+
+    def after_waiting(self) -> None:
+        """Take back what `before_waiting` may have given back."""
 
     def client_left(self, code: int, reason: str) -> None:
         """Tell everything that the view has opened, or will open, that its client has left."""
@@ -287,22 +292,26 @@ class Readable:
 
     def _wait(self) -> None:
         """Let the running greenlet wait until this may be ready: `wait()` in a form for the path of each message."""
-        current = getcurrent()
+        current: Any = getcurrent()
         hook = getattr(current, "before_waiting", None)
         if hook is not None:
-            hook()
-            if self.ready() or self.abandoned:  # the hook let others run
-                return
-        loop = get_hub()
-        if loop is not self._loop:
-            raise RuntimeError(OTHER_THREAD)
-        if self._waiter is not None:
-            raise RuntimeError(SECOND_WAITER)
-        self._waiter = current
+            hook(False)
         try:
-            greenlet.switch(loop)  # the hub's own method would first look for a hook of this greenlet
-        finally:  # also when an exception is thrown into this greenlet: a later switch to it would fail
-            self._waiter = None
+            if hook is not None and (self.ready() or self.abandoned):  # the hook let others run
+                return
+            loop = get_hub()
+            if loop is not self._loop:
+                raise RuntimeError(OTHER_THREAD)
+            if self._waiter is not None:
+                raise RuntimeError(SECOND_WAITER)
+            self._waiter = current
+            try:
+                greenlet.switch(loop)  # the hub's own method would first look for a hook of this greenlet
+            finally:  # also when an exception is thrown into this greenlet: a later switch to it would fail
+                self._waiter = None
+        finally:
+            if hook is not None and current.before_waiting is not None:
+                current.after_waiting()
 
     def _changed(self) -> None:
         """Show a new readiness to the greenlet that waits. Call it from any greenlet in the thread of the loop."""
@@ -339,20 +348,31 @@ def check_timeout(timeout: float | None) -> None:
         raise ValueError("A timeout is a number of seconds, not NaN")
 
 
-def wait(sources: Collection[Readable], timeout: float | None = None, *, for_message: bool = True) -> bool:
+def wait(
+    sources: Collection[Readable], timeout: float | None = None, *, for_message: bool = True, for_files: bool = False
+) -> bool:
     """Let the running greenlet wait until one of `sources` may be ready, and give back what it need not hold meanwhile.
 
     Returns False if `timeout` seconds have passed. Raises ValueError if that is NaN, and RuntimeError if another
     greenlet waits for one of the sources. Without `for_message` nothing is given back: it may be a library that waits,
-    in the middle of something.
+    in the middle of something. `for_files` says that one of the sources stands for other files.
     """
     check_timeout(timeout)
-    current = getcurrent()
+    current: Any = getcurrent()
     hook = getattr(current, "before_waiting", None) if for_message else None
-    if hook is not None:
-        hook()
-        if any(source.ready() or source.abandoned for source in sources):  # the hook let others run
-            return True
+    if hook is None:
+        return _wait(sources, timeout)
+    hook(for_files)
+    try:
+        # The hook may have let others run.
+        return any(source.ready() or source.abandoned for source in sources) or _wait(sources, timeout)
+    finally:
+        if current.before_waiting is not None:
+            current.after_waiting()
+
+
+def _wait(sources: Collection[Readable], timeout: float | None) -> bool:
+    current = getcurrent()
     claimed: list[Readable] = []
     timer = None
     try:

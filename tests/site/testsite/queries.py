@@ -16,6 +16,7 @@ from django.db import connection, connections, transaction
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.urls import path
 from gevent import Greenlet
+from psycopg.sql import SQL
 
 from django_websocket.decorators import websocket, websocket_loop
 from django_websocket.pubsub import subscribe
@@ -59,6 +60,47 @@ def wraps(request: HttpRequest, websocket: WebSocket) -> None:
         found["received"] = seen()
     found["after"] = seen()
     websocket.send_json(found)
+
+
+@websocket
+def executes(request: HttpRequest, websocket: WebSocket) -> None:
+    """Execute what comes, and answer with the number of the database session in which that was."""
+    kept: list[object] = []  # cursors that stay open
+    for text in websocket:
+        if text == "ORM":
+            with transaction.atomic():
+                Note.objects.create(text=request.GET["key"])
+            list(Note.objects.filter(text=request.GET["key"]).iterator(chunk_size=2))
+            Note.objects.filter(text=request.GET["key"]).update(text=request.GET["key"])
+            Note.objects.filter(text=request.GET["key"]).exists()
+        elif text == "iterator":
+            notes = Note.objects.iterator(chunk_size=1)
+            kept.append((notes, next(notes)))
+        elif text == "cursor":
+            kept.append(cursor := connection.cursor())
+            cursor.execute("SELECT 1")
+        elif text == "callproc":
+            with connection.cursor() as cursor:
+                cursor.callproc("now")
+        elif text == "executemany":
+            with connection.cursor() as cursor:
+                cursor.executemany("SET statement_timeout = %s", [[60000], [50000]])
+        elif text == "driver's":
+            with connection.cursor() as cursor:
+                cursor.execute(SQL("SELECT 1"))
+        elif text not in ("", "select"):
+            with connection.cursor() as cursor:
+                cursor.execute(str(text))
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_backend_pid()")
+            session = cursor.fetchone()[0]
+        if text == "select":
+            websocket.send_json(session)
+            ours, theirs = socket.socketpair()
+            with ours, theirs:
+                select([websocket, ours], [], [])
+        else:
+            websocket.send_json(session)
 
 
 @websocket
@@ -236,6 +278,7 @@ def without_autocommit(request: HttpRequest, websocket: WebSocket) -> None:
 
 urlpatterns = [
     path("asks/", asks),
+    path("executes/", executes),
     path("asks-all/", asks_all),
     path("wraps/", wraps),
     path("sleeps/", sleeps),
