@@ -23,6 +23,7 @@ from django.contrib.auth import get_user_model
 from django.contrib.auth.decorators import login_required
 from django.contrib.auth.models import User
 from django.contrib.messages import get_messages
+from django.core import mail
 from django.core.exceptions import ImproperlyConfigured, SynchronousOnlyOperation
 from django.db import connection, connections, transaction
 from django.http import HttpRequest, HttpResponse, HttpResponseBase
@@ -40,7 +41,7 @@ from django_websocket.exceptions import BrokerError, ConnectionClosed
 from django_websocket.handler.conversation import Conversation
 from django_websocket.handler.handshake import HandshakeTimeout
 from django_websocket.protocol.handshake import HandshakeError
-from django_websocket.pubsub import memory, publish, subscribe
+from django_websocket.pubsub import history, memory, publish, subscribe
 from django_websocket.select import select
 from django_websocket.testing import Client, HandshakeRefused, captured_messages
 from django_websocket.transport import log
@@ -777,6 +778,27 @@ def test_publishing_in_a_test_logs_no_warning(
     assert caplog.records == []
     memory.MemoryBroker().publish(key, b"nobody is there")
     assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize("runner", ["Django", "pytest"])
+def test_each_test_finds_the_channels_without_a_history(key: str, runner: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def next_test(name: str, phase: str = "call") -> None:
+        if runner == "Django":
+            monkeypatch.setattr(mail, "outbox", [], raising=False)
+        else:
+            monkeypatch.setenv("PYTEST_CURRENT_TEST", f"tests/test_chat.py::{name} ({phase})")
+
+    with override_settings(WEBSOCKET_HISTORY={"*": {"messages": 10, "seconds": 60}}):
+        next_test("test_one", "setup")
+        publish(key, "one")
+        if runner == "pytest":
+            next_test("test_one", "call")
+        publish(key, "two")
+        assert [kept.message for kept in history(key)] == ["one", "two"]
+        next_test("test_two")
+        assert history(key) == []
+        publish(key, "three")
+        assert [kept.message for kept in history(key)] == ["three"]
 
 
 def test_threads_have_subscriptions_of_their_own(key: str) -> None:

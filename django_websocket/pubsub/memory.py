@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
 import threading
 import time
 from collections import OrderedDict, deque
@@ -38,6 +40,7 @@ class MemoryBroker:
         self.observers: list[Callable[[str, bytes], object]] = []  # called with every message
         self._subscribers: list[MemorySubscriber] = []
         self._warned = url == TESTS
+        self._test = TestNow() if url == TESTS else None
         self._closed = False
         self._lock = threading.Lock()  # keeps the entries of a channel in order on their way to the subscribers
         self._memories: OrderedDict[str, Memory] = OrderedDict()  # of channels; those looked at go to the end
@@ -135,6 +138,8 @@ class MemoryBroker:
 
     def _memory(self, channel: str, rule: Rule) -> Memory:
         """Return what a channel has kept, and forget what others have that is too old."""
+        if self._test is not None and self._test.has_changed():
+            self._memories.clear()
         now = time.monotonic()
         memory = self._memories.get(channel)
         if memory is None or memory.end < now:
@@ -182,6 +187,24 @@ class MemoryBroker:
                 "A message was published to memory://, which does not leave the process, and this process serves no "
                 "clients. If your WebSockets are served by another process, set WEBSOCKET_BROKER to a Redis URL."
             )
+
+
+class TestNow:
+    """Which test runs: each is to find the channels empty, as it finds Django's `mail.outbox`."""
+
+    __slots__ = ("_name", "_outbox")
+    __test__ = False  # for pytest, which takes it for a class of tests
+
+    def __init__(self) -> None:
+        self._outbox: object = None
+        self._name = ""
+
+    def has_changed(self) -> bool:
+        """Whether another test runs than at the last call."""
+        before = self._outbox, self._name
+        self._outbox = getattr(sys.modules.get("django.core.mail"), "outbox", None)  # a new list for each TestCase
+        self._name = os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" ")[0]  # without the phase of the test
+        return self._outbox is not before[0] or self._name != before[1]
 
 
 class Memory:
