@@ -30,8 +30,8 @@ def websocket_url(
 
     `WEBSOCKET_SERVER` says where it is served: "" at the page's own host, ":8001" at another port of it, "host:port",
     or "wss://host/prefix". A scheme or host that it leaves out is taken from `request`; Django validates the host.
-    Raises NoReverseMatch for a name or arguments that do not resolve, and ImproperlyConfigured without a request that
-    is needed.
+    Raises NoReverseMatch for a name or arguments that do not resolve, and ImproperlyConfigured if it needs a request
+    and gets none.
     """
     settings = conf.current()
     urlconf = settings.required_urlconf()
@@ -39,13 +39,13 @@ def websocket_url(
         path = reverse(viewname, urlconf=urlconf, args=args, kwargs=dict(kwargs or {}))
     except NoReverseMatch as error:
         raise NoReverseMatch(
-            f"{error} WebSockets are looked for in WEBSOCKET_URLCONF, {urlconf}: give the view that name there; "
-            f"for the address of a page, use {{% url %}}."
+            f"{error} Only WEBSOCKET_URLCONF, {urlconf}, is searched: give the WebSocket view this name there. "
+            f"For the address of a page, use {{% url %}}."
         ) from error
     server = settings.parsed_server
     if server is None:
         raise ImproperlyConfigured(
-            f'WEBSOCKET_SERVER is {settings.server!r}, but no address can be made of it: it may be "", ":8001", '
+            f'WEBSOCKET_SERVER is {settings.server!r}, which is not the address of a server: use "", ":8001", '
             f'"host:port" or "wss://host/prefix".'
         )
     scheme = server.scheme or ("wss" if request is not None and request.is_secure() else "ws")
@@ -54,8 +54,8 @@ def websocket_url(
         pass
     elif request is None:
         raise ImproperlyConfigured(
-            f"The address of the WebSocket {viewname!r} depends on the page's own host, but there is no request: "
-            f"render the template with one, or set WEBSOCKET_SERVER to a whole address such as "
+            f"The address of the WebSocket {viewname!r} depends on the host of the page, but there is no request: "
+            f"render the template with a request, or set WEBSOCKET_SERVER to a full address such as "
             f'"wss://www.example.com".'
         )
     else:

@@ -50,9 +50,9 @@ def tell_of_missing_server(environ: dict[str, Any]) -> None:
 
     if is_upgrade(environ["HTTP_UPGRADE"]):
         logger.warning(
-            "A WebSocket handshake for %s came to a server that serves pages alone. In development, use "
-            "`manage.py runwebsocket` in place of `runserver`, or set WEBSOCKET_SERVER to where WebSockets are served; "
-            "in production, have the proxy pass handshakes to a gunicorn of their own: "
+            "A WebSocket handshake for %s came to a server that serves only pages. In development, use "
+            "`manage.py runwebsocket` instead of `runserver`, or set WEBSOCKET_SERVER to the address of the WebSocket "
+            "server. In production, have the proxy pass handshakes to a separate gunicorn: "
             "gunicorn -k django_websocket.worker.GeventWebSocketWorker mysite.wsgi:websocket",
             printable(environ.get("PATH_INFO", "")[:300]),
         )

@@ -45,9 +45,9 @@ LARGE_MESSAGE = 64 * 1024 * 1024  # bytes; a hundred such messages fill the memo
 
 # Drivers that wait in C code, where gevent cannot switch, and what to do about each.
 REMEDIES = {
-    "psycopg2": 'Install psycopg 3, which Django prefers by itself: pip install "psycopg[binary,pool]". Or have '
-    "psycogreen.gevent.patch_psycopg() called in post_fork() of gunicorn.conf.py.",
-    "psycopg": "It was imported before gevent patched the standard library: remove what imports it from "
+    "psycopg2": 'Install psycopg 3, which Django prefers by itself: pip install "psycopg[binary,pool]". Or call '
+    "psycogreen.gevent.patch_psycopg() in post_fork() of gunicorn.conf.py.",
+    "psycopg": "It was imported before gevent patched the standard library: remove whatever imports it from "
     "gunicorn.conf.py.",
     "MySQLdb": "Install PyMySQL, and put at the top of your settings: import pymysql; pymysql.install_as_MySQLdb()",
     "cx_Oracle": "Install oracledb, and use it in its thin mode, the default.",
@@ -171,9 +171,9 @@ def check_view(pattern: URLPattern) -> Iterator[checks.CheckMessage]:
     if options is None:
         if not is_asgi(pattern.callback) and not takes_websocket(pattern.callback):
             yield checks.Warning(
-                f"{where} is not decorated with @websocket, and does not seem to be for WebSockets.",
-                hint="Decorate it, or move it to ROOT_URLCONF. If it is decorated, another decorator above hides "
-                "that: it must use functools.wraps(), as Django's do.",
+                f"{where} is not decorated with @websocket, and does not seem to use a WebSocket.",
+                hint="Decorate it, or move it to ROOT_URLCONF. If it is decorated, a decorator above @websocket hides "
+                "that: such a decorator must use functools.wraps(), as Django's do.",
                 id="websocket.W001",
             )
         return
@@ -245,8 +245,8 @@ def check_server(settings: conf.Settings) -> Iterator[checks.CheckMessage]:
     """Check that WEBSOCKET_SERVER is well-formed."""
     if settings.parsed_server is None:
         yield checks.Error(
-            f"WEBSOCKET_SERVER is {settings.server!r}, but no address can be made of it.",
-            hint='It may be "" (the page\'s own host), ":8001" (another port of it), "host:port" or '
+            f"WEBSOCKET_SERVER is {settings.server!r}, which is not the address of a server.",
+            hint='Use "" (the host of the page), ":8001" (another port of that host), "host:port" or '
             '"wss://host/prefix".',
             id="websocket.E005",
         )
@@ -259,8 +259,8 @@ def check_asyncio() -> Iterator[checks.CheckMessage]:
         yield checks.Warning(
             f"The project sets {policy} as asyncio's event loop policy. While one of its loops runs, all clients of "
             f"the process wait.",
-            hint="Do not set it, as uvloop.install() does, in what the WebSocket server imports: asyncio.run() and "
-            "async_to_sync() then use loops that run beside the clients.",
+            hint="Do not set it in code that the WebSocket server imports, and do not call uvloop.install() there: "
+            "asyncio.run() and async_to_sync() then use loops that run beside the clients.",
             id="websocket.W008",
         )
 
@@ -287,16 +287,16 @@ def check_origins(name: str, origins: Sequence[str]) -> Iterator[checks.CheckMes
     for origin in origins:
         if origin.lower() == "null":
             yield checks.Warning(
-                f"{name} has 'null', which the page of any site can send: all of them may connect, with the cookies of "
-                f"your users.",
+                f"{name} has 'null', an origin that a page of any site can claim: every site may connect with the "
+                f"cookies of your users.",
                 hint="List the sites instead. Programs other than browsers need not send an Origin at all.",
                 id="websocket.W002",
             )
         elif split(origin.lower()) is None and not ORIGIN.fullmatch(origin):
             yield checks.Warning(
-                f"{name} has {origin!r}, which is not an origin: no page matches it.",
+                f"{name} has {origin!r}, which is not an origin, and matches no page.",
                 hint="Write each site with scheme, host and, if it has one, port, without a slash at the end: "
-                '"https://example.com", a host beyond ASCII as "https://xn--...". There are no wildcards.',
+                '"https://example.com". Write a host that is not ASCII as "https://xn--...". There are no wildcards.',
                 id="websocket.W003",
             )
 

@@ -468,12 +468,12 @@ RELIED_ON: dict[str, list[Name]] = {
         ),
         Name("Django", "django.urls:get_resolver", "reads the views of WEBSOCKET_URLCONF"),
         Name("Django", "django.urls.resolvers:RoutePattern", "is the prefix of a mounted application"),
-        Name("Django", "django.urls:set_urlconf", "has reverse() find the pages"),
+        Name("Django", "django.urls:set_urlconf", "makes reverse() find the pages"),
         Name("Django", "django.urls:URLPattern.lookup_str", "names a view in a message"),
     ],
     "worker": [
         Name("gunicorn", f"{WORKER}.init_process", "starts a worker"),
-        Name("gunicorn", f"{WORKER}.patch", "has gevent patch the standard library"),
+        Name("gunicorn", f"{WORKER}.patch", "makes gevent patch the standard library"),
         Name("gunicorn", f"{WORKER}.load_wsgi", "loads the application"),
         Name("gunicorn", f"{WORKER}.run", "serves until the worker is told to stop"),
         Name("gunicorn", f"{WORKER}.notify", "tells gunicorn that the worker lives"),
@@ -502,11 +502,11 @@ RELIED_ON: dict[str, list[Name]] = {
         Name(
             "gunicorn",
             f"{WORKER}.is_already_handled",
-            "is where a socket goes over to its WebSocket",
+            "is where a socket is handed over to its WebSocket",
             probe=_takes(f"{WORKER}.is_already_handled", 0, 0),
         ),
-        Name("gunicorn", f"{REQUEST}.force_close", "has a request be the last one of its connection"),
-        Name("gunicorn", f"{REQUEST}.unreader", "has what a client sent behind its request", _gunicorn_request),
+        Name("gunicorn", f"{REQUEST}.force_close", "makes a request the last one of its connection"),
+        Name("gunicorn", f"{REQUEST}.unreader", "holds what a client sent after its request", _gunicorn_request),
         Name("gunicorn", f"{REQUEST}.proxy_protocol_info", "is the PROXY line of a client", _gunicorn_request),
         Name("gunicorn", f"{REQUEST}.peer_addr", "is the address from which a client came", _gunicorn_request),
         Name(
@@ -515,11 +515,11 @@ RELIED_ON: dict[str, list[Name]] = {
             "is where the body of a request comes from",
             _gunicorn_unreader,
         ),
-        Name("gunicorn", "gunicorn.http.unreader:Unreader.take_buffered", "gives away what came behind a request"),
+        Name("gunicorn", "gunicorn.http.unreader:Unreader.take_buffered", "hands over what came after a request"),
         Name(
             "gunicorn",
             "gunicorn.http.unreader:Unreader.unread",
-            "puts back what was only looked at",
+            "puts back bytes that were only looked at",
             probe=_takes("gunicorn.http.unreader:Unreader.unread", 0, b""),
         ),
         Name("gunicorn", "gunicorn.http.wsgi:Response.start_response", "leads from the application to its response"),
@@ -560,8 +560,8 @@ RELIED_ON: dict[str, list[Name]] = {
         *(
             Name("gunicorn", f"gunicorn.config:Config.{name}", use, _gunicorn_config)
             for name, use in (
-                ("forwarded_allow_ips", "says which proxies are believed"),
-                ("forwarded_allow_networks", "says which networks of proxies are believed"),
+                ("forwarded_allow_ips", "says which proxies are trusted"),
+                ("forwarded_allow_networks", "says which networks of proxies are trusted"),
                 ("http_protocols", "says which protocols are served"),
                 ("is_ssl", "says whether there is TLS"),
             )
@@ -604,9 +604,9 @@ RELIED_ON: dict[str, list[Name]] = {
         ),
         Name("asgiref", "asgiref.sync:SyncToAsync.single_thread_executor", "is where sync_to_async runs functions"),
         Name(PYTHON, "asyncio:BaseEventLoop._ready", "is what an asyncio loop calls next", _asyncio_loop),
-        Name(PYTHON, "asyncio:BaseEventLoop._check_closed", "tells whoever uses a closed asyncio loop"),
-        Name(PYTHON, f"{SELECTOR_LOOP}._make_self_pipe", "makes what wakes an asyncio loop"),
-        Name(PYTHON, f"{SELECTOR_LOOP}._close_self_pipe", "closes what wakes an asyncio loop"),
+        Name(PYTHON, "asyncio:BaseEventLoop._check_closed", "raises an error if a closed asyncio loop is used"),
+        Name(PYTHON, f"{SELECTOR_LOOP}._make_self_pipe", "creates the pipe that wakes an asyncio loop"),
+        Name(PYTHON, f"{SELECTOR_LOOP}._close_self_pipe", "closes the pipe that wakes an asyncio loop"),
         Name(PYTHON, f"{SELECTOR_LOOP}._write_to_self", "wakes an asyncio loop"),
         Name(PYTHON, f"{SELECTOR_LOOP}._check_thread", "compares threads in asyncio's debug mode"),
         Name("gevent", "gevent.hub:Hub.switch", "lets other greenlets run", probe=_hub_can_be_a_subclass),
@@ -623,7 +623,7 @@ RELIED_ON: dict[str, list[Name]] = {
             _channels_protocols,
         ),
         Name("channels", "channels.security.websocket:OriginValidator", "checks the page's origin"),
-        Name("channels", "channels.auth:UserLazyObject", "is how a scope has its user"),
+        Name("channels", "channels.auth:UserLazyObject", "gives a scope its user"),
         Name(
             "channels",
             "channels.sessions:InstanceSessionWrapper.real_send",
@@ -656,7 +656,12 @@ RELIED_ON: dict[str, list[Name]] = {
         Name("Django", "django.utils.autoreload:logger", "says what watches the code of the project"),
         Name("Django", "django.utils.autoreload:StatReloader.run", "waits for a change", _reloader),
         Name("Django", "django.utils.autoreload:StatReloader.run_loop", "waits for one in broken code", _reloader),
-        Name("Django", "django.utils.autoreload:StatReloader.extra_files", "has the broken files watched", _reloader),
+        Name(
+            "Django",
+            "django.utils.autoreload:StatReloader.extra_files",
+            "makes autoreload watch the broken files",
+            _reloader,
+        ),
     ],
     "testing": [
         Name("Django", "django.test.client:ClientHandler", "answers the requests of Django's test client"),

@@ -267,14 +267,14 @@ def _checked(setting: str, value: Any, default: Any) -> Any:
     if setting == f"{PREFIX}DATABASE_LINGER" and value == 0:
         return value
     if value <= 0 or not math.isfinite(value):
-        raise ImproperlyConfigured(f"{setting} is {value!r}, but must be above 0: nothing here is without a limit")
+        raise ImproperlyConfigured(f"{setting} is {value!r}, but must be above 0: no limit can be switched off")
     return value
 
 
 def check_refuse(value: Any) -> None:
     """Raise ImproperlyConfigured unless `value` is a way to refuse a handshake."""
     if value not in ("http", "close"):
-        raise ImproperlyConfigured(f'A handshake is refused by "http" or by "close", not by {value!r}')
+        raise ImproperlyConfigured(f'WEBSOCKET_REFUSE and refuse= must be "http" or "close", not {value!r}')
 
 
 def _broker_key(value: Any) -> str:
@@ -289,7 +289,7 @@ def _check_history(value: Any) -> None:
     if isinstance(value, Mapping) and all(isinstance(name, str) and _is_rule(rule) for name, rule in value.items()):
         return
     raise ImproperlyConfigured(
-        f"{PREFIX}HISTORY is {value!r}, but must be a dict with patterns of channels' names, each with how many "
+        f"{PREFIX}HISTORY is {value!r}, but must be a dict that says for patterns of channels' names how many "
         f'messages are kept, and for how many seconds: {{"chat:*": {{"messages": 100, "seconds": 3600}}}}'
     )
 

@@ -25,8 +25,8 @@ __all__ = ["websocket", "websocket_loop"]
 
 DRF = "rest_framework.decorators"
 LEFT = (
-    "{} was called for a message and did not receive() it: call websocket.receive() once, "
-    "or write a loop of your own under @websocket."
+    "{} was called for a message, but did not receive it: call websocket.receive() once, "
+    "or use @websocket and write the loop yourself."
 )
 
 P = ParamSpec("P")
@@ -122,7 +122,7 @@ def without_as_asgi(view: Any) -> str | None:
     """Return what to tell who lists the class of a Channels consumer in place of its application; None for all else."""
     if not (inspect.isclass(view) and hasattr(view, "as_asgi")):
         return None
-    return f"The route to the consumer {name_of(view)} has its class: write {view.__name__}.as_asgi() there."
+    return f"The route to the consumer {name_of(view)} has the class itself: write {view.__name__}.as_asgi() instead."
 
 
 def name_of(view: Callable[..., Any]) -> str:
@@ -166,8 +166,8 @@ def websocket(
 
     Use it bare, `@websocket`, or with options:
 
-    - `origins`: sites beside the project's own whose pages may connect, such as "https://example.com".
-    - `subprotocols`: those that the view speaks, the preferred one first (RFC 6455, section 1.9).
+    - `origins`: other sites whose pages may connect, such as "https://example.com".
+    - `subprotocols`: the subprotocols that the view speaks, the preferred one first (RFC 6455, section 1.9).
     - `max_message_size`: bytes, in place of `WEBSOCKET_MAX_MESSAGE_SIZE`.
     - `receive=False`: read and drop what the client sends, for a view that only sends.
     - `compression=False`: compress nothing, whatever the setting says.
@@ -175,12 +175,12 @@ def websocket(
       HTTP status, whatever the setting says.
     - `until_logout=False`: leave the connection open when the login of its user ends.
 
-    Any other decorator of Django may stand above it. Raises ValueError for an option that makes no sense, and
-    ImproperlyConfigured for an `async def`.
+    Django's own decorators may stand above it. Raises ValueError or
+    ImproperlyConfigured for an option that makes no sense.
     """
     for name in subprotocols:
         if not TOKEN.fullmatch(name):
-            raise ValueError(f"{name!r} cannot be the name of a subprotocol: it may have no spaces, commas or quotes")
+            raise ValueError(f"{name!r} cannot be the name of a subprotocol: use no spaces, commas or quotes")
     if max_message_size is not None and (not isinstance(max_message_size, int) or max_message_size <= 0):
         raise ValueError(f"max_message_size is {max_message_size!r}, but must be a number of bytes above 0")
     if refuse is not None:
@@ -240,8 +240,8 @@ def misplaced(function: Callable[..., Any], client: object) -> ImproperlyConfigu
         )
     kinds = ("async def", "a plain def") if iscoroutinefunction(function) else ("a plain def", "async def")
     return ImproperlyConfigured(
-        f"{name_of(function)} is {kinds[0]}, but a decorator above @websocket makes it {kinds[1]}: use a decorator "
-        f"that keeps the kind of a view, as Django's own do."
+        f"{name_of(function)} is {kinds[0]}, but a decorator above @websocket makes it {kinds[1]}: use one that "
+        f"keeps an `async def` asynchronous and a plain `def` synchronous, as Django's own decorators do."
     )
 
 
@@ -252,8 +252,8 @@ def websocket_loop(view: AsyncView[R, P]) -> AsyncDecorated[R, P]: ...
 def websocket_loop(view: Callable[..., Any]) -> Any:
     """Call `view(request, websocket, ...)` each time there is a message to `receive()`, until there will be no more.
 
-    A view that leaves its message again and again ends with a RuntimeError: it would be called for it for ever.
-    One that returns a refusal is not called again; other responses reach nobody.
+    A view that does not receive its message ends with a RuntimeError, since it would be called for the same message for
+    ever. A view that returns a refusal is not called again; other responses are lost.
     """
     if iscoroutinefunction(view):
         return async_loop(view)

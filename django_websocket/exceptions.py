@@ -26,7 +26,7 @@ class ConnectionClosed(WebSocketError):  # type: ignore[misc]
 
 
 class HandshakeFailed(WebSocketError):  # type: ignore[misc]
-    """The view accepted, but another response replaced the 101, or the time for the handshake was over."""
+    """The view accepted, but another response replaced the 101, or the time for the handshake had run out."""
 
 
 class BrokerError(Exception):
@@ -36,5 +36,5 @@ class BrokerError(Exception):
 class MessagesMissed(Exception):
     """The broker was away for a while, and this subscription may have missed messages.
 
-    `Subscription.get()` raises it once, and goes on with the next call.
+    `Subscription.get()` raises it once; the next call continues.
     """

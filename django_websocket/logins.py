@@ -31,7 +31,7 @@ def login(request: HttpRequest, user: Any, *, expires: datetime | float | None =
     stays open. Raises ValueError for an anonymous user, one without a primary key, and an `expires` that is NaN.
     """
     if not getattr(user, "is_authenticated", False) or getattr(user, "pk", None) is None:
-        raise ValueError(f"{user!r} cannot be logged in: this takes a user who is stored in the database")
+        raise ValueError(f"{user!r} cannot be logged in: login() needs a user who is stored in the database")
     if isinstance(expires, datetime):
         expires = expires.timestamp()
     end = math.inf if expires is None else float(expires)
@@ -68,18 +68,18 @@ def disconnect(
 
     Works from anywhere, as `publish` does. Waits for up to one second for the answers of all processes that have
     WebSockets; those of a process that does not answer in time are not counted. Raises `BrokerError` if the broker
-    cannot be reached, and ValueError or TypeError for an argument that cannot name anybody, and for a code or a reason
-    that cannot be sent.
+    cannot be reached, and ValueError or TypeError for an argument that does not identify any WebSocket, and for a code
+    or a reason that cannot be sent.
     """
     given = {"user": user, "session": session, "channel": channel, "connection": connection}
     named = [(kind, whom) for kind, whom in given.items() if whom is not NOT_GIVEN]
     if len(named) != 1:
-        raise TypeError("disconnect() takes one of user=, session=, channel= and connection=")
+        raise TypeError("disconnect() takes exactly one of user=, session=, channel= and connection=")
     kind, whom = named[0]
     name: tuple[str, ...]
     if kind == "user":
         if getattr(whom, "pk", whom) is None:
-            raise ValueError(f"{whom!r} has no primary key, so nobody is logged in as this user")
+            raise ValueError(f"{whom!r} has no primary key: disconnect() needs a user who is stored in the database")
         name = identify(whom)
     elif kind == "session":
         name = (getattr(whom, "session_key", whom),)
@@ -89,5 +89,5 @@ def disconnect(
     else:
         name = (whom.id if isinstance(whom, BaseWebSocket) else whom,)
     if not name[0]:
-        raise ValueError(f"{kind}={whom!r} names nobody")
+        raise ValueError(f"{kind}={whom!r} does not say which WebSockets to close")
     return orders.disconnect(orders.Order(kind, name, code, reason))

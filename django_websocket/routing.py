@@ -32,17 +32,17 @@ class Prefix(URLPattern):
 
 
 def mount(prefix: str, application: Application, *, lifespan: bool = True, **kwargs: Any) -> Prefix:
-    """Return a pattern for `WEBSOCKET_URLCONF` that leads whatever begins with `prefix` to an ASGI application.
+    """Return a pattern for `WEBSOCKET_URLCONF` that leads every path that begins with `prefix` to an ASGI application.
 
-    It takes applications that route by themselves, such as those of Starlette, FastAPI or Litestar. In their scope,
+    It is for applications that do their own routing, such as those of Starlette, FastAPI or Litestar. In their scope,
     `root_path` ends with the prefix; `user`, `session` and `cookies` are Django's. With `lifespan`, the application is
-    told that the process begins, before its first client here, and that it ends (ASGI, "Lifespan Protocol"). `prefix`
-    and `kwargs` are the route and the arguments of Django's `path()`. Raises ImproperlyConfigured for anything but
-    an ASGI application.
+    told when the process begins, before its first client, and when it ends (ASGI, "Lifespan Protocol"). `prefix` and
+    `kwargs` are the route and the arguments of Django's `path()`. Raises ImproperlyConfigured for anything but an ASGI
+    application.
     """
     if not is_asgi(application):
         raise ImproperlyConfigured(
-            f"{application!r} is not an ASGI application, which takes scope, receive and send: list a view by path()"
+            f"{application!r} is not an ASGI application, which takes scope, receive and send. For a view, use path()"
         )
     mounted = Mounted(recognised(application), lifespan=lifespan)
     return Prefix(RoutePattern(prefix, is_endpoint=False), mounted, kwargs)

@@ -1,4 +1,4 @@
-"""`select()` for greenlets, over WebSockets, subscriptions, sockets and files; the worker installs it for everybody."""
+"""`select()` for greenlets, over WebSockets, subscriptions, sockets and files; gunicorn's worker uses it everywhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Changing the session in a view, whose request has loaded it long ago."""
+"""Changing the session in a view long after its request has loaded it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["update_session"]
 
 @contextmanager
 def update_session(request: HttpRequest) -> Iterator[SessionBase]:
-    """Load the session anew for the block to change, and save it then: what was stored in it meanwhile stays.
+    """Load the session again, let the block change it, and save it: what others have stored in it meanwhile stays.
 
         with update_session(request) as session:
             session["messages"] = session.get("messages", 0) + 1
@@ -26,8 +26,8 @@ def update_session(request: HttpRequest) -> Iterator[SessionBase]:
     key = request.session.session_key
     if key is None:
         raise RuntimeError(
-            "There is no session to update: the client has none. Begin it before the WebSocket is accepted, while its "
-            "cookie can still travel in the handshake: request.session[...] = ..."
+            "The client has no session to update. Create it before the WebSocket is accepted, while the handshake can "
+            "still set its cookie: request.session[...] = ..."
         )
     session = type(request.session)(key)
     if isinstance(session, signed_cookies.SessionStore):

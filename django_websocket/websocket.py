@@ -82,7 +82,7 @@ class BaseWebSocket:
 
     @property
     def close_code(self) -> int | None:
-        """Why the connection ended: a close code (RFC 6455, section 7.4), 1006 if the client vanished, else None."""
+        """The close code (RFC 6455, section 7.4): 1006 if the client vanished, None while the connection is open."""
         return None if self.connection is None else self.connection.close_code
 
     @property
@@ -110,7 +110,7 @@ class BaseWebSocket:
 
     @property
     def protocol(self) -> str | None:
-        """The `Sec-WebSocket-Protocol` header: the subprotocols that the client offered, but for the package's own."""
+        """The `Sec-WebSocket-Protocol` header: the subprotocols that the client offered, except the package's own."""
         offered: str | None = self.environ.get(OFFERED)
         if offered is None or SUBPROTOCOL not in offered:
             return offered
@@ -222,14 +222,14 @@ class WebSocket(BaseWebSocket):
         """Return the next message, decoded from JSON; None when there will be none (or the message was `null`).
 
         Raises ValueError for a message that is not JSON or not usable, and the errors of `receive`. `send_json` can
-        send whatever this returns: it has no NaN or Infinity, no half of a character, no number too large for a float,
-        and at most 100 lists and objects inside one another.
+        send whatever this returns: it has no NaN or Infinity, no half characters (lone surrogates), no number too large
+        for a float, and at most 100 levels of lists and objects.
         """
         message = self.receive(timeout)
         return None if message is None else from_json(message)
 
     def send_json(self, value: Any) -> None:
-        """Send `value` as JSON in a text message; dates, decimals and UUIDs as Django's JsonResponse writes them.
+        """Send `value` as JSON in a text message; dates, decimals and UUIDs as Django's `JsonResponse` writes them.
 
         Raises TypeError or ValueError for a value that JSON cannot express.
         """
@@ -240,8 +240,8 @@ class WebSocket(BaseWebSocket):
     def close(self, code: int = CloseCode.NORMAL, reason: str = "") -> None:
         """Close the connection with `code` and a `reason` of up to 123 bytes.
 
-        A code of your own is from 3000 to 4999. Those of RFC 6455, section 7.4.1, may be sent as well, but for those
-        that only say how an end was met, such as 1006.
+        A code of your own is from 3000 to 4999. Those of RFC 6455, section 7.4.1, may be sent as well, except those
+        that must not appear in a close frame, such as 1006.
 
         Does not wait. Returning from the view does the same with 1000. Before acceptance there is nothing to close: a
         plain `close()` leaves the answer to the view; one with a code or a reason accepts first, to be able to send it.
@@ -259,7 +259,7 @@ class WebSocket(BaseWebSocket):
         return self.connection or self._open()
 
     def fileno(self) -> int:
-        """Return a descriptor for `select()` and the like: readable exactly when `receive()` would return at once."""
+        """Return a descriptor, as for `select()`: readable exactly when `receive()` would return at once."""
         return (self.connection or self._open()).fileno()
 
     def subscribe(
@@ -272,7 +272,7 @@ class WebSocket(BaseWebSocket):
         snapshot: Callable[[], Any] | None = None,
         present: Present | None = None,
     ) -> Forwarding:
-        """Send this client what is published to `channels`, as it is, until the returned object is closed.
+        """Send this client what is published to `channels`, unchanged, until the returned object is closed.
 
         It is a context manager. The subscription is in force before the client learns that it is connected: it misses
         nothing that is published later.
@@ -282,30 +282,31 @@ class WebSocket(BaseWebSocket):
         "latest" keeps only the newest of each channel once messages have to wait. Messages that the view itself sends
         are never dropped, and do not wait behind those that may be.
 
-        `on_missed` is a message, as `publish` takes it, that the client gets when it may have missed others because the
-        broker was away; without it, the connection is closed then, with 1012. Clients of channels with history miss
-        nothing as long as that reaches back far enough.
+        `on_missed` is a message, in any form that `publish` takes, for a client that may have missed others because the
+        broker was away; without it, the connection is then closed with 1012. Clients of channels with history miss
+        nothing as long as the history reaches back far enough.
 
         `snapshot` is a function that returns the present state, as a message that `publish` takes, or None; if it is a
         generator, each item is a message. It is called when the subscription is in force; what it returns is sent
         first, then what was published meanwhile, in order.
 
-        Of channels with history, the client first gets the `last` messages, or all behind the position `since`: one
-        that `pubsub.position` or `Subscription.position` has returned, or, for several channels, a dict with one for
-        each. If not all of them are kept any more, or more than `WEBSOCKET_OUTBOX_SIZE`, it gets the snapshot instead;
-        without one, `on_missed`; without that, `MessagesMissed` is raised, and nothing is subscribed.
+        From channels with history, the client first gets the `last` messages, or all messages after the position
+        `since`: a position that `pubsub.position` or `Subscription.position` has returned, or, for several channels, a
+        dict with one for each. If some of them are no longer kept, or they exceed `WEBSOCKET_OUTBOX_SIZE`, it gets the
+        snapshot instead; without one, `on_missed`; without that, `MessagesMissed` is raised, and nothing is subscribed.
 
-        A client that speaks the package's subprotocol, as `client.js` does, says where it goes on, which comes before
-        `since` and `last`; the first time, it gets what was published since its page was made, if the view wishes
-        nothing else. If not all of that is kept, it is told so instead of an exception. `since=False` gives it nothing
-        but what it gets from now on.
+        A client that speaks the package's subprotocol, as `client.js` does, says itself where it continues, and that
+        takes precedence over `since` and `last`. The first time, it gets what was published since its page was made,
+        unless the view gives `since` or `last`. If some of that is no longer kept, the client is told, and no exception
+        is raised. With `since=False`, it gets only what is published from now on.
 
-        `present` has the client be in the channels, for `pubsub.present` and all who see who is there: a dict with an
-        "id", a text or an integer that tells users apart, and whatever else is to be told of the user, 1,000 bytes as
-        JSON at most. `client.js` is told who is there, who comes and who leaves; with "watch" in place of a dict, it is
-        told without being there.
+        `present` makes the client a member of the channels, whom `pubsub.present` and the other clients see. It is a
+        dict with an "id", a str or an int that tells users apart, and whatever else the others are to know about the
+        user: at most 1,000 bytes as JSON. `client.js` learns who is there, who joins and who leaves; with "watch" in
+        place of a dict, it learns the same without being a member.
 
-        Raises `BrokerError` if the broker cannot be reached, and ValueError for the past of a channel without history.
+        Raises `BrokerError` if the broker cannot be reached, and ValueError for `since` or `last` if a channel has no
+        history.
         """
         return self._forward(
             channels, snapshot, on_slow=on_slow, on_missed=on_missed, since=since, last=last, present=present
@@ -321,7 +322,7 @@ class WebSocket(BaseWebSocket):
         snapshot: Callable[[], Any] | None = None,
         present: Present | None = None,
     ) -> HttpResponse:
-        """Subscribe this client to `channels` for good; the view returns the result, and is over then.
+        """Subscribe this client to `channels` for good; return the result from the view, which then ends.
 
         The connection stays, without a greenlet. What is published goes to the client, and what the client sends is
         dropped. The options are those of `subscribe`.
@@ -375,6 +376,6 @@ def as_payload(message: Message, binary: bool | None) -> str | bytes:
         return message.encode() if binary else str.__str__(message)
     if not isinstance(message, (bytes, bytearray, memoryview)):
         raise TypeError(
-            f"A message is a str or bytes, not {type(message).__name__}; send_json() sends other values as JSON."
+            f"A message must be a str or bytes, not {type(message).__name__}; send_json() sends other values as JSON."
         )
     return bytes(message).decode() if binary is False else bytes(message)

@@ -67,17 +67,17 @@ APP_LOAD_ERROR = 4  # exit status; gunicorn's arbiter then starts no other worke
 RESERVE = 256  # descriptors kept from clients: views open files and connections too
 
 UNPATCHED = (
-    "Django was imported before gevent could patch the standard library. Remove preload_app (--preload), and imports "
-    "of your project from gunicorn.conf.py; or make this the first line of gunicorn.conf.py: "
+    "Django was imported before gevent could patch the standard library. Remove preload_app (--preload) and all "
+    "imports of your project from gunicorn.conf.py, or make this the first line of gunicorn.conf.py: "
     "from gevent import monkey; monkey.patch_all() "
-    "If a sitecustomize.py imports Django, make it the first line there. Instead of opentelemetry-instrument, which "
-    "has one of its own, call opentelemetry.instrumentation.auto_instrumentation.initialize() in post_fork() of a "
-    "gunicorn.conf.py with that first line."
+    "If a sitecustomize.py imports Django, make it the first line there. Do not use opentelemetry-instrument, which "
+    "has a sitecustomize.py of its own: call opentelemetry.instrumentation.auto_instrumentation.initialize() in "
+    "post_fork() of a gunicorn.conf.py with that first line."
 )
 
 NO_WEBSOCKETS = (
-    "start gunicorn with the one that get_wsgi_websocket_application() returns, such as mysite.wsgi:websocket in place "
-    "of mysite.wsgi:application; given http=get_wsgi_application(), it serves pages too"
+    "start gunicorn with the one that get_wsgi_websocket_application() returns, such as mysite.wsgi:websocket instead "
+    "of mysite.wsgi:application; with http=get_wsgi_application(), it serves pages too"
 )
 
 # Errors of a request head that are not answered with 400.
@@ -126,7 +126,7 @@ def plugins_looked_up_once() -> Iterator[None]:
 
 
 class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
-    """Serves WebSockets beside ordinary requests; all options of gunicorn's gevent worker hold."""
+    """Serves WebSockets beside ordinary requests; all options of gunicorn's gevent worker apply."""
 
     has_process = True  # False for a test's live server, a thread of a process that gevent may not have patched
     serves_many = True  # False in development: clients are told of a restart all at once, and nobody waits for that
@@ -140,8 +140,8 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
             self._refuse_unpatched()
         if "h2" in self.cfg.http_protocols:
             self.log.error(
-                "A WebSocket begins with a request of HTTP/1.1, and this worker speaks nothing else. "
-                "Remove h2 from http_protocols (--http-protocols); nginx in front can speak HTTP/2 with browsers."
+                "This worker speaks only HTTP/1.1, with which every WebSocket begins. Remove h2 from http_protocols "
+                "(--http-protocols); nginx in front can speak HTTP/2 with browsers."
             )
             sys.exit(APP_LOAD_ERROR)
         descriptors = raise_descriptor_limit()
@@ -307,7 +307,7 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
         if self._is_said_to_be_secure(request, environ):
             environ["wsgi.url_scheme"] = "https"
         if not self._has_room(environ["gunicorn.socket"]):
-            report(who(environ), 503, "as many clients as this process may have")
+            report(who(environ), 503, "the process has as many clients as it may have")
             headers = [("Content-Type", "text/plain"), ("Content-Length", str(len(BODY)))]
             start_response("503 Service Unavailable", [*headers, ("Retry-After", str(RETRY_AFTER))])
             return [BODY]

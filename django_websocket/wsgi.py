@@ -347,10 +347,12 @@ def check_head(environ: dict[str, Any]) -> None:
     address = environ.get("RAW_URI") or environ.get("PATH_INFO", "") + environ.get("QUERY_STRING", "")
     size = len(address) + sum(len(name) + len(value) for name, value in kept)
     if size > MAX_HEAD:
-        raise HandshakeError(431, f"The head of a WebSocket handshake may have {MAX_HEAD} bytes.")
+        raise HandshakeError(431, f"The head of a WebSocket handshake may have at most {MAX_HEAD} bytes.")
     parts = len(kept) + environ.get("HTTP_COOKIE", "").count(";") + environ.get("QUERY_STRING", "").count("&")
     if parts > MAX_PARTS:
-        raise HandshakeError(431, f"A WebSocket handshake may have {MAX_PARTS} headers, cookies and parameters.")
+        raise HandshakeError(
+            431, f"A WebSocket handshake may have at most {MAX_PARTS} headers, cookies and parameters."
+        )
 
 
 def client_handshake(environ: dict[str, Any]) -> ClientHandshake:

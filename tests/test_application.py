@@ -81,7 +81,7 @@ def test_views_that_compare_equal_serve_their_own_urls(site: Server, raw: Raw) -
 
 @pytest.mark.parametrize("how", ["never", "queries"])
 def test_loop_ends_with_an_error_if_its_view_leaves_the_message(site: Server, raw: Raw, how: str) -> None:
-    sentence = "leaves_its_message was called for a message and did not receive() it"
+    sentence = "leaves_its_message was called for a message, but did not receive it"
     before = site.log.count(sentence)
     client = raw(site)
     client.open(f"/leaves-its-message/{how}/", behind=frame("a"))
@@ -256,7 +256,7 @@ def test_nothing_is_missing_where_the_application_knows_websockets(start_site: S
             client.send(refused)
             assert client.response().status in (400, 404)
         assert eventually(lambda: "404 Not Found" in server.log and "400 Sec-WebSocket-Key" in server.log)
-        assert "serves no WebSockets" not in server.log and "pages alone" not in server.log
+        assert "serves no WebSockets" not in server.log and "only pages" not in server.log
 
 
 @pytest.mark.parametrize("how", ["runserver", "gunicorn"])
@@ -274,7 +274,7 @@ def test_handshake_with_a_server_of_pages_alone_is_told_what_is_missing(
         client = raw(server)
         client.send(handshake("/echo/%1b[2J"))
         assert client.response().status == 404
-        line = r"A WebSocket handshake for /echo/\x1b[2J came to a server that serves pages alone."
+        line = r"A WebSocket handshake for /echo/\x1b[2J came to a server that serves only pages."
         assert eventually(lambda: line in server.log and "manage.py runwebsocket" in server.log), server.log
         client = raw(server)
         client.send(handshake("/page/", {"Upgrade": "h2c"}))
@@ -332,7 +332,7 @@ def test_view_ends_the_conversation(site: Server, connect: Connect, how: str, ex
 
 
 REFUSED_LATE = "the view refused a client that it had accepted"
-ANSWERED_LATE = "the view answered a client that it had accepted, and nobody gets the response"
+ANSWERED_LATE = "the view returned a response to a client that it had accepted; the response is lost"
 
 
 @pytest.mark.parametrize(
@@ -383,7 +383,7 @@ def test_response_that_nobody_gets_is_told_of(site: Server, raw: Raw, path: str,
     line = f"127.0.0.1 {path}: 1000 {ANSWERED_LATE}: {what}"
     assert eventually(lambda: line in site.log[begin:])
     told = site.log[begin:].partition(line)[2].partition("\n")[0]
-    assert "end with `return`" in told and "websocket.send" in told and "before" in told
+    assert "a plain `return`" in told and "websocket.send" in told and "before" in told
 
 
 def test_client_that_listens_stays_whatever_its_view_returned(site: Server, raw: Raw, key: str) -> None:

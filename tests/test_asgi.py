@@ -218,12 +218,15 @@ def test_application_that_does_not_end_is_cancelled(ours: Server, raw: Raw, key:
         ([ACCEPT, CLOSE, HELLO], "RuntimeError: websocket.send came after websocket.close"),
         ([ACCEPT, CLOSE, CLOSE], "RuntimeError: websocket.close came after websocket.close"),
         ([ACCEPT, START], "RuntimeError: websocket.http.response.start came after websocket.accept"),
-        ([ACCEPT, HELLO | {"bytes": "x"}], "ValueError: websocket.send has one of text and bytes"),
-        ([ACCEPT, {"type": "websocket.send"}], "ValueError: websocket.send has one of text and bytes"),
-        ([ACCEPT, {"type": "websocket.send", "text": 7}], "TypeError: The text of websocket.send is a str, not int"),
+        ([ACCEPT, HELLO | {"bytes": "x"}], "ValueError: websocket.send must have either text or bytes"),
+        ([ACCEPT, {"type": "websocket.send"}], "ValueError: websocket.send must have either text or bytes"),
+        (
+            [ACCEPT, {"type": "websocket.send", "text": 7}],
+            "TypeError: The text of websocket.send must be a str, not int",
+        ),
         ([ACCEPT, CLOSE | {"code": 1006}], "ValueError: 1006 is not a close code that can be sent"),
-        ([ACCEPT, {"type": "http.response.start"}], "ValueError: 'http.response.start' is no event"),
-        ([ACCEPT | {"headers": [["Sec-WebSocket-Protocol", "x"]]}], "ValueError: Name the subprotocol by the key"),
+        ([ACCEPT, {"type": "http.response.start"}], "ValueError: 'http.response.start' is not an event"),
+        ([ACCEPT | {"headers": [["Sec-WebSocket-Protocol", "x"]]}], "ValueError: Give the subprotocol in the key"),
         ([{"type": "websocket.http.response.body"}], "RuntimeError: websocket.http.response.body came without"),
     ],
 )
@@ -236,7 +239,7 @@ def test_mistake_of_an_application_is_told(ours: Server, raw: Raw, key: str, eve
 def test_application_that_ends_without_an_answer_is_told_of_it(start_site: StartSite, raw: Raw, key: str) -> None:
     with start_site(APPLICATIONS) as server:
         assert refused(server, raw, steps(key, "receive")).status == 500
-        assert eventually(lambda: "let it send websocket.accept or websocket.close" in server.log)
+        assert eventually(lambda: "it must send websocket.accept or websocket.close" in server.log)
         assert "testsite.applications.follow has returned" in server.log
 
 
@@ -347,7 +350,7 @@ def test_application_that_cannot_begin_says_why(start_site: StartSite, raw: Raw)
     with start_site(APPLICATIONS) as server:
         for _ in range(2):
             assert refused(server, raw, "/cannot-begin/").status == 500
-        assert server.log.count("applications.cannot_begin could not begin: no database") >= 2
+        assert server.log.count("applications.cannot_begin could not start: no database") >= 2
 
 
 # --- a project's asgi.py ---------------------------------------------------------------------------------------------

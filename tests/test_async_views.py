@@ -95,11 +95,11 @@ def test_receiving_may_time_out(server: Server, raw: Raw) -> None:
 @pytest.mark.parametrize(
     ("name", "error"),
     [
-        ("receives_nan", "ValueError: A timeout is a number of seconds, not NaN"),
+        ("receives_nan", "ValueError: A timeout must be a number of seconds, not NaN"),
         ("receives_twice", "RuntimeError: "),
         ("queries_synchronously", "SynchronousOnlyOperation: "),
         ("closes_wrongly", "ValueError: "),
-        ("sends_no_message", "TypeError: A message is a str or bytes, not dict"),
+        ("sends_no_message", "TypeError: A message must be a str or bytes, not dict"),
     ],
 )
 def test_wrong_call_is_an_error_and_the_view_can_go_on(server: Server, raw: Raw, name: str, error: str) -> None:
@@ -152,7 +152,7 @@ def test_view_that_leaves_its_message_again_and_again_ends_with_an_error(ours: S
     client = raw(ours)
     client.open("/asynchronous/leaves-its-message/", behind=frame("hello"))
     assert client.closing() == (1011, "internal error")
-    assert eventually(lambda: "leaves_its_message was called for a message and did not receive() it" in ours.log)
+    assert eventually(lambda: "leaves_its_message was called for a message, but did not receive it" in ours.log)
 
 
 # --- the handshake ---------------------------------------------------------------------------------------------------
@@ -411,7 +411,7 @@ def test_client_that_no_view_has_accepted_is_told_to_come_back_when_the_worker_e
         assert client.response().status == 503
         server.wait()
         assert f"note {key}: finally" in server.log
-        why = "503 the process ends before the view has accepted or answered"
+        why = "503 the process stopped before the view had accepted or answered"
         assert server.log.count(f"127.0.0.1 /asynchronous/never-accepts/: {why}\n") == 1
         assert "Traceback" not in server.log
 

@@ -234,7 +234,7 @@ def test_address_is_asked_for_anew_at_each_attempt(browser: Browser, page: Page)
     """)
     page.wait_for("refused")
     waiting = [state["reason"] for state in page.states if state["name"] == "waiting"]
-    assert waiting == ["There is no address.", "said so", "said so"]
+    assert waiting == ["The address could not be determined.", "said so", "said so"]
     assert ["the token is not there" in error for error in browser.errors()] == [True]
 
 

@@ -345,7 +345,7 @@ def test_sentence_about_an_old_library_asks_for_one_that_was_tested(monkeypatch:
     monkeypatch.setattr(metadata, "version", lambda library: "23.0.0")
     monkeypatch.setattr(metadata, "requires", lambda library: ["gunicorn[gevent]>=26.2"])
     assert compat.sentence(name) == (
-        "gunicorn 23.0.0 has no gunicorn.http.unreader.Unreader.take_buffered, which gives away what came behind a "
+        "gunicorn 23.0.0 has no gunicorn.http.unreader.Unreader.take_buffered, which hands over what came after a "
         'request: install "gunicorn>=26.2".'
     )
 

@@ -188,10 +188,10 @@ def talkative(start_site: StartSite) -> Iterator[Server]:
         ("/refuse/302/", {}, "/refuse/302/: 302 Found"),
         ("/members/", {}, "/members/: 302 Found"),
         ("/refuse/200/", {}, "/refuse/200/: 200 OK"),
-        ("/echo/", {"Origin": "https://evil.example"}, "/echo/: 403 the page that asked is of another site: https://"),
+        ("/echo/", {"Origin": "https://evil.example"}, "/echo/: 403 the page is from another site: https://"),
         ("/echo/", {"Host": "evil.example"}, "/echo/: 400 Bad Request"),
         ("/echo/", {"Sec-WebSocket-Key": "short"}, "/echo/: 400 Sec-WebSocket-Key must be 16 bytes in base64."),
-        ("/echo/", {"Sec-WebSocket-Version": "8"}, "/echo/: 426 Only WebSocket version 13 is spoken here."),
+        ("/echo/", {"Sec-WebSocket-Version": "8"}, "/echo/: 426 This server supports only WebSocket version 13."),
         ("/%0d%0aforged%1b[2J/", {}, r"/\r\nforged\x1b[2J/: 404 Not Found"),
     ],
 )
@@ -279,7 +279,7 @@ def test_client_that_varies_causes_does_not_silence_others(start_site: StartSite
         refused = raw(server)
         refused.send(request("/echo/", {"Origin": "https://evil.example"}))
         assert refused.response().status == 403
-        assert eventually(lambda: "403 the page that asked is of another site: https://evil.example" in server.log)
+        assert eventually(lambda: "403 the page is from another site: https://evil.example" in server.log)
 
 
 def test_attack_does_not_fill_the_disk(start_site: StartSite) -> None:

@@ -465,7 +465,7 @@ def test_session_that_is_gone_or_never_existed_is_not_updated(site: Server, raw:
     assert client.frame().text.startswith("UpdateError")
     without.open("/updates-the-session/")
     without.send(frame("count"))
-    assert without.frame().text.startswith("RuntimeError: There is no session to update")
+    assert without.frame().text.startswith("RuntimeError: The client has no session to update")
 
 
 # --- disconnect() -----------------------------------------------------------------------------------------------------

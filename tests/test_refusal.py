@@ -109,7 +109,7 @@ def test_middleware_that_replaces_the_101_closes(closing_site: Server, raw: Raw,
 
 
 def test_the_error_names_an_invalid_value(start_site: StartSite) -> None:
-    with pytest.raises(Exception, match='refused by "http" or by "close", not by \'politely\''):
+    with pytest.raises(Exception, match='must be "http" or "close", not \'politely\''):
         websocket(refuse="politely")
-    with pytest.raises(RuntimeError, match="not by 'politely'"), start_site({"WEBSOCKET_REFUSE": "politely"}):
+    with pytest.raises(RuntimeError, match="not 'politely'"), start_site({"WEBSOCKET_REFUSE": "politely"}):
         pass

@@ -288,7 +288,9 @@ class HubLoop(asyncio.SelectorEventLoop):
 
     def add_signal_handler(self, sig: int, callback: Any, *args: Any) -> None:  # type: ignore[override]
         """Raise NotImplementedError: signals are the server's. `gevent.signal_handler` takes one."""
-        raise NotImplementedError("Signals belong to the server; gevent.signal_handler() takes one in its place.")
+        raise NotImplementedError(
+            "This loop has no signal handlers, because signals belong to the server. Use gevent.signal_handler()."
+        )
 
     def _make_self_pipe(self) -> None:
         """Nothing: the hub wakes the loop."""
@@ -324,7 +326,7 @@ class SharedLoop:
             try:
                 self.loop.run_forever()
             except BaseException:  # SystemExit in a task, say: the others go on
-                logger.exception("Something left the asyncio loop, which goes on")
+                logger.exception("An exception left the asyncio loop, which continues to run")
             gevent.sleep(PAUSE)
 
 

@@ -126,7 +126,7 @@ class AsyncWebSocket(BaseWebSocket):
     async def close(self, code: int = CloseCode.NORMAL, reason: str = "") -> None:
         """Close the connection with `code` (1000, or 3000 to 4999 for your own) and a `reason`; see `WebSocket.close`.
 
-        Waits for nothing but the acceptance of the handshake, if there is a code or reason to tell.
+        Waits only for the acceptance of the handshake, if there is a code or a reason to send.
         """
         check_close(code, reason)  # before anything changes
         if self.connection is not None or code != CloseCode.NORMAL or reason:
@@ -144,10 +144,11 @@ class AsyncWebSocket(BaseWebSocket):
         snapshot: Snapshot | None = None,
         present: Present | None = None,
     ) -> Subscribing:
-        """Have what is published to `channels` sent to this client, as it is; see `WebSocket.subscribe`.
+        """Send this client what is published to `channels`, unchanged; see `WebSocket.subscribe`.
 
-        `async with websocket.subscribe("news"):` for the time of a block, `await websocket.subscribe("news")` until the
-        view ends or the returned object is closed. `snapshot` may be a coroutine function or an asynchronous generator.
+        `async with websocket.subscribe("news"):` subscribes for a block, and `await websocket.subscribe("news")` until
+        the view ends or the returned object is closed. `snapshot` may be a coroutine function or an asynchronous
+        generator.
         """
         options = {"on_slow": on_slow, "on_missed": on_missed, "since": since, "last": last, "present": present}
         return Subscribing(self, channels, snapshot, options)

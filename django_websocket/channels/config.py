@@ -10,7 +10,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django_websocket.pubsub.factory import broker_from
 from django_websocket.pubsub.process import current_settings
 
-INSTEAD = "Remove it from CHANNEL_LAYERS, and have the setting WEBSOCKET_BROKER say it: {}"
+INSTEAD = "Remove this from CHANNEL_LAYERS, and name the Redis in the setting WEBSOCKET_BROKER: {}"
 FORM = 'WEBSOCKET_BROKER = "redis://localhost:6379/0"'
 SENTINEL = 'WEBSOCKET_BROKER = "redis+sentinel://host:26379,host:26379/master/0"'
 CLUSTER = 'WEBSOCKET_BROKER = "redis+cluster://host:6379,host:6379"'
@@ -43,7 +43,7 @@ def own_broker(hosts: Iterable[Any] | None, keys: Iterable[Any] | None, unknown:
         if name not in IGNORED:
             raise ImproperlyConfigured(
                 f"CHANNEL_LAYERS has the option {name!r} in CONFIG, which django_websocket.channels.ChannelLayer does "
-                f"not know. " + INSTEAD.format(FORM)
+                f"not have. " + INSTEAD.format(FORM)
             )
     if hosts is None and keys is None:
         return None
@@ -55,8 +55,8 @@ def own_broker(hosts: Iterable[Any] | None, keys: Iterable[Any] | None, unknown:
         broker_from(options)  # connects when it is used
     except ValueError as error:
         raise ImproperlyConfigured(
-            f"CHANNEL_LAYERS, by hosts and symmetric_encryption_keys, asks for the broker of {FORM} and its option "
-            f"encryption_keys, and that says: {error}"
+            f"The hosts and symmetric_encryption_keys of CHANNEL_LAYERS are used like {FORM} and its option "
+            f"encryption_keys, and cannot be: {error}"
         ) from None
     return OwnBroker(options, repr(options))
 
@@ -65,8 +65,8 @@ def one_of(hosts: list[Any]) -> str | Mapping[str, Any]:
     """Return the broker that the only one of `hosts` names, as a value of `WEBSOCKET_BROKER`."""
     if len(hosts) != 1:
         raise ImproperlyConfigured(
-            f"CHANNEL_LAYERS has {len(hosts)} hosts, over which channels_redis would divide the channels. "
-            + INSTEAD.format(f"{FORM}, or {CLUSTER}")
+            f"CHANNEL_LAYERS has {len(hosts)} hosts. channels_redis would divide the channels among them; this channel "
+            f"layer has one broker. " + INSTEAD.format(f"{FORM}, or {CLUSTER}")
         )
     host = hosts[0]
     if isinstance(host, str):
@@ -76,9 +76,9 @@ def one_of(hosts: list[Any]) -> str | Mapping[str, Any]:
     if isinstance(host, (list, tuple)) and len(host) == 2:
         return f"redis://{host[0]}:{host[1]}/0"
     if isinstance(host, Mapping) and "sentinels" in host:
-        raise ImproperlyConfigured("CHANNEL_LAYERS has hosts with sentinels. " + INSTEAD.format(SENTINEL))
+        raise ImproperlyConfigured("CHANNEL_LAYERS has sentinels among its hosts. " + INSTEAD.format(SENTINEL))
     if isinstance(host, Mapping) and ("address" in host or "host" in host):
         options = {name: value for name, value in host.items() if name not in IGNORED_OF_HOSTS}
         named = options.pop("address", None) or (options.pop("host"), options.pop("port", 6379))
         return {"url": one_of([named]), **options}
-    raise ImproperlyConfigured("CHANNEL_LAYERS has hosts of a form that is not known here. " + INSTEAD.format(FORM))
+    raise ImproperlyConfigured("CHANNEL_LAYERS has a host in an unknown form. " + INSTEAD.format(FORM))

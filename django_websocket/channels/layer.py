@@ -30,9 +30,9 @@ from .places import LoopWaiter, Place, place
 __all__ = ["ChannelLayer"]
 
 WORKERS = (
-    "{!r} is the name of a channel for workers (manage.py runworker), which share the messages among them. That is not "
-    "there with django_websocket.channels.ChannelLayer, which {}. Use a task queue such as Celery for work, and a "
-    "group for messages to many."
+    "{!r} is the name of a channel for workers (manage.py runworker), which share its messages. "
+    "django_websocket.channels.ChannelLayer does not support this: it {}. Use a task queue such as Celery for work, "
+    "and a group to send a message to many."
 )
 
 
@@ -43,11 +43,11 @@ class ChannelLayer(BaseChannelLayer):  # type: ignore[misc]
     in a page, a task or the shell, `await` in a coroutine. Delivery is at most once, and each consumer gets what is
     sent to its groups and to its channel in the order of the broker.
 
-    `CONFIG` may have what other backends have: `prefix` sets layers on one broker apart; `capacity`, and
-    `channel_capacity` by patterns, are the messages that may wait for a consumer; messages that nobody has taken for
-    `expiry` seconds are dropped where no consumer is there to take them. `hosts`, one address of Redis, is taken in
-    place of the project's broker, and `symmetric_encryption_keys` encrypt. Raises ImproperlyConfigured for what has no
-    meaning here.
+    `CONFIG` may have the options of other backends. `prefix` separates layers that share a broker. `capacity` and, by
+    patterns, `channel_capacity` limit the number of messages that may wait for a consumer. Messages that have waited
+    for `expiry` seconds are dropped if no consumer is there to take them. `hosts`, one address of Redis, takes the
+    place of the project's broker, and `symmetric_encryption_keys` encrypts the messages. Raises ImproperlyConfigured
+    for an option that is not supported.
     """
 
     extensions = ["groups", "flush"]
@@ -66,7 +66,9 @@ class ChannelLayer(BaseChannelLayer):  # type: ignore[misc]
         **unknown: Any,
     ) -> None:
         if not isinstance(channel_capacity, (Mapping, NoneType)):
-            raise ImproperlyConfigured("The channel_capacity of CHANNEL_LAYERS must be a dict of patterns and numbers")
+            raise ImproperlyConfigured(
+                "The channel_capacity of CHANNEL_LAYERS must be a dict that maps patterns to numbers"
+            )
         super().__init__(expiry=expiry, capacity=capacity, channel_capacity=channel_capacity)
         self.channel_capacity: Any = self.compile_capacities(channel_capacity or {})
         self.prefix = prefix
@@ -81,8 +83,8 @@ class ChannelLayer(BaseChannelLayer):  # type: ignore[misc]
     async def new_channel(self, prefix: str = "specific.") -> str:
         """Return the name of a new channel, for `receive` in this process. Raises BrokerError.
 
-        The channel of a consumer ends with its connection; another one, when nobody has asked for its messages for the
-        time of `expiry`.
+        The channel of a consumer ends with its connection. Any other channel ends when its messages have not been asked
+        for within `expiry` seconds.
         """
         exchange = await self._exchange()
         exchange.sweep(self.expiry)
@@ -92,7 +94,7 @@ class ChannelLayer(BaseChannelLayer):  # type: ignore[misc]
         return box.name
 
     async def send(self, channel: str, message: Message) -> None:
-        """Send a message to one channel. Raises BrokerError, and TypeError for what cannot travel.
+        """Send a message to one channel. Raises BrokerError, and TypeError for a message that cannot be sent.
 
         Raises ChannelFull if as many messages as the capacity allows wait in this process.
         """
@@ -104,7 +106,7 @@ class ChannelLayer(BaseChannelLayer):  # type: ignore[misc]
         if "!" not in channel:
             received = await self._publish(self._general(channel), self._stamps.stamped(payload))
             if received == 0:
-                raise NotImplementedError(WORKERS.format(channel, "keeps no message that nobody waits for"))
+                raise NotImplementedError(WORKERS.format(channel, "keeps no message for a receiver that comes later"))
             return
         if box is not None:
             box.on_its_way += 1
@@ -118,8 +120,8 @@ class ChannelLayer(BaseChannelLayer):  # type: ignore[misc]
     async def receive(self, channel: str) -> Message:
         """Return the next message of a channel of this process. A call that is cancelled has taken none.
 
-        That of a general channel, whose name was not made by `new_channel()`, goes to every process that receives.
-        Raises BrokerError when the broker was closed in this process.
+        A message for a general channel, whose name was not made by `new_channel()`, goes to every process that receives
+        from it. Raises BrokerError when the broker was closed in this process.
         """
         self.require_valid_channel_name(channel)
         box = self._box(channel)
@@ -145,9 +147,9 @@ class ChannelLayer(BaseChannelLayer):  # type: ignore[misc]
     # --- groups --------------------------------------------------------------------------------------------------
 
     async def group_add(self, group: str, channel: str) -> None:
-        """Have a channel receive what is sent to a group from when this returns. Raises BrokerError.
+        """Let a channel receive what is sent to a group after this has returned. Raises BrokerError.
 
-        The channel may be another process's.
+        The channel may belong to another process.
         """
         name = self._group(group, channel)
         box = self._box(channel)
@@ -172,7 +174,7 @@ class ChannelLayer(BaseChannelLayer):  # type: ignore[misc]
             await self._ask(DISCARD, name, channel)
 
     async def group_send(self, group: str, message: Message) -> None:
-        """Send a message to all channels of a group. Raises BrokerError, and TypeError for what cannot travel."""
+        """Send a message to all channels of a group. Raises BrokerError, and TypeError for one that cannot be sent."""
         payload = self._packed(message)
         self.require_valid_group_name(group)
         await self._publish(f"{self._begin}group.{group}", self._stamps.stamped(payload))
@@ -202,8 +204,8 @@ class ChannelLayer(BaseChannelLayer):  # type: ignore[misc]
         limit = current_settings().limits.outbox_size
         if len(payload) > limit:
             raise MessageTooLarge(
-                f"The message has {len(payload)} bytes, more than the {limit} of WEBSOCKET_OUTBOX_SIZE. Send where it "
-                f"can be fetched instead, or raise the setting."
+                f"The message has {len(payload)} bytes, more than the {limit} of WEBSOCKET_OUTBOX_SIZE. Send the "
+                f"place from which it can be fetched, or raise the setting."
             )
         return payload
 
@@ -245,12 +247,12 @@ class ChannelLayer(BaseChannelLayer):  # type: ignore[misc]
             exchange = self._by_name.get(maker_of(channel))
             if exchange is None or exchange.pid != os.getpid():
                 raise ValueError(
-                    f"The channel {channel!r} is not of this process: receive where new_channel() was called, or send "
-                    f"to a group"
+                    f"The channel {channel!r} belongs to another process: receive in the process that called "
+                    f"new_channel(), or send to a group"
                 )
             return self._new_box(exchange, channel)
         if "channels.worker" in sys.modules:  # which manage.py runworker imports, and nothing else
-            raise NotImplementedError(WORKERS.format(channel, "would give each message to each of them"))
+            raise NotImplementedError(WORKERS.format(channel, "would give every message to every worker"))
         exchange = await self._exchange()
         exchange.sweep(self.expiry)
         box = self._new_box(exchange, channel)

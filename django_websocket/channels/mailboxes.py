@@ -27,14 +27,14 @@ class Waiter(Protocol):
 def pack(message: Message) -> bytes:
     """Return a message as it travels. Raises TypeError for what cannot, such as datetimes and int keys."""
     if not isinstance(message, dict):
-        raise TypeError(f"A message for a channel layer is a dict, not {type(message).__name__}")
+        raise TypeError(f"A message for a channel layer must be a dict, not {type(message).__name__}")
     try:
         payload: bytes = msgpack.packb(message)
         msgpack.unpackb(payload)  # finds keys that are not text, which would fail only where the message is received
     except (TypeError, ValueError) as error:
         raise TypeError(
-            f"A message for a channel layer has text, bytes, numbers, booleans and None, in lists and in dicts with "
-            f"text as keys: {error}. Convert the rest, as by isoformat() or str()."
+            f"A message for a channel layer may contain only text, bytes, numbers, booleans and None, in lists and in "
+            f"dicts whose keys are text: {error}. Convert other values, for example by isoformat() or str()."
         ) from error
     return payload
 
@@ -119,7 +119,7 @@ class Mailbox:
             if not self._lost:
                 self._report(
                     "messages are dropped",
-                    f"{self._capacity} wait for its consumer already, as many as the capacity of CHANNEL_LAYERS allows",
+                    f"{self._capacity} already wait for its consumer, as many as the capacity of CHANNEL_LAYERS allows",
                 )
             self._lost += 1
         self.wake_next()

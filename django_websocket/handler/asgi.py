@@ -41,7 +41,7 @@ VERSIONS = {"version": "3.0", "spec_version": "2.5"}
 REST = "path_remaining"  # of the arguments of a URL: what is behind the prefix of a mounted application
 FORGIVEN = 100  # sends to a client that has left; an application that goes on may never stop
 NO_ROUTE = "No route found for path"  # as Channels' URLRouter says it, and its users match it
-ONE_OF = "websocket.send has one of text and bytes; the other is None, or left out"
+ONE_OF = "websocket.send must have either text or bytes: leave the other out, or set it to None"
 VANISHED: Event = {"type": "websocket.disconnect", "code": int(CloseCode.ABNORMAL), "reason": ""}
 
 
@@ -101,8 +101,8 @@ class AsgiConversation(CoroutineConversation):
                 belonging.close()
         if self._denied is None and self.websocket.connection is None:
             raise RuntimeError(
-                f"The ASGI application {name_of(self._view)} has returned without answering the handshake: let it send "
-                f"websocket.accept or websocket.close"
+                f"The ASGI application {name_of(self._view)} has returned without answering the handshake: it must "
+                f"send websocket.accept or websocket.close"
             )
         return self._denied
 
@@ -270,8 +270,8 @@ class AsgiConversation(CoroutineConversation):
                 self._deny(self._body)
         else:
             raise ValueError(
-                f"{kind!r} is no event that can be sent to a WebSocket: those are websocket.accept, websocket.send, "
-                f"websocket.close, websocket.http.response.start and websocket.http.response.body"
+                f"{kind!r} is not an event that can be sent to a WebSocket: use websocket.accept, websocket.send, "
+                f"websocket.close, websocket.http.response.start or websocket.http.response.body"
             )
         return connection
 
@@ -315,7 +315,9 @@ class AsgiConversation(CoroutineConversation):
 def as_text(text: object) -> str:
     """Return the text of an event as a plain `str`. Raises TypeError if it is none."""
     if not isinstance(text, str):
-        raise TypeError(f"The text of websocket.send is a str, not {type(text).__name__}: send bytes as bytes")
+        raise TypeError(
+            f"The text of websocket.send must be a str, not {type(text).__name__}: use its key `bytes` for binary data"
+        )
     return str.__str__(text)
 
 
@@ -326,7 +328,7 @@ def set_headers(response: HttpResponseBase, headers: Iterable[tuple[bytes, bytes
         if name.lower() == "set-cookie":
             response.cookies.load(value)
         elif name.lower() == "sec-websocket-protocol":
-            raise ValueError("Name the subprotocol by the key `subprotocol` of websocket.accept, not by a header")
+            raise ValueError("Give the subprotocol in the key `subprotocol` of websocket.accept, not in a header")
         elif name.lower() != "content-length":  # which Django knows better
             response[name] = f"{response[name]}, {value}" if name in response else value
 
@@ -429,8 +431,8 @@ class Lifespan:
             if event["type"] == "lifespan.startup.complete":
                 begun.set_result(None)
             elif event["type"] == "lifespan.startup.failed":
-                why = event.get("message") or "it gives no reason"
-                begun.set_exception(RuntimeError(f"The {self._who} could not begin: {why}"))
+                why = event.get("message") or "it gave no reason"
+                begun.set_exception(RuntimeError(f"The {self._who} could not start: {why}"))
 
         services.add(self)
         scope: Scope = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}, "state": self.state}
@@ -440,7 +442,7 @@ class Lifespan:
             if begun.done():
                 report(self._who, None, "its lifespan ended with an error", repr(error))
             else:  # as those do that know of none
-                report(self._who, None, "it knows no lifespan", repr(error), logging.INFO)
+                report(self._who, None, "it does not support the lifespan protocol", repr(error), logging.INFO)
         finally:
             services.discard(self)
             if not begun.done():

@@ -191,13 +191,14 @@ def unserved(application: Any) -> Iterator[str]:
     mapping = application.application_mapping if isinstance(application, ProtocolTypeRouter) else {}
     if isinstance(mapping.get("http"), URLRouter):
         yield (
-            "The ASGI application has a URLRouter for HTTP, which is not called: Django's WSGI application answers the "
-            "pages here. Write what stands there as views in ROOT_URLCONF; they may be async def."
+            "The ASGI application has a URLRouter for HTTP, which this server does not call: here, Django's WSGI "
+            "application serves the pages. Turn its routes into views in ROOT_URLCONF; they may be async def."
         )
     if "channel" in mapping:
         yield (
-            "The ASGI application has channels for workers (manage.py runworker), which Channels runs with a channel "
-            "layer that keeps messages, such as channels_redis.core. Or use a task queue, such as Celery."
+            "The ASGI application has channels for workers (manage.py runworker), which this server does not run. Run "
+            "them with Channels and a channel layer that keeps messages, such as channels_redis.core, or use a task "
+            "queue such as Celery."
         )
 
 

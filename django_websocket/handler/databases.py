@@ -82,8 +82,8 @@ class Databases:
             ):
                 raise RuntimeError(
                     f"{what} inside a transaction, which would stay open for as long as the client does: "
-                    f'end the atomic() block of the database "{wrapper.alias}", or what set_autocommit(False) has '
-                    f"begun, first."
+                    f'first end the atomic() block of the database "{wrapper.alias}", or the transaction that '
+                    f"set_autocommit(False) has begun."
                 )
 
     def take_execute_wrappers(self) -> list[tuple[BaseDatabaseWrapper, list[Any]]]:

@@ -23,10 +23,10 @@ from .handshake import Handshake
 from .refusal import code_and_reason_late
 
 REFUSED_LATE = "the view refused a client that it had accepted"
-ANSWERED_LATE = "the view answered a client that it had accepted, and nobody gets the response"
+ANSWERED_LATE = "the view returned a response to a client that it had accepted; the response is lost"
 REMEDY = (
-    "; tell a client by websocket.send() or websocket.close(code, reason) and end with `return`, or return the "
-    "response before the first call of send(), receive() or accept()"
+    "; use websocket.send() or websocket.close(code, reason) and a plain `return`, or return the response before the "
+    "first call of send(), receive() or accept()"
 )
 
 logger = logging.getLogger("django.request")

@@ -66,7 +66,7 @@ class Interrupted(Exception):
     """The process ends, and a view that has neither accepted nor answered was cancelled."""
 
     def __str__(self) -> str:
-        return "the process ends before the view has accepted or answered"
+        return "the process stopped before the view had accepted or answered"
 
 
 class Runner(Taker, Protocol):
@@ -158,7 +158,7 @@ class Handshake:
     def check_not_over(self) -> None:
         """Raise HandshakeFailed if it is too late to accept."""
         if self.over:
-            raise HandshakeFailed("The request is over, so the WebSocket cannot be accepted any more")
+            raise HandshakeFailed("The request is over, so the WebSocket can no longer be accepted")
 
     def accept(self, runner: Runner, subprotocol: str | None, surroundings: Surroundings) -> None:
         """Answer with the 101, and leave `runner` to take the socket. The login is watched in `surroundings`."""
@@ -191,7 +191,7 @@ class Handshake:
             self.over = True
             self._answer_chain(answer)
         elif not self.over:  # else it was refused before the view ended
-            report(self.who, None, "the view's answer comes too late", "another greenlet of it has accepted")
+            report(self.who, None, "the view answered too late", "another of its greenlets had accepted")
 
     def refuse_after(self, error: BaseException) -> bool:
         """Answer with the error of a view that has no connection. Returns False if the error has to be logged instead.
@@ -212,7 +212,7 @@ class Handshake:
             return True
         if isinstance(error, Exception) and not isinstance(error, WebSocketError):
             return False  # another greenlet of the view is accepting
-        report(self.who, None, "the handshake came to nothing", str(error), logging.INFO)
+        report(self.who, None, "the handshake was not completed", str(error), logging.INFO)
         return True
 
     def outcome(self) -> Connection | None:

@@ -44,20 +44,20 @@ class Order(NamedTuple):
     def check(self) -> None:
         """Raise TypeError or ValueError for an order that a process could not carry out."""
         if KINDS.get(self.kind) != len(self.name):
-            raise ValueError(f"{self.kind!r} and {self.name!r} name nobody")
+            raise ValueError(f"{self.kind!r} and {self.name!r} do not say which WebSockets to close")
         for value in self.name:
             if not isinstance(value, str):
-                raise TypeError(f"{value!r} is not a text")
+                raise TypeError(f"{self.kind}= must be a str, not {value!r}")
             value.encode()  # raises UnicodeEncodeError, a ValueError
         if type(self.code) is not int:
-            raise TypeError(f"A close code is an int, not {self.code!r}")
+            raise TypeError(f"A close code must be an int, not {self.code!r}")
         check_close(self.code, self.reason)
 
     def text(self, place: str) -> str:
         """Return the message that `order_from` reads; `place` is the channel for answers."""
         text = json.dumps([self.kind, self.name, self.code, self.reason, place])
         if len(text) > ORDER_SIZE:
-            raise ValueError("The order is too long: a close frame has room for a reason of 123 bytes")
+            raise ValueError("The arguments of disconnect() are too long: a close reason may have at most 123 bytes")
         return text
 
 
@@ -136,7 +136,7 @@ class Orders(Rounds):
             try:
                 order, place = order_from(message)
             except (AttributeError, TypeError, ValueError):
-                report(f"channel {CHANNEL}", None, "has a message that is not from disconnect()")
+                report(f"channel {CHANNEL}", None, "a message was ignored that is not from disconnect()")
                 continue
             find = self.find.get(order.kind)
             gevent.spawn(self._carry_out, order, set(find(order.name)) if find else (), place)

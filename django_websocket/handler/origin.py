@@ -44,8 +44,8 @@ def origin_is_allowed(request: HttpRequest, more: Sequence[str] = ()) -> bool:
     report(
         who(request.META),
         403,
-        "the page that asked is of another site",
-        f"{origin}; if it is yours, add it to WEBSOCKET_ALLOWED_ORIGINS (the request's own is {own})",
+        "the page is from another site",
+        f"{origin}; if it is yours, add it to WEBSOCKET_ALLOWED_ORIGINS (the request's own origin is {own})",
     )
     return False
 

@@ -80,8 +80,8 @@ class Upgrade:
         for name, value in self.headers:
             if not (TOKEN.fullmatch(name) and VALUE.fullmatch(value)):
                 raise ValueError(
-                    f"The header {name!r} of the 101 cannot be sent: its name is none, or its value has a line break, "
-                    f"another control character, or one beyond latin-1."
+                    f"The header {name!r} of the 101 cannot be sent: its name is invalid, or its value has a line "
+                    f"break, another control character, or a character that latin-1 does not have."
                 )
         lines = [f"HTTP/1.1 {self.status}", *(f"{name}: {value}" for name, value in self.headers), "\r\n"]
         if not VALUE.fullmatch(self.status):

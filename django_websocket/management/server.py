@@ -18,7 +18,7 @@ from gunicorn.app.base import BaseApplication
 from django_websocket.worker import GeventWebSocketWorker
 
 STOP_TIMEOUT = 4  # seconds; views that do not end with their clients get half of it
-NOT_LOADED = b"The project could not be loaded. The terminal says why; when that is put right, it is tried again.\n"
+NOT_LOADED = b"The project could not be loaded. The terminal says why. Fix the code, and it is loaded again.\n"
 
 
 def serve(options: dict[str, Any]) -> None:

@@ -95,11 +95,11 @@ def check_close(code: int, reason: str = "") -> None:
     Raises ValueError, too, for a reason with half a character (a lone surrogate), and TypeError if it is not text.
     """
     if not isinstance(reason, str):
-        raise TypeError(f"The reason of a close is a str, not {reason!r}")
+        raise TypeError(f"The reason of a close must be a str, not {reason!r}")
     reason.encode()  # raises UnicodeEncodeError, a ValueError
     if code != CloseCode.NO_STATUS and not is_close_code(code):
         raise ValueError(
-            f"{code} is not a close code that can be sent: use 1000, another registered one, or one of 3000 to 4999"
+            f"{code} is not a close code that can be sent: use 1000, another registered code, or one from 3000 to 4999"
         )
 
 

@@ -76,18 +76,18 @@ def check_request(method: str, http_version: str, headers: Mapping[str, str]) ->
     if not is_upgrade(headers.get("upgrade", "")):
         raise upgrade_required()
     if http_version != "HTTP/1.1":
-        raise HandshakeError(400, "A WebSocket handshake takes HTTP/1.1.")
+        raise HandshakeError(400, "A WebSocket handshake requires HTTP/1.1.")
     if method != "GET":
-        raise HandshakeError(405, "A WebSocket handshake is a GET request.", {"Allow": "GET"})
+        raise HandshakeError(405, "A WebSocket handshake must be a GET request.", {"Allow": "GET"})
     if not has_token(headers.get("connection", ""), "upgrade"):
-        raise HandshakeError(400, 'The header "Connection: Upgrade" is missing; a proxy may have taken it away.')
+        raise HandshakeError(400, 'The header "Connection: Upgrade" is missing; a proxy may have removed it.')
     if not is_host(headers.get("host", "")):
         raise HandshakeError(400, "The Host header is missing, or there are two.")  # RFC 9112, section 3.2
     if headers.get("content-length", "0").strip(" \t") != "0" or "transfer-encoding" in headers:
-        raise HandshakeError(400, "A WebSocket handshake has no body.")
+        raise HandshakeError(400, "A WebSocket handshake must not have a body.")
     version = headers.get("sec-websocket-version", "").strip(" \t")
     if version != VERSION:
-        raise HandshakeError(426, f"Only WebSocket version {VERSION} is spoken here.", upgrade_required().headers)
+        raise HandshakeError(426, f"This server supports only WebSocket version {VERSION}.", upgrade_required().headers)
     key = headers.get("sec-websocket-key", "").strip(" \t")
     if not is_key(key):
         raise HandshakeError(400, "Sec-WebSocket-Key must be 16 bytes in base64.")
@@ -117,7 +117,7 @@ def parse_extensions(value: str) -> list[Extension]:
     for member in tokens(value):  # no value can contain a comma: even in quotes it must be a token
         match = EXTENSION.fullmatch(member)
         if match is None:
-            raise HandshakeError(400, "Sec-WebSocket-Extensions cannot be understood.")
+            raise HandshakeError(400, "Sec-WebSocket-Extensions is malformed.")
         parameters = [
             (name, token or quoted.replace("\\", "") or None) for name, token, quoted in PARAMETER.findall(match[2])
         ]
@@ -178,9 +178,9 @@ class ClientRequest:
             raise HandshakeError(status, "The server did not switch protocols.")
         upgraded = headers.get("upgrade", "").strip(" \t").lower() == "websocket"
         if not upgraded or not has_token(headers.get("connection", ""), "upgrade"):
-            raise HandshakeError(status, "The server switched to something else.")
+            raise HandshakeError(status, "The server switched to another protocol.")
         if headers.get("sec-websocket-accept", "").strip(" \t") != accept_value(self.key):
-            raise HandshakeError(status, "Sec-WebSocket-Accept does not answer the key.")
+            raise HandshakeError(status, "Sec-WebSocket-Accept does not match the key.")
         try:
             extensions = parse_extensions(headers.get("sec-websocket-extensions", ""))
         except HandshakeError as error:

@@ -3,8 +3,8 @@
     from django_websocket.pubsub import publish
     publish("news", "hello")        # to every client that is subscribed to "news", in every process
 
-Delivery is at most once; whoever was away gets what channels with history have kept, those that fit a pattern of
-`WEBSOCKET_HISTORY`. The broker is the one that the setting `WEBSOCKET_BROKER` names.
+Delivery is at most once. A client that was away gets what channels with history have kept; these are the channels whose
+names match a pattern of `WEBSOCKET_HISTORY`. The broker is the one that the setting `WEBSOCKET_BROKER` names.
 
 This module and `broker` are public; the other modules of this folder are private to the package.
 """
@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 __all__ = ["Kept", "count", "history", "position", "present", "publish", "subscribe", "watch"]
 
 NOT_ALL_THERE = (
-    "Not all messages since that position are kept: fetch the present state from where it is stored, or give snapshot=."
+    "Some messages since that position are no longer kept: fetch the present state from where it is stored, or use "
+    "snapshot=."
 )
 
 logger = logging.getLogger("django_websocket")
@@ -68,7 +69,7 @@ def publish(channel: str, message: Any, *, on_commit: bool = False, using: str |
     if size > limit:
         raise ValueError(
             f"The message has {size} bytes, more than the {limit} of WEBSOCKET_OUTBOX_SIZE that may wait for a "
-            f"client. Publish where it can be fetched instead, or raise the setting."
+            f"client. Publish the place from which it can be fetched, or raise the setting."
         )
     if on_commit:
         from django.db import transaction
@@ -76,7 +77,7 @@ def publish(channel: str, message: Any, *, on_commit: bool = False, using: str |
         transaction.on_commit(lambda: _publish_or_log(channel, payload), using=using)
         return None
     if using is not None:
-        raise TypeError("using= names the database of a transaction, and is allowed with on_commit=True only")
+        raise TypeError("using= names the database of a transaction, and is allowed only with on_commit=True")
     rule = settings.rules.find(channel) if settings.history else None
     return _publish(channel, payload, rule, broker_for(settings))
 
@@ -84,8 +85,8 @@ def publish(channel: str, message: Any, *, on_commit: bool = False, using: str |
 class Kept(NamedTuple):
     """A message that a channel has kept.
 
-    `position` is the place behind it, as `since` takes it; `time` is when the broker got it, in seconds since the epoch
-    by the broker's clock.
+    `position` is the position after it, as `since` takes it; `time` is when the broker got it, in seconds since the
+    epoch by the broker's clock.
     """
 
     message: str | bytes
@@ -94,7 +95,7 @@ class Kept(NamedTuple):
 
 
 def position(channel: str) -> str:
-    """Return where a channel with history ends now, as `since` takes it later: a text to be kept as it is.
+    """Return where a channel with history ends now, to be passed as `since` later: a str to be kept unchanged.
 
     Raises ValueError for a channel without history, and BrokerError.
     """
@@ -103,13 +104,13 @@ def position(channel: str) -> str:
 
 
 def history(channel: str, *, since: str | None = None, last: int | None = None) -> list[Kept]:
-    """Return what a channel has kept, the oldest message first: all, the `last` ones, or all behind a position.
+    """Return what a channel has kept, the oldest message first: all, the `last` ones, or all after a position.
 
-    Raises `MessagesMissed` if some of the messages behind `since` are no longer kept, or if it is not a position of
-    this channel; ValueError for a channel without history; BrokerError.
+    Raises `MessagesMissed` if some of the messages after `since` are no longer kept, or if it is not a position of this
+    channel; ValueError for a channel without history; BrokerError.
     """
     if since is not None and last is not None:
-        raise TypeError("Say either since= or last=")
+        raise TypeError("Use either since= or last=, not both")
     rule, broker = _rule_and_broker(channel)
     if since is None:
         count = rule.messages if last is None else min(checked_count(last), rule.messages)
@@ -131,15 +132,16 @@ def subscribe(
 ) -> Subscription:
     """Subscribe the running view to `channels`; nothing that is published after this returns is missed.
 
-    The subscription ends with `close()`, its `with` block or the view; in a greenlet that a view has started, with that
-    view or its client, and `get` returns None then. `on_slow` says what happens when more than
+    The subscription ends with `close()`, its `with` block or the view. In a greenlet that a view has started, it ends
+    with that view or its client, and then `get` returns None. `on_slow` says what happens when more than
     `WEBSOCKET_OUTBOX_SIZE` bytes wait for the view: "raise" drops all waiting messages and `get` raises
     `MessagesMissed`; "drop_oldest" drops as many as needed. "latest" always keeps only the newest message of each
     channel. Raises `BrokerError` if the broker cannot be reached.
 
-    Of channels with history, `get` first returns the `last` messages, or all behind the position `since`: one that
-    `position` or `Subscription.position` has returned, or, for several channels, a dict with one for each. If not all
-    of them are kept any more, the first `get` raises `MessagesMissed`. Raises ValueError for a channel without history.
+    From channels with history, `get` first returns the `last` messages, or all messages after the position `since`: a
+    position that `position` or `Subscription.position` has returned, or, for several channels, a dict with one for
+    each. If some of them are no longer kept, the first `get` raises `MessagesMissed`. Raises ValueError for a channel
+    without history.
     """
     from .replay import wanted
     from .subscription import Subscription
@@ -154,7 +156,7 @@ def subscribe(
 
 
 def present(channel: str) -> list[Any]:
-    """Return who is in a channel: what the views gave as present=, each id once, and 1,000 users at most.
+    """Return who is in a channel, as the views have given it in present=: each id once, and at most 1,000 users.
 
     Works in every kind of process. Raises BrokerError.
     """
@@ -173,7 +175,7 @@ def count(channel: str) -> int:
 
 
 def watch(channel: str) -> Watch:
-    """Have the running view be told who comes to a channel and who leaves.
+    """Let the running view learn who joins a channel and who leaves it.
 
     The first `get` returns at once, with all who are there. It ends with `close()`, its `with` block or the view, as a
     `Subscription` does. Raises BrokerError if the broker cannot be reached.
@@ -215,7 +217,7 @@ def forward(
     wish = wanted(channels, None if since is False else since, last, settings.rules)
     user = None if present is None else user_from(present)
     if has_snapshot and last is not None:
-        raise TypeError("Say either last= or snapshot=")
+        raise TypeError("Use either last= or snapshot=, not both")
     limit = settings.limits.outbox_size
     forwarding: Forwarding
     if on_slow == "close":

@@ -110,4 +110,4 @@ def answer(place: str, number: int, settings: NamesBroker | None = None) -> None
     try:
         broker_for(settings or current_settings()).publish(place, to_wire(str(number)))
     except Exception as error:  # only the count suffers
-        report("publish/subscribe", None, "the answer of this process to another one is lost", str(error))
+        report("publish/subscribe", None, "an answer to another process could not be published", str(error))

@@ -111,7 +111,7 @@ class CatchingUp:
         except Exception as error:
             if track.away or self._hub.channels.get(name) is not channel:
                 return  # it is read when it is back
-            report(f"Channel {name}", None, "what it has missed cannot be read yet", str(error))
+            report(f"Channel {name}", None, "the messages that it has missed cannot be read yet", str(error))
             track.reading = True  # or is about to be
             pause = delay * random.uniform(0.5, 1.5)
             delay = min(2 * delay, LONGEST_DELAY)
@@ -177,7 +177,7 @@ class CatchingUp:
         """Connect anew if an entry that was read has not come."""
         track = channel.track
         if track is not None and track.unseen == tag and self._hub.channels.get(name) is channel:
-            report(f"Channel {name}", None, "the broker has kept a message, but not delivered it: connecting anew")
+            report(f"Channel {name}", None, "the broker has kept a message, but not delivered it: reconnecting")
             self._hub.renew(name)
 
     # --- clients -------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ def check_channels(channels: Sequence[str]) -> None:
 def check_channel(channel: str) -> None:
     """Raise TypeError or ValueError for a name that the project may not use."""
     if not isinstance(channel, str) or not channel:
-        raise TypeError(f"A channel's name is a str that is not empty, not {channel!r}")
+        raise TypeError(f"The name of a channel must be a str that is not empty, not {channel!r}")
     if channel.startswith(RESERVED):
         raise ValueError(
             f"The channel {channel!r} is reserved: names that begin with {RESERVED!r} belong to the package itself. "

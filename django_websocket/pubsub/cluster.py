@@ -245,7 +245,7 @@ class ClusterBroker:
         owner = self.slots[self.slot(channel)]
         if owner is None:
             self.doubtful = True
-            raise self.error(redis.RedisError(f"no node has slot {self.slot(channel)}, that of channel {channel!r}"))
+            raise self.error(redis.RedisError(f"no node has slot {self.slot(channel)} with channel {channel!r}"))
         return owner
 
     def slot(self, channel: str) -> int:

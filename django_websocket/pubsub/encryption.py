@@ -28,11 +28,11 @@ class EncryptedBroker:
 
     def __init__(self, broker: Broker, keys: Any) -> None:
         if not isinstance(keys, (list, tuple)) or not keys or not all(isinstance(key, str) for key in keys):
-            raise ValueError("The option 'encryption_keys' of WEBSOCKET_BROKER must be a list of strings")
+            raise ValueError("The option 'encryption_keys' of WEBSOCKET_BROKER must be a list with at least one string")
         if min(map(len, keys)) < SHORTEST_KEY:
             raise ValueError(
                 f"One of the 'encryption_keys' of WEBSOCKET_BROKER is shorter than {SHORTEST_KEY} characters. Make one "
-                f"that cannot be guessed: python -c 'import secrets; print(secrets.token_urlsafe(32))'"
+                f"at random: python -c 'import secrets; print(secrets.token_urlsafe(32))'"
             )
         self._broker = broker
         self._fernet = MultiFernet([Fernet(_derived(key)) for key in keys])
@@ -173,7 +173,7 @@ def _decrypted(fernet: MultiFernet, channel: str, token: bytes) -> bytes | None:
     report(
         f"Channel {channel}",
         None,
-        "a message was dropped that none of the encryption_keys of WEBSOCKET_BROKER opens: whoever "
+        "a message was dropped because none of the encryption_keys of WEBSOCKET_BROKER decrypts it: the process that "
         "published it has other keys, or none",
     )
     return None

@@ -194,7 +194,11 @@ class Enrolment:
                     self._results.clear()
                     if not isinstance(error, BrokerError):
                         report(
-                            f"Channel {self._channel}", None, "who is there cannot be told", repr(error), logging.ERROR
+                            f"Channel {self._channel}",
+                            None,
+                            "changes of who is there cannot be published",
+                            repr(error),
+                            logging.ERROR,
                         )
                     break  # until `go_on` is called
                 for result in results:

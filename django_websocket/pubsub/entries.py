@@ -69,7 +69,7 @@ def check_keeps(channel: str, rules: Rules) -> None:
     """Raise ValueError for a channel without history."""
     if rules.find(channel) is None:
         raise ValueError(
-            f"The channel {channel!r} has no history: give WEBSOCKET_HISTORY a pattern that fits, such as "
+            f"The channel {channel!r} has no history: add a pattern that matches it to WEBSOCKET_HISTORY, such as "
             f'{{"{channel}": {{"messages": 100, "seconds": 3600}}}}'
         )
 
@@ -77,17 +77,17 @@ def check_keeps(channel: str, rules: Rules) -> None:
 def no_history(channel: str) -> str:
     """Return what is wrong with a channel that is to have a history which its broker cannot keep."""
     return (
-        f"The channel {channel!r} has a history by WEBSOCKET_HISTORY, which the broker of WEBSOCKET_BROKER does not "
-        f"keep: use Redis or memory://, or take the pattern out."
+        f"WEBSOCKET_HISTORY gives the channel {channel!r} a history, which the broker of WEBSOCKET_BROKER does not "
+        f"keep: use Redis or memory://, or remove the pattern."
     )
 
 
 def checked_count(number: Any) -> int:
     """Return a number of messages. Raises TypeError or ValueError for what is none."""
     if not isinstance(number, int) or isinstance(number, bool):
-        raise TypeError(f"last= is a number of messages, not {number!r}")
+        raise TypeError(f"last= must be a number of messages, not {number!r}")
     if number < 0:
-        raise ValueError(f"last= is a number of messages, and cannot be {number}")
+        raise ValueError(f"last= is a number of messages, and must not be negative: {number}")
     return number
 
 

@@ -39,7 +39,9 @@ def broker_from(setting: str | Mapping[str, Any]) -> Broker:
     unknown = [name for name in options if name not in names]
     if unknown:
         known = ", ".join(["class", "encryption_keys", *names])
-        raise ValueError(f"WEBSOCKET_BROKER has the option {unknown[0]!r}. Those of its broker are {known}.")
+        raise ValueError(
+            f"WEBSOCKET_BROKER has the unknown option {unknown[0]!r}. The options of its broker are {known}."
+        )
     broker: Broker = kind(**options)
     if not encrypted:
         return broker
@@ -65,8 +67,8 @@ def _class(options: dict[str, Any]) -> Any:
         if match is None or "@" in f"{match[2]}{match[3]}":  # what precedes the @ may be part of a password
             raise ValueError(
                 f"WEBSOCKET_BROKER must be a URL such as redis://:password@localhost:6379/0, or a dict with one as its "
-                f"url; the brokers are {known}. In a password, each of / ? # @ % has to be written in its "
-                f"percent-encoded form; or give it in a dict, as the option password."
+                f"url; the brokers are {known}. Percent-encode each of / ? # @ % in a password, or give the "
+                f"password in a dict, as the option password."
             )
         options["url"] = url.partition("?")[0]
         options.update({**dict(parse_qsl(match[3] or "", keep_blank_values=True)), **options})
@@ -77,7 +79,7 @@ def _class(options: dict[str, Any]) -> Any:
                     f"WEBSOCKET_BROKER is a URL that begins with {match[1]}://, but the brokers are {known}"
                 )
     if path is None:
-        raise ValueError(f"WEBSOCKET_BROKER is a dict without a url, which would name one of the brokers {known}")
+        raise ValueError(f"WEBSOCKET_BROKER is a dict without a url: add one that names one of the brokers {known}")
     module, _, name = str(path).rpartition(".")
     try:
         return getattr(import_module(module), name)

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 class Forwarding:
     """Sends what is published to `channels` to a client, unchanged, until `close()`.
 
-    The hub pushes, without a greenlet. Messages that come before `attach()` wait for the connection. The past that is
-    wished is read at once or `later`, by `read_past`. A client that is too slow is closed with 1013. One that missed
+    The hub pushes, without a greenlet. Messages that come before `attach()` wait for the connection. Messages of the
+    past are read at once, or `later` by `read_past`. A client that is too slow is closed with 1013. One that missed
     messages is sent `on_missed`; if that is None, it is closed with 1012, so that it connects again.
     """
 
@@ -94,16 +94,16 @@ class Forwarding:
             self._attendance.enter(session, connection)
 
     def update_present(self, present: Mapping[str, Any]) -> None:
-        """Tell something else of who is present: a name that has changed, say, or that somebody is typing.
+        """Change what the others know about the user who is present: a new name, say, or that the user is typing.
 
-        `present` is what `subscribe` took, with the same "id". Never waits; all who see who is there are told within
-        half a second. Does nothing when the subscription has ended. Raises ValueError for another id, and RuntimeError
-        if this client is not present.
+        `present` is a dict as `subscribe` takes it, with the same "id". Never waits; the others are told within half a
+        second. Does nothing when the subscription has ended. Raises ValueError for another id, and RuntimeError if this
+        client is not present.
         """
         if self._closed:
             return
         if self._attendance is None:
-            raise RuntimeError("The client is not present: subscribe with a dict as present= to be there")
+            raise RuntimeError("The client is not present: subscribe with a dict as present= first")
         self._attendance.update(present)
 
     def read_past(self) -> None:

@@ -53,21 +53,21 @@ def user_from(present: Present | None) -> User | None:
     if present is None or present == "watch":
         return None
     if not isinstance(present, Mapping):
-        raise TypeError(f'present= is a dict that says who is there, with an "id", or "watch", but not {present!r}')
+        raise TypeError(f'present= must be a dict that says who is there, with an "id", or "watch", not {present!r}')
     user_id = as_json(present.get("id"))
     if not isinstance(found := json.loads(user_id), (str, int)) or isinstance(found, bool):
         raise ValueError(
-            f'The "id" in present= is a text or an integer, but not {present.get("id")!r}: it tells users apart. For '
-            f'visitors without an account, make one up and keep it in their session, or give "watch" as present=.'
+            f'The "id" in present= must be a str or an int, not {present.get("id")!r}: it tells users apart. For '
+            f'visitors without an account, make one up and keep it in their session, or use present="watch".'
         )
     if isinstance(found, int) and abs(found) >= LARGEST_INTEGER:
-        raise ValueError(f'The "id" in present= is {found}, which browsers would round: give it as a text')
+        raise ValueError(f'The "id" in present= is {found}, which browsers would round: use a str')
     info = as_json(dict(present)).encode()
     from_json(info)  # it may be nested too deeply for those who are told
     if len(info) > MAX_SIZE:
         raise ValueError(
-            f"What present= tells of a user has {len(info)} bytes as JSON, more than the {MAX_SIZE} that are allowed. "
-            f"Give what a list shows, such as the id and a name, and have the page fetch the rest."
+            f"The dict in present= has {len(info)} bytes as JSON, more than the {MAX_SIZE} that are allowed. Include "
+            f"only what a list shows, such as the id and a name, and have the page fetch the rest."
         )
     return User(user_id, info)
 
@@ -149,7 +149,7 @@ class Presence:
                 try:
                     job()
                 except Exception as error:  # a fault of this package, or of a broker of a site's own
-                    report("publish/subscribe", None, "a look at who is there failed", repr(error), logging.ERROR)
+                    report("publish/subscribe", None, "reading who is there failed", repr(error), logging.ERROR)
         finally:
             self._readers -= 1
 
@@ -197,7 +197,9 @@ class Presence:
             self._lease_ends = ends
         if had_it and not held:
             report(
-                "publish/subscribe", None, "the broker took this process for dead, or has lost who is there: telling it"
+                "publish/subscribe",
+                None,
+                "the broker took this process for dead, or has lost who is there: it is told again",
             )
             self.forgives_until = monotonic() + GRACE
             for room in tuple(self._rooms.values()):
@@ -236,7 +238,13 @@ class Presence:
         except BrokerError:
             return False
         except Exception as error:  # a fault of this package, or of a broker of a site's own
-            report("publish/subscribe", None, "this process cannot say that it is alive", repr(error), logging.ERROR)
+            report(
+                "publish/subscribe",
+                None,
+                "this process cannot tell the broker that it is alive",
+                repr(error),
+                logging.ERROR,
+            )
             return False
         return True
 
@@ -321,12 +329,14 @@ class Attendance:
     def update(self, present: Present) -> None:
         """Tell something else of the user. Never waits. Raises RuntimeError for a client that only watches."""
         if self._user is None:
-            raise RuntimeError("The client only watches who is there: subscribe with a dict as present= to be there")
+            raise RuntimeError("The client only watches who is there: subscribe with a dict as present= instead")
         user = user_from(present)
         if user is None:
-            raise TypeError("The client is present, and cannot become one that only watches by an update")
+            raise TypeError(
+                "An update cannot make a client that is present one that only watches: close the subscription instead"
+            )
         if user.id != self._user.id:
-            raise ValueError(f'The "id" in present= is {self._user.id}, and cannot become {user.id} by an update')
+            raise ValueError(f'An update cannot change the "id" in present= from {self._user.id} to {user.id}')
         self._user = user
         for room, guest in self._guests:
             room.enrolment.update(guest, user.info)
@@ -379,7 +389,7 @@ def presence_of(hub: Hub) -> Presence:
 def checked(broker: Broker) -> PresenceBroker:
     """Return the broker. Raises BrokerError if it keeps no rosters."""
     if not keeps_rosters(broker):
-        raise BrokerError("The broker of WEBSOCKET_BROKER does not keep who is there: use Redis or memory://")
+        raise BrokerError("The broker of WEBSOCKET_BROKER does not know who is there: use Redis or memory://")
     return broker
 
 

@@ -42,16 +42,16 @@ FIRST_DELAY, LONGEST_DELAY = 0.05, 2.0  # seconds between two attempts to connec
 # By what Redis says in its answer; redis-py leaves out the first word of some.
 ADVICE = {
     "^NOAUTH|authentication required|^WRONGPASS|invalid (username-)?password": (
-        "Have WEBSOCKET_BROKER give the right username and password."
+        "Correct the username and password in WEBSOCKET_BROKER."
     ),
-    "^NOPERM|no permissions": "Have its ACL allow this user the command, the channel and the keys.",
+    "^NOPERM|no permissions": "Allow this user the command, the channel and the keys in its ACL.",
     "^OOM|used memory > 'maxmemory'": "It is out of memory: raise its maxmemory, or remove data.",
     "^LOADING|loading the dataset": "It can be used as soon as it has loaded its data.",
     "^READONLY|read only replica|^MASTERDOWN": (
-        "Have WEBSOCKET_BROKER name the master, or its sentinels (redis+sentinel://), which know the master."
+        "Name the master in WEBSOCKET_BROKER, or its sentinels (redis+sentinel://), which know the master."
     ),
     "max number of clients": "Raise its maxclients, or close connections of other programs.",
-    "^CLUSTERDOWN": "See what CLUSTER INFO and CLUSTER NODES say on one of its nodes.",
+    "^CLUSTERDOWN": "Run CLUSTER INFO and CLUSTER NODES on one of its nodes.",
 }
 
 logger = logging.getLogger("django_websocket")
@@ -233,8 +233,8 @@ def advice_for(cause: BaseException) -> str:
         if re.search(pattern, str(cause), re.IGNORECASE):
             return advice
     if isinstance(cause, redis.ResponseError):
-        return "It runs, but refuses what was asked: see whether WEBSOCKET_BROKER names the right one."
-    return "Start it, or have WEBSOCKET_BROKER name the right one."
+        return "It runs, but refused the command: check that WEBSOCKET_BROKER names the right one."
+    return "Start it, or correct WEBSOCKET_BROKER."
 
 
 class RedisReceiver:
@@ -428,7 +428,7 @@ class RedisSubscriber(InLoop):
                 try:
                     link.send(b"".join(commands), TIMEOUT)
                 except OSError as error:
-                    logger.debug("Redis at %s took no command: %s", self._broker.place, error)
+                    logger.debug("Redis at %s did not take a command: %s", self._broker.place, error)
                     link.hang_up()  # Redis would take the next command for the rest of one sent in part
         finally:
             self._writing = False

@@ -61,10 +61,10 @@ OPTIONS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "credential_provider": (_provider, "a CredentialProvider of redis-py"),
     "db": (_number, "the number of a database"),
     "client_name": (_text, "a string"),
-    "ssl_ca_certs": (_file, "the path of a file, which must be there"),
+    "ssl_ca_certs": (_file, "the path of a file that exists"),
     "ssl_ca_data": (_text, "a string"),
-    "ssl_certfile": (_file, "the path of a file, which must be there"),
-    "ssl_keyfile": (_file, "the path of a file, which must be there"),
+    "ssl_certfile": (_file, "the path of a file that exists"),
+    "ssl_keyfile": (_file, "the path of a file that exists"),
     "ssl_password": (_text, "a string"),
     "ssl_cert_reqs": (_requirement, '"required", "optional" or "none"'),
     "ssl_check_hostname": (_switch, "True or False"),
@@ -115,7 +115,9 @@ class RedisAddress:
             **{name: _right(name, value) for name, value in options.items()},
         }
         if "credential_provider" in options and (self.arguments["username"] or self.arguments["password"]):
-            raise ValueError("WEBSOCKET_BROKER has a 'credential_provider', and a username or password beside it")
+            raise ValueError(
+                "WEBSOCKET_BROKER has a 'credential_provider' and also a username or password: remove one or the other"
+            )
         self.prefix: str = self.arguments.pop("prefix", "")  # of channels
         self.sentinel_login = {
             name: self.arguments.pop(f"sentinel_{name}", None) for name in ("username", "password")
@@ -126,7 +128,7 @@ class RedisAddress:
             self.kind = redis.UnixDomainSocketConnection
             self.arguments["path"] = slash + path
             if not path:
-                raise ValueError("The URL of WEBSOCKET_BROKER names no socket, as in unix:///run/redis/redis.sock")
+                raise ValueError("The URL of WEBSOCKET_BROKER must name a socket, as in unix:///run/redis/redis.sock")
         else:
             self.place = f"{scheme}://{','.join(map(str, self.hosts))}"
             self.arguments["host"], self.arguments["port"] = self.hosts[0]
@@ -136,8 +138,8 @@ class RedisAddress:
             _check_certificates(self.arguments)
         elif misplaced := [name for name in options if name.startswith("ssl_")]:
             raise ValueError(
-                f"WEBSOCKET_BROKER has the option {misplaced[0]!r}, but its URL begins with {scheme}:// and not with "
-                f"rediss, so that there is no TLS"
+                f"WEBSOCKET_BROKER has the option {misplaced[0]!r}, but its URL begins with {scheme}://, so there is "
+                f"no TLS: let it begin with rediss"
             )
 
     def _take_path(self, path: str) -> None:
@@ -151,13 +153,13 @@ class RedisAddress:
             self.service, _, path = path.partition("/")
             if not self.service:
                 raise ValueError(
-                    f"The URL of WEBSOCKET_BROKER does not end with the name that the sentinels have for the master, "
+                    f"The URL of WEBSOCKET_BROKER must end with the name that the sentinels have for the master, "
                     f"as in {self.place}/mymaster"
                 )
             self.place += f"/{self.service}"
         elif len(self.hosts) > 1:
             raise ValueError(
-                f"WEBSOCKET_BROKER names several hosts, but {self.scheme}:// has one. The URLs of Sentinel and Cluster "
+                f"WEBSOCKET_BROKER names several hosts, but {self.scheme}:// takes one. URLs of Sentinel and Cluster "
                 f"begin with redis+sentinel:// and redis+cluster://."
             )
         if path:
@@ -188,7 +190,7 @@ def _right(name: str, value: Any) -> Any:
 def _host(host: str, port: int) -> Host:
     match = HOST.fullmatch(host)
     if match is None or not 0 < int(match[2] or port) < 65536:
-        raise ValueError(f"WEBSOCKET_BROKER has {host!r} where a host and its port should stand, as in localhost:6379")
+        raise ValueError(f"WEBSOCKET_BROKER has {host!r} in place of a host and a port, as in localhost:6379")
     return Host(unquote(match[1]).strip("[]") or "localhost", int(match[2] or port))
 
 
@@ -203,6 +205,6 @@ def _check_certificates(options: Mapping[str, Any]) -> None:
                 options.get("ssl_password", ""),  # without one, OpenSSL would ask the terminal
             )
     except KeyError:
-        raise ValueError("WEBSOCKET_BROKER has the option 'ssl_keyfile', but not its 'ssl_certfile'") from None
+        raise ValueError("WEBSOCKET_BROKER has the option 'ssl_keyfile', but no 'ssl_certfile'") from None
     except (OSError, ValueError) as error:
         raise ValueError(f"The certificates that WEBSOCKET_BROKER names cannot be used: {error}") from error

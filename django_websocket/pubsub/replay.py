@@ -31,7 +31,7 @@ def wanted(channels: Sequence[str], since: Since, last: int | None, rules: Rules
     if since is None and last is None:
         return None
     if since is not None and last is not None:
-        raise TypeError("Say either since= or last=")
+        raise TypeError("Use either since= or last=, not both")
     for channel in channels:
         check_keeps(channel, rules)
     if since is None:
@@ -39,7 +39,7 @@ def wanted(channels: Sequence[str], since: Since, last: int | None, rules: Rules
     if isinstance(since, Mapping):  # one without a channel may come from a client, as everything in it may
         return Wanted(channels, {channel: position_from(since.get(channel)) for channel in channels})
     if len(channels) > 1:
-        raise TypeError("With several channels, since= is a dict with the position of each")
+        raise TypeError("With several channels, since= must be a dict with the position of each")
     return Wanted(channels, {channels[0]: position_from(since)})
 
 

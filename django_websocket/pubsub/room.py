@@ -353,7 +353,13 @@ class Room:
         try:
             return watcher.tell_all(self) if news is None else watcher.tell(self, news)
         except Exception as error:  # a fault of this package; the others are told all the same
-            report(f"Channel {self.channel}", None, "who is there was not told", repr(error), logging.ERROR)
+            report(
+                f"Channel {self.channel}",
+                None,
+                "a subscriber could not be told who is there",
+                repr(error),
+                logging.ERROR,
+            )
             return True
 
 

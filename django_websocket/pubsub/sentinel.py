@@ -94,7 +94,7 @@ class SentinelBroker(RedisBroker):
         master = Host(reply[0].decode(), int(reply[1]))
         if master != self._master:
             if self._master is not None:
-                logger.warning("The master of %s is at %s now", self.place, master)
+                logger.warning("The master of %s is now at %s", self.place, master)
             self._master = master
             former = [ref for ref in self._former if ref() is not None]
             self._former = [*former, weakref.ref(self._pipeline)]

@@ -83,8 +83,8 @@ class Subscription(Source):
     def get(self, timeout: float | None = None) -> str | bytes | Any:
         """Return the next message, `str` or `bytes`; None after `close()`.
 
-        Waits for at most `timeout` seconds, or for as long as it takes, and holds no database connection meanwhile.
-        The type says `Any` in place of None: code that closes no subscription need not look for it.
+        Waits for at most `timeout` seconds, or for as long as it takes, and holds no database connection meanwhile. It
+        is typed as `Any` instead of None, so code that closes no subscription need not check for it.
 
         Raises TimeoutError when the time has passed; `MessagesMissed` once after the broker was away, or after too many
         messages had piled up (unless `on_slow` lets them be dropped), and the next call goes on; `ConnectionClosed`
@@ -116,14 +116,14 @@ class Subscription(Source):
             self._taken()
 
     def position(self, channel: str | None = None) -> str:
-        """Return the position behind what `get` has returned of a channel with history, as `since` takes it later.
+        """Return the position in a channel with history after what `get` has returned, to be passed as `since` later.
 
         The channel need not be named if there is only one. Raises ValueError for a channel without history, or for one
-        that is not among those of this subscription, and TypeError if it is not said which of several is meant.
+        that is not among those of this subscription, and TypeError if there are several and none is named.
         """
         if channel is None:
             if len(self.channels) > 1:
-                raise TypeError("Name the channel whose position is meant: this subscription has several")
+                raise TypeError("Say which channel's position you want: this subscription has several channels")
             channel = self.channels[0]
         position = (self._positions or {}).get(channel)
         if position is None:

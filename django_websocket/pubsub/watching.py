@@ -1,4 +1,4 @@
-"""Who comes and goes in a channel, for a view that wants to know."""
+"""Who joins and leaves a channel, for a view that wants to know."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ __all__ = ["Change", "Watch"]
 
 @dataclass(frozen=True)
 class Change:
-    """Who has come to a channel and who has left, as present= had it, and how many users are there now.
+    """Who has joined a channel and who has left it, as given in present=, and how many users are there now.
 
-    `joined` also has those of whom something else is told now.
+    `joined` also has the users whose dict in present= has changed.
     """
 
     joined: list[Any]
@@ -28,7 +28,7 @@ class Change:
 
 
 class Watch(Source):
-    """Tells a view who comes and goes in a channel; a context manager, and an iterator over the changes.
+    """Tells a view who joins and leaves a channel; a context manager, and an iterator over the changes.
 
     `select()` reports it as readable exactly when `get()` would return at once.
     """
@@ -52,7 +52,7 @@ class Watch(Source):
         """Return what has changed since the last call; at first, all who are there. None after `close()`.
 
         Waits for a change for at most `timeout` seconds, or for as long as it takes, and holds no database connection
-        meanwhile. The type says `Any` in place of None: code that closes no watch need not look for it.
+        meanwhile. It is typed as `Any` instead of None, so code that closes no watch need not check for it.
 
         Raises TimeoutError when the time has passed, `ConnectionClosed` when it would wait although the view's client
         has left, `BrokerError` when the broker was closed, and RuntimeError inside an `atomic()` block of the view.

@@ -22,7 +22,7 @@ register = template.Library()
 def websocket_url(context: Context, viewname: str, *args: Any, **kwargs: Any) -> str:
     """Give a WebSocket's address, as `{% url %}` gives a page's: `{% websocket_url 'chat' room='lobby' %}`.
 
-    On a site with channels that have a history, it says when the page was made.
+    On a site that has channels with history, the address includes the time at which the page was made.
     """
     request = _request(context)
     return addresses.with_time(addresses.websocket_url(viewname, args, kwargs, request), request)
@@ -30,10 +30,10 @@ def websocket_url(context: Context, viewname: str, *args: Any, **kwargs: Any) ->
 
 @register.simple_tag(takes_context=True)
 def websocket_client(context: Context) -> SafeString:
-    """Let the page's modules have the client by `import { connect } from "django_websocket"`: `{% websocket_client %}`.
+    """Let the page's modules `import { connect } from "django_websocket"`: `{% websocket_client %}`.
 
-    It is an import map, so that the files of static modules may have whatever names their storage gives them. It bears
-    the nonce of Django's Content Security Policy, or of django-csp's, if the page has one.
+    It writes an import map, so the file may have any name that the storage of static files gives it. The map has the
+    nonce of Django's Content Security Policy, or of django-csp's, if the page has one.
     """
     nonce = context.get("csp_nonce")
     if nonce is None:

@@ -1,8 +1,8 @@
 """A live server for browsers: Django's LiveServerTestCase, with WebSockets on the port of the pages.
 
-The worker's own code serves both, in a thread of the test process, so that what the test writes into the database,
-what it publishes and the settings that it overrides are there. What a view blocks, it blocks for all clients: gevent
-cannot patch a process that runs already.
+The worker's own code serves both, in a thread of the test process, so that what the test writes into the database, what
+it publishes and the settings that it overrides are there. A view that blocks keeps all clients waiting, because gevent
+cannot patch a process that is already running.
 """
 
 from __future__ import annotations

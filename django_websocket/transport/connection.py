@@ -726,7 +726,7 @@ class Connection(Readable):
             try:
                 callback()
             except Exception as error:  # a fault of this package; the other callbacks are called all the same
-                report(self.who, None, "its end was not noted", repr(error), logging.ERROR)
+                report(self.who, None, "a callback for its end failed", repr(error), logging.ERROR)
         self._changed()
 
     def leave_to_parent(self) -> socket.socket:

@@ -75,7 +75,7 @@ class LoopOfParent(Hub):
 
     def switch(self, *args: object) -> NoReturn:
         """Refuse to wait for an event of the parent's loop."""
-        raise RuntimeError("This was made before the process forked, and cannot be waited for in the child.")
+        raise RuntimeError("The child process cannot wait for this, because it was made before the process forked.")
 
 
 def _begin_child() -> None:

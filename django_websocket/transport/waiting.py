@@ -20,17 +20,17 @@ from .turns import turns_of_loop
 __all__ = ["Readable", "ViewGreenlet", "close_at_end", "readable_with", "wait"]
 
 SECOND_WAITER = (
-    "Another greenlet or task already waits for this. Let one receive and hand the messages on, for example through "
-    "a gevent.queue.Queue, or an asyncio.Queue."
+    "Another greenlet or task already waits for this. Let one of them receive, and pass the messages on, for "
+    "example through a gevent.queue.Queue or an asyncio.Queue."
 )
 OTHER_THREAD = (
-    "This belongs to another thread, and only greenlets of that thread can wait for it. Receive in the view and hand "
+    "This belongs to another thread, and only greenlets of that thread can wait for it. Receive in the view and pass "
     "the message to the thread, or use a greenlet, made with gevent.spawn(), instead of the thread."
 )
 NOT_PATCHED = (
-    "fileno() is for select() and the like, which would block this whole process, and the client in it: gevent has not "
-    "patched it, as in tests. Use django_websocket.select.select, which works everywhere, and give it the WebSocket or "
-    "the subscription itself instead of a number."
+    "fileno() is for select() and similar functions. Here they would block the whole process and the client in it, "
+    "because gevent has not patched them, as in tests. Use django_websocket.select.select, which works everywhere, and "
+    "give it the WebSocket or the subscription itself instead of a number."
 )
 
 
@@ -345,7 +345,7 @@ def check_before_taking() -> None:
 def check_timeout(timeout: float | None) -> None:
     """Raise ValueError for a NaN, which would keep all other timers of the loop from firing."""
     if timeout is not None and math.isnan(timeout):
-        raise ValueError("A timeout is a number of seconds, not NaN")
+        raise ValueError("A timeout must be a number of seconds, not NaN")
 
 
 def wait(

@@ -46,7 +46,7 @@ class Command(RunserverCommand):
         parser.add_argument("addrport", nargs="?", help="Optional port number, or ipaddr:port")
         parser.add_argument("--ipv6", "-6", action="store_true", dest="use_ipv6", help="Use an IPv6 address.")
         parser.add_argument(
-            "--noreload", action="store_false", dest="use_reloader", help="Do not start again when the code changes."
+            "--noreload", action="store_false", dest="use_reloader", help="Do not restart when the code changes."
         )
         parser.add_argument(
             "--nostatic",

@@ -1,4 +1,4 @@
-// A WebSocket that comes back by itself, goes on where it was, and tells in which state it is and who is there.
+// A WebSocket that reconnects by itself, continues where it was, and says in which state it is and who is there.
 // docs/pages.md says how to use it, docs/subprotocol.md what it says to the server.
 
 const SUBPROTOCOL = "django-websocket.1";
@@ -103,7 +103,7 @@ class Socket {
     return this.#state;
   }
 
-  /** Calls `handler` at each event `name`, and at once with the present state. Returns a function that ends that. */
+  /** Calls `handler` at each event `name`, and at once with the present state. Returns a function that removes it. */
   on(name, handler) {
     const handlers = this.#handlers.get(name);
     if (!handlers) throw new TypeError(`There is no event "${name}", only ${EVENTS.join(", ")}.`);
@@ -122,7 +122,7 @@ class Socket {
     return this.#rooms.get(channel)?.count ?? 0;
   }
 
-  /** Sends, or keeps with `queue` until there is a connection. Returns whether it did either. */
+  /** Sends a message; with `queue`, keeps it until there is a connection. Returns false if it did neither. */
   send(data, { queue = false } = {}) {
     if (this.#state.name === "open" && this.#socket.readyState === WebSocket.OPEN) {
       this.#socket.send(data);
@@ -154,7 +154,7 @@ class Socket {
         .catch((error) => {
           if (attempt !== this.#attempt) return;
           reportError(error);
-          this.#again("There is no address.");
+          this.#again("The address could not be determined.");
         });
     } else {
       this.#use(new WebSocket(this.#url, this.#protocols));
@@ -305,7 +305,7 @@ class Socket {
 
   #reset(channels) {
     if (!this.#handlers.get("reset").size) {
-      console.warn(`Messages of ${channels.join(", ")} are lost; on("reset", …) would be told.`);
+      console.warn(`Messages of ${channels.join(", ")} are lost. Load the present state in a handler: on("reset", …).`);
     }
     let wait = 0;
     try {
@@ -336,7 +336,7 @@ class Socket {
   }
 }
 
-/** Connects to an address, or to what a function returns or promises, anew for each attempt. */
+/** Connects to an address, or to the one that a function returns or promises; it is called for each attempt. */
 export function connect(url, options) {
   return new Socket(url, options);
 }
