@@ -25,6 +25,7 @@ from django.contrib.auth.models import User
 from django.contrib.messages import get_messages
 from django.core import mail
 from django.core.exceptions import ImproperlyConfigured, SynchronousOnlyOperation
+from django.core.handlers.wsgi import WSGIHandler
 from django.db import connection, connections, transaction
 from django.http import HttpRequest, HttpResponse, HttpResponseBase
 from django.test import TestCase, TransactionTestCase, override_settings
@@ -361,7 +362,10 @@ def test_a_timeout_says_where_the_view_waits(client: Client) -> None:
     assert "within 0.5 seconds" in str(timeout.value)
     assert "testsite/views.py" in str(timeout.value) and "for message in websocket" in str(timeout.value)
     assert "django_websocket/" not in str(timeout.value)
-    with client.websocket("/listen/a/") as ws, pytest.raises(TimeoutError, match="The view has ended"):
+    with (
+        client.websocket("/listen/a/") as ws,
+        pytest.raises(TimeoutError, match="The view has returned websocket.listen"),
+    ):
         ws.receive(timeout=0)
 
 
@@ -370,7 +374,7 @@ def test_a_view_that_takes_nothing_is_reported(client: Client) -> None:
         ws = stack.enter_context(client.websocket("/stays/", timeout=0.2))
         stack.callback(gate.clear)
         stack.callback(gate.set)
-        with pytest.raises(TimeoutError, match=r"(?s)was not taken .* gate\.wait"):
+        with pytest.raises(TimeoutError, match=r"(?s)did not take the message .* gate\.wait"):
             for _ in range(100):
                 ws.send("x" * 500_000)
 
@@ -554,10 +558,40 @@ def test_messages_of_a_view_can_be_read_when_it_has_ended(client: Client) -> Non
 def test_header_that_middleware_removes_from_the_101_is_missed(client: Client) -> None:
     with (
         override_settings(MIDDLEWARE=[f"{__name__}.mutilate"]),
-        pytest.raises(HandshakeError, match="does not answer the key"),
+        pytest.raises(HandshakeError, match="does not match the key"),
     ):
         client.websocket("/says-how-it-ended/")
     assert ended == []
+
+
+def test_refusal_is_in_the_log_when_the_client_hears_of_it(client: Client, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(HandshakeRefused, match="403"):
+        client.websocket("/echo/", origin="https://evil.example")
+    assert "/echo/: 403 the page is from another site: https://evil.example" in caplog.text
+
+
+class Around:
+    """A response in the hands of a library that wraps Django's handler, as Sentry's SDK does."""
+
+    __slots__ = ("response",)
+
+    def __init__(self, response: HttpResponseBase) -> None:
+        self.response = response
+
+    def close(self) -> None:
+        self.response.close()
+
+
+def test_response_is_found_inside_what_a_library_puts_around_it(client: Client) -> None:
+    handle: Any = WSGIHandler.__call__
+    with mock.patch.object(WSGIHandler, "__call__", lambda *args: Around(handle(*args))):
+        with client.websocket("/echo/") as ws:
+            ws.send("hello")
+            assert ws.receive() == "hello"
+            assert ws.response.status_code == 101
+        with pytest.raises(HandshakeRefused, match="403") as refused:
+            client.websocket("/echo/", origin="https://evil.example")
+        assert refused.value.response.wsgi_request.path == "/echo/"
 
 
 def test_ordinary_requests_work_as_with_djangos_client(client: Client) -> None:
@@ -644,7 +678,7 @@ def test_keepalive_is_answered(client: Client) -> None:
 def test_view_that_stays_is_reported_and_ended(client: Client) -> None:
     with pytest.raises(TimeoutError) as timeout, client.websocket("/stays/", timeout=0.1) as ws:
         assert ws.receive() == "ready"
-    assert "still ran 0.1 seconds after its client had left. The view waits here:" in str(timeout.value)
+    assert "still running 0.1 seconds after its client had left. The view waits here:" in str(timeout.value)
     assert "gate.wait()" in str(timeout.value)
     assert ended.pop() == "finally"
 

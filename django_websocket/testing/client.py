@@ -51,6 +51,8 @@ with naming("application", "testing"):
 TIMEOUT = 5.0  # seconds; what a test waits for comes at once, or never
 IDLE_TIMEOUT = 0.1  # seconds for a view that never waits, such as one that asks again and again
 NO_LIMIT = 1 << 62  # a test takes whatever the view sends
+RESPONSE = "django_websocket.testing.response"  # in the environment of a handshake, until the client has it
+LISTENS = "The view has returned websocket.listen(), so the client gets only what is published to its channels."
 
 # Where a view waits says its own code, not what it waits in.
 NOT_THE_VIEW = (str(Path(__file__).parent.parent), str(Path(gevent.__file__).parent))
@@ -102,12 +104,12 @@ class Client(django.test.Client):
         """Open a WebSocket to a view of `WEBSOCKET_URLCONF`; a context manager, which closes it.
 
         `path` is its path, or a whole address. `subprotocols` are offered to the view. `origin`, such as
-        "https://example.com", is the site whose page connects; without it, it is no browser that does. `timeout`, in
+        "https://example.com", is the site whose page connects; without it, the client is not a browser. `timeout`, in
         seconds, bounds each wait of this WebSocket. The others are as in `get()` of Django's client.
 
-        Raises `HandshakeRefused` if there is another answer than acceptance, and what the view raises before it
-        accepts, unless the client was made with `raise_request_exception=False`. A refusal by a close code is seen as
-        in a browser: the WebSocket opens, and has ended with its `close_code` and `close_reason`.
+        Raises `HandshakeRefused` if the handshake is not accepted, and what the view raises before it accepts, unless
+        the client was made with `raise_request_exception=False`. A refusal by a close code is seen as in a browser: the
+        WebSocket opens, and has ended with its `close_code` and `close_reason`.
         """
         _check_environment()
         check_timeout(timeout)
@@ -133,6 +135,7 @@ class Client(django.test.Client):
             response.resolver_match = response.wsgi_request.resolver_match
             conversation = upgrade.taker
             if not upgrade.accepted:
+                _let_happen()  # the line in the log, which a greenlet of its own writes
                 raise HandshakeRefused(response)
             subprotocol = handshake.check_response(
                 response.status_code, {name.lower(): value for name, value in response.items()}
@@ -245,9 +248,9 @@ class ClientWebSocket:
     def receive(self, timeout: float | None = None) -> str | bytes:
         """Return the next message, `str` or `bytes`.
 
-        Waits at most `timeout` seconds, without it those of the WebSocket, and then raises TimeoutError; with 0 it only
-        looks. Raises what the view has raised, and `ConnectionClosed`, with `code` and `reason`, if the connection has
-        ended without one.
+        Waits for at most `timeout` seconds, by default those of the WebSocket, and then raises TimeoutError; with 0, it
+        does not wait. Raises what the view has raised, and `ConnectionClosed`, with `code` and `reason`, if the
+        connection has ended without one.
         """
         if timeout is None:
             timeout = self._timeout
@@ -271,8 +274,9 @@ class ClientWebSocket:
     def close(self, code: int = CloseCode.NORMAL, reason: str = "") -> None:
         """Close the connection, and wait for the view to end.
 
-        With the code 1006 the client vanishes without a word, with 1005 it gives no code. Raises what the view has
-        raised; TimeoutError if it does not end, and ends it then. Without effect when all that has happened.
+        With the code 1006, the client vanishes without a close frame; with 1005, its close frame has no code. Raises
+        what the view has raised, and TimeoutError for a view that does not end, which is then killed. A second call has
+        no effect.
         """
         if self._sock.fileno() < 0:
             return
@@ -291,7 +295,8 @@ class ClientWebSocket:
                 self._conversation.join(max(0.0, end - time.monotonic()))
                 if not self._conversation.ready():
                     raise TimeoutError(
-                        f"The view still ran {self._timeout:g} seconds after its client had left. {self._where()}"
+                        f"The view was still running {self._timeout:g} seconds after its client had left. "
+                        f"{self._where()}"
                     )
         finally:
             if self._conversation is not None:
@@ -324,7 +329,7 @@ class ClientWebSocket:
 
     def _let_happen(self) -> None:
         """Let everything happen that waits for its turn only, and read what was sent."""
-        gevent.with_timeout(IDLE_TIMEOUT, gevent.idle, timeout_value=None)
+        _let_happen()
         self._read()
 
     def _read(self) -> bool:
@@ -354,7 +359,7 @@ class ClientWebSocket:
             except BlockingIOError:
                 if not select([], [self._sock], [], self._timeout)[1]:
                     raise TimeoutError(
-                        f"What was sent was not taken within {self._timeout:g} seconds. {self._where()}"
+                        f"The server did not take the message within {self._timeout:g} seconds. {self._where()}"
                     ) from None
             except ConnectionError:
                 return  # reading tells why
@@ -381,7 +386,7 @@ class ClientWebSocket:
     def _where(self) -> str:
         """Say where the view stands."""
         if self._conversation is None or self._conversation.ready():
-            return "The view has ended."
+            return "The view has ended." if self._ended else LISTENS
         stack = traceback.StackSummary.extract((frame, frame.f_lineno) for frame in self._conversation.frames)
         own = [frame for frame in stack if not frame.filename.startswith(NOT_THE_VIEW)]
         return "The view waits here:\n" + "".join(traceback.format_list(own or stack))
@@ -412,8 +417,8 @@ def _memory_broker() -> MemoryBroker:
     if isinstance(broker, MemoryBroker):
         return broker
     raise ImproperlyConfigured(
-        "In tests messages go through the memory of the process: do not override WEBSOCKET_BROKER, and outside of a "
-        "test runner call django.test.utils.setup_test_environment() first."
+        "In tests, messages go through the memory of the process. Do not override WEBSOCKET_BROKER; outside a test "
+        "runner, call django.test.utils.setup_test_environment() first."
     )
 
 
@@ -423,12 +428,18 @@ def _check_environment() -> None:
         asyncio.get_running_loop()
         if not os.environ.get("DJANGO_ALLOW_ASYNC_UNSAFE"):  # by which Django allows the same to its database
             raise SynchronousOnlyOperation(
-                "WebSockets are tested by synchronous code: write the test as a plain `def`, or put all that concerns "
-                "the WebSocket into a function that is called with sync_to_async(). Where a loop runs in the thread of "
-                "a plain `def`, as under Playwright, set DJANGO_ALLOW_ASYNC_UNSAFE, as for Django's database."
+                "The test client works only in synchronous code: write the test as a plain `def`, or move everything "
+                "that uses the WebSocket into a function, and call it with sync_to_async(). If an event loop runs in "
+                "the thread of a plain `def`, as under Playwright, set DJANGO_ALLOW_ASYNC_UNSAFE, as for Django's "
+                "database."
             )
     if not monkey.is_module_patched("socket"):
         _memory_broker()
+
+
+def _let_happen() -> None:
+    """Let everything happen that waits for its turn only."""
+    gevent.with_timeout(IDLE_TIMEOUT, gevent.idle, timeout_value=None)
 
 
 # --- the handshake, as a request of Django's client ----------------------------------------------------------------
@@ -458,12 +469,12 @@ class _Handler(ClientHandler):
         request_started.disconnect(close_old_connections)
         request_finished.disconnect(close_old_connections)
         try:
-            response = self._websocket(environ, upgrade.watch(lambda *args: lambda data: None))
-            response.close()
+            body: Any = self._websocket(environ, upgrade.watch(lambda *args: lambda data: None))
+            body.close()
         finally:
             request_started.connect(close_old_connections)
             request_finished.connect(close_old_connections)
-        return response
+        return environ.pop(RESPONSE)  # `body` may be something around it: Sentry's SDK wraps Django's handler
 
 
 class _WebSocketHandler(WebSocketHandler):
@@ -472,6 +483,7 @@ class _WebSocketHandler(WebSocketHandler):
     def get_response(self, request: HttpRequest) -> HttpResponseBase:
         response = super().get_response(request)
         response.wsgi_request = request  # type: ignore[attr-defined]
+        request.META[RESPONSE] = response
         return response
 
 
