@@ -41,7 +41,7 @@ PART = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")  # of a name such as BrokerEr
 ACRONYM = re.compile(r"[A-Z]{2,}s?")
 AMERICAN = re.compile(
     r"(?:behavior|color|defense|favor|flavor|honor|licenses?\b|neighbor|offense|gray|center|catalog\b)|"
-    r"(?:cancel|label|model|signal|travel)(?:ed|ing)\b|(?!size|resize|prize|seize)\w+[iy]z(?:e[ds]?|ing|ation)\b"
+    r"(?:cancel|label|model|signal|travel)(?:ed|ing)\b|(?!siz|resiz|priz|seiz)\w+[iy]z(?:e[ds]?|ing|ation)\b"
 )
 
 
