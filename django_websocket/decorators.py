@@ -252,8 +252,8 @@ def websocket_loop(view: AsyncView[R, P]) -> AsyncDecorated[R, P]: ...
 def websocket_loop(view: Callable[..., Any]) -> Any:
     """Call `view(request, websocket, ...)` each time there is a message to `receive()`, until there will be no more.
 
-    A view that does not receive its message ends with a RuntimeError, since it would be called for the same message for
-    ever. A view that returns a refusal is not called again; other responses are lost.
+    A view that leaves its message unreceived again and again ends with a RuntimeError: it would be called for ever. A
+    view that returns a refusal is not called again; other responses are lost.
     """
     if iscoroutinefunction(view):
         return async_loop(view)

@@ -1,4 +1,4 @@
-"""`select()` for greenlets, over WebSockets, subscriptions, sockets and files; gunicorn's worker uses it everywhere."""
+"""`select()` for greenlets, over WebSockets, subscriptions, sockets and files; the worker replaces `select.select`."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from websockets.sync.client import connect
 
 from .support.documentation import Project, blocks, command
 from .support.figures import growth, measured
-from .support.servers import ROOT, Server
+from .support.servers import ROOT, Server, configured_nginx, free_port
 from .support.waiting import eventually
 
 PAGE = "docs/recipes/operations.md"
@@ -156,6 +157,18 @@ def test_sentry_gets_errors_with_their_request_and_without_messages_and_logins(s
     assert "user" not in failed
     assert events["LookupError"]["logger"] == "django.dispatch"
     assert all(SECRET.encode() not in body for body in sentry.received)
+
+
+def test_nginx_sends_clients_to_the_instance_that_runs(site: Server, tmp_path: Path) -> None:
+    (block,) = [block.code for block in blocks(PAGE) if block.code.startswith("upstream")]
+    both = block.replace("10.0.0.1:8001", f"127.0.0.1:{free_port()}").replace("10.0.0.2", "127.0.0.1")
+    one = "upstream websocket_server {\n        server 127.0.0.1:8001;\n    }"
+    with configured_nginx(free_port(), site.port, tmp_path, {one: both}) as server:
+        for number in range(3):
+            origin = f"http://{server.address}"
+            with open_page(f"ws://{server.address}/chat/lobby/", origin=origin) as client:
+                client.send(str(number))
+                assert client.recv(timeout=10) == str(number)
 
 
 def test_plain_lines_look_as_the_page_shows_them() -> None:

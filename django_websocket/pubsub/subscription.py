@@ -83,8 +83,8 @@ class Subscription(Source):
     def get(self, timeout: float | None = None) -> str | bytes | Any:
         """Return the next message, `str` or `bytes`; None after `close()`.
 
-        Waits for at most `timeout` seconds, or for as long as it takes, and holds no database connection meanwhile. It
-        is typed as `Any` instead of None, so code that closes no subscription need not check for it.
+        Waits for at most `timeout` seconds, or for as long as it takes, and holds no database connection meanwhile.
+        None is typed as `Any`, so code that closes no subscription need not check for it.
 
         Raises TimeoutError when the time has passed; `MessagesMissed` once after the broker was away, or after too many
         messages had piled up (unless `on_slow` lets them be dropped), and the next call goes on; `ConnectionClosed`

@@ -52,7 +52,7 @@ class Watch(Source):
         """Return what has changed since the last call; at first, all who are there. None after `close()`.
 
         Waits for a change for at most `timeout` seconds, or for as long as it takes, and holds no database connection
-        meanwhile. It is typed as `Any` instead of None, so code that closes no watch need not check for it.
+        meanwhile. None is typed as `Any`, so code that closes no watch need not check for it.
 
         Raises TimeoutError when the time has passed, `ConnectionClosed` when it would wait although the view's client
         has left, `BrokerError` when the broker was closed, and RuntimeError inside an `atomic()` block of the view.
