@@ -18,10 +18,12 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
-from .support.documentation import Project, blocks, command
+from .support.documentation import Project, blocks, command, commands
 from .support.figures import growth, measured
 from .support.servers import ROOT, Server, configured_nginx, free_port
 from .support.waiting import eventually
+
+pytestmark = pytest.mark.slow
 
 PAGE = "docs/recipes/operations.md"
 SECRET = "not for others"
@@ -216,6 +218,12 @@ def quoted(script: str) -> Iterator[tuple[str, str]]:
         loads = re.findall(r"`(\w+)`", comment)
         figures = [figure.replace("_", ",") for figure in re.findall(r"[* (+](\d[\d_.]*)", code)]
         yield from zip(loads, figures[: len(loads)], strict=True)
+
+
+def test_commands_install_what_the_tests_have_and_reload_as_elsewhere() -> None:
+    install, reload = commands(PAGE)
+    assert f'\n    "{install.removeprefix("pip install ")}>=' in (ROOT / "pyproject.toml").read_text()
+    assert reload in commands("docs/deployment.md")  # whose test runs it
 
 
 def test_times_to_stop_are_longer_than_what_they_wait_for() -> None:
