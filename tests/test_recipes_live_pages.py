@@ -385,7 +385,7 @@ def test_page_that_is_too_slow_for_the_dashboard_gets_the_newest_numbers(
     history = {"dashboard": {"messages": 60, "seconds": 120}}
     with override_settings(WEBSOCKET_BROKER=f"redis://{redis.address}/0", WEBSOCKET_HISTORY=history):
         for number in range(100):
-            publish("dashboard", {"number": number, "filler": "x" * 40_000})
+            publish("dashboard", {"number": number, "filler": "x" * 300_000})  # more in all than the kernel buffers
     seen: list[int] = []
     while seen[-1:] != [99]:
         message = json.loads(slow.frame().text)
