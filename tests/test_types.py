@@ -23,6 +23,7 @@ TYPED_PAGES = [
     *(f"docs/{name}.md" for name in ("history", "presence", "publish", "security", "testing", "tokens", "views")),
 ]
 TYPED_RECIPES = [f"docs/recipes/{name}.md" for name in ("notifications", "dashboard", "progress", "rooms")]  # apps
+RECIPES_FOR_CHAT = [f"docs/recipes/{name}.md" for name in ("forms", "limits", "tenants", "uploads")]
 ANNOTATIONS = {"request": "HttpRequest", "websocket": "WebSocket", "room": "str", "slug": "str", "pk": "int"}
 CLIENT = "client: Client  # pyright: ignore[reportIncompatibleVariableOverride]"
 IMPORTS = """
@@ -139,7 +140,14 @@ def test_recipes_with_apps_of_their_own_have_types(original: Project, cache: Pat
 
 def test_examples_of_the_documentation_have_types_for_pyright(original: Project, tmp_path: Path) -> None:
     found = {name: with_pages(original, tmp_path / name, page) for page in TYPED_PAGES if (name := Path(page).stem)}
+    found["recipes"] = with_pages(original, tmp_path / "recipes", *RECIPES_FOR_CHAT)
     assert pyright(tmp_path, "standard", {name: files for name, (_, files) in found.items()}) == ""
+
+
+def test_recipes_that_add_to_the_chat_have_types(original: Project, cache: Path, tmp_path: Path) -> None:
+    project, files = with_pages(original, tmp_path / "mysite", *RECIPES_FOR_CHAT)
+    serializers = "[mypy-chat.serializers]\ndisallow_any_generics = false\n"
+    assert mypy(project, cache, MYPY_OF_EXAMPLES + serializers, *files) == ""
 
 
 def annotate(project: Project) -> Iterator[Path]:
