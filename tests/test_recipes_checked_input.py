@@ -237,7 +237,7 @@ def test_page_shows_errors_and_messages_in_its_language(site: Site, connect: Con
     assert "/en/talk/" in ann.driver.page_source and "/de/talk/" in bob.driver.page_source
     for window, error in ((ann, "This field is required."), (bob, "Dieses Feld ist zwingend erforderlich.")):
         window["button"].click()
-        window.wait_for_texts("#errors li", [error] * 2)
+        window.wait_for_texts("#errors li", [f"Room: {error}", f"Text: {error}"])
     ann["[name=room]"].send_keys("lobby")
     ann.fill("[name=text]", "<b>Hello</b>")
     ann["button"].click()
@@ -247,8 +247,8 @@ def test_page_shows_errors_and_messages_in_its_language(site: Site, connect: Con
     cookie = {"Cookie": f"sessionid={site.sessions['ann']}"}
     program = connect(site.server, "/talk/", additional_headers=cookie)
     program.send('{"type": "meet", "room": "lobby", "day": "2026-12-24"}')
-    ann.wait_for_last_text("#log li", "ann: Thursday, December 24, 2026")
-    bob.wait_for_last_text("#log li", "ann: Donnerstag, 24. Dezember 2026")
+    ann.wait_for_last_text("#log li", "ann: Date: Thursday, December 24, 2026")
+    bob.wait_for_last_text("#log li", "ann: Datum: Donnerstag, 24. Dezember 2026")
     assert site.errors() == []
 
 
