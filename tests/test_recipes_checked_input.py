@@ -55,6 +55,9 @@ print(json.dumps(sessions))
 
 # What the pages say, and their own tests do not show.
 MORE_TESTS = """
+from hashlib import sha256
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from unittest.mock import patch
 
 from chat.connections import LIMIT
@@ -62,7 +65,7 @@ from chat.models import Tenant
 from chat.quotas import allowed
 from django.contrib.auth.models import Group, User
 from django.core.cache import cache
-from django.test import TestCase
+from django.test import TestCase, override_settings
 from django_websocket.testing import Client, HandshakeRefused
 from django_websocket.websocket import WebSocket
 
@@ -134,6 +137,22 @@ class MoreTests(TestCase):
         self.assertEqual({ws.close_code for ws in connections}, {None})
         for ws in connections:
             ws.close()
+
+    def test_file_is_not_sent_again_after_an_error_of_the_storage(self):
+        begin = {"name": "a.jpg", "size": 3, "sha256": sha256(b"abc").hexdigest()}
+        with TemporaryDirectory() as directory:
+            with override_settings(MEDIA_ROOT=directory, UPLOAD_PARTS=Path(directory) / "parts"):
+                with (
+                    patch("chat.uploads.default_storage.save", side_effect=OSError("full")),
+                    self.assertRaisesMessage(OSError, "full"),
+                    self.client.websocket("/upload/") as ws,
+                ):
+                    ws.send_json(begin)
+                    ws.send(b"abc")
+                with self.client.websocket("/upload/") as ws:
+                    ws.send_json(begin)
+                    self.assertEqual(ws.receive_json(), {"received": 3})
+                    self.assertIn("saved", ws.receive_json())
 
     def test_action_is_allowed_when_the_cache_has_dropped_its_count(self):
         with patch.object(cache, "add"):
