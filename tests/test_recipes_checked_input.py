@@ -250,6 +250,7 @@ def site(recipes: Recipes, served: Server, browser: Browser) -> Site:
     return Site(served, recipes.sessions, browser)
 
 
+@pytest.mark.slow
 def test_page_shows_errors_and_messages_in_its_language(site: Site, connect: Connect) -> None:
     ann = site.open("ann", "/talk/")
     bob = site.open("bob", "/talk/", "localhost", "de")
@@ -284,6 +285,7 @@ BREAK = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["post", "socket"])
 def test_file_of_5_mb_arrives_as_it_is(site: Site, recipes: Recipes, tmp_path: Path, way: str) -> None:
     file = tmp_path / "holiday.jpg"
@@ -310,6 +312,7 @@ def test_file_of_5_mb_arrives_as_it_is(site: Site, recipes: Recipes, tmp_path: P
     assert site.errors() == []
 
 
+@pytest.mark.slow
 def test_file_that_is_not_allowed_is_refused_with_a_reason(site: Site, tmp_path: Path) -> None:
     file = tmp_path / "page.html"
     file.write_text("<script>")
@@ -323,6 +326,7 @@ def test_file_that_is_not_allowed_is_refused_with_a_reason(site: Site, tmp_path:
     assert "400" in error
 
 
+@pytest.mark.slow
 def test_nginx_refuses_handshakes_that_are_too_many(served: Server, tmp_path: Path) -> None:
     zone, limits = (block.code for block in blocks("docs/recipes/limits.md") if block.language == "text")
     begin = "# limit_conn_zone $binary_remote_addr"
