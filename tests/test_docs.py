@@ -261,8 +261,8 @@ def test_examples_of_a_page_are_right_as_they_stand(original: Project, page: str
         elif block.language == "python":
             if block.file != "gunicorn.conf.py":  # gunicorn reads this file, in a test below
                 lines.append(f"import {block.file.removesuffix('.py').replace('/', '.')}")
-        else:
-            assert block.language in ("sh", "text"), f"{page}: unknown language {block.language!r}"
+        else:  # test_recipes_frontend.py runs JavaScript, in a browser
+            assert block.language in ("js", "jsx", "sh", "text"), f"{page}: unknown language {block.language!r}"
     copy.shell("\n".join(lines))
 
 

@@ -1,8 +1,8 @@
 """The examples of README.md and docs/, and a project with each of them in the file that it names.
 
-A block of code begins with a comment that names its file: `# chat/views.py` replaces the whole file, and
-`# chat/views.py: add` is added at its end. Blocks in `sh` are commands, one on each line, and blocks in `text` are
-the output of a program.
+A block of code begins with a comment that names its file: `# chat/views.py`, or `// chat/static/chat/live.js`, replaces
+the whole file, and `# chat/views.py: add` is added at its end. Blocks in `sh` are commands, one on each line, and
+blocks in `text` are the output of a program.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PAGES = ("README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").gl
 TUTORIAL = "docs/tutorial.md"  # whose blocks replace each other from step to step; test_tutorial.py follows it
 GUIDES = ("CONTRIBUTING.md", "SECURITY.md")  # for people who work on the package: their commands run in its tree
 BLOCK = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
-FILE = re.compile(r"(?:#|<!--) (\S+\.\w+)(: add)?(?: -->)?\n")
+FILE = re.compile(r"(?:#|<!--|//) (\S+\.\w+)(: add)?(?: -->)?\n")
 
 ENVIRONMENT = {
     "PYTHONDONTWRITEBYTECODE": "1",
