@@ -1,0 +1,304 @@
+"""The recipes for front ends: their pages in Chromium with the real libraries, on one development server."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from .support.browser import Browser, Window
+from .support.documentation import Project, blocks, command
+from .support.frontend import package_file
+from .support.servers import ROOT, Server, free_port
+
+HTMX = "docs/recipes/htmx.md"
+PAGES = (HTMX,)
+
+VENDOR = {
+    "htmx.min.js": "htmx.org/dist/htmx.min.js",
+    "htmx4.min.js": "htmx4/dist/htmx.min.js",
+    "ws.min.js": "htmx-ext-ws/dist/ws.min.js",
+    "hx-ws.min.js": "htmx4/dist/ext/hx-ws.min.js",
+    "turbo.js": "@hotwired/turbo/dist/turbo.es2017-umd.js",
+}
+
+# What the tests serve beside the pages: the same pages with another library, and a view that does what happens while
+# pages are away.
+URLS = """
+from django.contrib.auth.decorators import login_required
+from django.http import HttpResponse
+from django.shortcuts import render
+from django.template.loader import render_to_string
+from django_websocket.logins import disconnect
+from django_websocket.pubsub import publish
+
+from chat.models import Note
+
+
+def template(name):
+    return login_required(lambda request: render(request, name, {"notes": notes.latest(), "form": notes.NoteForm()}))
+
+
+@login_required
+def away(request, channel, message, code):
+    closed = disconnect(user=request.user, code=code)  # each page waits 0.6 seconds at least before it comes back
+    note = Note.objects.create(author=request.user, text=request.GET["text"])
+    publish(channel, render_to_string(f"chat/{message}.html", {"note": note}))
+    return HttpResponse(str(closed))
+
+
+urlpatterns += [
+    path("board/htmx4/", template("chat/board_htmx4.html")),
+    path("board/extension/", template("chat/board_extension.html")),
+    path("board/extension4/", template("chat/board_extension4.html")),
+    path("away/<channel>/<message>/<int:code>/", away),
+]
+"""
+
+PREPARE = """
+import json
+from django.contrib.auth.models import User
+from django.core.management import call_command
+from django.test import Client
+
+call_command("makemigrations", "chat", verbosity=0)
+call_command("migrate", verbosity=0)
+cookies = {}
+for name in ("ann", "bob"):
+    client = Client()
+    client.force_login(User.objects.create(username=name))
+    cookies[name] = client.cookies["sessionid"].value
+print(json.dumps(cookies))
+"""
+
+
+def variant(project: Project, name: str, new_name: str, replacements: dict[str, str]) -> None:
+    """Write a template again with other words, each of which is in it."""
+    text = (project.directory / "chat/templates/chat" / name).read_text()
+    for old, new in replacements.items():
+        assert old in text
+        text = text.replace(old, new)
+    project.write(f"chat/templates/chat/{new_name}", text)
+
+
+@pytest.fixture(scope="module")
+def project(readme: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The README's project with the files of all pages."""
+    project = readme.copy(tmp_path_factory.mktemp("recipes") / "mysite")
+    for page in PAGES:
+        project.put(page)
+    project.write("mysite/urls.py", URLS, add=True)
+    vendor = project.directory / "chat/static/vendor"
+    vendor.mkdir(parents=True)
+    for name, file in VENDOR.items():
+        shutil.copy(package_file(file), vendor / name)
+    variant(project, "board.html", "board_htmx4.html", {"htmx.min.js": "htmx4.min.js", "htmx2": "htmx4"})
+    variant(
+        project,
+        "board_extension.html",
+        "board_extension4.html",
+        {
+            "htmx.min.js": "htmx4.min.js",
+            "ws.min.js": "hx-ws.min.js",
+            "ws-connect": "hx-ws:connect",
+            ' hx-ext="ws"': "",
+            "note_form.html": "note_form4.html",
+        },
+    )
+    variant(project, "note_form.html", "note_form4.html", {"ws-send": "hx-ws:send"})
+    return project
+
+
+@pytest.fixture(scope="module")
+def cookies(project: Project) -> dict[str, str]:
+    """The sessions of the users ann and bob."""
+    found: dict[str, str] = json.loads(project.shell(PREPARE))
+    return found
+
+
+@pytest.fixture(scope="module")
+def server(project: Project, cookies: dict[str, str]) -> Iterator[Server]:
+    with project.runserver(command("README.md", "runwebsocket"), free_port()) as server:
+        yield server
+        os.killpg(server.pid, signal.SIGKILL)  # to stop it takes a second
+        server.wait()
+
+
+class Site:
+    """The development server, and windows in which a user has logged in."""
+
+    def __init__(self, browser: Browser, server: Server, cookies: dict[str, str]) -> None:
+        self.browser = browser
+        self.server = server
+        self.cookies = cookies
+
+    def url(self, path: str) -> str:
+        """Return the address of a page."""
+        return f"http://{self.server.address}{path}"
+
+    def open(self, path: str, user: str = "ann") -> Window:
+        """Open a page as a user; all windows are those of the user who came last."""
+        window = self.browser.open(self.url("/static/vendor/ws.min.js"))  # a document of the site, for its cookie
+        window.driver.add_cookie({"name": "sessionid", "value": self.cookies[user]})
+        window.driver.get(self.url(path))
+        return window
+
+    def errors(self) -> list[str]:
+        """Return the errors in the consoles since the last call."""
+        return [error for error in self.browser.errors() if "favicon" not in error]
+
+
+@pytest.fixture
+def site(browser: Browser, server: Server, cookies: dict[str, str]) -> Site:
+    return Site(browser, server, cookies)
+
+
+# --- docs/recipes/htmx.md --------------------------------------------------------------------------------------------
+
+MARKUP = "<img src=x onerror=\"document.title = 'markup'\">"
+FETCH = "const [path, done] = arguments; fetch(path).then((answer) => answer.text()).then(done)"
+
+
+def wait_for_state(window: Window, state: str) -> None:
+    window.wait(lambda: window["live-socket"].get_attribute("data-state") == state, f"the state is not {state}")
+
+
+def add_note(window: Window, text: str) -> None:
+    window.fill("[name=text]", text)
+    window["form button"].click()
+
+
+def notes(window: Window) -> list[str]:
+    """Return the notes that the page shows, none of which is there twice."""
+    ids = window.driver.execute_script("return Array.from(document.querySelectorAll('#notes li'), (note) => note.id)")
+    assert len(ids) == len(set(ids))
+    return window.texts("#notes li")
+
+
+def wait_for_last_note(window: Window, text: str) -> None:
+    window.wait(lambda: notes(window)[-1:] == [text], f"the last note is not {text}")
+
+
+def lose_connection(window: Window, path: str) -> None:
+    """End the connections of the user, whose pages are told nothing of what happens just after that."""
+    assert int(window.driver.execute_async_script(FETCH, path)) > 0
+
+
+FOLLOW_LINK = """
+const link = document.createElement("a");
+link.href = location.href;
+link.setAttribute("hx-boost", "true");
+document.body.append(link);
+window.htmx?.process(link);
+document.querySelector("live-socket").left = true;
+link.click();
+"""
+
+
+def follow_link(window: Window) -> None:
+    """Go to the same page by a link, which the library follows by exchanging the body."""
+    window.driver.execute_script(FOLLOW_LINK)
+    window.wait(lambda: window.driver.execute_script("return !document.querySelector('live-socket').left"))
+
+
+LIBRARIES = {"/board/": "htmx2", "/board/htmx4/": "htmx4", "/board/turbo/": "turbo"}
+
+
+@pytest.mark.parametrize("path", LIBRARIES, ids=LIBRARIES.values())
+def test_board_shows_each_note_once_on_all_pages(site: Site, path: str) -> None:
+    channel, template = ("streams", "note_stream") if "turbo" in path else ("board", "note_message")
+    ann, bob = (site.open(path, "ann") for _ in range(2))
+    for window in (ann, bob):
+        wait_for_state(window, "open")
+    add_note(ann, MARKUP)
+    for window in (ann, bob):
+        wait_for_last_note(window, f"ann {MARKUP}")
+        assert window.texts("#notes img") == []
+        assert window.driver.title == "Notes"
+    ann.wait(lambda: ann["[name=text]"].get_attribute("value") == "")
+
+    # A page that has just been made has the note in its list, and gets it from the history as well.
+    late = site.open(path)
+    wait_for_state(late, "open")
+    follow_link(late)
+    wait_for_state(late, "open")
+    add_note(late, f"later by {path}")
+    for window in (ann, bob, late):
+        wait_for_last_note(window, f"ann later by {path}")
+
+    # What happens while a page is away arrives when it is back.
+    lose_connection(ann, f"/away/{channel}/{template}/1012/?text=missed")
+    bob.driver.execute_script("dispatchEvent(new Event('online'))")  # which ends its wait
+    wait_for_last_note(bob, "ann missed")
+
+    # Whoever may not come back by itself asks for the page again, and so comes to the login page.
+    wait_for_state(bob, "open")
+    bob.driver.execute_script("window.loaded = 'before'")
+    lose_connection(late, f"/away/{channel}/{template}/4401/?text=again")
+    bob.wait(lambda: bob.driver.execute_script("return window.loaded") is None)
+    wait_for_last_note(bob, "ann again")
+    assert [error for error in site.errors() if "WebSocket" not in error] == []
+
+
+@pytest.mark.parametrize("path", [path for path in LIBRARIES if "turbo" not in path])
+def test_form_comes_back_with_its_errors(site: Site, path: str) -> None:
+    window = site.open(path)
+    wait_for_state(window, "open")
+    window.driver.execute_script("document.querySelector('[name=text]').removeAttribute('maxlength')")
+    before = notes(window)
+    add_note(window, "x" * 201)
+    window.wait_for_texts(".errorlist li", ["Ensure this value has at most 200 characters (it has 201)."])
+    assert window["[name=text]"].get_attribute("value") == "x" * 201
+    assert notes(window) == before
+
+
+@pytest.mark.parametrize("path", ["/board/extension/", "/board/extension4/"], ids=["htmx2", "htmx4"])
+def test_extension_of_htmx_begins_anew_after_an_interruption(site: Site, path: str) -> None:
+    ann, bob = (site.open(path) for _ in range(2))
+    add_note(ann, f"by the extension of {path}")
+    for window in (ann, bob):
+        wait_for_last_note(window, f"ann by the extension of {path}")
+    lose_connection(ann, "/away/board/note_message/1012/?text=missed")
+    for window in (ann, bob):
+        wait_for_last_note(window, "ann missed")
+
+
+def test_turbo_takes_messages_from_a_websocket_of_its_own(site: Site) -> None:
+    window = site.open("/board/turbo/")
+    window.driver.execute_script(
+        """
+        const element = document.querySelector("live-socket");
+        const url = element.getAttribute("url");
+        element.remove();
+        document.body.append(document.createElement("ul"));
+        document.querySelector("ul").id = "notes";
+        const socket = new WebSocket(url);
+        socket.onopen = () => (document.title = "open");
+        Turbo.connectStreamSource(socket);
+        """
+    )
+    window.wait(lambda: window.driver.title == "open")
+    add_note(window, "by Turbo")
+    wait_for_last_note(window, "ann by Turbo")
+
+
+def test_page_says_when_the_extensions_connect_again() -> None:
+    [row] = [line for line in (ROOT / HTMX).read_text().splitlines() if line.startswith("| connects again")]
+    _, htmx2, htmx4 = ([int(code) for code in re.findall(r"\d{4}", cell)] for cell in row.split("|")[2:5])
+    assert f"{htmx2}.indexOf(e.code)" in package_file("htmx-ext-ws/ws.js").read_text()
+    listed = package_file("htmx4/dist/ext/hx-ws.js").read_text().partition("reconnectCodes: [")[2].partition("]")[0]
+    assert htmx4 == [int(code) for code in re.findall(r"\d{4}", listed)]
+
+
+# --- the tests that the pages have for their readers -----------------------------------------------------------------
+
+
+def test_tests_of_the_pages_pass(project: Project, cookies: dict[str, str]) -> None:
+    output = project.run("python manage.py test", errors=True)
+    expected = sum(block.code.count("    def test_") for page in PAGES for block in blocks(page))
+    assert f"Ran {expected} tests" in output
