@@ -178,6 +178,8 @@ def without_effect_on_this_machine(project: Project, line: str) -> bool:
         assert extra is None or f"\n{extra} = [" in pyproject.partition("[project.optional-dependencies]")[2]
     elif words[0] in ("scripts/demo", "scripts/bench"):  # tested in test_scripts.py and test_benchmarks.py
         assert os.access(ROOT / words[0], os.X_OK)
+    elif words[0] in ("npm", "npx"):  # tested in test_recipes_frontend.py
+        assert "docs/recipes/frontends.md" in PAGES
     elif words[0] == "nginx":  # tested in test_nginx.py
         assert (ROOT / "deploy" / "nginx.conf").exists()
     else:
@@ -255,14 +257,14 @@ def test_examples_of_a_page_are_right_as_they_stand(original: Project, page: str
     (copy.directory / "gunicorn.conf.py").unlink(missing_ok=True)
     lines = ["from django.core.management import call_command", "call_command('check')"]
     for block in blocks(page):
-        if block.language == "html":
+        if block.language == "html" and "/templates/" in block.file:
             name = block.file.partition("/templates/")[2]
             lines.append(f"from django.template.loader import get_template; get_template({name!r})")
         elif block.language == "python":
             if block.file != "gunicorn.conf.py":  # gunicorn reads this file, in a test below
                 lines.append(f"import {block.file.removesuffix('.py').replace('/', '.')}")
         else:  # test_recipes_frontend.py runs JavaScript, in a browser
-            assert block.language in ("js", "jsx", "sh", "text"), f"{page}: unknown language {block.language!r}"
+            assert block.language in ("html", "js", "jsx", "sh", "text"), f"{page}: unknown language {block.language!r}"
     copy.shell("\n".join(lines))
 
 

@@ -5,19 +5,24 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from .support.browser import Browser, Window
-from .support.documentation import Project, blocks, command
-from .support.frontend import package_file
-from .support.servers import ROOT, Server, free_port
+from .support.clients import fetch_json
+from .support.documentation import Project, blocks, command, commands
+from .support.frontend import FRONTEND, package_file
+from .support.servers import HTTP_PROBE, ROOT, Server, free_port
 
 HTMX = "docs/recipes/htmx.md"
-PAGES = (HTMX,)
+FRONTENDS = "docs/recipes/frontends.md"
+PAGES = (HTMX, FRONTENDS)
 
 VENDOR = {
     "htmx.min.js": "htmx.org/dist/htmx.min.js",
@@ -25,17 +30,20 @@ VENDOR = {
     "ws.min.js": "htmx-ext-ws/dist/ws.min.js",
     "hx-ws.min.js": "htmx4/dist/ext/hx-ws.min.js",
     "turbo.js": "@hotwired/turbo/dist/turbo.es2017-umd.js",
+    "vue.esm-browser.prod.js": "vue/dist/vue.esm-browser.prod.js",
 }
 
-# What the tests serve beside the pages: the same pages with another library, and a view that does what happens while
-# pages are away.
+# What the tests serve beside the pages: the same pages with another library, who is in a channel, and a view that does
+# what happens while pages are away.
 URLS = """
+from uuid import uuid4
+
 from django.contrib.auth.decorators import login_required
-from django.http import HttpResponse
+from django.http import HttpResponse, JsonResponse
 from django.shortcuts import render
 from django.template.loader import render_to_string
 from django_websocket.logins import disconnect
-from django_websocket.pubsub import publish
+from django_websocket.pubsub import present, publish
 
 from chat.models import Note
 
@@ -44,20 +52,62 @@ def template(name):
     return login_required(lambda request: render(request, name, {"notes": notes.latest(), "form": notes.NoteForm()}))
 
 
+def who(request, channel):
+    return JsonResponse({"names": sorted(member["name"] for member in present(channel))})
+
+
 @login_required
-def away(request, channel, message, code):
+def away(request, code):
     closed = disconnect(user=request.user, code=code)  # each page waits 0.6 seconds at least before it comes back
-    note = Note.objects.create(author=request.user, text=request.GET["text"])
-    publish(channel, render_to_string(f"chat/{message}.html", {"note": note}))
+    text = request.GET["text"]
+    if "template" in request.GET:
+        note = Note.objects.create(author=request.user, text=text)
+        publish(request.GET["channel"], render_to_string(f"chat/{request.GET['template']}.html", {"note": note}))
+    else:
+        publish(request.GET["channel"], {"id": str(uuid4()), "by": request.user.get_username(), "text": text})
     return HttpResponse(str(closed))
 
 
-urlpatterns += [
+urlpatterns[:0] = [
     path("board/htmx4/", template("chat/board_htmx4.html")),
     path("board/extension/", template("chat/board_extension.html")),
     path("board/extension4/", template("chat/board_extension4.html")),
-    path("away/<channel>/<message>/<int:code>/", away),
+    path("vue/switch/", template("chat/room_switch.html")),
+    path("who/<channel>/", who),
+    path("away/<int:code>/", away),
 ]
+"""
+
+# The component of React with an address that changes.
+SWITCH_HTML = """
+<!doctype html>
+<div id="root"></div>
+<script type="module" src="/src/switch.jsx"></script>
+"""
+SWITCH = """
+import { StrictMode } from "react";
+import { createRoot } from "react-dom/client";
+import { Room } from "./Room.jsx";
+
+const root = createRoot(document.getElementById("root"));
+window.show = (url) => root.render(<StrictMode>{url && <Room url={url} />}</StrictMode>);
+"""
+
+# The same for the composable of Vue.
+SWITCH_VUE = """
+const done = arguments[0];
+Promise.all([import("vue"), import("chat/useSocket")]).then(([{ createApp, h, ref }, { useSocket }]) => {
+  const address = ref("/rooms/kitchen/");
+  const app = createApp({
+    setup() {
+      const { state, messages } = useSocket(address);
+      return () => h("main", { "data-state": state.value.name }, messages.value.map(({ text }) => h("li", text)));
+    },
+  });
+  app.mount("#room");
+  window.show = (url) => (url ? (address.value = url) : app.unmount());
+  done();
+}).catch((error) => done(String(error)));
 """
 
 PREPARE = """
@@ -90,8 +140,9 @@ def variant(project: Project, name: str, new_name: str, replacements: dict[str, 
 def project(readme: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
     """The README's project with the files of all pages."""
     project = readme.copy(tmp_path_factory.mktemp("recipes") / "mysite")
+    project.write("mysite/settings.py", "WEBSOCKET_HISTORY = {}", add=True)
     for page in PAGES:
-        project.put(page)
+        project.put(page, {"WEBSOCKET_HISTORY = {": "WEBSOCKET_HISTORY |= {"})
     project.write("mysite/urls.py", URLS, add=True)
     vendor = project.directory / "chat/static/vendor"
     vendor.mkdir(parents=True)
@@ -111,6 +162,8 @@ def project(readme: Project, tmp_path_factory: pytest.TempPathFactory) -> Projec
         },
     )
     variant(project, "note_form.html", "note_form4.html", {"ws-send": "hx-ws:send"})
+    module = '<script type="module" src="{% static \'chat/room.js\' %}"></script>'
+    variant(project, "room_vue.html", "room_switch.html", {module: "", "room=room": "room='kitchen'"})
     return project
 
 
@@ -137,16 +190,21 @@ class Site:
         self.server = server
         self.cookies = cookies
 
-    def url(self, path: str) -> str:
-        """Return the address of a page."""
-        return f"http://{self.server.address}{path}"
+    def url(self, path: str, user: str = "ann") -> str:
+        """Return the address of a page; a host's name has cookies of its own."""
+        return f"http://{HOSTS[user]}:{self.server.port}{path}"
 
-    def open(self, path: str, user: str = "ann") -> Window:
-        """Open a page as a user; all windows are those of the user who came last."""
-        window = self.browser.open(self.url("/static/vendor/ws.min.js"))  # a document of the site, for its cookie
+    def open(self, path: str, user: str = "ann", port: int | None = None) -> Window:
+        """Open a page as a user, by default of the development server."""
+        window = self.browser.open(self.url("/static/vendor/ws.min.js", user))  # to have a cookie, it must be there
         window.driver.add_cookie({"name": "sessionid", "value": self.cookies[user]})
-        window.driver.get(self.url(path))
+        window.driver.get(self.url(path, user).replace(str(self.server.port), str(port or self.server.port)))
         return window
+
+    def who(self, channel: str) -> list[str]:
+        """Return the names of those who are in a channel."""
+        found: list[str] = fetch_json(self.server.port, f"/who/{channel}/")["names"]
+        return found
 
     def errors(self) -> list[str]:
         """Return the errors in the consoles since the last call."""
@@ -160,12 +218,15 @@ def site(browser: Browser, server: Server, cookies: dict[str, str]) -> Site:
 
 # --- docs/recipes/htmx.md --------------------------------------------------------------------------------------------
 
+HOSTS = {"ann": "127.0.0.1", "bob": "localhost"}
+
 MARKUP = "<img src=x onerror=\"document.title = 'markup'\">"
 FETCH = "const [path, done] = arguments; fetch(path).then((answer) => answer.text()).then(done)"
 
 
-def wait_for_state(window: Window, state: str) -> None:
-    window.wait(lambda: window["live-socket"].get_attribute("data-state") == state, f"the state is not {state}")
+def wait_until_open(window: Window) -> None:
+    script = "return document.querySelector('[data-state=open]')"
+    window.wait(lambda: window.driver.execute_script(script), "the connection is not open")
 
 
 def add_note(window: Window, text: str) -> None:
@@ -214,7 +275,7 @@ def test_board_shows_each_note_once_on_all_pages(site: Site, path: str) -> None:
     channel, template = ("streams", "note_stream") if "turbo" in path else ("board", "note_message")
     ann, bob = (site.open(path, "ann") for _ in range(2))
     for window in (ann, bob):
-        wait_for_state(window, "open")
+        wait_until_open(window)
     add_note(ann, MARKUP)
     for window in (ann, bob):
         wait_for_last_note(window, f"ann {MARKUP}")
@@ -224,22 +285,22 @@ def test_board_shows_each_note_once_on_all_pages(site: Site, path: str) -> None:
 
     # A page that has just been made has the note in its list, and gets it from the history as well.
     late = site.open(path)
-    wait_for_state(late, "open")
+    wait_until_open(late)
     follow_link(late)
-    wait_for_state(late, "open")
+    wait_until_open(late)
     add_note(late, f"later by {path}")
     for window in (ann, bob, late):
         wait_for_last_note(window, f"ann later by {path}")
 
     # What happens while a page is away arrives when it is back.
-    lose_connection(ann, f"/away/{channel}/{template}/1012/?text=missed")
+    lose_connection(ann, f"/away/1012/?channel={channel}&template={template}&text=missed")
     bob.driver.execute_script("dispatchEvent(new Event('online'))")  # which ends its wait
     wait_for_last_note(bob, "ann missed")
 
     # Whoever may not come back by itself asks for the page again, and so comes to the login page.
-    wait_for_state(bob, "open")
+    wait_until_open(bob)
     bob.driver.execute_script("window.loaded = 'before'")
-    lose_connection(late, f"/away/{channel}/{template}/4401/?text=again")
+    lose_connection(late, f"/away/4401/?channel={channel}&template={template}&text=again")
     bob.wait(lambda: bob.driver.execute_script("return window.loaded") is None)
     wait_for_last_note(bob, "ann again")
     assert [error for error in site.errors() if "WebSocket" not in error] == []
@@ -248,7 +309,7 @@ def test_board_shows_each_note_once_on_all_pages(site: Site, path: str) -> None:
 @pytest.mark.parametrize("path", [path for path in LIBRARIES if "turbo" not in path])
 def test_form_comes_back_with_its_errors(site: Site, path: str) -> None:
     window = site.open(path)
-    wait_for_state(window, "open")
+    wait_until_open(window)
     window.driver.execute_script("document.querySelector('[name=text]').removeAttribute('maxlength')")
     before = notes(window)
     add_note(window, "x" * 201)
@@ -263,7 +324,7 @@ def test_extension_of_htmx_begins_anew_after_an_interruption(site: Site, path: s
     add_note(ann, f"by the extension of {path}")
     for window in (ann, bob):
         wait_for_last_note(window, f"ann by the extension of {path}")
-    lose_connection(ann, "/away/board/note_message/1012/?text=missed")
+    lose_connection(ann, "/away/1012/?channel=board&template=note_message&text=missed")
     for window in (ann, bob):
         wait_for_last_note(window, "ann missed")
 
@@ -293,6 +354,103 @@ def test_page_says_when_the_extensions_connect_again() -> None:
     assert f"{htmx2}.indexOf(e.code)" in package_file("htmx-ext-ws/ws.js").read_text()
     listed = package_file("htmx4/dist/ext/hx-ws.js").read_text().partition("reconnectCodes: [")[2].partition("]")[0]
     assert htmx4 == [int(code) for code in re.findall(r"\d{4}", listed)]
+
+
+# --- docs/recipes/frontends.md ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def vite(project: Project) -> list[str]:
+    """The command of Vite, after the page's commands have been run; the packages are those of the tests."""
+    *installing, packages, client, build, _ = commands(FRONTENDS)
+    assert packages.startswith("npm install ")
+    asked = json.loads((ROOT / "tests/frontend/package.json").read_text())["dependencies"]
+    assert {*packages.split()[2:]} <= {*asked}
+    package_file("vite/bin/vite.js")
+    (project.directory / "node_modules").symlink_to(FRONTEND / "node_modules")
+    prepare = f'export PATH="{Path(sys.executable).parent}:$PATH" npm_config_offline=true'
+    for line in (*installing, client, build):
+        project.run(f"bash -c {shlex.quote(f'{prepare}; {line}')}", cwd=project.directory / "frontend")
+    return ["node", str(project.directory / "node_modules/vite/bin/vite.js")]
+
+
+def say(window: Window, text: str) -> None:
+    window.fill("[name=text]", text)
+    window["form button"].click()
+
+
+@pytest.mark.parametrize("library", ["react", "vue"])
+def test_room_shows_what_is_said_and_who_is_there(site: Site, vite: list[str], library: str) -> None:
+    ann, bob = (site.open(f"/{library}/lobby/", user) for user in ("ann", "bob"))
+    for window in (ann, bob):
+        wait_until_open(window)
+        window.wait_for_texts("p", ["Here: ann, bob"])
+    for number, text in enumerate([MARKUP, f"by {library}"], 1):
+        say(ann, text)
+        for window in (ann, bob):
+            window.wait_for_last_texts("li.new", [f"ann: {MARKUP}", f"ann: by {library}"][:number])
+            assert window.texts("li img") == []
+    assert ann["[name=text]"].get_attribute("value") == ""
+    bob.driver.refresh()
+    bob.wait_for_last_texts("li.earlier", [f"ann: {MARKUP}", f"ann: by {library}"])
+    lose_connection(ann, "/away/1012/?channel=room:lobby&text=missed")
+    ann.driver.execute_script("dispatchEvent(new Event('online'))")
+    ann.wait_for_last_texts("li.new, li.earlier", [f"ann: by {library}", "ann: missed"])
+    assert ann.texts("li.earlier")[-1] == "ann: missed"
+    assert site.errors() == []
+
+
+def test_component_of_vue_closes_its_connection(site: Site) -> None:
+    window = site.open("/vue/switch/")
+    assert window.driver.execute_async_script(SWITCH_VUE) is None
+    assert_connection_follows_the_component(site, window)
+
+
+def assert_connection_follows_the_component(site: Site, window: Window) -> None:
+    """Show one room, another one, and none: whoever closes the connection has left at once."""
+    show = "window.show(arguments[0])"
+    window.driver.execute_script(show, "/rooms/kitchen/")
+    wait_until_open(window)
+    assert site.who("room:kitchen") == ["ann"]
+    window.driver.execute_script(show, "/rooms/garden/")
+    window.wait(lambda: site.who("room:kitchen") == [] and site.who("room:garden") == ["ann"])
+    window.driver.execute_script(show, None)
+    window.wait(lambda: site.who("room:garden") == [])
+
+
+def test_component_of_react_on_the_development_server_of_vite(site: Site, project: Project, vite: list[str]) -> None:
+    config = project.directory / "frontend/vite.config.js"
+    config.write_text(config.read_text().replace("8000", str(site.server.port)))
+    project.write("frontend/switch.html", SWITCH_HTML)
+    project.write("frontend/src/switch.jsx", SWITCH)
+    port = free_port()
+    line = [*vite, "--host", "127.0.0.1", "--port", str(port), "--strictPort"]
+    with Server(line, port=port, probe=HTTP_PROBE, cwd=project.directory / "frontend") as server:
+        window = site.open("/", port=server.port)
+        wait_until_open(window)
+        say(window, "in strict mode")
+        window.wait_for_last_texts("li.new", ["ann: in strict mode"])
+        assert window.texts("li").count("ann: in strict mode") == 1
+        window.driver.get(f"http://127.0.0.1:{port}/switch.html")
+        assert_connection_follows_the_component(site, window)
+    assert [error for error in site.errors() if "before the connection is established" not in error] == []
+
+
+def test_address_comes_from_the_api(site: Site, project: Project) -> None:
+    window = site.open("/vue/lobby/")
+    code = (project.directory / "frontend/src/lobby.js").read_text().replace("export async", "async")
+    window.driver.execute_async_script(
+        f"""{code}
+        const done = arguments[0];
+        import("django_websocket").then(({{ connect }}) => {{
+          connect(lobby).on("message", (text) => (document.title = JSON.parse(text).text));
+          done();
+        }});
+        """
+    )
+    wait_until_open(window)
+    say(window, "from the API")
+    window.wait(lambda: window.driver.title == "from the API")
 
 
 # --- the tests that the pages have for their readers -----------------------------------------------------------------
