@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -22,7 +23,9 @@ from .support.servers import HTTP_PROBE, ROOT, Server, free_port
 
 HTMX = "docs/recipes/htmx.md"
 FRONTENDS = "docs/recipes/frontends.md"
-PAGES = (HTMX, FRONTENDS)
+FLASK = "docs/recipes/from-flask-socketio.md"
+WS4REDIS = "docs/recipes/from-django-websocket-redis.md"
+PAGES = (HTMX, FRONTENDS, FLASK, WS4REDIS)
 
 VENDOR = {
     "htmx.min.js": "htmx.org/dist/htmx.min.js",
@@ -63,6 +66,8 @@ def away(request, code):
     if "template" in request.GET:
         note = Note.objects.create(author=request.user, text=text)
         publish(request.GET["channel"], render_to_string(f"chat/{request.GET['template']}.html", {"note": note}))
+    elif "raw" in request.GET:
+        publish(request.GET["channel"], text)
     else:
         publish(request.GET["channel"], {"id": str(uuid4()), "by": request.user.get_username(), "text": text})
     return HttpResponse(str(closed))
@@ -451,6 +456,58 @@ def test_address_comes_from_the_api(site: Site, project: Project) -> None:
     wait_until_open(window)
     say(window, "from the API")
     window.wait(lambda: window.driver.title == "from the API")
+
+
+# --- docs/recipes/from-flask-socketio.md -----------------------------------------------------------------------------
+
+
+def test_example_of_flask_does_what_the_page_says(project: Project) -> None:
+    spec = importlib.util.spec_from_file_location("flask_chat", project.directory / "flask_chat.py")
+    assert spec and spec.loader
+    before = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(before)
+    ann, bob, eve = (before.socketio.test_client(before.app) for _ in range(3))
+    for client in (ann, bob):
+        client.emit("join", "lobby")
+    eve.emit("join", "cellar")
+    assert ann.emit("say", "hello", callback=True) == {"ok": True}
+    assert ann.emit("say", "", callback=True) == {"error": "Write 1 to 500 characters."}
+    for client, heard in ((ann, ["hello"]), (bob, ["hello"]), (eve, [])):
+        received = client.get_received()
+        assert [(each["name"], each["args"][0]["text"]) for each in received] == [("said", text) for text in heard]
+
+
+def test_events_in_place_of_those_of_socket_io(site: Site) -> None:
+    ann, bob = (site.open("/events/lobby/", user) for user in ("ann", "bob"))
+    for text in (MARKUP, "hello"):
+        ann.say(text)
+        for window in (ann, bob):
+            window.wait_for_last_text("#said li", f"ann: {text}")
+            assert window.texts("#said img") == []
+    ann.say("x" * 501)
+    ann.wait_for_texts("#error", ["Write 1 to 500 characters."])
+    ann.say("short")
+    ann.wait_for_texts("#error", [""])
+    assert site.errors() == []
+
+
+# --- docs/recipes/from-django-websocket-redis.md ---------------------------------------------------------------------
+
+
+def test_page_of_a_facility_begins_with_the_latest_news(site: Site) -> None:
+    ann = site.open("/facilities/news/")
+    ann.wait_for_texts("#state", ["open"])
+    for channel, texts in (("user:ann:news", ["one"]), ("broadcast:news", ["two", "three"])):
+        for text in texts:
+            lose_connection(ann, f"/away/1012/?channel={channel}&raw=1&text={text}")
+            ann.driver.execute_script("dispatchEvent(new Event('online'))")
+            ann.wait_for_last_text("#news li", text)
+            ann.wait_for_texts("#state", ["open"])
+    assert ann.texts("#news li") == ["one", "two", "three"]
+    late = site.open("/facilities/news/")
+    late.wait_for_texts("#state", ["open"])
+    late.wait(lambda: sorted(late.texts("#news li")) == ["one", "three"])  # the latest of each channel
+    assert site.errors() == []
 
 
 # --- the tests that the pages have for their readers -----------------------------------------------------------------
