@@ -21,6 +21,8 @@ from .support.documentation import Project, blocks, command, commands
 from .support.frontend import FRONTEND, package_file
 from .support.servers import HTTP_PROBE, ROOT, Server, free_port
 
+pytestmark = pytest.mark.slow
+
 HTMX = "docs/recipes/htmx.md"
 FRONTENDS = "docs/recipes/frontends.md"
 FLASK = "docs/recipes/from-flask-socketio.md"
