@@ -19,11 +19,12 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 from websockets.typing import Origin
 
-from .support.servers import HTTP_PROBE, ROOT, Server, free_port, unavailable
+from .support.servers import HTTP_PROBE, ROOT, Server, executable, free_port, unavailable
 
 pytestmark = pytest.mark.slow
 
-PAGES = ("/", "/chat/", "/echo/", "/ping/")
+PAGES = ("/", "/dashboard/", "/together/")
+SMALL_PAGES = ("/chat/", "/echo/", "/ping/")
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +68,7 @@ def test_demo_says_what_it_does_and_where_to_look(site: Server) -> None:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [*PAGES, *SMALL_PAGES])
 def test_demo_serves_the_page_and_its_static_files(site: Server, page: str) -> None:
     status, body = fetch(f"http://{site.address}{page}")
     assert status == 200
@@ -89,13 +90,22 @@ def test_demo_serves_websockets_on_the_same_port(site: Server) -> None:
         assert ann.recv(timeout=10) == bob.recv(timeout=10) == "hello"
 
 
-@pytest.mark.timeout(300)
-def test_demo_is_one_process_beside_its_reloader(site: Server) -> None:
-    workers = Path(f"/proc/{site.pid}/task/{site.pid}/children")
-    if not workers.exists():
+def children(pid: int) -> dict[int, str]:
+    """Return the command lines of a process's children, by their pids."""
+    found = Path(f"/proc/{pid}/task/{pid}/children")
+    if not found.exists():
         unavailable("this system does not list a process's children")
-    assert len(workers.read_text().split()) == 1
-    assert "runwebsocket" in Path(f"/proc/{site.pid}/cmdline").read_text()  # not the shell, so that signals arrive
+    return {int(each): Path(f"/proc/{each}/cmdline").read_text() for each in found.read_text().split()}
+
+
+@pytest.mark.timeout(300)
+def test_demo_is_one_server_and_a_redis_of_its_own(site: Server) -> None:
+    executable("redis-server")  # without one, there is only the server
+    redis, server = sorted(children(site.pid).items(), key=lambda child: "runwebsocket" in child[1])
+    assert "redis-server" in redis[1]
+    assert "runwebsocket" in server[1]
+    assert len(children(server[0])) == 1  # gunicorn's worker
+    assert "demonstrate.py" in Path(f"/proc/{site.pid}/cmdline").read_text()  # not the shell, so that signals arrive
 
 
 @pytest.mark.timeout(300)
@@ -111,6 +121,7 @@ def test_demo_starts_again_without_installing_and_stops_without_noise(
 ) -> None:
     with demo(clone, free_port()) as server:
         assert "Installing" not in server.log
+        started = children(server.pid)
         with connect(f"ws://{server.address}/chat/") as websocket:
             send(server.pid, number)
             assert server.wait() == 0
@@ -120,6 +131,7 @@ def test_demo_starts_again_without_installing_and_stops_without_noise(
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", server.port))
         assert "Traceback" not in server.log
+        assert not [pid for pid in started if Path(f"/proc/{pid}").exists()]
 
 
 def run_demo(clone: Path, *args: str) -> subprocess.CompletedProcess[str]:

@@ -1,0 +1,8 @@
+"""The users of the demonstration, and what others see of a user."""
+
+USERNAMES = ("ann", "ben", "cleo")
+
+
+def person(user):
+    """Return what others may see."""
+    return {"id": user.pk, "name": user.get_short_name() or user.get_username()}

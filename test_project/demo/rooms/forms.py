@@ -1,0 +1,6 @@
+from django import forms
+
+
+class MessageForm(forms.Form):
+    text = forms.CharField(max_length=500)
+    key = forms.UUIDField()

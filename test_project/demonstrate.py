@@ -1,0 +1,102 @@
+#!/usr/bin/env python
+"""Runs the demonstration: `demonstrate.py [ADDRESS:PORT]`. scripts/demo prepares the environment for it.
+
+It starts the site's server, and starts it again after the site's button has stopped it. If a Redis is installed, it
+starts one for this site alone, so that this process can publish while the server is stopped. Ctrl-C ends all of them.
+"""
+
+import os
+import queue
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+DOWN = 1  # second for which the server stays stopped; it then takes about another one to start
+HERE = Path(__file__).resolve().parent
+
+signals = queue.SimpleQueue()
+
+
+@contextmanager
+def private_redis():
+    """Start a Redis that listens on a socket in a directory of its own, and keeps nothing on disk; give its URL."""
+    program = shutil.which("redis-server") or shutil.which("valkey-server")
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory, "redis.sock")
+        options = ["--port", "0", "--unixsocket", path, "--unixsocketperm", "700", "--save", "", "--dir", directory]
+        # In a session of its own: Ctrl-C must not end it before the server.
+        redis = subprocess.Popen([program, *options], stdout=subprocess.DEVNULL, start_new_session=True)
+        try:
+            while not path.exists() and redis.poll() is None:
+                time.sleep(0.02)
+            yield f"unix://{path}"
+        finally:
+            redis.terminate()
+            redis.wait()
+
+
+def start(address):
+    """Start the site's server: runserver, with WebSockets."""
+    return subprocess.Popen([sys.executable, HERE / "manage.py", "runwebsocket", address], cwd=HERE)
+
+
+def stop(server):
+    server.terminate()  # it tells all its clients to connect again
+    return server.wait()
+
+
+def speak(text):
+    """Say something in every room: this process is not the server."""
+    from demo.rooms.rooms import ROOMS, say
+
+    for room in ROOMS:
+        say(room, {"id": "robot", "name": "Robot"}, text)
+
+
+def supervise(address, can_speak):
+    server = start(address)
+
+    def is_up():
+        return server.poll() is None
+
+    if can_speak:
+        from demo.dashboard.ticker import tick
+
+        threading.Thread(target=tick, args=[is_up], daemon=True).start()
+    while (number := signals.get()) in (signal.SIGUSR1, signal.SIGCHLD):
+        if number == signal.SIGUSR1:
+            print("A page has stopped the server. It starts again in about two seconds.", flush=True)
+            stop(server)
+            if can_speak:
+                speak("The server is down. I am another process, and say this all the same.")
+            time.sleep(DOWN)
+            server = start(address)
+        elif not is_up():  # it could not start, and has said why
+            return server.returncode
+    return stop(server)
+
+
+def main(address="127.0.0.1:8000"):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD):
+        signal.signal(number, lambda number, frame: signals.put(number))
+    has_redis = bool(shutil.which("redis-server") or shutil.which("valkey-server"))
+    with ExitStack() as stack:
+        broker = stack.enter_context(private_redis()) if has_redis else ""
+        os.environ |= {"DJANGO_SETTINGS_MODULE": "demo.settings", "REDIS_URL": broker, "SUPERVISOR": str(os.getpid())}
+
+        import django
+        from django.core.management import call_command
+
+        django.setup()
+        call_command("migrate", verbosity=0)
+        return supervise(address, can_speak=has_redis)
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
