@@ -34,6 +34,7 @@ INCLUDED_BY = {
     "SECURITY.md": "project/security",
     "benchmarks/README.md": "project/benchmarks",
 }
+PICTURES = ["demonstration-light.png", "demonstration-dark.png"]  # of the README
 # Names in the package's signatures that a reader cannot look up, and the modules that have them.
 SPELT_OUT = {
     "OnSlow": "django_websocket.websocket",
@@ -63,7 +64,7 @@ autodoc_type_aliases = {name: name for name in ("Application", "Decorated", "Vie
 html_theme = "furo"
 html_title = project
 html_favicon = html_logo = "../test_project/static/icon.svg"
-html_static_path = ["site.css"]
+html_static_path = ["site.css", *PICTURES]
 html_css_files = ["site.css"]
 html_theme_options = {
     "light_css_variables": {
@@ -121,6 +122,8 @@ def readable_signature(
 def start_links_from_this_folder(app: Sphinx, file: Path, docname: str, content: list[str]) -> None:
     """Have the links of a file that a page includes lead to where they lead in the file itself."""
     content[0] = re.sub(r"\]\((?!\w+:|#)", f"](/{file.parent.as_posix()}/", content[0])
+    for picture in PICTURES:  # which is in HTML, so that it may have a light and a dark variant
+        content[0] = content[0].replace(f'"docs/{picture}"', f'"_static/{picture}"')
 
 
 def lead_to_pages(app: Sphinx, doctree: nodes.document) -> None:

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 DOWN = 1  # second for which the server stays stopped; it then takes about another one to start
@@ -25,15 +25,23 @@ signals = queue.SimpleQueue()
 
 @contextmanager
 def private_redis():
-    """Start a Redis that listens on a socket in a directory of its own, and keeps nothing on disk; give its URL."""
+    """Start a Redis that listens on a socket in a directory of its own, and keeps nothing on disk; give its URL.
+
+    Without a program to start, the URL is empty.
+    """
     program = shutil.which("redis-server") or shutil.which("valkey-server")
+    if program is None:
+        yield ""
+        return
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory, "redis.sock")
         options = ["--port", "0", "--unixsocket", path, "--unixsocketperm", "700", "--save", "", "--dir", directory]
         # In a session of its own: Ctrl-C must not end it before the server.
         redis = subprocess.Popen([program, *options], stdout=subprocess.DEVNULL, start_new_session=True)
         try:
-            while not path.exists() and redis.poll() is None:
+            while not path.exists():
+                if redis.poll() is not None:
+                    sys.exit(f"{program} does not start.")
                 time.sleep(0.02)
             yield f"unix://{path}"
         finally:
@@ -85,9 +93,7 @@ def supervise(address, can_speak):
 def main(address="127.0.0.1:8000"):
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD):
         signal.signal(number, lambda number, frame: signals.put(number))
-    has_redis = bool(shutil.which("redis-server") or shutil.which("valkey-server"))
-    with ExitStack() as stack:
-        broker = stack.enter_context(private_redis()) if has_redis else ""
+    with private_redis() as broker:
         os.environ |= {"DJANGO_SETTINGS_MODULE": "demo.settings", "REDIS_URL": broker, "SUPERVISOR": str(os.getpid())}
 
         import django
@@ -95,7 +101,7 @@ def main(address="127.0.0.1:8000"):
 
         django.setup()
         call_command("migrate", verbosity=0)
-        return supervise(address, can_speak=has_redis)
+        return supervise(address, can_speak=bool(broker))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ from pathlib import Path
 import pytest
 from selenium.webdriver import ActionChains
 from selenium.webdriver.common.keys import Keys
-from websockets.sync.client import connect
 
 from .support.browser import Browser, Window
 from .support.frontend import package_file
@@ -32,10 +31,10 @@ SCALE = 1.5
 HEAVIEST = 150_000  # bytes
 
 
-def demonstration(directory: Path, **environment: str) -> Server:
+def demonstration(directory: Path) -> Server:
     port = free_port()
-    command = [sys.executable, TEST_PROJECT / "demonstrate.py", f"127.0.0.1:{port}"]
-    environment |= {"DATABASE_NAME": str(directory / "db.sqlite3")}
+    command: list[str | Path] = [sys.executable, TEST_PROJECT / "demonstrate.py", f"127.0.0.1:{port}"]
+    environment = {"DATABASE_NAME": str(directory / "db.sqlite3")}
     return Server(command, port=port, probe=HTTP_PROBE, cwd=Path("/"), env=environment, start_timeout=90)
 
 
@@ -45,7 +44,9 @@ class Person:
     def __init__(self, browser: Browser, server: Server, host: str, name: str) -> None:
         self.site = f"http://{host}:{server.port}"
         self.name = name
-        self.window = browser.open(f"{self.site}/")
+        self.window = browser.open("about:blank")
+        emulate(self.window, "light")
+        self.window.driver.get(f"{self.site}/")
         self.press(f"form[action$='/{name.lower()}/'] button")
         self.window.wait(lambda: self.window.driver.current_url == self.site + LOBBY)
 
@@ -66,8 +67,9 @@ class Person:
         self.window.wait(lambda: self.window.driver.execute_script(script) == state, f"not {state}")
 
     def press(self, selector: str) -> None:
-        """Press a button or a link with the keyboard."""
-        self.window[selector].send_keys(Keys.ENTER)
+        """Press a button or a link, as soon as it is there."""
+        click = "const found = document.querySelector(arguments[0]); found?.click(); return Boolean(found)"
+        self.window.wait(lambda: self.window.driver.execute_script(click, selector), f"there is no {selector}")
 
     def say(self, text: str) -> None:
         self.window["#text"].send_keys(text, Keys.ENTER)
@@ -113,9 +115,10 @@ def no_errors_in_the_console(one_browser: Browser) -> Iterator[None]:
 
 
 def emulate(window: Window, scheme: str, width: int = 0, height: int = 0, scale: float = 1) -> None:
-    """Give a window a size, unless it is 0, and the light or the dark."""
-    feature = {"name": "prefers-color-scheme", "value": scheme}
-    window.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+    """Give a window a size, unless it is 0, the light or the dark, and no movements."""
+    features = {"prefers-color-scheme": scheme, "prefers-reduced-motion": "reduce"}  # movements take a lot of time here
+    media = [{"name": name, "value": value} for name, value in features.items()]
+    window.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": media})
     metrics = {"width": width, "height": height, "deviceScaleFactor": scale, "mobile": 0 < width < 500}
     window.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
 
@@ -156,10 +159,12 @@ def take_pictures(window: Window) -> None:
     """Put what the README shows into docs/, if the environment asks for that."""
     if os.environ.get("DEMONSTRATION_PICTURES"):
         window.driver.execute_script("document.activeElement.blur()")
+        window.driver.execute_cdp_cmd("Emulation.setScrollbarsHidden", {"hidden": True})
         for scheme, path in PICTURES.items():
             emulate(window, scheme, *SIZE, SCALE)
             shot = window.driver.execute_cdp_cmd("Page.captureScreenshot", {"format": "png"})
             path.write_bytes(base64.b64decode(shot["data"]))
+        window.driver.execute_cdp_cmd("Emulation.setScrollbarsHidden", {"hidden": False})
         emulate(window, "light")
 
 
@@ -238,25 +243,34 @@ def test_consumer_tells_everybody_the_results(ann: Person, ben: Person) -> None:
     ann.window.wait_for_texts("output", ["0", "1", "1"])
 
 
+def test_small_pages_are_there_under_the_same_policy(ann: Person) -> None:
+    for path in ("/echo/", "/ping/", "/chat/"):
+        ann.window.driver.get(ann.site + path)
+        ann.window.wait_for_state("open")
+    ann.window.say("hello")
+    ann.window.wait_for_last_text(".message .body", "hello")
+
+
 # --- the outage -------------------------------------------------------------------------------------------------------
 
 
 def test_nothing_is_missed_when_the_server_is_stopped(one_browser: Browser, ann: Person, ben: Person) -> None:
     ann.enter()
     ben.visit("/dashboard/")
-    ann.say("I stop the server for a moment.")
-    ann.hears("I stop the server for a moment.")
+    ann.say("I'm stopping the server for a moment.")
+    ann.hears("I'm stopping the server for a moment.")
     ann.press("#stop")
     ann.window.wait(lambda: ann.window["#connection"].text == "The server has stopped. Reconnecting…")
     assert ann.window["#stop"].get_attribute("aria-disabled") == "true"
-    ann.say("This waits until it is back.")
-    ann.window.wait_for_last_text(".message.waiting .text", "This waits until it is back.")
+    ann.say("I wrote this while it was down.")
+    ann.window.wait_for_last_text(".message.waiting .text", "I wrote this while it was down.")
+    assert ann.window.driver.execute_script("return document.getAnimations().length") == 0
     for person in (ann, ben):
         person.wait_for_connection("open")
     ann.hears(
-        "I stop the server for a moment.",
+        "I'm stopping the server for a moment.",
         "The server is down. I am another process, and say this all the same.",
-        "This waits until it is back.",
+        "I wrote this while it was down.",
     )
     assert ann.window.texts(".divider") == ["While you were away"]
     assert ann.window.texts(".message.waiting") == []
@@ -381,34 +395,52 @@ AXE = """
 # --- where it must not be used, and with less -------------------------------------------------------------------------
 
 
-def test_nobody_logs_in_with_one_click_unless_in_debug_mode(tmp_path: Path) -> None:
+def run_in_site(directory: Path, code: str) -> list[str]:
+    """Run code in a process of the site that has no Redis, and return what it prints, line by line."""
+    environment = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
+    environment |= {"DJANGO_SETTINGS_MODULE": "demo.settings", "DATABASE_NAME": str(directory / "db.sqlite3")}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=TEST_PROJECT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_one_click_needs_debug_mode_and_without_redis_the_site_says_what_is_lost(tmp_path: Path) -> None:
     code = """
+import os
 import django
 django.setup()
+from django.conf import settings
 from django.core.management import call_command
 from django.test import Client
 call_command("migrate", verbosity=0)
 client = Client(SERVER_NAME="localhost")
 paths = ["/people/log-in/ann/", "/people/log-in/nobody/", "/outage/stop/"]
 print([client.post(path).status_code for path in paths], client.session.keys())
-from django.conf import settings
 settings.DEBUG = True
 print([client.post(path).status_code for path in paths], client.get("/people/log-in/ann/").status_code)
 print(client.post("/people/log-in/ann/", {"next": "https://example.com/"})["Location"])
 print(Client(SERVER_NAME="localhost", enforce_csrf_checks=True).post("/people/log-in/ann/").status_code)
+
+os.environ["PATH"] = "/nowhere"
+from demonstrate import private_redis
+with private_redis() as broker:
+    print(repr(broker), settings.WEBSOCKET_BROKER)
+print("There is no Redis on this machine" in client.get("/").content.decode())
+from django_websocket.pubsub import subscribe
+with subscribe("dashboard") as samples:
+    import demo.wsgi  # starts the ticker in this process
+    print('"up":true' in samples.get(30))
 """
-    environment = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
-    environment |= {"DJANGO_SETTINGS_MODULE": "demo.settings", "DATABASE_NAME": str(tmp_path / "db.sqlite3")}
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=TEST_PROJECT, env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == ["[404, 404, 404] dict_keys([])", "[302, 404, 404] 405", LOBBY, "403"]
-
-
-def test_without_redis_it_runs_and_says_what_is_lost(tmp_path: Path) -> None:
-    with demonstration(tmp_path, PATH="/nowhere") as server:
-        assert "There is no Redis on this machine" in fetch(f"http://{server.address}/")[1]
-        with connect(f"ws://{server.address}/dashboard/", proxy=None) as client:
-            assert json.loads(client.recv(timeout=30))["up"] is True
+    assert run_in_site(tmp_path, code) == [
+        "[404, 404, 404] dict_keys([])",
+        "[302, 404, 404] 405",
+        LOBBY,
+        "403",
+        "'' memory://",
+        "True",
+        "True",
+    ]
 
 
 def test_pictures_are_there_and_light_enough() -> None:

@@ -1,10 +1,9 @@
 // What every page has: the state of the connection, and the notifications of the user.
 
 import { connect } from "django_websocket";
-import { showUnread, toast, updateList } from "../notifications/notifications.js";
+import { refresh, showUnread, toast } from "../notifications/notifications.js";
 
 const STATES = {
-  connecting: "Reconnecting…",
   open: "Connected",
   waiting: "Reconnecting…",
   offline: "No network: waiting for it",
@@ -16,15 +15,16 @@ const SERVER_STOPPED = 1012; // the close code of a server that restarts
 const line = document.getElementById("connection");
 const wire = document.querySelector(".wire");
 const stop = document.getElementById("stop");
+let stopped = false; // by the server's own word
 
 /** Shows the state of a connection, on the wire below the header and in the corner. */
 function show({ name, code }) {
-  document.documentElement.dataset.connection = name === "connecting" ? "waiting" : name;
+  if (name === "connecting") return; // while it tries, its states alternate; what counts is whether it succeeds
+  document.documentElement.dataset.connection = name;
   stop?.setAttribute("aria-disabled", name !== "open");
-  const text = code === SERVER_STOPPED ? "The server has stopped. Reconnecting…" : STATES[name];
-  // While it tries, its states alternate; a screen reader is told only what is new.
-  if (name === "connecting" || line.textContent === text) return;
-  line.textContent = text;
+  if (name === "open" || code === SERVER_STOPPED) stopped = code === SERVER_STOPPED;
+  const text = stopped ? "The server has stopped. Reconnecting…" : STATES[name];
+  if (line.textContent !== text) line.textContent = text; // a screen reader is told only what is new
 }
 
 /** Lets a message run along the wire. */
@@ -48,6 +48,7 @@ site.on("message", (data) => {
   const notification = JSON.parse(data);
   showUnread(notification.unread);
   if (notification.id) toast(notification);
-  updateList();
+  if (document.getElementById("notifications")) refresh();
   pulse();
 });
+site.on("reset", refresh); // news may be lost, but not what they are about

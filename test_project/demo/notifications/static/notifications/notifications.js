@@ -5,22 +5,20 @@ import { avatar, element } from "../demo/ui.js";
 const SHOWN = "notification"; // the last one that a toast has shown, in this tab
 const DURATION = 8_000; // ms
 
-const badge = document.getElementById("unread");
 const toasts = document.getElementById("toasts");
 
 export function showUnread(count) {
+  const badge = document.getElementById("unread");
   if (!badge) return;
   badge.hidden = count === 0;
   badge.firstChild.textContent = count;
 }
 
-/** Has the server make the list of the page of notifications anew. */
-export async function updateList() {
-  const list = document.getElementById("notifications");
-  if (!list) return;
+/** Has the server make the badge and, where it is, the list anew. */
+export async function refresh() {
   const answer = await fetch(location.href);
-  const made = new DOMParser().parseFromString(await answer.text(), "text/html");
-  list.replaceWith(made.getElementById("notifications"));
+  const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+  for (const id of ["unread", "notifications"]) document.getElementById(id)?.replaceWith(page.getElementById(id));
 }
 
 /** Shows a notification until it is dismissed, or for some seconds in which nobody points at it. */
