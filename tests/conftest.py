@@ -76,6 +76,7 @@ LONGEST = (
     "tutorial",
     "browser",
     "client_resumes",
+    "demonstration",
     "recipes_live_pages",
     "recipes_checked_input",
     "recipes_frontend",

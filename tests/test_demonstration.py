@@ -24,7 +24,7 @@ from .support.frontend import package_file
 from .support.servers import HTTP_PROBE, NOT_INHERITED, ROOT, TEST_PROJECT, Server, executable, free_port
 
 LOBBY = "/rooms/lobby/"
-PAGES = ["/", LOBBY, "/dashboard/", "/together/", "/poll/", "/notifications/", "/source/rooms/"]
+PAGES = ["/", LOBBY, "/dashboard/", "/together/", "/poll/", "/notifications/", "/source/together/"]
 PICTURES = {scheme: ROOT / "docs" / f"demonstration-{scheme}.png" for scheme in ("light", "dark")}
 SIZE = (960, 600)  # of the pictures, in pixels of CSS
 SCALE = 1.5
@@ -155,10 +155,17 @@ def test_room_shows_what_is_said_and_who_is_here_and_typing(ann: Person, ben: Pe
     ann.window.wait_for_texts("#typing", [""])
 
 
+FRAME = """
+    document.activeElement.blur();
+    const frame = document.body.appendChild(document.createElement("div"));
+    Object.assign(frame.style, { position: "fixed", inset: 0, zIndex: 9, border: "1px solid var(--line)" });
+"""
+
+
 def take_pictures(window: Window) -> None:
     """Put what the README shows into docs/, if the environment asks for that."""
     if os.environ.get("DEMONSTRATION_PICTURES"):
-        window.driver.execute_script("document.activeElement.blur()")
+        window.driver.execute_script(FRAME)
         window.driver.execute_cdp_cmd("Emulation.setScrollbarsHidden", {"hidden": True})
         for scheme, path in PICTURES.items():
             emulate(window, scheme, *SIZE, SCALE)
