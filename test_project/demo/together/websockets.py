@@ -16,8 +16,9 @@ async def together(request, websocket):
         async for text in websocket:
             if text == "ask" and (asking is None or asking.done()):
                 asking = asyncio.create_task(ask_all(websocket))
-            elif text == "stop" and asking is not None:
+            elif text == "stop" and asking is not None and not asking.done():
                 asking.cancel()
+                await websocket.send_json({"stopped": True})
     finally:
         if asking is not None:
             asking.cancel()  # the client has left
@@ -26,11 +27,8 @@ async def together(request, websocket):
 async def ask_all(websocket):
     begin = time.monotonic()
     await websocket.send_json({"asked": SERVICES})
-    try:
-        waits = await asyncio.gather(*(ask(websocket, service) for service in SERVICES))
-        await websocket.send_json({"took": time.monotonic() - begin, "sum": sum(waits)})
-    except asyncio.CancelledError:
-        await websocket.send_json({"stopped": True})
+    waits = await asyncio.gather(*(ask(websocket, service) for service in SERVICES))
+    await websocket.send_json({"took": time.monotonic() - begin, "sum": sum(waits)})
 
 
 async def ask(websocket, service):
