@@ -82,7 +82,7 @@ def supervise(address, can_speak):
             print("A page has stopped the server. It starts again in about two seconds.", flush=True)
             stop(server)
             if can_speak:
-                speak("The server is down. I am another process, and say this all the same.")
+                speak("The server is down. I'm a different process, so I can still talk.")
             time.sleep(DOWN)
             server = start(address)
         elif not is_up():  # it could not start, and has said why

@@ -23,7 +23,7 @@ function show({ name, code }) {
   document.documentElement.dataset.connection = name;
   stop?.setAttribute("aria-disabled", name !== "open");
   if (name === "open" || code === SERVER_STOPPED) stopped = code === SERVER_STOPPED;
-  const text = stopped ? "The server has stopped. Reconnecting…" : STATES[name];
+  const text = stopped ? "Server stopped. Reconnecting…" : STATES[name];
   if (line.textContent !== text) line.textContent = text; // a screen reader is told only what is new
 }
 

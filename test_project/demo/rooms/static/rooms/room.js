@@ -69,7 +69,7 @@ socket.on("message", (data, { replayed }) => {
   add(made);
   if (!replayed) pulse();
 });
-socket.on("reset", () => divide("What was said here meanwhile is lost"));
+socket.on("reset", () => divide("Messages sent in the meantime are lost"));
 socket.on("state", ({ name, code }) => {
   if (name === "waiting" || name === "offline") away = true;
   if (name === "open") {

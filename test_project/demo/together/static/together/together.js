@@ -41,7 +41,7 @@ socket.on("message", (data) => {
   if (asked) {
     rows = new Map(asked.map((service) => [service, row(service)]));
     list.replaceChildren(...rows.values());
-    summary.textContent = "All are asked. The answers come in any order.";
+    summary.textContent = "All six have been asked. Answers arrive in any order.";
     begin = performance.now();
     grow();
   } else if (answered) {
@@ -52,7 +52,7 @@ socket.on("message", (data) => {
   } else if (took) {
     end(`All six have answered after ${seconds(took)}. One after the other, they would have taken ${seconds(sum)}.`);
   } else if (stopped) {
-    end("Cancelled: the view waits for none of them any more.");
+    end("Cancelled. The view has stopped waiting.");
   }
 });
 
