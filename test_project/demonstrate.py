@@ -2,7 +2,8 @@
 """Runs the demonstration: `demonstrate.py [ADDRESS:PORT]`. scripts/demo prepares the environment for it.
 
 It starts the site's server, and starts it again after the site's button has stopped it. If a Redis is installed, it
-starts one for this site alone, so that this process can publish while the server is stopped. Ctrl-C ends all of them.
+starts one for this site alone, so that this process can publish while the server is stopped. Ctrl-C ends all of them,
+in order: each has a session of its own, so that the terminal sends the signal to this process alone.
 """
 
 import os
@@ -14,7 +15,7 @@ import sys
 import tempfile
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 DOWN = 1  # second for which the server stays stopped; it then takes about another one to start
@@ -36,7 +37,6 @@ def private_redis():
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory, "redis.sock")
         options = ["--port", "0", "--unixsocket", path, "--unixsocketperm", "700", "--save", "", "--dir", directory]
-        # In a session of its own: Ctrl-C must not end it before the server.
         redis = subprocess.Popen([program, *options], stdout=subprocess.DEVNULL, start_new_session=True)
         try:
             while not path.exists():
@@ -51,7 +51,8 @@ def private_redis():
 
 def start(address):
     """Start the site's server: runserver, with WebSockets."""
-    return subprocess.Popen([sys.executable, HERE / "manage.py", "runwebsocket", address], cwd=HERE)
+    command = [sys.executable, HERE / "manage.py", "runwebsocket", address]
+    return subprocess.Popen(command, cwd=HERE, start_new_session=True)
 
 
 def stop(server):
@@ -67,27 +68,40 @@ def speak(text):
         say(room, {"id": "robot", "name": "Robot"}, text)
 
 
+@contextmanager
+def ticking(is_up):
+    """Feed the dashboard from this process."""
+    from demo.dashboard.ticker import tick
+
+    end = threading.Event()
+    ticker = threading.Thread(target=tick, args=[is_up, end])
+    ticker.start()
+    try:
+        yield
+    finally:
+        end.set()
+        ticker.join()
+
+
 def supervise(address, can_speak):
+    """Run the server until a signal ends all, and start it again when a page has asked for that; return its status."""
     server = start(address)
 
     def is_up():
         return server.poll() is None
 
-    if can_speak:
-        from demo.dashboard.ticker import tick
-
-        threading.Thread(target=tick, args=[is_up], daemon=True).start()
-    while (number := signals.get()) in (signal.SIGUSR1, signal.SIGCHLD):
-        if number == signal.SIGUSR1:
-            print("A page has stopped the server. It starts again in about two seconds.", flush=True)
-            stop(server)
-            if can_speak:
-                speak("The server is down. I'm a different process, so I can still talk.")
-            time.sleep(DOWN)
-            server = start(address)
-        elif not is_up():  # it could not start, and has said why
-            return server.returncode
-    return stop(server)
+    with ticking(is_up) if can_speak else nullcontext():
+        while (number := signals.get()) in (signal.SIGUSR1, signal.SIGCHLD):
+            if number == signal.SIGUSR1:
+                print("A page has stopped the server. It starts again in about two seconds.", flush=True)
+                stop(server)
+                if can_speak:
+                    speak("The server is down. I'm a different process, so I can still talk.")
+                time.sleep(DOWN)
+                server = start(address)
+            elif not is_up():  # it could not start, and has said why
+                return server.returncode
+        return stop(server)
 
 
 def main(address="127.0.0.1:8000"):

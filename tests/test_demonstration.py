@@ -466,7 +466,8 @@ print("There is no Redis on this machine" in client.get("/").content.decode())
 from django_websocket.pubsub import subscribe
 with subscribe("dashboard") as samples:
     import demo.wsgi  # starts the ticker in this process
-    print('"up":true' in samples.get(30))
+    print('"up":true' in samples.get(30), flush=True)
+os._exit(0)  # the ticker still runs
 """
     assert run_in_site(tmp_path, code) == [
         "[404, 404, 404] dict_keys([])",

@@ -1,5 +1,6 @@
 """One ticker for all clients: it measures, and publishes a sample every second."""
 
+import threading
 import time
 
 from demo.notifications.websockets import SITE
@@ -12,12 +13,13 @@ TRAFFIC = "traffic"
 PROBE = "probe"
 
 
-def tick(is_up=lambda: True):
-    """Publish samples for ever. `is_up` tells whether the WebSocket server runs; the ticker may be another process."""
-    while True:
+def tick(is_up=lambda: True, end=None):
+    """Publish samples until the event `end` is set. `is_up` tells whether the WebSocket server runs."""
+    end = end or threading.Event()
+    while not end.is_set():
         try:
             with subscribe(PROBE, TRAFFIC, *map(channel_of, ROOMS)) as messages:
-                while True:
+                while not end.is_set():
                     publish(SAMPLES, {**sample(messages), "up": is_up()})
         except (BrokerError, MessagesMissed):
             time.sleep(1)
