@@ -180,19 +180,16 @@ def take_pictures(window: Window) -> None:
 
 
 def test_mention_reaches_whatever_page_the_user_is_on(ann: Person, ben: Person) -> None:
-    ben.visit("/notifications/")
-    if ben.window.texts("form[action$='/read/']"):
-        ben.press("form[action$='/read/'] button")
-        ben.window.wait(lambda: ben.unread() == "")
     ben.visit("/poll/")
+    unread = f"{int(ben.unread().split()[0] if ben.unread() else 0) + 1} unread"
     ann.enter("/rooms/kitchen/")
     ann.say("What do you vote for, @Ben and @ann?")
     ben.window.wait_for_texts(".toast a", ["Ann mentioned you: What do you vote for, @Ben and @ann?"])
-    assert ben.unread() == "1 unread"
+    assert ben.unread() == unread
     ben.press(".toast a")
     ben.window.wait_for_texts("h1", ["Kitchen"])
     ben.wait_for_connection("open")
-    assert ben.unread() == "1 unread"
+    assert ben.unread() == unread
     assert ben.window.texts(".toast") == []  # it has been seen
     assert ann.unread() == ""  # nobody is told of a mention of one's own
 
@@ -361,11 +358,10 @@ def test_no_other_file_can_be_read(demo: Demonstration, path: str) -> None:
 
 FOCUS = """
     const focused = document.activeElement;
-    const shown = [focused, focused.closest("label")].filter(Boolean);
-    const outlined = shown.some((each) => ["", "::after"].some((part) => {
-      const { outlineStyle, outlineWidth } = getComputedStyle(each, part);
+    const outlined = ["", "::after"].some((part) => {
+      const { outlineStyle, outlineWidth } = getComputedStyle(focused, part);
       return outlineStyle !== "none" && parseFloat(outlineWidth) >= 2;
-    }));
+    });
     return [focused.id || focused.textContent.trim() || focused.tagName, outlined];
 """
 
@@ -394,10 +390,6 @@ def test_keyboard_is_enough(ann: Person) -> None:
     while found[-1:] != ["stop"]:
         found.append(press_tab(home))
     assert {"django_websocket", "Rooms", "Log out"} < set(found)
-    poll = ann.visit("/poll/")
-    while press_tab(poll) not in ("INPUT", "stop"):
-        pass
-    assert poll.driver.execute_script("return document.activeElement.name") == "choice"
 
 
 @pytest.mark.parametrize("path", PAGES)
@@ -407,9 +399,9 @@ def test_pages_suit_everybody(ann: Person, path: str) -> None:
         ann.press("#ask")
         window.wait(lambda: window.texts("#services li"))
     window.driver.execute_script(package_file("axe-core/axe.min.js").read_text())
-    for scheme in ("light", "dark"):
+    for scheme, rules in (("light", []), ("dark", ["color-contrast"])):  # the others say the same again
         emulate(window, scheme)
-        found = window.driver.execute_async_script(AXE)
+        found = window.driver.execute_async_script(AXE, rules)
         assert found == [], json.dumps(found, indent=1)
     for width in (360, 768):
         emulate(window, "light", width, 740)
@@ -419,11 +411,12 @@ def test_pages_suit_everybody(ann: Person, path: str) -> None:
 
 
 AXE = """
-    const done = arguments[0];
+    const [rules, done] = arguments;
+    const options = rules.length ? { runOnly: rules } : {};
     // Colours that change softly would be looked at halfway.
     Promise.allSettled(document.getAnimations().filter(({ transitionProperty }) => transitionProperty)
       .map(({ finished }) => finished))
-      .then(() => axe.run(document, { resultTypes: ["violations"] }))
+      .then(() => axe.run(document, { ...options, resultTypes: ["violations"] }))
       .then(({ violations }) => done(violations.map(({ id, nodes }) => [id, nodes.map(({ html }) => html)])));
 """
 
