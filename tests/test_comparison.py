@@ -1,4 +1,4 @@
-"""docs/comparison.md quotes no figure that this project has not measured."""
+"""docs/comparison.md and README.md quote no figure that this project has not measured."""
 
 from __future__ import annotations
 
@@ -15,6 +15,14 @@ def test_every_figure_was_measured_by_this_project() -> None:
     figures = {row[0].split("`")[1]: row[1:] for row in rows}
     assert len(figures) >= 5
     assert figures == {load: [measured(server, load)[0] for server in SERVERS] for load in figures}
+
+
+def test_figures_of_the_readme_are_those_of_the_comparison() -> None:
+    loads = ("echo", "fanout1000", "connect_login", "idle2000")
+    (_, *rows) = next(table for table in tables("README.md") if "Channels" in table[0][-1])
+    assert [[figure.removesuffix(" KiB") for figure in row[1:]] for row in rows] == [
+        [measured(server, load)[0] for server in SERVERS] for load in loads
+    ]
 
 
 def test_features_are_told_of_each_tool() -> None:

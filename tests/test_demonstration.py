@@ -23,6 +23,8 @@ from .support.browser import Browser, Window
 from .support.frontend import package_file
 from .support.servers import HTTP_PROBE, NOT_INHERITED, ROOT, TEST_PROJECT, Server, executable, free_port
 
+pytestmark = pytest.mark.slow
+
 LOBBY = "/rooms/lobby/"
 PAGES = ["/", LOBBY, "/dashboard/", "/together/", "/poll/", "/notifications/", "/source/together/"]
 PICTURES = {scheme: ROOT / "docs" / f"demonstration-{scheme}.png" for scheme in ("light", "dark")}
