@@ -1516,4 +1516,4 @@ def test_a_callback_for_the_end_that_fails_does_not_keep_the_others_from_being_c
     peer.sock.close()
     assert connection.receive() is None
     assert told == ["one", "two"]
-    until(lambda: "its end was not noted: ValueError" in caplog.text)
+    until(lambda: "a callback for its end failed: ValueError" in caplog.text)
