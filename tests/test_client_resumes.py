@@ -128,10 +128,27 @@ def test_resets_that_go_on_come_ever_later(browser: Browser, server: Server, pub
         page.window.wait(lambda: page.run("return window.begin !== undefined"))
         page.begin(f"/listen/kept:{key}/", {"positions": {f"kept:{key}": "7.AAAAAAAAAAA"}})
         page.window.wait(lambda: page.resets)
-        pauses.append(page.run("return Number(sessionStorage.getItem('django-websocket.1').split(',')[1])"))
+        pauses.append(page.run("return Number(sessionStorage.getItem('django-websocket.1.0').split(',')[1])"))
     assert pauses == [10_000, 20_000, 40_000]
     publish(publisher, f"kept:{key}", "after")
     page.wait_for_messages("after")
+
+
+def test_resets_of_two_sockets_of_a_page_do_not_wait_for_each_other(browser: Browser, server: Server, key: str) -> None:
+    page = Page(browser, server)
+    positions = {"positions": {f"kept:{key}": "7.AAAAAAAAAAA"}}
+    page.run(
+        """window.told = [];
+        for (const number of [0, 1]) {
+          const socket = connect(`ws://${location.host}${arguments[0]}`, arguments[1]);
+          socket.on("reset", () => told.push([number, performance.now()]));
+        }""",
+        f"/listen/kept:{key}/",
+        positions,
+    )
+    page.window.wait(lambda: len(page.run("return told")) == 2)
+    (_, first), (_, second) = page.run("return told")
+    assert second - first < 9_000
 
 
 def test_page_begins_at_the_positions_that_it_is_given(

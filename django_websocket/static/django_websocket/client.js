@@ -9,11 +9,11 @@ const PATIENCE = 10_000; // ms until an attempt without an answer is given up
 const LASTING = 5_000; // ms after which a connection has proved good, and earlier failures are forgotten
 const GLANCE = 5_000; // ms between two looks at the clock
 const ASLEEP = 150_000; // ms between two looks that show that the device has slept; hidden pages look once a minute
-const MISSED_BEATS = 2.5; // of the server's heart, after which a connection counts as dead
+const MISSED_BEATS = 2.5; // of the server, after which a connection counts as dead
 const QUEUE_SIZE = 1024 * 1024; // characters or bytes that may wait for a connection
-const OVERHEAD = 100; // that a waiting message counts in addition to its own size
+const OVERHEAD = 100; // that a waiting message counts in addition
 const CHANNELS = 1_000; // that are remembered, those that were subscribed to last
-const RESET_PAUSE = 10_000; // ms between two resets, doubled if they go on: a page from a cache may always get one
+const RESET_PAUSE = 10_000; // ms between two resets of a socket, doubled each time: a cached page may always get one
 const HEAD_SIZE = 64; // bytes in which the head of a binary message ends
 const MEMBERS = 1_000; // that are remembered of each channel
 const SESSION = `${SUBPROTOCOL}.session`; // where a page leaves the tab's session
@@ -309,9 +309,10 @@ class Socket {
     }
     let wait = 0;
     try {
-      const [last = 0, pause = 0] = (sessionStorage.getItem(SUBPROTOCOL) ?? "").split(",").map(Number);
+      const key = SUBPROTOCOL + this.#session.slice(-2);
+      const [last = 0, pause = 0] = (sessionStorage.getItem(key) ?? "").split(",").map(Number);
       wait = Math.max(0, last + pause - Date.now());
-      sessionStorage.setItem(SUBPROTOCOL, [Date.now() + wait, wait ? 2 * pause : RESET_PAUSE]);
+      sessionStorage.setItem(key, [Date.now() + wait, wait ? 2 * pause : RESET_PAUSE]);
     } catch {} // storage may be forbidden
     const tell = () => this.#tell("reset", { channels });
     if (wait) setTimeout(tell, wait);
