@@ -1281,6 +1281,20 @@ def test_template_tag_in_python(original: Project) -> None:
 # docs/deployment.md
 
 
+def test_reference_has_every_option_of_the_command() -> None:
+    from django.core.management.base import BaseCommand
+
+    from django_websocket.management.commands.runwebsocket import Command
+
+    def options(command: BaseCommand) -> set[str]:
+        actions = command.create_parser("manage.py", "runwebsocket")._actions
+        return {option for action in actions for option in action.option_strings}
+
+    rows = tables("docs/reference/commands.md")
+    documented = {name for row in rows for name in re.findall(r"`(-[^`]+)`", row[0])}
+    assert documented == options(Command()) - options(BaseCommand())
+
+
 def test_worker_has_the_entry_point_that_the_page_names(project: Project) -> None:
     text = (ROOT / "docs/deployment.md").read_text()
     uri = re.search(r"`(egg:(\S+)#(\S+))`", text)

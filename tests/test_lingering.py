@@ -201,6 +201,8 @@ def test_nothing_is_kept_while_django_notes_queries(
         ("SELECT GET_LOCK('a', 1)", False),
         ("SELECT @a := 1", False),
         ("SELECT 1 INTO  TEMPORARY a", False),
+        ("SELECT 1 INTO @a", False),
+        ("SELECT setseed(0.5)", False),
         ("SELECTED", False),
         ("SET a = 1", False),
         ("PRAGMA foreign_keys = OFF", False),

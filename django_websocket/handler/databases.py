@@ -118,7 +118,9 @@ class Databases:
         if self._waited - before > seconds:
             return False
         wrappers = [wrapper for wrapper in self.here() if wrapper.connection is not None]
-        return all(map(may_linger, wrappers)) and lingering_of_loop.get().keep(self, wrappers, seconds)
+        if not wrappers or not all(map(may_linger, wrappers)):
+            return False
+        return lingering_of_loop.get().keep(self, wrappers, seconds)
 
     def go_on(self) -> None:
         """Take back what lingers: the view goes on."""

@@ -31,6 +31,7 @@ with naming("application"):
 
 MOST = 20  # connections that the waiting views of a process keep; a database server has a hundred by default
 PAUSES = (0.01, 0.02, 0.05, 0.1)  # seconds between attempts to connect, after the connections that are kept were closed
+CURSORS = 100  # of a connection that are noted before those that have ended are forgotten
 REMEMBERED = 1000  # statements whose kind was looked up
 LONG = 4000  # characters of a statement that is not remembered
 
@@ -39,7 +40,9 @@ ORDINARY = re.compile(
     r"\s*(?:SELECT|INSERT|UPDATE|DELETE|WITH|SAVEPOINT|RELEASE|ROLLBACK|BEGIN|COMMIT|EXPLAIN)\b", re.I
 )
 # What does so all the same: settings and locks of the session, temporary tables, variables of MySQL.
-LEAVES_SOMETHING = re.compile(r"set_config|advisory_lock|get_lock|dblink|load_extension|\binto\s+temp|:=", re.I)
+LEAVES_SOMETHING = re.compile(
+    r"set_config|setseed|advisory_lock|get_lock|dblink|load_extension|\binto\s+(?:temp|@)|:=", re.I
+)
 
 
 def leaves_nothing(sql: object) -> bool:
@@ -99,7 +102,7 @@ class Watch:
         self.cursors: list[weakref.ref[WatchedCursor]] = []
 
     def __call__(self, cursor: Any) -> WatchedCursor:
-        if len(self.cursors) > REMEMBERED:
+        if len(self.cursors) > CURSORS:
             self._forget_ended()
         return WatchedCursor(cursor, self.wrapper, self)
 
