@@ -28,7 +28,7 @@ from .support.documentation import ENVIRONMENT, Project, arguments, blocks, comm
 from .support.fixtures import Raw
 from .support.servers import NOT_INHERITED, Server, free_port, redis_server
 
-PAGES = [f"docs/recipes/{name}.md" for name in ("notifications", "dashboard", "progress", "rooms")]
+PAGES = [f"docs/recipes/{name}.md" for name in ("index", "notifications", "dashboard", "progress", "rooms")]
 DEADLINE = 30  # seconds
 
 # Where the pages suppose something in the project: a site with Celery.
@@ -76,6 +76,13 @@ class RecipeTests(TestCase):
 
     def notified(self):
         return list(Notification.objects.values_list("user__username", "text"))
+
+    def test_login_of_the_page_about_recipes(self):
+        User.objects.create_user("carl", password="secret")
+        self.client.logout()
+        self.assertContains(self.client.get("/accounts/login/"), "Log in")
+        answer = self.client.post("/accounts/login/?next=/rooms/", {"username": "carl", "password": "secret"})
+        self.assertRedirects(answer, "/rooms/")
 
     def test_notification_of_a_view(self):
         bob = User.objects.create_user("bob")

@@ -199,7 +199,7 @@ class Presence:
             report(
                 "publish/subscribe",
                 None,
-                "the broker took this process for dead, or has lost who is there: it is told again",
+                "the broker had lost the users who are connected to this process; they are listed there again",
             )
             self.forgives_until = monotonic() + GRACE
             for room in tuple(self._rooms.values()):
