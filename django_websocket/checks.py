@@ -12,6 +12,7 @@ import re
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
+from difflib import get_close_matches
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
@@ -25,7 +26,7 @@ from gevent import monkey
 from django_websocket import compat, conf
 
 from .asgi.policy import foreign_policy
-from .decorators import inside, is_asgi, options_of, without_as_asgi
+from .decorators import inside, is_asgi, misnamed, options_of, without_as_asgi
 from .handler.origin import split
 from .pubsub.entries import keeps
 from .pubsub.factory import broker_from
@@ -39,6 +40,7 @@ __all__ = ["check", "check_compatibility", "check_libraries", "check_worker", "s
 
 # What browsers send as an Origin, and apps and extensions whose pages have a scheme of their own; files have no host.
 ORIGIN = re.compile(r"(?!https?:)[a-z][a-z0-9+.-]*://[^/?#*@\s]+|file://", re.IGNORECASE)
+SIMILAR = 0.9  # how much of two names is the same, for one to be taken for the other
 DEPTH = 2  # calls that are followed from a view to find out whether it uses the WebSocket
 CHANNEL_LAYER = "django_websocket.channels.ChannelLayer"
 LARGE_MESSAGE = 64 * 1024 * 1024  # bytes; a hundred such messages fill the memory of most machines
@@ -64,6 +66,7 @@ def check(**kwargs: Any) -> list[checks.CheckMessage]:
     except ImproperlyConfigured as error:
         return [checks.Error(str(error), id="websocket.E001")]
     return [
+        *check_names(),
         *check_urlconf(settings),
         *check_broker(settings),
         *check_server(settings),
@@ -122,6 +125,18 @@ def sentence(message: checks.CheckMessage) -> str:
     return " ".join(filter(None, (message.msg, message.hint, f"({message.id})")))
 
 
+def check_names() -> Iterator[checks.CheckMessage]:
+    """Look for settings whose names are nearly those of this package."""
+    known = conf.names()
+    for name in conf.unknown_names():
+        for similar in get_close_matches(name, known, 1, SIMILAR):
+            yield checks.Warning(
+                f"There is no setting {name}, so it has no effect.",
+                hint=f"If you mean {similar}, write it like that.",
+                id="websocket.W009",
+            )
+
+
 def check_urlconf(settings: conf.Settings) -> Iterator[checks.CheckMessage]:
     """Check that the module with the WebSocket views exists, and check each view."""
     if not settings.urlconf and settings.asgi_application:
@@ -140,8 +155,7 @@ def check_urlconf(settings: conf.Settings) -> Iterator[checks.CheckMessage]:
             raise  # the module exists, and imports something that does not
         yield checks.Error(
             f"WEBSOCKET_URLCONF is {urlconf!r}, but there is no such module.",
-            hint=f"Create {urlconf.replace('.', os.sep)}.py with the urlpatterns of your WebSocket views, or correct "
-            f"the setting.",
+            hint=hint_for(urlconf),
             id="websocket.E003",
         )
     else:
@@ -149,6 +163,14 @@ def check_urlconf(settings: conf.Settings) -> Iterator[checks.CheckMessage]:
         yield from resolver.check()  # Django's own
         for pattern in patterns_of(resolver):
             yield from check_view(pattern)
+
+
+def hint_for(urlconf: str) -> str:
+    """Return what to do if there is no such module."""
+    if "/" in urlconf or urlconf.endswith(".py"):
+        return f'Write the path of a module: "{urlconf.removesuffix(".py").strip("/").replace("/", ".")}".'
+    path = urlconf.replace(".", os.sep)
+    return f"Create {path}.py with the urlpatterns of your WebSocket views, or correct the setting."
 
 
 def patterns_of(resolver: URLResolver) -> Iterator[URLPattern]:
@@ -168,14 +190,22 @@ def check_view(pattern: URLPattern) -> Iterator[checks.CheckMessage]:
         return
     where = f"The view {pattern.lookup_str} in WEBSOCKET_URLCONF, {pattern.pattern.describe()},"
     options = options_of(pattern.callback)
+    mistake = misnamed(pattern)
+    if mistake is not None:
+        yield checks.Warning(
+            f"{where} {mistake}",
+            hint="A WebSocket view looks like this: @websocket def view(request, websocket, ...), and then what the "
+            "URL has.",
+            id="websocket.W001",
+        )
+    elif options is None and not is_asgi(pattern.callback) and not takes_websocket(pattern.callback):
+        yield checks.Warning(
+            f"{where} is not decorated with @websocket, and does not seem to use a WebSocket.",
+            hint="Decorate it, or move it to ROOT_URLCONF. If it is decorated, a decorator above @websocket hides "
+            "that: such a decorator must use functools.wraps(), as Django's do.",
+            id="websocket.W001",
+        )
     if options is None:
-        if not is_asgi(pattern.callback) and not takes_websocket(pattern.callback):
-            yield checks.Warning(
-                f"{where} is not decorated with @websocket, and does not seem to use a WebSocket.",
-                hint="Decorate it, or move it to ROOT_URLCONF. If it is decorated, a decorator above @websocket hides "
-                "that: such a decorator must use functools.wraps(), as Django's do.",
-                id="websocket.W001",
-            )
         return
     yield from check_origins(f"{where} origins", options.origins)
     if options.max_message_size is not None:
@@ -243,6 +273,12 @@ def check_broker(settings: conf.Settings) -> Iterator[checks.CheckMessage]:
 
 def check_server(settings: conf.Settings) -> Iterator[checks.CheckMessage]:
     """Check that WEBSOCKET_SERVER is well-formed."""
+    if settings.server.isdecimal():
+        yield checks.Error(
+            f"WEBSOCKET_SERVER is {settings.server!r}, which is a number and not the address of a server.",
+            hint=f'For another port of the page\'s host, put a colon before it: ":{settings.server}".',
+            id="websocket.E005",
+        )
     if settings.parsed_server is None:
         yield checks.Error(
             f"WEBSOCKET_SERVER is {settings.server!r}, which is not the address of a server.",

@@ -199,6 +199,16 @@ def current() -> Settings:
     return _current
 
 
+def names() -> list[str]:
+    """Return the names of all settings."""
+    return [PREFIX + name.upper() for name, field in Settings.__dataclass_fields__.items() if field.init]
+
+
+def unknown_names() -> list[str]:
+    """Return the names of the project's settings that begin as those of this package, and are none of them."""
+    return [name for name in dir(django_settings) if name.startswith(PREFIX) and name not in names()]
+
+
 def serve_pages_too() -> None:
     """Ignore `WEBSOCKET_SERVER`: one server has the pages and the WebSockets, at the same address."""
     global _current, _current_in_tests

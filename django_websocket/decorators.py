@@ -35,6 +35,8 @@ View = Callable[Concatenate[R, WebSocket, P], HttpResponseBase | None]
 Decorated = Callable[Concatenate[R, P], HttpResponseBase]
 
 if TYPE_CHECKING:
+    from django.urls import URLPattern
+
     from .asgi.websocket import AsyncWebSocket
 
     AsyncView = Callable[Concatenate[R, AsyncWebSocket, P], Coroutine[Any, Any, HttpResponseBase | None]]
@@ -125,6 +127,26 @@ def without_as_asgi(view: Any) -> str | None:
     return f"The route to the consumer {name_of(view)} has the class itself: write {view.__name__}.as_asgi() instead."
 
 
+def misnamed(pattern: URLPattern) -> str | None:
+    """Return what is wrong with the arguments of a pattern's view, a function that misses what `@websocket` gives."""
+    view = pattern.callback
+    decorated = options_of(view) is not None
+    while (wrapped := getattr(view, "__wrapped__", None)) is not None:
+        if not decorated:
+            return None  # the decorator may be one of the project's that gives it the WebSocket
+        view = wrapped
+    if not inspect.isfunction(view):
+        return None
+    names = [*inspect.signature(view).parameters]
+    if not decorated:
+        has_it = "websocket" in names
+        return "has an argument named websocket, but no @websocket above it." if has_it else None
+    from_url = getattr(pattern.pattern, "converters", {})
+    if names[1:2] and names[1] in from_url:
+        return f"gets the WebSocket as its second argument, but that is {names[1]}: write it behind websocket."
+    return None
+
+
 def name_of(view: Callable[..., Any]) -> str:
     """Return where a view is defined, for a message: its function or class."""
     while isinstance(view, functools.partial):
@@ -175,9 +197,12 @@ def websocket(
       HTTP status, whatever the setting says.
     - `until_logout=False`: leave the connection open when the login of its user ends.
 
-    Django's own decorators may stand above it. Raises ValueError or
-    ImproperlyConfigured for an option that makes no sense.
+    Django's own decorators may stand above it. Raises TypeError, ValueError or ImproperlyConfigured for an option that
+    makes no sense.
     """
+    for option, value in (("origins", origins), ("subprotocols", subprotocols)):
+        if isinstance(value, str):
+            raise TypeError(f"{option} is {value!r}, but must be a list: {option}=[{value!r}]")
     for name in subprotocols:
         if not TOKEN.fullmatch(name):
             raise ValueError(f"{name!r} cannot be the name of a subprotocol: use no spaces, commas or quotes")

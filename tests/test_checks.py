@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.contrib.auth.decorators import login_required
 from django.core.checks import Error, Warning, run_checks
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
@@ -86,9 +87,11 @@ def test_the_test_site_passes_the_checks() -> None:
         ({"WEBSOCKET_ALLOWED_ORIGINS": "https://example.com"}, "E001", ["WEBSOCKET_ALLOWED_ORIGINS", "list"]),
         ({"WEBSOCKET_URLCONF": ""}, "E002", ["WEBSOCKET_URLCONF is not set", "websocket_urls"]),
         ({"WEBSOCKET_URLCONF": "nowhere.at_all"}, "E003", ["no such module", "nowhere/at_all.py"]),
+        ({"WEBSOCKET_URLCONF": "nowhere/at_all.py"}, "E003", ["no such module", '"nowhere.at_all"']),
         ({"WEBSOCKET_URLCONF": "made_for_a_test"}, "E003", ["made_for_a_test", "patterns"]),
         ({"WEBSOCKET_BROKER": "kafka://localhost"}, "E004", ["kafka://", "redis://", "memory://"]),
         ({"WEBSOCKET_SERVER": "https://example.com"}, "E005", ["https://example.com", "wss://host/prefix"]),
+        ({"WEBSOCKET_SERVER": "8001"}, "E005", ["'8001'", '":8001"']),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -106,6 +109,27 @@ def test_a_mistake_is_named_with_its_remedy(
             get_wsgi_websocket_application()
         for word in words:
             assert word in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("WEBSOCKET_BROKERS", "WEBSOCKET_BROKER"),
+        ("WEBSOCKET_ALLOWED_ORIGIN", "WEBSOCKET_ALLOWED_ORIGINS"),
+        ("WEBSOCKET_URL", None),  # of another package
+        ("WEBSOCKET_SOMETHING_ELSE", None),
+    ],
+)
+def test_a_name_that_is_nearly_that_of_a_setting_gets_a_warning(name: str, meant: str | None) -> None:
+    with override_settings(**{name: "x"}):
+        found = check()
+    if meant is None:
+        assert found == []
+    else:
+        (message,) = found
+        assert (type(message), message.id) == (Warning, "websocket.W009")
+        assert name in message.msg
+        assert f"If you mean {meant}," in str(message.hint)
 
 
 BROKER_MISTAKES = [
@@ -369,6 +393,32 @@ class Room:
 
     def __call__(self, request: HttpRequest) -> HttpResponse:
         return HttpResponse(self.name)
+
+
+def undecorated(request: HttpRequest, websocket: WebSocket, room: str) -> None:
+    websocket.send(room)
+
+
+@websocket  # type: ignore[arg-type]
+def wrong(request: HttpRequest, room: str) -> None:
+    """Take no WebSocket."""
+
+
+@pytest.mark.parametrize(
+    ("view", "words"),
+    [
+        (undecorated, ["no @websocket above it"]),
+        (wrong, ["second argument", "is room"]),
+        (login_required(wrong), ["second argument", "is room"]),
+    ],
+    ids=["undecorated", "without the argument", "without the argument below a decorator"],
+)
+def test_a_view_with_the_wrong_arguments_gets_a_warning(module: types.ModuleType, view: Any, words: list[str]) -> None:
+    with with_views(module, view):
+        (message,) = check()
+    assert (type(message), message.id) == (Warning, "websocket.W001")
+    for word in words:
+        assert word in message.msg
 
 
 @pytest.mark.parametrize(

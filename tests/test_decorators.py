@@ -93,3 +93,9 @@ def test_a_response_that_has_begun_is_left_alone() -> None:
     upgrade.watch(lambda status, headers: None)("200 OK", [])
     body = [b"a"]
     assert upgrade.begun(body) is body
+
+
+@pytest.mark.parametrize("option", ["origins", "subprotocols"])
+def test_a_string_in_place_of_a_list_is_an_error_at_once(option: str) -> None:
+    with pytest.raises(TypeError, match=rf"{option}=\['chat.v1'\]"):
+        websocket(**{option: "chat.v1"})  # type: ignore[call-overload]
