@@ -230,6 +230,32 @@ def test_what_a_process_tells_that_comes_back_is_kept_although_it_was_about_to_b
 
 
 @each_kind
+@pytest.mark.parametrize("session", ["a session", None])
+def test_a_user_who_comes_back_when_the_only_process_was_killed_is_seen(
+    pairs: Pairs, elsewhere: Elsewhere, session: str | None
+) -> None:
+    """The broker tells no change then: it knows the user in the dead process, with the same name."""
+    with Client(pairs).subscribe(ROOM, present=ANN):
+        [(key, lines)] = rosters().read_roster(ROOM).users.items()
+    until_there()
+    rosters().change_roster(ROOM, DEAD, [Claim(key, ANYBODY, *lines.values())])
+    watching = Client(pairs)
+    with watching.subscribe(ROOM, present="watch"):
+        assert present(ROOM) == []
+        client = Client(pairs, session)
+        with client.subscribe(ROOM, present=ANN):
+            for each in (client, watching):
+                each.until_it_knows(ANN)
+            other = Client(pairs)
+            with other.subscribe(ROOM, present=BOB):
+                for each in (client, watching, other):
+                    each.until_it_knows(ANN, BOB)
+            until(lambda: [*rosters().read_roster(ROOM).processes] == [own_process()])
+        watching.until_it_knows()
+    until_there()
+
+
+@each_kind
 def test_a_process_whose_users_were_removed_by_another_puts_them_back(pairs: Pairs, elsewhere: Elsewhere) -> None:
     client = Client(pairs)
     with client.subscribe(ROOM, present=ANN):

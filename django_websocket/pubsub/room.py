@@ -180,7 +180,10 @@ class Room:
             if kind == HERE and (text := text_of(info)):
                 self._new[key] = text
                 self.processes.add(event.process)
-            elif kind != AGAIN:
+            elif kind == AGAIN:
+                if self._new.get(key, self._told.get(key)) is None:
+                    self.read_soon()  # the user was there for the broker, but only in a process that is dead
+            else:
                 self._new[key] = None
                 self.enrolment.contradict(key)
             if event.process != self._presence.process:
@@ -244,7 +247,7 @@ class Room:
         for event in (*self._ahead.values(), *held):
             self.take(event)
         if dead:
-            gevent.spawn_later(random.random(), self._presence.do, self.remove_dead)
+            gevent.spawn_later(random.random(), self._presence.do, self._remove_dead_and_read)
         self._tell_soon()
 
     def check(self) -> None:
@@ -260,6 +263,11 @@ class Room:
     def _check_again(self, number: int) -> None:
         if self._number == number:
             self.read_soon()
+
+    def _remove_dead_and_read(self) -> None:
+        """Remove the dead that were left out here, and read who has come in their place: that is no change there."""
+        self.remove_dead()
+        self.read_soon()
 
     def remove_dead(self) -> None:
         """Remove the users of processes that are dead from the roster. Others may do so at the same time."""
