@@ -93,7 +93,7 @@ def supervise(address, can_speak):
     with ticking(is_up) if can_speak else nullcontext():
         while (number := signals.get()) in (signal.SIGUSR1, signal.SIGCHLD):
             if number == signal.SIGUSR1:
-                print("A page has stopped the server. It starts again in about two seconds.", flush=True)
+                print("A page has stopped the server. It starts again in a few seconds.", flush=True)
                 stop(server)
                 if can_speak:
                     speak("The server is down. I'm a different process, so I can still talk.")

@@ -319,7 +319,7 @@ def test_file_that_is_not_allowed_is_refused_with_a_reason(site: Site, tmp_path:
     window = site.open("ann", "/files/")
     window["#file"].send_keys(str(file))
     window["[value=socket]"].click()
-    window.wait_for_texts("#state", ["Enter a valid value."])
+    window.wait_for_texts("#state", ["Only these kinds of files: gif, jpeg, jpg, pdf, png, zip."])
     window["[value=post]"].click()
     window.wait(lambda: "html" in window["#state"].text)
     [error] = site.errors()
