@@ -27,7 +27,6 @@ MAX_OPEN_FILES = 65536
 RATE = 0.5  # the share of what the first peer carries, for the loads at a fixed rate
 DOCS = HERE.parent / "docs"
 BEGIN, END = "<!-- figures: scripts/bench --docs -->", "<!-- end of figures -->"
-TITLES = {"servers": "This server beside others", "growth": "The cost of a message as clients and channels grow"}
 
 
 def turns(servers, number):
@@ -160,20 +159,16 @@ def pictures(records):
 
 
 def update_docs(records, baselines):
-    """Replace the figures and pictures of docs/performance.md with those of a run."""
-    page = DOCS / "performance.md"
+    """Replace the figures of FIGURES.md and the pictures of docs/performance.md with those of a run."""
+    page = HERE / "FIGURES.md"
     before, _, rest = page.read_text().partition(BEGIN)
     _, end, after = rest.partition(END)
     if not end:
         raise SystemExit(f"{page} has no place for figures between {BEGIN} and {END}")
-    drawn = pictures(records)
-    images = "\n\n".join(f"![{TITLES[name]}](performance-{name}.svg)" for name, _ in drawn)
-    for name, picture in drawn:
+    for name, picture in pictures(records):
         (DOCS / f"performance-{name}.svg").write_text(picture)
-    page.write_text(
-        f"{before}{BEGIN}\n\n{images}\n\n{report.summary(report.Results(records), baselines)}\n\n{END}{after}"
-    )
-    print(f"updated {page}")
+    page.write_text(f"{before}{BEGIN}\n\n{report.summary(report.Results(records), baselines)}\n\n{END}{after}")
+    print(f"updated {page} and the pictures; the tables of README.md and docs/ quote its figures, as their tests say")
 
 
 def default_baselines(checkouts):
@@ -230,7 +225,7 @@ def parse_options():
     add("--bin", type=Path, metavar="DIR", default=Path(sys.executable).parent,
         help="bin directory of the environment that the servers run in, default: that of this Python")  # fmt: skip
     add("--name", default=time.strftime("%Y%m%d-%H%M%S"), help="name of the files in results/, default: date and time")
-    add("--docs", action="store_true", help="put the figures into docs/performance.md")
+    add("--docs", action="store_true", help="put the figures into FIGURES.md")
     add("--report", type=Path, metavar="JSONL", help="print the tables of an earlier run; measure nothing")
     add("--smoke", action="store_true", help="measure nothing: does every message arrive, once, whole, in order?")
     add("--selftest", action="store_true", help="measure nothing: does the load generator notice a server's faults?")

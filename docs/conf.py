@@ -33,6 +33,7 @@ INCLUDED_BY = {
     "CONTRIBUTING.md": "project/contributing",
     "SECURITY.md": "project/security",
     "benchmarks/README.md": "project/benchmarks",
+    "benchmarks/FIGURES.md": "project/figures",
 }
 PICTURES = ["demonstration-light.png", "demonstration-dark.png"]  # of the README
 # Names in the package's signatures that a reader cannot look up, and the modules that have them.

@@ -1,4 +1,4 @@
-"""docs/comparison.md and README.md quote no figure that this project has not measured."""
+"""README.md and the documentation quote no figure that this project has not measured."""
 
 from __future__ import annotations
 
@@ -15,6 +15,17 @@ def test_every_figure_was_measured_by_this_project() -> None:
     figures = {row[0].split("`")[1]: row[1:] for row in rows}
     assert len(figures) >= 5
     assert figures == {load: [measured(server, load)[0] for server in SERVERS] for load in figures}
+
+
+def test_figures_for_readers_are_those_of_the_last_run() -> None:
+    servers, costs = (table for table in tables("docs/performance.md") if table[0][0] in ("load", "what"))
+    shown = {row[0].split("`")[1]: row[1:] for row in servers[1:]}
+    assert len(shown) >= 8
+    assert shown == {
+        load: [measured(server, load)[0] for server in (SERVERS[0], "asgi-uvicorn", SERVERS[1])] for load in shown
+    }
+    cost = {row[0].split("`")[1]: row[1] for row in costs[1:]}
+    assert cost == {load: measured(SERVERS[0], load)[1] for load in cost}
 
 
 def test_figures_of_the_readme_are_those_of_the_comparison() -> None:

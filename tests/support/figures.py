@@ -1,4 +1,4 @@
-"""The figures of docs/performance.md, for tests of pages that quote them."""
+"""The figures of benchmarks/FIGURES.md, for tests of pages that quote them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def tables(page: str) -> list[list[list[str]]]:
 def measured(server: str, load: str) -> list[str]:
     """Return what a load has in the tables of servers, without ratios: first its own figure, then µs of CPU."""
     found = []
-    for (first, *loads), *rows in tables("docs/performance.md"):
+    for (first, *loads), *rows in tables("benchmarks/FIGURES.md"):
         if first == "server" and load in loads:
             found += [row[loads.index(load) + 1].partition(" ")[0] for row in rows if row[0] == server]
     return found
@@ -27,6 +27,6 @@ def measured(server: str, load: str) -> list[str]:
 
 def growth(server: str, curve: str, at: str) -> str:
     """Return µs of CPU for a message at one size of a curve."""
-    (table,) = [table for table in tables("docs/performance.md") if table[0][0] == curve]
+    (table,) = [table for table in tables("benchmarks/FIGURES.md") if table[0][0] == curve]
     (row,) = [row for row in table if row[0] == server]
     return row[table[0].index(at)]
