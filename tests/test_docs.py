@@ -592,7 +592,8 @@ LINES = {
 
 
 def test_each_line_about_channels_has_a_test() -> None:
-    tables = re.findall(r"^\| (?!-)(.+?) \| .+ \|$", (ROOT / "docs/channels.md").read_text(), re.MULTILINE)
+    _, _, compared = (ROOT / "docs/channels.md").read_text().partition("## The same")
+    tables = re.findall(r"^\| (?!-)(.+?) \| .+ \|$", compared, re.MULTILINE)
     assert len(tables) == len(LINES)
     for line, (begin, test) in zip(tables, LINES.items(), strict=True):
         assert line.startswith(begin)
