@@ -308,7 +308,7 @@ def test_nothing_is_missed_when_the_server_is_stopped(one_browser: Browser, ann:
         "I wrote this while it was down.",
     )
     assert ann.window.texts(".divider") == ["While you were away"]
-    assert ann.window.texts(".message.waiting") == []
+    ann.window.wait_for_texts(".message.waiting", [])  # until the server has it, too
     assert ann.window["#connection"].text == "Connected"
     ben.window.wait(lambda: ben.window.driver.execute_script("return document.querySelectorAll('.down').length") > 0)
     ben.enter()

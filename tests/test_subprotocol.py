@@ -500,7 +500,9 @@ def test_client_goes_on_where_it_was(server: Server, resuming: Resuming, key: st
         missed = publish_numbers(server, channel, first + 3, first + 8)
         client.connect().subscribed(channel)
         live = publish_numbers(server, channel, first + 8, first + 10)
-        assert taken(client, 7) == old(*missed) + new(*live)
+        found = taken(client, 7)
+        # Redis has told the publisher that it has the last one, but may not have told the client's process yet.
+        assert found in [old(*missed[:count]) + new(*missed[count:], *live) for count in range(4, 6)]
         client.connect().subscribed(channel)
         first += 10
     assert client.resets == []
