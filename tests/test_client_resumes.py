@@ -258,8 +258,12 @@ def test_frozen_page_goes_on_when_it_is_thawed(browser: Browser, server: Server,
     kill(server)
     publish(publisher, f"kept:{key}", "while it was frozen")
     server.start()
-    driver.execute_cdp_cmd("Page.setWebLifecycleState", {"state": "active"})
-    page.wait_for_messages("while it was frozen")
+
+    def has_gone_on() -> bool:
+        driver.execute_cdp_cmd("Page.setWebLifecycleState", {"state": "active"})  # the browser may have ignored it
+        return bool(page.messages == ["while it was frozen"])
+
+    page.window.wait(has_gone_on)
     browser.errors()
 
 
