@@ -61,8 +61,7 @@ def publish(server: Server, channel: str, *messages: str) -> None:
 def test_what_was_published_while_the_server_was_away_comes(
     browser: Browser, server: Server, publisher: Server, key: str, how: str
 ) -> None:
-    page = Page(browser, server).begin(f"/listen/kept:{key}/")
-    page.wait_for("open")
+    page = Page(browser, server).begin_and_subscribe(f"/listen/kept:{key}/")
     publish(publisher, f"kept:{key}", "before")
     page.wait_for_messages("before")
     (server.stop if how == "stop" else lambda: kill(server))()
@@ -80,8 +79,7 @@ def test_what_was_published_while_the_server_was_away_comes(
 def test_page_without_a_message_so_far_goes_on_from_its_beginning(
     browser: Browser, server: Server, publisher: Server, key: str
 ) -> None:
-    page = Page(browser, server).begin(f"/listen/kept:{key}/")
-    page.wait_for("open")
+    page = Page(browser, server).begin_and_subscribe(f"/listen/kept:{key}/")
     kill(server)
     publish(publisher, f"kept:{key}", "first")
     server.start()
@@ -92,8 +90,7 @@ def test_page_without_a_message_so_far_goes_on_from_its_beginning(
 def test_page_is_told_when_its_past_is_not_all_there(
     browser: Browser, server: Server, publisher: Server, key: str
 ) -> None:
-    page = Page(browser, server).begin(f"/listen/kept:{key}/?and=kept:{key}-2")
-    page.wait_for("open")
+    page = Page(browser, server).begin_and_subscribe(f"/listen/kept:{key}/?and=kept:{key}-2")
     publish(publisher, f"kept:{key}", "before")
     page.wait_for_messages("before")
     kill(server)
@@ -165,8 +162,7 @@ def test_page_begins_at_the_positions_that_it_is_given(
 def test_page_from_the_back_forward_cache_goes_on(
     browser: Browser, server: Server, publisher: Server, key: str
 ) -> None:
-    page = Page(browser, server).begin(f"/listen/kept:{key}/")
-    page.wait_for("open")
+    page = Page(browser, server).begin_and_subscribe(f"/listen/kept:{key}/")
     page.run("addEventListener('pageshow', ({ persisted }) => (window.persisted = persisted))")
     page.window.driver.get(f"http://{server.address}/page/")
     publish(publisher, f"kept:{key}", "meanwhile")
@@ -178,8 +174,7 @@ def test_page_from_the_back_forward_cache_goes_on(
 def test_redis_that_was_away_is_not_noticed(
     browser: Browser, own_redis: Server, server: Server, publisher: Server, key: str
 ) -> None:
-    page = Page(browser, server).begin(f"/listen/kept:{key}/")
-    page.wait_for("open")
+    page = Page(browser, server).begin_and_subscribe(f"/listen/kept:{key}/")
     publish(publisher, f"kept:{key}", "before")
     own_redis.stop()
     own_redis.start()
@@ -251,8 +246,7 @@ def test_server_that_has_fallen_silent_is_left(browser: Browser, own_redis: Serv
 
 
 def test_frozen_page_goes_on_when_it_is_thawed(browser: Browser, server: Server, publisher: Server, key: str) -> None:
-    page = Page(browser, server).begin(f"/listen/kept:{key}/")
-    page.wait_for("open")
+    page = Page(browser, server).begin_and_subscribe(f"/listen/kept:{key}/")
     driver = page.window.driver
     driver.execute_cdp_cmd("Page.setWebLifecycleState", {"state": "frozen"})
     kill(server)
@@ -274,8 +268,7 @@ def test_tab_in_the_background_comes_back(
     throttling = [option for option in OPTIONS if "background" not in option and "occluded" not in option]
     monkeypatch.setattr("tests.support.browser.OPTIONS", throttling)
     with chromium(tmp_path) as browser:
-        page = Page(browser, server, query="").begin(f"/listen/kept:{key}/")
-        page.wait_for("open")
+        page = Page(browser, server, query="").begin_and_subscribe(f"/listen/kept:{key}/")
         browser.driver.switch_to.new_window("tab")
         kill(server)
         publish(publisher, f"kept:{key}", "while it was hidden")
@@ -297,8 +290,7 @@ def test_worker_of_gevent_websocket_serves_the_client(
     browser: Browser, own_redis: Server, publisher: Server, start_site: StartSite, key: str
 ) -> None:
     with start_site(site_settings(own_redis), worker=STOCK_WORKER) as server:
-        page = Page(browser, server).begin(f"/listen/kept:{key}/")
-        page.wait_for("open")
+        page = Page(browser, server).begin_and_subscribe(f"/listen/kept:{key}/")
         publish(publisher, f"kept:{key}", "one")
         page.wait_for_messages("one")
         kill(server)

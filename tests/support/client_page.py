@@ -40,6 +40,21 @@ class Page:
         self.run("begin(arguments[0], arguments[1] ?? undefined)", path, options)
         return self
 
+    def begin_and_subscribe(self, path: str) -> Page:
+        """Connect, and wait until the page knows where its channels begin."""
+        self.run(
+            """window.told = [];
+            window.WebSocket = class extends WebSocket {
+              constructor(...args) {
+                super(...args);
+                this.addEventListener("message", ({ data }) => told.push(data));
+              }
+            };"""
+        )
+        self.begin(path)
+        self.window.wait(lambda: any('"sub"' in data for data in self.run("return told")), "it is not subscribed")
+        return self
+
     def send(self, data: str, **options: bool) -> bool:
         """Send a text."""
         sent: bool = self.run("return socket.send(arguments[0], arguments[1])", data, options)
