@@ -206,7 +206,8 @@ def names() -> list[str]:
 
 def unknown_names() -> list[str]:
     """Return the names of the project's settings that begin as those of this package, and are none of them."""
-    return [name for name in dir(django_settings) if name.startswith(PREFIX) and name not in names()]
+    known = names()
+    return [name for name in dir(django_settings) if name.startswith(PREFIX) and name not in known]
 
 
 def serve_pages_too() -> None:

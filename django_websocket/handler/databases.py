@@ -14,9 +14,8 @@ from django.db.backends.signals import connection_created
 from gevent import getcurrent, monkey
 
 from django_websocket.compat import naming
-from django_websocket.transport.log import report
 
-from .lingering import lingering_of_loop, may_linger
+from .lingering import close, lingering_of_loop, may_linger
 
 with naming("application"):
     from django.db.backends.base.base import BaseDatabaseWrapper
@@ -175,9 +174,7 @@ def give_back_databases(kept: Sequence[BaseDatabaseWrapper] = ()) -> None:
     for wrapper in connections.all(initialized_only=True):
         try:
             if not wrapper.in_atomic_block:
-                wrapper.close()
-        except Exception as error:
-            report("databases", None, "closing a connection failed", repr(error))
+                close(wrapper)
         finally:
             if monkey.is_module_patched("threading"):
                 del connections[wrapper.alias]

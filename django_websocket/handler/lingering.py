@@ -70,14 +70,12 @@ class WatchedCursor(CursorWrapper):
 
     def execute(self, sql: Any, params: Any = None) -> Any:
         """Execute a statement."""
-        if not leaves_nothing(sql):
-            self.watch.changed = True
+        self.watch.note(sql)
         return super().execute(sql, params)
 
     def executemany(self, sql: Any, param_list: Any) -> Any:
         """Execute a statement several times."""
-        if not leaves_nothing(sql):
-            self.watch.changed = True
+        self.watch.note(sql)
         return super().executemany(sql, param_list)
 
     def callproc(self, procname: Any, params: Any = None, kparams: Any = None) -> Any:
@@ -105,6 +103,11 @@ class Watch:
         if len(self.cursors) > CURSORS:
             self._forget_ended()
         return WatchedCursor(cursor, self.wrapper, self)
+
+    def note(self, sql: object) -> None:
+        """Note a statement that is executed."""
+        if not leaves_nothing(sql):
+            self.changed = True
 
     @property
     def wrapper(self) -> BaseDatabaseWrapper:
