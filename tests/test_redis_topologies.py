@@ -334,13 +334,20 @@ def sentinel_broker(sentinel: Sentinel, *first: str) -> dict[str, str]:
 
 
 class Stream:
-    """Publishes one number after another while something happens."""
+    """Publishes one number after another while its block runs."""
 
     def __init__(self, channel: str) -> None:
         self.sent: dict[int, float] = {}  # the numbers that the broker took, and when each was published
         self.failures: list[str] = []
         self._channel = channel
-        self._greenlet = gevent.spawn(self._run)
+        self._greenlet = gevent.Greenlet(self._run)
+
+    def __enter__(self) -> Stream:
+        self._greenlet.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._greenlet.kill()
 
     def _run(self) -> None:
         for number in range(1_000_000):
@@ -356,9 +363,8 @@ class Stream:
         """Wait until the newest number has arrived."""
         until(lambda: reader.got[-1] is not MISSED and int(reader.got[-1]) == [*self.sent][-1])
 
-    def end(self, reader: Reader) -> None:
+    def check(self, reader: Reader) -> None:
         """Check that numbers arrived in order and once each, and that the reader was told of those that did not."""
-        self._greenlet.kill()
         numbers = [int(message) for message in reader.got if message is not MISSED]
         assert numbers == sorted({*numbers})
         missing = [number for number in self.sent if number not in numbers and number < numbers[-1]]
@@ -410,13 +416,13 @@ def test_the_sentinels_are_believed_where_the_role_may_not_be_asked_for(
 def test_a_manual_failover_is_followed(sentinel: Sentinel, cooperative: None, key: str) -> None:
     old = sentinel.master()
     with in_use(sentinel_broker(sentinel)), Reader(key) as reader:
-        stream = Stream(key)
-        until(lambda: reader.got)
-        sentinel.ask(sentinel.sentinels[0], "SENTINEL", "FAILOVER", sentinel.service)
-        until(lambda: sentinel.master() not in (old, None), SETTLED)
-        until(lambda: MISSED in reader.got, BACK)
-        stream.until_heard(reader)
-        stream.end(reader)
+        with Stream(key) as stream:
+            until(lambda: reader.got)
+            sentinel.ask(sentinel.sentinels[0], "SENTINEL", "FAILOVER", sentinel.service)
+            until(lambda: sentinel.master() not in (old, None), SETTLED)
+            until(lambda: MISSED in reader.got, BACK)
+            stream.until_heard(reader)
+        stream.check(reader)
         assert reader.got.count(MISSED) == 1
 
 
@@ -604,15 +610,15 @@ def test_a_broker_is_freed_although_not_all_nodes_answered(
 def test_channels_follow_a_slot_that_moves(cluster: Cluster, any_reader: None, key: str) -> None:
     moving, staying = channels_of(0, 2, key)
     with in_use(cluster_broker(cluster)), Reader(moving) as reader, Reader(staying) as undisturbed:
-        stream = Stream(moving)
-        until(lambda: reader.got)
-        for count, target in enumerate((1, 2, 0), 1):
-            publish(staying, str(target))
-            cluster.move(slot(moving), cluster.nodes[target])
-            until(lambda count=count: reader.got.count(MISSED) == count)  # type: ignore[misc]
-            stream.until_heard(reader)
-            undisturbed.until(str(target))
-        stream.end(reader)
+        with Stream(moving) as stream:
+            until(lambda: reader.got)
+            for count, target in enumerate((1, 2, 0), 1):
+                publish(staying, str(target))
+                cluster.move(slot(moving), cluster.nodes[target])
+                until(lambda count=count: reader.got.count(MISSED) == count)  # type: ignore[misc]
+                stream.until_heard(reader)
+                undisturbed.until(str(target))
+        stream.check(reader)
         assert stream.failures == []
 
 
@@ -731,12 +737,13 @@ def test_a_node_that_is_killed_is_replaced(own_cluster: Cluster, cooperative: No
             both.until("c", "d")
 
             cluster.nodes[0].start()  # a replica now, until it is told to take over
+            cluster.hurry()  # or it would wait four minutes before it asks for votes again
             until(cluster.complete, SETTLED)
-            stream = Stream(hit)
-            until(cluster.taking_over(cluster.nodes[0], slot(hit)), SETTLED)
-            until(lambda: MISSED in reader.got, BACK)
-            stream.until_heard(reader)
-            stream.end(reader)
+            with Stream(hit) as stream:
+                until(cluster.taking_over(cluster.nodes[0], slot(hit)), SETTLED)
+                until(lambda: MISSED in reader.got, BACK)
+                stream.until_heard(reader)
+            stream.check(reader)
             publish(other, "e")
             undisturbed.until("e")
 
