@@ -23,8 +23,19 @@ from .support.servers import Server
 from .support.waiting import eventually
 from .test_databases import POOL, asking
 
-LONG = {"WEBSOCKET_DATABASE_LINGER": 60.0}  # longer than any of these tests takes
-PATH = "/queries/executes/?key=x"
+ALL_KINDS = {"WEBSOCKET_URLCONF": "testsite.executing"}
+LONG = {"WEBSOCKET_DATABASE_LINGER": 60.0, **ALL_KINDS}  # longer than any of these tests takes
+KINDS = ["", "-async", "-consumer", "-async-consumer"]
+
+
+@pytest.fixture(params=KINDS, ids=["view", *(kind[1:] for kind in KINDS[1:])])
+def kind(request: pytest.FixtureRequest) -> str:
+    """A kind of view, each of which has a path of its own."""
+    return str(request.param)
+
+
+def path_of(kind: str = "") -> str:
+    return f"/queries/executes{kind}/?key=x"
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +48,8 @@ def patient(start_site: StartSite, postgres: Server) -> Iterator[Server]:
 class Talk:
     """A client that has talked, so that its connection is kept from now on."""
 
-    def __init__(self, connect: Connect, server: Server) -> None:
-        self._client = connect(server, PATH)
+    def __init__(self, connect: Connect, server: Server, kind: str = "") -> None:
+        self._client = connect(server, path_of(kind))
         self.close = self._client.close
         self.ask()
         self.first = self.ask()
@@ -52,9 +63,9 @@ class Talk:
 
 
 def test_a_client_that_talks_keeps_its_connection_and_no_other_gets_it(
-    patient: Server, connect: Connect, database: Database
+    patient: Server, connect: Connect, database: Database, kind: str
 ) -> None:
-    talks = [Talk(connect, patient) for _ in range(3)]
+    talks = [Talk(connect, patient, kind) for _ in range(3)]
     assert len({talk.first for talk in talks}) == 3
     for _ in range(3):
         assert [talk.ask() for talk in talks] == [talk.first for talk in talks]
@@ -63,17 +74,19 @@ def test_a_client_that_talks_keeps_its_connection_and_no_other_gets_it(
     assert eventually(lambda: database.held("patient") == 0)
 
 
-def test_a_client_that_asks_once_keeps_nothing(patient: Server, connect: Connect, database: Database) -> None:
-    client = connect(patient, PATH)
+def test_a_client_that_asks_once_keeps_nothing(
+    patient: Server, connect: Connect, database: Database, kind: str
+) -> None:
+    client = connect(patient, path_of(kind))
     client.ask("")
     assert eventually(lambda: database.held("patient") == 0)
 
 
 def test_after_half_a_second_of_silence_the_connection_is_closed(
-    start_site: StartSite, postgres: Server, connect: Connect, database: Database
+    start_site: StartSite, postgres: Server, connect: Connect, database: Database, kind: str
 ) -> None:
-    with start_site({"DATABASES": {"default": settings_of(postgres, "brief")}}) as server:
-        client = connect(server, PATH)
+    with start_site({"DATABASES": {"default": settings_of(postgres, "brief")}, **ALL_KINDS}) as server:
+        client = connect(server, path_of(kind))
         begin = time.monotonic()
         sessions = [client.ask("") for _ in range(30)]
         assert len(set(sessions)) < 15 or time.monotonic() - begin > 2  # of this, a very slow machine makes nothing
@@ -82,14 +95,15 @@ def test_after_half_a_second_of_silence_the_connection_is_closed(
         assert "Traceback" not in server.log
 
 
+@pytest.mark.parametrize("kind", ["", "-async"])
 def test_no_more_than_so_many_are_kept_and_those_who_have_one_keep_it(
-    start_site: StartSite, start_postgresql: StartPostgreSQL, connect: Connect
+    start_site: StartSite, start_postgresql: StartPostgreSQL, connect: Connect, kind: str
 ) -> None:
     with start_postgresql("-c", "max_connections=100") as postgres:
         database = Database(postgres)
         databases = {"default": settings_of(postgres, "many")}
         with start_site({"DATABASES": databases, **LONG}) as server:
-            talks = [Talk(connect, server) for _ in range(MOST + 10)]
+            talks = [Talk(connect, server, kind) for _ in range(MOST + 10)]
             for _ in range(2):
                 found = [talk.ask() == talk.first for talk in talks]
                 assert found == [True] * MOST + [False] * 10
@@ -141,8 +155,8 @@ def test_sqlite_is_opened_once_for_a_client_that_talks(start_site: StartSite, co
 
 
 @pytest.mark.parametrize("text", ["ORM", "SELECT 1", "  select 1", "WITH one AS (SELECT 1) SELECT * FROM one"])
-def test_ordinary_queries_leave_the_connection(patient: Server, connect: Connect, text: str) -> None:
-    talk = Talk(connect, patient)
+def test_ordinary_queries_leave_the_connection(patient: Server, connect: Connect, text: str, kind: str) -> None:
+    talk = Talk(connect, patient, kind)
     for _ in range(3):
         assert talk.ask(text) == talk.first
 
@@ -162,15 +176,21 @@ def test_ordinary_queries_leave_the_connection(patient: Server, connect: Connect
         "driver's",
         "cursor",
         "iterator",
-        "select",
     ],
 )
-def test_what_is_done_to_a_session_does_not_outlive_a_wait(patient: Server, connect: Connect, text: str) -> None:
-    Talk(connect, patient).ask("ORM")  # a note, for the iterator
-    talk = Talk(connect, patient)
+def test_what_is_done_to_a_session_does_not_outlive_a_wait(
+    patient: Server, connect: Connect, text: str, kind: str
+) -> None:
+    Talk(connect, patient, kind).ask("ORM")  # a note, for the iterator
+    talk = Talk(connect, patient, kind)
     assert talk.ask(text) == talk.first
-    second = talk.ask("" if text == "select" else text)
-    assert second != talk.first
+    assert talk.ask(text) != talk.first
+
+
+def test_nothing_is_kept_while_a_view_waits_for_other_files_too(patient: Server, connect: Connect) -> None:
+    talk = Talk(connect, patient)
+    assert talk.ask("select") == talk.first
+    assert talk.ask("") != talk.first
 
 
 def test_nothing_is_kept_while_django_notes_queries(
@@ -236,9 +256,9 @@ def test_an_error_of_closing_a_cursor_is_none_as_in_django() -> None:
 
 
 def test_connection_that_the_server_has_dropped_meanwhile_is_replaced(
-    patient: Server, connect: Connect, database: Database
+    patient: Server, connect: Connect, database: Database, kind: str
 ) -> None:
-    talks = [Talk(connect, patient) for _ in range(3)]
+    talks = [Talk(connect, patient, kind) for _ in range(3)]
     database.terminate("patient")
     for talk in talks:
         assert talk.ask() != talk.first
@@ -260,13 +280,14 @@ def test_whoever_needs_a_connection_gets_one_although_others_keep_all_of_them(
             assert "Traceback" not in server.log
 
 
+@pytest.mark.parametrize("kind", ["", "-async"])
 def test_a_database_that_is_gone_is_an_error_as_ever(
-    start_site: StartSite, start_postgresql: StartPostgreSQL, connect: Connect, raw: Raw
+    start_site: StartSite, start_postgresql: StartPostgreSQL, connect: Connect, raw: Raw, kind: str
 ) -> None:
     with start_postgresql() as postgres:
         databases = {"default": settings_of(postgres, "gone")}
         with start_site({"DATABASES": databases, **LONG}) as server:
-            talk, other = Talk(connect, server), Talk(connect, server)
+            talk, other = Talk(connect, server, kind), Talk(connect, server, kind)
             postgres.stop()
             with pytest.raises(Exception, match="1011"):
                 talk.ask()
@@ -275,9 +296,9 @@ def test_a_database_that_is_gone_is_an_error_as_ever(
 
 
 def test_views_that_end_in_whatever_way_close_their_connections(
-    patient: Server, connect: Connect, raw: Raw, database: Database
+    patient: Server, connect: Connect, raw: Raw, database: Database, kind: str
 ) -> None:
-    talks = [Talk(connect, patient) for _ in range(6)]
+    talks = [Talk(connect, patient, kind) for _ in range(6)]
     with pytest.raises(Exception, match="1011"):
         talks[0].ask("nonsense")
     for talk in talks[1:]:

@@ -475,7 +475,7 @@ class SyncRun(Run):
         self._greenlet = None
         gives_back = databases is None or bool(databases)  # which is about to be emptied
         if gives_back:
-            self._conversation.give_back()
+            self._adopts = self._conversation.give_back() or self._conversation.shares_databases
         self._busy = False
         if outcome is not None:
             self._finish(outcome)

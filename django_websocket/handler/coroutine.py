@@ -251,16 +251,24 @@ class CoroutineConversation:
         return bool(self._databases.shared)
 
     def adopt(self) -> None:
-        """Have the running greenlet use the databases of the request."""
+        """Have the running greenlet use the databases of the request, and what `give_back` has kept."""
         self._databases.adopt()
+        self._databases.take_up()
 
     def check_no_atomic(self) -> None:
         """Raise RuntimeError if a database of the chain, which is about to end, is in a transaction of the view's."""
         self._databases.check_no_atomic("The WebSocket cannot be accepted", self._databases.shared)
 
-    def give_back(self) -> None:
-        """Undo `adopt`, and close what the running greenlet has used of databases."""
+    def give_back(self) -> bool:
+        """Undo `adopt`, and close what the running greenlet has used of databases.
+
+        If a client talks, this keeps it for a moment, and returns True: `adopt` is needed.
+        """
+        seconds = conf.current().database_linger
+        if seconds and self._databases.set_aside(seconds):
+            return True
         give_back_databases(self._databases.shared)
+        return False
 
     def _end(self, answer: HttpResponseBase | None, error: BaseException | None) -> None:
         if error is None:
@@ -288,6 +296,7 @@ class CoroutineConversation:
             if connection is not None:
                 let_go(connection, self._on_end, self.websocket)
             self.websocket.close_all()
+            self._databases.close_aside()
             self._databases.unshare()
             if self.websocket.connection is not None and not self.keeps_request:
                 untie(self._request)

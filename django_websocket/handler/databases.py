@@ -47,7 +47,7 @@ class Databases:
         self.shared: Sequence[BaseDatabaseWrapper] = connections.all(initialized_only=True) or ()
         self.used = bool(self.shared)
         self._outer = {each.alias: n for each in self.shared if (n := len(each.execute_wrappers))} or NONE
-        self._waited = -math.inf  # since when, at last, with a connection to give back
+        self._waited = -math.inf  # since when, at last, with an open connection
         self.note_transactions()
 
     def note_transactions(self) -> None:
@@ -110,20 +110,51 @@ class Databases:
     def linger(self, seconds: float) -> bool:
         """Keep the connections for some seconds of waiting, if that may be; return whether it does so.
 
-        It does for a client that has talked in the last seconds: thousands that make one query each hold nothing.
         `go_on` undoes it.
         """
+        return self._keep(self.here(), seconds)
+
+    def _keep(self, wrappers: Sequence[BaseDatabaseWrapper], seconds: float) -> bool:
+        """Keep what is open, for a client that has talked in the last seconds.
+
+        Thousands that make one query each hold nothing.
+        """
+        connected = [wrapper for wrapper in wrappers if wrapper.connection is not None]
+        if not connected:
+            return False
         before, self._waited = self._waited, time.monotonic()
-        if self._waited - before > seconds:
+        if self._waited - before > seconds or not all(map(may_linger, connected)):
             return False
-        wrappers = [wrapper for wrapper in self.here() if wrapper.connection is not None]
-        if not wrappers or not all(map(may_linger, wrappers)):
-            return False
-        return lingering_of_loop.get().keep(self, wrappers, seconds)
+        return lingering_of_loop.get().keep(self, connected, seconds)
 
     def go_on(self) -> None:
         """Take back what lingers: the view goes on."""
         lingering_of_loop.get().take_back(self)
+
+    def set_aside(self, seconds: float) -> bool:
+        """Keep the connections of the running greenlet, which works for somebody else next, as `linger` does.
+
+        `take_up` undoes it, in any greenlet.
+        """
+        wrappers = connections.all(initialized_only=True)
+        if not self._keep(wrappers, seconds):
+            return False
+        for wrapper in wrappers:
+            del connections[wrapper.alias]
+            if not wrapper.allow_thread_sharing:
+                wrapper.inc_thread_sharing()
+                untie_database(wrapper)
+        return True
+
+    def take_up(self) -> None:
+        """Have the running greenlet use what was set aside, unless its time is over."""
+        for wrapper in lingering_of_loop.get().take_back(self):
+            connections[wrapper.alias] = wrapper
+
+    def close_aside(self) -> None:
+        """Close what was set aside."""
+        for wrapper in lingering_of_loop.get().take_back(self):
+            close(wrapper)
 
     def close(self, *, accepted: bool) -> None:
         """Close what the ending view has used; unless it has `accepted`, the chain still needs the shared wrappers."""

@@ -191,7 +191,7 @@ class Lingering:
         Return False if there are too many already. To give the oldest ones back instead would be worse: where more
         clients talk than there is room for, each would find its own gone.
         """
-        if self._count + len(wrappers) > MOST:
+        if self._count + len(wrappers) > MOST or view in self._kept:  # of another function of its view, just now
             return False
         self._kept[view] = time.monotonic() + seconds, wrappers
         self._count += len(wrappers)
@@ -207,14 +207,17 @@ class Lingering:
             self._close(next(iter(self._kept)))
         return count
 
-    def take_back(self, view: object) -> None:
+    def take_back(self, view: object) -> Sequence[BaseDatabaseWrapper]:
         """Leave the connections of `view` to it, which goes on. Those that the server has closed are closed here."""
         if view in self._kept:
-            for wrapper in self._take(view):
+            wrappers = self._take(view)
+            for wrapper in wrappers:
                 if has_hung_up(wrapper.connection):
                     close(wrapper)
-        elif view in self._closing:
+            return wrappers
+        if view in self._closing:
             self._closing[view].wait()
+        return ()
 
     def _take(self, view: object) -> Sequence[BaseDatabaseWrapper]:
         _, wrappers = self._kept.pop(view)

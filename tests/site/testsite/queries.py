@@ -61,47 +61,49 @@ def wraps(request: HttpRequest, websocket: WebSocket) -> None:
     websocket.send_json(found)
 
 
+def execute(text: str | bytes, key: str, kept: list[object]) -> int:
+    """Execute something, and return the number of the database session in which that was."""
+    if text == "ORM":
+        with transaction.atomic():
+            Note.objects.create(text=key)
+        list(Note.objects.filter(text=key).iterator(chunk_size=2))
+        Note.objects.filter(text=key).update(text=key)
+        Note.objects.filter(text=key).exists()
+    elif text == "iterator":
+        notes = Note.objects.iterator(chunk_size=1)
+        kept.append((notes, next(notes)))
+    elif text == "cursor":
+        kept.append(cursor := connection.cursor())
+        cursor.execute("SELECT 1")
+    elif text == "callproc":
+        with connection.cursor() as cursor:
+            cursor.callproc("now")
+    elif text == "executemany":
+        with connection.cursor() as cursor:
+            cursor.executemany("SET statement_timeout = %s", [[60000], [50000]])
+    elif text == "driver's":
+        from psycopg.sql import SQL  # some tests have the site without it
+
+        with connection.cursor() as cursor:
+            cursor.execute(SQL("SELECT 1"))
+    elif text not in ("", "select"):
+        with connection.cursor() as cursor:
+            cursor.execute(str(text))
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_backend_pid()")
+        return int(cursor.fetchone()[0])
+
+
 @websocket
 def executes(request: HttpRequest, websocket: WebSocket) -> None:
     """Execute what comes, and answer with the number of the database session in which that was."""
     kept: list[object] = []  # cursors that stay open
     for text in websocket:
-        if text == "ORM":
-            with transaction.atomic():
-                Note.objects.create(text=request.GET["key"])
-            list(Note.objects.filter(text=request.GET["key"]).iterator(chunk_size=2))
-            Note.objects.filter(text=request.GET["key"]).update(text=request.GET["key"])
-            Note.objects.filter(text=request.GET["key"]).exists()
-        elif text == "iterator":
-            notes = Note.objects.iterator(chunk_size=1)
-            kept.append((notes, next(notes)))
-        elif text == "cursor":
-            kept.append(cursor := connection.cursor())
-            cursor.execute("SELECT 1")
-        elif text == "callproc":
-            with connection.cursor() as cursor:
-                cursor.callproc("now")
-        elif text == "executemany":
-            with connection.cursor() as cursor:
-                cursor.executemany("SET statement_timeout = %s", [[60000], [50000]])
-        elif text == "driver's":
-            from psycopg.sql import SQL  # some tests have the site without it
-
-            with connection.cursor() as cursor:
-                cursor.execute(SQL("SELECT 1"))
-        elif text not in ("", "select"):
-            with connection.cursor() as cursor:
-                cursor.execute(str(text))
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT pg_backend_pid()")
-            session = cursor.fetchone()[0]
+        websocket.send_json(execute(text, request.GET["key"], kept))
         if text == "select":
-            websocket.send_json(session)
             ours, theirs = socket.socketpair()
             with ours, theirs:
                 select([websocket, ours], [], [])
-        else:
-            websocket.send_json(session)
 
 
 @websocket
