@@ -1854,7 +1854,7 @@ def test_a_stuck_client_gets_on_missed_instead_of_its_backlog(memory: Broker, pa
         for number in range(100):
             publish("news", f"{number}".ljust(1000))
         taken(other, 100)  # by then the forwarding has got all of them, too
-        until(lambda: forwarding._backlog)  # type: ignore[attr-defined]
+        until(lambda: forwarding._backlog.waiting)  # type: ignore[attr-defined]
         forwarding.missed()
         publish("news", "after")
         until(lambda: peer.pump() and text("after") in peer.frames)

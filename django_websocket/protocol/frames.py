@@ -56,6 +56,7 @@ def is_close_code(code: int) -> bool:
 
 # The first two bytes of short, unfragmented, unmasked frames. To have them ready saves a tenth of the time to encode.
 SHORT_TEXT = [bytes((0x80 | Opcode.TEXT, size)) for size in range(126)]
+LONG_TEXT = bytes((0x80 | Opcode.TEXT, 126))  # of up to 65,535 bytes
 SHORT_BINARY = [bytes((0x80 | Opcode.BINARY, size)) for size in range(126)]
 
 
@@ -64,7 +65,9 @@ def encode_message(message: str | bytes) -> bytes:
     if isinstance(message, str):
         payload = message.encode()
         size = len(payload)
-        return SHORT_TEXT[size] + payload if size < 126 else encode_frame(Opcode.TEXT, payload)
+        if size < 126:
+            return SHORT_TEXT[size] + payload
+        return LONG_TEXT + size.to_bytes(2, "big") + payload if size < 65536 else encode_frame(Opcode.TEXT, payload)
     size = len(message)
     return SHORT_BINARY[size] + message if size < 126 else encode_frame(Opcode.BINARY, message)
 

@@ -3,64 +3,91 @@
 from __future__ import annotations
 
 import sys
-from collections import OrderedDict
-from typing import Generic, TypeVar
+from collections import OrderedDict, deque
+from typing import Any, Generic, TypeVar
 
 from .entries import Position
 
 OVERHEAD = 100  # bytes that a waiting message costs in addition to its own
 
 T = TypeVar("T", bound="str | bytes")
+# The channel on which an item came, itself, the position behind it, and the bytes that it costs.
+Waiting = tuple[str, T, Position | None, int]
 
 
 class Backlog(Generic[T]):
     """Items that wait for a slow reader, in order. Over the limit, the oldest are dropped.
 
-    With `latest`, only the newest item of each channel waits.
+    `waiting` is true if there are any.
     """
 
-    __slots__ = ("_count", "_items", "_latest", "_limit", "_size")
+    __slots__ = ("_limit", "_size", "waiting")
 
-    def __init__(self, limit: int, latest: bool) -> None:
+    def __init__(self, limit: int) -> None:
         self._limit = limit  # bytes
-        self._latest = latest
-        self._items: OrderedDict[str | int, tuple[T, int, str, Position | None]] = OrderedDict()  # with costs, channels
         self._size = 0
-        self._count = 0  # of all items ever appended
+        self.waiting: Any = deque()
 
     def __len__(self) -> int:
-        return len(self._items)
+        return len(self.waiting)
 
-    def append(self, channel: str, item: T, position: Position | None = None) -> bool:
-        """Append an item that came on `channel`, up to `position`; return whether others were dropped to make room."""
-        self._count += 1
-        key = channel if self._latest else self._count
-        if key in self._items:
-            self._size -= self._items.pop(key)[1]
-        costs = cost(item)
-        self._items[key] = item, costs, channel, position
-        self._size += costs
-        full = self._size > self._limit and len(self._items) > 1
-        while self._size > self._limit and len(self._items) > 1:
+    def append(self, one: Waiting[T]) -> bool:
+        """Append an item; return whether others were dropped to make room."""
+        self.waiting.append(one)
+        self._size += one[3]
+        return self._size > self._limit and self._drop_oldest()
+
+    def _drop_oldest(self) -> bool:
+        full = len(self.waiting) > 1
+        while self._size > self._limit and len(self.waiting) > 1:
             self.popleft()
         return full
 
-    def popleft(self) -> tuple[str, T, Position | None]:
-        """Remove the oldest item, and return its channel, itself and its position."""
-        _, (item, costs, channel, position) = self._items.popitem(last=False)
-        self._size -= costs
-        return channel, item, position
+    def popleft(self) -> Waiting[T]:
+        """Remove the oldest item, and return it."""
+        oldest: Waiting[T] = self.waiting.popleft()
+        self._size -= oldest[3]
+        return oldest
 
     def forget_positions(self, channel: str) -> None:
         """Have no item of a channel that waits now bring its position."""
-        for key, (item, costs, name, _) in self._items.items():
+        for index, (name, item, _, costs) in enumerate(self.waiting):
             if name == channel:
-                self._items[key] = item, costs, name, None
+                self.waiting[index] = name, item, None, costs
 
     def clear(self) -> None:
         """Drop all items."""
-        self._items.clear()
+        self.waiting.clear()
         self._size = 0
+
+
+class Latest(Backlog[T]):
+    """A backlog in which only the newest item of each channel waits."""
+
+    __slots__ = ()
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(limit)
+        self.waiting = OrderedDict()  # by channel
+
+    def append(self, one: Waiting[T]) -> bool:
+        """See `Backlog.append`."""
+        older = self.waiting.pop(one[0], None)
+        self.waiting[one[0]] = one
+        self._size += one[3] - (older[3] if older else 0)
+        return self._size > self._limit and self._drop_oldest()
+
+    def popleft(self) -> Waiting[T]:
+        """See `Backlog.popleft`."""
+        oldest: Waiting[T] = self.waiting.popitem(last=False)[1]
+        self._size -= oldest[3]
+        return oldest
+
+    def forget_positions(self, channel: str) -> None:
+        """See `Backlog.forget_positions`."""
+        if channel in self.waiting:
+            name, item, _, costs = self.waiting[channel]
+            self.waiting[channel] = name, item, None, costs
 
 
 def cost(message: str | bytes) -> int:

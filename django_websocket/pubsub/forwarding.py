@@ -11,7 +11,7 @@ from django_websocket.transport.connection import Connection
 from django_websocket.transport.outbox import WRITE_SIZE
 from django_websocket.transport.subprotocol import control
 
-from .backlog import Backlog, cost
+from .backlog import Backlog, Latest, cost
 from .entries import NOWHERE
 from .hub import NO_STARTS, Hub
 from .publication import Publication, Variant, variant_for
@@ -302,7 +302,7 @@ class LossyForwarding(Forwarding):
         later: bool = False,
         latest: bool,
     ) -> None:
-        self._backlog: Backlog[bytes] = Backlog(limit, latest)
+        self._backlog: Backlog[bytes] = Latest(limit) if latest else Backlog(limit)
         super().__init__(hub, channels, limit, on_missed, wish, later=later)
 
     def deliver(self, publication: Publication) -> None:
@@ -316,7 +316,7 @@ class LossyForwarding(Forwarding):
         if begun < len(frames):
             connection.take_from(self._next_frames)
             for channel, frame in list(zip(publication.channels(), frames, strict=False))[begun:]:
-                self._backlog.append(channel, frame)
+                self._backlog.append((channel, frame, None, cost(frame)))
 
     def _keep_in_order_with_others(self, connection: Connection) -> None:
         """Do nothing: a message that may be dropped, or wait, has no place among those of other forwardings."""
@@ -330,15 +330,16 @@ class LossyForwarding(Forwarding):
         """Return the oldest waiting frames; the connection calls this when it has room."""
         frames = []
         size = 0
-        while self._backlog and size < WRITE_SIZE:
+        while self._backlog.waiting and size < WRITE_SIZE:
             frames.append(self._backlog.popleft()[1])
             size += len(frames[-1])
         return b"".join(frames)
 
     def _tell_end(self, connection: Connection, ended: Sequence[str]) -> None:
         """Do so behind what waits, which still leaves."""
-        if self._backlog:
-            self._backlog.append("", encode_message(control(unsub=ended)))
+        if self._backlog.waiting:
+            frame = encode_message(control(unsub=ended))
+            self._backlog.append(("", frame, None, cost(frame)))
         else:
             super()._tell_end(connection, ended)
 

@@ -11,6 +11,7 @@ from django_websocket.transport.log import report
 from django_websocket.transport.shared import shared_of_loop
 from django_websocket.transport.subprotocol import from_channel
 
+from .backlog import Waiting, cost
 from .broker import from_wire
 from .entries import KEPT, UNREADABLE, Position, entry_from
 
@@ -67,6 +68,7 @@ class Publication:
         self._positions = positions
         self._single: dict[Variant, list[bytes]] = {}
         self._frames: dict[Variant, bytes] = {}
+        self._waiting: list[Waiting[str | bytes]] | None = None
 
     def _take_other(self, channel: str, payload: bytes) -> None:
         """Take a payload that is no message by itself: one that another process keeps, although this one does not."""
@@ -81,6 +83,13 @@ class Publication:
                     None,
                     "a message was dropped that is neither UTF-8 nor marked as binary by a first byte FF",
                 )
+
+    def waiting(self) -> list[Waiting[str | bytes]]:
+        """Return the messages as they wait in the backlogs of views, made once for all of them."""
+        if self._waiting is None:
+            found = zip(self.channels(), self.messages, self.positions(), map(cost, self.messages), strict=False)
+            self._waiting = list(found)
+        return self._waiting
 
     def channels(self) -> Iterable[str]:
         """Return the channel of each message, in the order of `messages`; possibly more."""

@@ -23,13 +23,14 @@ class Source(Readable):
     `select()` reports it as readable exactly when there is something to take.
     """
 
-    __slots__ = ("_broker_closed", "_client_left", "_closed", "_ends_with_client")
+    __slots__ = ("_broker_closed", "_client_left", "_closed", "_ends_with_client", "abandoned")
 
     def __init__(self) -> None:
         super().__init__()
         self._closed = False
         self._broker_closed = False
         self._ends_with_client = False
+        self.abandoned = False  # whether the client of the view has left
         self._client_left: tuple[int, str] | None = None  # not the exception, whose traceback would keep the view alive
 
     def __enter__(self: Own) -> Own:
@@ -66,12 +67,8 @@ class Source(Readable):
             self.close()
         else:
             self._client_left = code, reason
+            self.abandoned = True
             self._changed()
-
-    @property
-    def abandoned(self) -> bool:
-        """Whether the client of the view has left."""
-        return self._client_left is not None
 
     def broker_closed(self) -> None:
         """Have the view learn that the broker was closed, once it has taken what waits."""

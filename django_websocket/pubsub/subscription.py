@@ -7,8 +7,9 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from django_websocket.exceptions import MessagesMissed
+from django_websocket.transport.waiting import check_before_taking
 
-from .backlog import Backlog, cost
+from .backlog import Backlog, Latest, cost
 from .entries import Position
 from .hub import Hub, closed_error
 from .publication import Publication
@@ -44,7 +45,7 @@ class Subscription(Source):
         self._hub = hub
         self.channels = channels
         self._limit = limit  # bytes
-        self._queue: Backlog[str | bytes] = Backlog(limit, on_slow == "latest")
+        self._queue: Backlog[str | bytes] = Latest(limit) if on_slow == "latest" else Backlog(limit)
         self._lossy = on_slow != "raise"
         self._missed = False
         self._held: list[Publication] | None = None if wish is None else []  # what comes until the past is there
@@ -91,29 +92,38 @@ class Subscription(Source):
         when it would wait although the view's client has left; `BrokerError` when the broker was closed and all earlier
         messages have been taken; RuntimeError inside an `atomic()` block that the view entered.
         """
-        found = self.get_with_channel(timeout)
-        return None if found is None else found[1]
+        if not self._queue.waiting or self._missed or self._signal is not None:
+            found = self.get_with_channel(timeout)
+            return None if found is None else found[1]
+        check_before_taking()
+        return self._take()[1]
 
     def get_with_channel(self, timeout: float | None = None) -> tuple[str, str | bytes] | None:
         """Return the next message as a pair: its channel, and the message. Otherwise the same as `get`."""
         self._wait_until_ready(timeout, "message")
         try:
             if self._missed:
-                self._missed = False
-                if self._restarts is not None:
-                    self._positions = {**(self._positions or {}), **self._restarts}
-                    self._restarts = None
-                raise MessagesMissed("Messages may have been missed: fetch the present state from where it is stored.")
-            if not self._queue:
+                self._tell_missed()
+            if not self._queue.waiting:
                 if self._broker_closed:
                     raise closed_error()
                 return None
-            channel, message, position = self._queue.popleft()
-            if position is not None and self._positions is not None:
-                self._positions[channel] = position
-            return channel, message
+            return self._take()
         finally:
             self._taken()
+
+    def _take(self) -> tuple[str, str | bytes]:
+        channel, message, position, _ = self._queue.popleft()
+        if position is not None and self._positions is not None:
+            self._positions[channel] = position
+        return channel, message
+
+    def _tell_missed(self) -> None:
+        self._missed = False
+        if self._restarts is not None:
+            self._positions = {**(self._positions or {}), **self._restarts}
+            self._restarts = None
+        raise MessagesMissed("Messages may have been missed: fetch the present state from where it is stored.")
 
     def position(self, channel: str | None = None) -> str:
         """Return the position in a channel with history after what `get` has returned, to be passed as `since` later.
@@ -132,7 +142,7 @@ class Subscription(Source):
 
     def ready(self) -> bool:
         """Whether `get()` would return at once."""
-        return bool(self._queue) or self._missed or self._closed
+        return bool(self._queue.waiting) or self._missed or self._closed
 
     def _leave(self) -> None:
         self._queue.clear()
@@ -149,10 +159,8 @@ class Subscription(Source):
                 self.begin_anew(self.channels)
                 self._missed = True
             return
-        for channel, message, position in zip(
-            publication.channels(), publication.messages, publication.positions(), strict=False
-        ):
-            if self._queue.append(channel, message, position) and not self._lossy:
+        for one in publication.waiting():
+            if self._queue.append(one) and not self._lossy:
                 self._queue.clear()
                 self._missed = True
         self._changed()

@@ -6,6 +6,7 @@ import math
 import os
 import sys
 import weakref
+from collections import deque
 from collections.abc import Callable, Collection, Container, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -15,6 +16,7 @@ from gevent import Greenlet, getcurrent, monkey
 from gevent.hub import get_hub
 from greenlet import greenlet
 
+from .loops import PerLoop
 from .turns import turns_of_loop
 
 __all__ = ["Readable", "ViewGreenlet", "close_at_end", "readable_with", "wait"]
@@ -226,10 +228,12 @@ class Readable:
     """Something from which a greenlet takes what the hub puts there.
 
     Readiness has one meaning: a call that takes would return at once. Code that changes what `ready()` returns calls
-    `_changed()`.
+    `_changed()`. Waiting is useless for one that is `abandoned`: a call would raise at once.
     """
 
     __slots__ = ("__weakref__", "_loop", "_signal", "_waiter")
+
+    abandoned = False
 
     def __init__(self) -> None:
         self._loop = get_hub()  # of the thread whose greenlets can wait for this
@@ -244,11 +248,6 @@ class Readable:
     def ready(self) -> bool:
         """Whether there is something to take, or the end has come."""
         raise NotImplementedError
-
-    @property
-    def abandoned(self) -> bool:
-        """Whether waiting is useless, since a call would raise at once."""
-        return False
 
     def fileno(self) -> int:
         """Return a file descriptor that is readable exactly while a call would return. Wait for it, do not read it.
@@ -318,7 +317,7 @@ class Readable:
         if self._signal is not None:
             self._signal.set(self.ready() or self.abandoned)
         if self._waiter is not None:
-            get_hub().loop.run_callback(self._wake)
+            woken_of_loop().add(self)
 
     def _wake(self) -> None:
         """Go on with the greenlet that waits: now, or in a later turn if this one's time is over. In the hub only."""
@@ -333,6 +332,40 @@ class Readable:
         waiter = self._waiter
         if waiter is not None and (self.ready() or self.abandoned):
             waiter.switch()
+
+
+class Woken:
+    """What may be ready in this loop, so that the greenlets that wait for it go on, one after the other."""
+
+    __slots__ = ("_asked", "_readables", "_run_callback", "_turns")
+
+    def __init__(self) -> None:
+        self._run_callback = get_hub().loop.run_callback
+        self._turns = turns_of_loop()
+        self._readables: deque[Readable] = deque()
+        self._asked = False  # whether the loop will call `_run`
+
+    def add(self, readable: Readable) -> None:
+        """Have the greenlet that waits for `readable` go on, from any greenlet of this loop."""
+        self._readables.append(readable)
+        if not self._asked:
+            self._asked = True
+            self._run_callback(self._run)
+
+    def _run(self) -> None:
+        """Go on with them: now, or in a later turn if this one's time is over. In the hub."""
+        readables, spent = self._readables, self._turns.spent
+        self._asked = False
+        try:
+            while readables and not spent():
+                readables.popleft()._go_on_with_waiter()
+        finally:
+            if readables and not self._asked:
+                self._asked = True
+                self._turns.postpone(self._run)
+
+
+woken_of_loop = PerLoop(Woken).get
 
 
 def check_before_taking() -> None:
@@ -372,28 +405,33 @@ def wait(
 
 
 def _wait(sources: Collection[Readable], timeout: float | None) -> bool:
-    current = getcurrent()
-    claimed: list[Readable] = []
-    timer = None
+    if timeout is None:
+        _switch_to_hub(sources)
+        return True
+    timer = gevent.Timeout.start_new(timeout)
     try:
-        loop = get_hub()
-        for source in sources:
-            if source._loop is not loop:
-                raise RuntimeError(OTHER_THREAD)
-            if source._waiter is not None and source._waiter is not current:
-                raise RuntimeError(SECOND_WAITER)
-            source._waiter = current
-            claimed.append(source)
-        if timeout is not None:
-            timer = gevent.Timeout.start_new(timeout)
-        loop.switch()
+        _switch_to_hub(sources)
     except gevent.Timeout as expired:
         if expired is not timer:
             raise
         return False
     finally:
-        for source in claimed:
-            source._waiter = None
-        if timer is not None:
-            timer.close()
+        timer.close()
     return True
+
+
+def _switch_to_hub(sources: Collection[Readable]) -> None:
+    current: Any = getcurrent()
+    loop = get_hub()
+    for source in sources:
+        if source._loop is not loop:
+            raise RuntimeError(OTHER_THREAD)
+        if source._waiter is not None:
+            raise RuntimeError(SECOND_WAITER)
+    try:
+        for source in sources:
+            source._waiter = current
+        greenlet.switch(loop)  # the hub's own method would first look for a hook of this greenlet
+    finally:  # also when an exception is thrown into this greenlet: a later switch to it would fail
+        for source in sources:
+            source._waiter = None
