@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import gevent
@@ -16,33 +16,6 @@ from django_websocket.transport.waiting import unfinished
 from django_websocket.websocket import BaseWebSocket
 
 
-class CountingConnection(Connection):
-    """Counts messages, which takes time and so is done only for receivers of the signal."""
-
-    __slots__ = ("received", "sent")
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.received = 0
-        self.sent = 0
-        super().__init__(*args, **kwargs)
-
-    def receive(self, timeout: float | None = None) -> str | bytes | None:
-        """See `Connection.receive`."""
-        message = super().receive(timeout)
-        self.received += message is not None
-        return message
-
-    def __iter__(self) -> Iterator[str | bytes]:
-        for message in super().__iter__():
-            self.received += 1
-            yield message
-
-    def send(self, message: str | bytes) -> None:
-        """See `Connection.send`."""
-        super().send(message)
-        self.sent += 1
-
-
 def make_connection(
     view: Callable[..., Any], request: HttpRequest, websocket: BaseWebSocket, *args: Any, **kwargs: Any
 ) -> Connection:
@@ -50,7 +23,7 @@ def make_connection(
     if not websocket_disconnected.has_listeners(view):
         return Connection(*args, **kwargs)
     begin = time.monotonic()
-    connection = CountingConnection(*args, **kwargs)
+    connection = Connection(*args, **kwargs)
 
     def tell() -> None:
         try:
@@ -62,8 +35,8 @@ def make_connection(
                 code=connection.close_code,
                 reason=connection.close_reason,
                 duration=time.monotonic() - begin,
-                received=connection.received,
-                sent=connection.sent,
+                received=connection.taken,
+                sent=connection.sent_by_view,
             )
         finally:
             unfinished.discard(gevent.getcurrent())

@@ -253,21 +253,21 @@ class Handshake:
         """Return the new connection; see `Taker.opened`."""
         limits = self._options.limits()
         greeting = self._greeting
-        if greeting is not None:
-            head += encode_message(greeting.welcome(limits.ping_interval))
+        welcome = b"" if greeting is None else encode_message(greeting.welcome(limits.ping_interval))
         self._connection = connection = make_connection(
             self._view,
             self._request,
             websocket,
             sock,
             early,
-            head,
+            head + welcome,
             limits,
             discard=not self._options.receive,
             agreement=self._agreement,
             greeting=greeting,
             who=self.who,
         )
+        connection.sent_bytes += len(welcome)  # a part of the conversation, unlike the rest of the head
         return connection
 
     def opened(self) -> None:

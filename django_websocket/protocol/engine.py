@@ -100,7 +100,8 @@ class Engine:
     `paused` is true while the engine keeps bytes that it has not parsed. If `messages` is `full`, take some. If it is
     not, there were too many frames for one call, or `keep` was called: let others have their turn. Then call
     `receive(b"")` to go on. A user who respects this holds no more than the limits and what one `receive` was given.
-    Set `dropping`, for good, when no more messages are wanted: compressed ones are then not inflated.
+    Set `dropping`, for good, when no more messages are wanted: compressed ones are then not inflated, and only their
+    number is known, `dropped`.
     """
 
     __slots__ = (
@@ -124,6 +125,7 @@ class Engine:
         "_short",
         "_taken",
         "_utf8",
+        "dropped",
         "dropping",
         "max_message_size",
         "max_queued_bytes",
@@ -165,6 +167,7 @@ class Engine:
         self._fin = True  # whether that frame ends its message
         self._deflate = None if agreement is None else Deflate(agreement, allowance)
         self.dropping = False
+        self.dropped = 0
         self._close_sent = False
         self._done = False  # after the peer's close frame, its failure, or the end of its bytes
 
@@ -208,20 +211,24 @@ class Engine:
         if not messages:
             self._queued = 0
         self.paused = False
-        events: list[Event] = []
         mask_bit = self._mask_bit
         short = self._short
-        at = 0
         end = len(data)
-        try:
-            if mask_bit and end > 6 and self._opcode is None and not messages:
-                # Most reads bring one short message and nothing else. That need not pay for the loop below.
-                first = data[0]
-                size = data[1] ^ mask_bit
-                if size == end - 6 and size <= short and (first == 0x81 or first == 0x82):
-                    payload = apply_mask(data[6:], data[2:6])
+        if mask_bit and end > 6 and self._opcode is None and not messages:
+            # Most reads bring one short message and nothing else. That need not pay for the loop below.
+            first = data[0]
+            size = data[1] ^ mask_bit
+            if size == end - 6 and size <= short and (first == 0x81 or first == 0x82):
+                payload = apply_mask(data[6:], data[2:6])
+                try:
                     messages.append(payload.decode() if first == 0x81 else payload)
-                    return events
+                except UnicodeDecodeError:
+                    pass  # and again below
+                else:
+                    return NO_EVENTS
+        events: list[Event] = []
+        at = 0
+        try:
             head = 6 if mask_bit else 2  # bytes of the header of a short frame
             room = self.max_queued_messages - len(messages)
             frames = self._max_frames
@@ -407,6 +414,7 @@ class Engine:
         if self._compressed:
             rest = self._inflate(None)
             if self.dropping:
+                self.dropped += 1
                 self._forget()
                 return
             message += rest

@@ -45,7 +45,8 @@ class Publication:
     """Messages of one channel that arrived together; decoded once, and encoded once for all receivers of a kind.
 
     `positions` has the place behind each payload in the channel's history; None for one that is not kept. `late`
-    says that many come together since they come late: no client is too slow for that.
+    says that many come together since they come late: no client is too slow for that. `count` is how many messages
+    there are, `encoded` what `frames` has returned so far.
     """
 
     def __init__(
@@ -64,10 +65,11 @@ class Publication:
                 self.messages.append(from_wire(payload))
             except UnicodeDecodeError:
                 self._take_other(channel, payload)
+        self.count = len(self.messages)
         self._channel = channel
         self._positions = positions
         self._single: dict[Variant, list[bytes]] = {}
-        self._frames: dict[Variant, bytes] = {}
+        self.encoded: dict[Variant, bytes] = {}
         self._waiting: list[Waiting[str | bytes]] | None = None
 
     def _take_other(self, channel: str, payload: bytes) -> None:
@@ -114,9 +116,9 @@ class Publication:
 
     def frames(self, variant: Variant) -> bytes:
         """Return all messages as one piece for clients of this `variant`, encoded once for all of them."""
-        frames = self._frames.get(variant)
+        frames = self.encoded.get(variant)
         if frames is None:
-            frames = self._frames[variant] = b"".join(self.single_frames(variant))
+            frames = self.encoded[variant] = b"".join(self.single_frames(variant))
         return frames
 
     def single_frames(self, variant: Variant) -> list[bytes]:
@@ -150,6 +152,7 @@ class Mixture(Publication):
         self._publications = publications
         self._places = [(name, place) for name, place in found if place is not None]
         self.messages = [publications[name].messages[place] for name, place in self._places]
+        self.count = len(self.messages)
 
     def channels(self) -> Iterable[str]:
         """Return the channel of each message."""

@@ -292,7 +292,7 @@ class Readable:
     def _wait(self) -> None:
         """Let the running greenlet wait until this may be ready: `wait()` in a form for the path of each message."""
         current: Any = getcurrent()
-        hook = getattr(current, "before_waiting", None)
+        hook = current.before_waiting if isinstance(current, ViewGreenlet) else None  # in half of the time of getattr
         if hook is not None:
             hook(False)
         try:
