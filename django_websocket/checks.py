@@ -72,6 +72,7 @@ def check(**kwargs: Any) -> list[checks.CheckMessage]:
         *check_server(settings),
         *check_origins("WEBSOCKET_ALLOWED_ORIGINS", settings.allowed_origins),
         *check_limits(settings),
+        *check_metrics(settings),
         *check_databases(),
         *check_asyncio(),
         *check_channel_layers(settings),
@@ -286,6 +287,24 @@ def check_server(settings: conf.Settings) -> Iterator[checks.CheckMessage]:
             '"wss://host/prefix".',
             id="websocket.E005",
         )
+
+
+def check_metrics(settings: conf.Settings) -> Iterator[checks.CheckMessage]:
+    """Check that the library is there that writes the metrics."""
+    if settings.exposed is not None and not is_installed("prometheus_client"):
+        yield checks.Error(
+            "WEBSOCKET_METRICS is set, but the library that writes the metrics is not installed.",
+            hint='Install it: pip install "django-gevent-websocket[metrics]"',
+            id="websocket.E012",
+        )
+
+
+def is_installed(module: str) -> bool:
+    """Whether a module can be imported."""
+    try:
+        return find_spec(module) is not None
+    except ValueError:  # it is kept from being imported
+        return False
 
 
 def check_asyncio() -> Iterator[checks.CheckMessage]:

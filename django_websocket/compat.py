@@ -90,6 +90,19 @@ def _settings_can_be_attributes() -> bool:
     return config.keepalive is value and "keepalive" in config.settings
 
 
+def _setup_is_called() -> bool:
+    called = []
+
+    class Worker:
+        @classmethod
+        def setup(cls) -> None:
+            called.append(cls)
+
+    config = _new_gunicorn_config()
+    config.set("worker_class", Worker)
+    return config.worker_class is Worker and called == [Worker]
+
+
 def _hub_is_a_greenlet() -> bool:
     from gevent.hub import Hub
     from greenlet import greenlet
@@ -472,6 +485,12 @@ RELIED_ON: dict[str, list[Name]] = {
         Name("Django", "django.urls:URLPattern.lookup_str", "names a view in a message"),
     ],
     "worker": [
+        Name(
+            "gunicorn",
+            "gunicorn.config:Config.worker_class",
+            "has the master make what its workers share",
+            probe=_setup_is_called,
+        ),
         Name("gunicorn", f"{WORKER}.init_process", "starts a worker"),
         Name("gunicorn", f"{WORKER}.patch", "makes gevent patch the standard library"),
         Name("gunicorn", f"{WORKER}.load_wsgi", "loads the application"),

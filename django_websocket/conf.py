@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import ipaddress
 import math
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -30,6 +31,9 @@ __all__ = ["Settings", "current"]
 
 PREFIX = "WEBSOCKET_"
 TEST_BROKER = "memory://tests"
+SHORTEST_TOKEN = 16  # characters; a shorter one can be guessed
+THIS_MACHINE = ("127.0.0.0/8", "::1/128")
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 SERVER = re.compile(r"(?:(wss?)://(?=[^:/]))?([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])?(:[0-9]+)?(/(?!/)[^?#\s]*)?")
 
 
@@ -40,6 +44,18 @@ class Server(NamedTuple):
     host: str
     port: str
     prefix: str
+
+
+class Exposed(NamedTuple):
+    """Where the figures can be read: at a `path` of the application, "" for none, and at an `address`, None for none.
+
+    Those may read them who say the `token`, if there is one, and those who connect from one of the `networks`.
+    """
+
+    path: str
+    address: tuple[str, int] | None
+    token: str
+    networks: tuple[Network, ...]
 
 
 @dataclass(frozen=True)
@@ -82,11 +98,16 @@ class Settings:
     database_linger: float = 0.5
     login_check_interval: float = 5.0  # between two checks that users are still logged in
 
+    # Where the process's figures can be read, and by whom: {"path": "/metrics", "token": "..."}. Not at all if it is
+    # empty. The token is a password, so repr() leaves it out.
+    metrics: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
     compression: bool | Mapping[str, Any] = True  # of messages; or a dict of options such as {"takeover": True}
 
     # Derived once, because they are needed for each connection or message.
     limits: Limits = field(init=False, repr=False, compare=False)
     wanted_compression: Compression | None = field(init=False, repr=False, compare=False)
+    exposed: Exposed | None = field(init=False, repr=False, compare=False)  # `metrics` in another form
     broker_key: str = field(init=False, repr=False, compare=False)  # `broker` as a dict key
 
     def __post_init__(self) -> None:
@@ -94,6 +115,7 @@ class Settings:
         object.__setattr__(self, "limits", Limits(**values))
         object.__setattr__(self, "wanted_compression", _compression(self.compression))
         object.__setattr__(self, "broker_key", _broker_key(self.broker))
+        object.__setattr__(self, "exposed", _exposed(self.metrics))
         _check_history(self.history)
 
     @cached_property
@@ -254,7 +276,12 @@ def _read() -> Settings:
         setting = PREFIX + name.upper()
         if attribute.init and hasattr(django_settings, setting):
             value = getattr(django_settings, setting)
-            unchecked = name in ("broker", "compression", "history")  # they may be dicts, which are checked later
+            unchecked = name in (
+                "broker",
+                "compression",
+                "history",
+                "metrics",
+            )  # they may be dicts, which are checked later
             values[name] = value if unchecked else _checked(setting, value, attribute.default)
     return Settings(**values)
 
@@ -312,6 +339,54 @@ def _is_rule(value: Any) -> bool:
     if bool in (type(messages), type(seconds)):
         return False
     return isinstance(messages, int) and messages > 0 and isinstance(seconds, (int, float)) and 0 < seconds < math.inf
+
+
+def _exposed(value: Any) -> Exposed | None:
+    """Return what a value of `WEBSOCKET_METRICS` says; None if it is empty. Raises ImproperlyConfigured."""
+    if not isinstance(value, Mapping):
+        raise ImproperlyConfigured(
+            f'{PREFIX}METRICS must be a dict such as {{"path": "/metrics", "token": "..."}}, but it is a '
+            f"{type(value).__name__}"
+        )
+    if not value:
+        return None
+    unknown = sorted(str(name) for name in value.keys() - {"path", "bind", "token", "allow"})
+    if unknown:
+        raise ImproperlyConfigured(f'{PREFIX}METRICS knows "path", "bind", "token" and "allow", but not {unknown[0]!r}')
+    path, bind, token = (value.get(name, "") for name in ("path", "bind", "token"))
+    if not all(isinstance(each, str) for each in (path, bind, token)):
+        raise ImproperlyConfigured(f'"path", "bind" and "token" of {PREFIX}METRICS must be strings')
+    if not (path or bind):
+        raise ImproperlyConfigured(
+            f'{PREFIX}METRICS says nowhere that the figures can be read: add "path": "/metrics" or '
+            f'"bind": "127.0.0.1:9101"'
+        )
+    if path and not re.fullmatch(r"/[^?#\s]*", path):
+        raise ImproperlyConfigured(f'"path" of {PREFIX}METRICS is {path!r}, but must begin with a slash')
+    match = re.fullmatch(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})", bind)
+    if bind and (match is None or not 0 < int(match[2]) < 65536):
+        raise ImproperlyConfigured(
+            f'"bind" of {PREFIX}METRICS is {bind!r}, but must be an address and a port: "127.0.0.1:9101"'
+        )
+    if token and len(token) < SHORTEST_TOKEN:  # not shown
+        raise ImproperlyConfigured(
+            f'"token" of {PREFIX}METRICS must have {SHORTEST_TOKEN} characters or more, so that nobody can guess it'
+        )
+    if path and not token and not value.get("allow"):
+        raise ImproperlyConfigured(
+            f'"path" of {PREFIX}METRICS is open to everybody who reaches the WebSockets: add a "token", or say in '
+            f'"allow" from which addresses the figures may be read'
+        )
+    allow = value.get("allow", () if token else THIS_MACHINE)
+    if isinstance(allow, str) or not isinstance(allow, Collection):
+        raise ImproperlyConfigured(
+            f'"allow" of {PREFIX}METRICS is {allow!r}, but must be a list such as ["10.0.0.0/8"]'
+        )
+    try:
+        networks = tuple(ipaddress.ip_network(network) for network in allow)
+    except ValueError as error:
+        raise ImproperlyConfigured(f'"allow" of {PREFIX}METRICS has a wrong address: {error}') from None
+    return Exposed(path, (match[1].strip("[]"), int(match[2])) if match else None, token, networks)
 
 
 def _compression(value: Any) -> Compression | None:

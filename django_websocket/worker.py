@@ -21,7 +21,7 @@ from functools import partial
 from http import HTTPStatus
 from importlib import metadata
 from types import FrameType
-from typing import Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import gevent
 from gevent import monkey
@@ -33,9 +33,10 @@ from .handler.environ import forget_request
 from .handler.upgrade import KEY, Upgrade, finish, who
 from .protocol.handshake import is_upgrade
 from .select import select as cooperative_select
-from .transport import forking
+from .transport import forking, slots
 from .transport.acceptor import BODY, LINGER, RETRY_AFTER, Acceptor
 from .transport.clients import current_client
+from .transport.counts import count_refusal
 from .transport.drain import Drain, drain_time
 from .transport.log import report
 from .transport.shared import open_connections
@@ -52,6 +53,9 @@ from .transport.slow import (
 )
 from .transport.sockets import give_away, hang_up
 from .transport.turns import let_others_run_if_spent
+
+if TYPE_CHECKING:
+    from .handler.sampling import Sampling
 
 with compat.naming("worker"):
     from gunicorn.http import errors
@@ -131,6 +135,16 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
     has_process = True  # False for a test's live server, a thread of a process that gevent may not have patched
     serves_many = True  # False in development: clients are told of a restart all at once, and nobody waits for that
     _told_to_stop: Event | None = None
+    _sampling: Sampling | None = None  # of a worker whose figures somebody wants
+
+    @classmethod
+    def setup(cls) -> None:
+        """Make what the workers share. gunicorn calls this in the master, each time it looks up the class."""
+        slots.share()
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._slot = slots.share().reserve(self)  # in the master, so that no two workers get the same
 
     def init_process(self) -> None:
         """Patch the standard library before anything of the project is imported, then serve."""
@@ -189,6 +203,10 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
             application = serve_asgi(application)
         self._settings = conf.current()
         self._close_databases = databases.close_databases
+        if self._settings.exposed is not None:
+            from django_websocket.handler.sampling import Sampling
+
+            self._sampling = Sampling(self._settings.exposed, self._slot)
         self._drain_window = self._settings.drain_window if self.serves_many and not self.cfg.reload else 0.0
         longest_drain = drain_time(self.cfg.graceful_timeout) / 2 if self._drain_window else math.inf
         for message in checks.check_worker(self._settings, self.cfg.workers, longest_drain):
@@ -308,6 +326,7 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
             environ["wsgi.url_scheme"] = "https"
         if not self._has_room(environ["gunicorn.socket"]):
             report(who(environ), 503, "the process has as many clients as it may have")
+            count_refusal(503)
             headers = [("Content-Type", "text/plain"), ("Content-Length", str(len(BODY)))]
             start_response("503 Service Unavailable", [*headers, ("Retry-After", str(RETRY_AFTER))])
             return [BODY]
@@ -401,7 +420,8 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
         for number in self.SIGNALS:
             if getattr(signal.getsignal(number), "__self__", None) is self:
                 signal.signal(number, signal.SIG_DFL)
-        return [*self.sockets, *self._acceptor.clients()]
+        of_metrics = [] if self._sampling is None else self._sampling.sockets()
+        return [*self.sockets, *self._acceptor.clients(), *of_metrics]
 
     # --- the end of the process ----------------------------------------------------------------------------------
 
@@ -425,6 +445,8 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
         go_on = self._take_signals  # a signal for the child waits until the worker's handlers are gone from it
         os.register_at_fork(before=self._hold_signals, after_in_parent=go_on, after_in_child=go_on)
         self._acceptor.start()
+        if self._sampling is not None:
+            self._sampling.start()
         self._drain = Drain(
             self._acceptor.serving,
             drain_time(self.cfg.graceful_timeout),
@@ -445,12 +467,16 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
             self._acceptor.close()
             for sock in self.sockets:
                 sock.close()
+            if self._sampling is not None:
+                self._sampling.leave_port()
             draining = gevent.spawn(self._drain.run)
             while not draining.ready():
                 try:
                     draining.join()
                 except SystemExit:  # the arbiter kills soon; Ctrl-C comes twice, from the terminal and from the arbiter
                     self._drain.window = 0.0
+            if self._sampling is not None:
+                self._sampling.stop()
 
 
 def raise_descriptor_limit() -> int:

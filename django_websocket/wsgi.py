@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable, Iterable
+from time import perf_counter
 from typing import Any
 
 import django
@@ -21,6 +22,7 @@ from .decorators import Options, is_asgi, options_of
 from .exceptions import BrokerError
 from .handler import stock
 from .handler.conversation import Conversation
+from .handler.counting import count_handshake
 from .handler.databases import close_databases
 from .handler.handshake import Interrupted
 from .handler.origin import origin_is_allowed
@@ -29,6 +31,7 @@ from .handler.refusal import close_at_once, refuse, refuse_origin, refuses_by_cl
 from .handler.upgrade import HANDSHAKE_KEY, KEY, who
 from .protocol.handshake import ClientHandshake, HandshakeError, check_request, is_upgrade, upgrade_required
 from .transport.clients import ClientGreenlet
+from .transport.counts import count_refusal, counts
 from .transport.log import report
 from .transport.subprotocol import NAME as SUBPROTOCOL
 
@@ -88,6 +91,12 @@ class WebSocketApplication:
         stock.prepare()
         check_settings(urlconf=asgi is None)
         log_warnings()
+        exposed = conf.current().exposed
+        self._metrics = "" if exposed is None else exposed.path
+        if exposed is not None and not counts.wanted:
+            from .handler.sampling import begin_to_count
+
+            begin_to_count(None)  # a worker of ours says more when it has loaded the application
         self._http = http
         self._websocket = WebSocketHandler() if asgi is None else AsgiHandler(asgi)
 
@@ -98,6 +107,10 @@ class WebSocketApplication:
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         """Answer one request."""
         if not is_upgrade(environ.get("HTTP_UPGRADE", "")):
+            if self._metrics and environ.get("PATH_INFO") == self._metrics:
+                from .handler.scraping import answer
+
+                return answer(environ, start_response)
             if self._http is not None:
                 return self._http(environ, start_response)
             report(who(environ), 426, "an ordinary request", level=logging.INFO)
@@ -109,6 +122,7 @@ class WebSocketApplication:
             environ[HANDSHAKE_KEY] = client_handshake(environ)
         except HandshakeError as error:
             report(who(environ), error.status, error.reason)
+            count_refusal(error.status)
             if "wsgi.websocket" in environ:
                 return stock.adopt(environ, functools.partial(refuse, error))
             return refuse(error, start_response)
@@ -126,6 +140,7 @@ class WebSocketApplication:
 class WebSocketRequest(WSGIRequest):
     """The request of a handshake."""
 
+    is_handshake = True  # for receivers of signals that pages send, too
     _allowed_host: str | None = None
 
     @property
@@ -160,7 +175,11 @@ class WebSocketHandler(WSGIHandler):
 
     def get_response(self, request: HttpRequest) -> HttpResponseBase:
         """Run the request through the middleware."""
+        begin = perf_counter()
         response = super().get_response(request)
+        if counts.wanted:
+            match = request.resolver_match
+            count_handshake(None if match is None else match.func, response.status_code, perf_counter() - begin)
         if response.status_code != 101 and refuses_by_closing(request, response):
             response = close_at_once(request, response)
         if response.status_code == 101:

@@ -651,7 +651,7 @@ DOCUMENTED = {
     "_xoptions",
 }
 TYPES = {"_Compress", "_Decompress"}  # zlib's, in annotations that are never evaluated
-ENDINGS = {"_max_window_bits"}  # endings of the protocol's parameters
+ENDINGS = {"_max_window_bits", "_total"}  # endings of the protocol's parameters, and of the names of counters
 PRIVATE = re.compile("_[A-Za-z][A-Za-z0-9_]*")
 
 

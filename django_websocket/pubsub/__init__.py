@@ -14,9 +14,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from django_websocket.exceptions import BrokerError, MessagesMissed
+from django_websocket.transport.counts import counts
 from django_websocket.transport.turns import let_others_run_if_any
 from django_websocket.transport.waiting import close_at_end
 
@@ -294,6 +296,22 @@ def _rule_and_broker(channel: str) -> tuple[Rule, KeepingBroker]:
 
 
 def _publish(channel: str, payload: bytes, rule: Rule | None, broker: Broker) -> int | None:
+    if not counts.wanted:
+        return _publish_uncounted(channel, payload, rule, broker)
+    begin = perf_counter()
+    try:
+        reached = _publish_uncounted(channel, payload, rule, broker)
+    except BrokerError:
+        counts.publishing_fails = True
+        counts.add("published", "failed")
+        raise
+    counts.publishing_fails = False
+    counts.add("published", "ok")
+    counts.observe("publish_duration_seconds", perf_counter() - begin)
+    return reached
+
+
+def _publish_uncounted(channel: str, payload: bytes, rule: Rule | None, broker: Broker) -> int | None:
     if rule is None:
         return broker.publish(channel, payload)
     if not keeps(broker):

@@ -6,8 +6,11 @@ import sys
 from collections import OrderedDict, deque
 from typing import Any, Generic, TypeVar
 
+from django_websocket.transport.counts import counts
+
 from .entries import Position
 
+DROPPED = "dropped_messages"
 OVERHEAD = 100  # bytes that a waiting message costs in addition to its own
 
 T = TypeVar("T", bound="str | bytes")
@@ -18,12 +21,13 @@ Waiting = tuple[str, T, Position | None, int]
 class Backlog(Generic[T]):
     """Items that wait for a slow reader, in order. Over the limit, the oldest are dropped.
 
-    `waiting` is true if there are any.
+    `waiting` is true if there are any. `policy` is the name under which what is dropped counts.
     """
 
-    __slots__ = ("_limit", "_size", "waiting")
+    __slots__ = ("_limit", "_size", "policy", "waiting")
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, policy: str) -> None:
+        self.policy = policy
         self._limit = limit  # bytes
         self._size = 0
         self.waiting: Any = deque()
@@ -41,6 +45,7 @@ class Backlog(Generic[T]):
         full = len(self.waiting) > 1
         while self._size > self._limit and len(self.waiting) > 1:
             self.popleft()
+            counts.add(DROPPED, self.policy)
         return full
 
     def popleft(self) -> Waiting[T]:
@@ -55,8 +60,13 @@ class Backlog(Generic[T]):
             if name == channel:
                 self.waiting[index] = name, item, None, costs
 
+    def drop(self) -> None:
+        """Drop all items for want of room."""
+        counts.add(DROPPED, self.policy, by=len(self.waiting))
+        self.clear()
+
     def clear(self) -> None:
-        """Drop all items."""
+        """Remove all items, which nobody needs any more."""
         self.waiting.clear()
         self._size = 0
 
@@ -66,15 +76,18 @@ class Latest(Backlog[T]):
 
     __slots__ = ()
 
-    def __init__(self, limit: int) -> None:
-        super().__init__(limit)
+    def __init__(self, limit: int, policy: str = "latest") -> None:
+        super().__init__(limit, policy)
         self.waiting = OrderedDict()  # by channel
 
     def append(self, one: Waiting[T]) -> bool:
         """See `Backlog.append`."""
         older = self.waiting.pop(one[0], None)
+        if older is not None:
+            self._size -= older[3]
+            counts.add(DROPPED, self.policy)
         self.waiting[one[0]] = one
-        self._size += one[3] - (older[3] if older else 0)
+        self._size += one[3]
         return self._size > self._limit and self._drop_oldest()
 
     def popleft(self) -> Waiting[T]:

@@ -12,6 +12,7 @@ import gevent
 from gevent.event import AsyncResult, Event
 
 from django_websocket.exceptions import BrokerError
+from django_websocket.transport.counts import counts
 from django_websocket.transport.log import report
 
 from .entries import READ_SIZE, Entry, KeepingBroker, Position, Rule, Stretch
@@ -158,10 +159,12 @@ class CatchingUp:
             else:
                 entries = stretch.behind(track.position, track.rule)
                 if entries is None:
+                    counts.add("gaps", "no")
                     report(f"Channel {name}", None, "messages are lost: its history does not reach back far enough")
                     track.restart(stretch.top)
                     self._hub.tell_missed(name, channel)
                 elif entries:
+                    counts.add("gaps", "yes")
                     if to_be_sure:  # all of them should have come, or be about to
                         track.unseen = entries[-1].tag
                         gevent.spawn_later(PATH_TIMEOUT, self._judge, name, channel, track.unseen)
@@ -171,6 +174,7 @@ class CatchingUp:
             arrived, lost = track.release(covered)
             self._hub.hand_out(name, channel, arrived)
             if lost:
+                counts.add("gaps", "no")
                 self._hub.tell_missed(name, channel)
 
     def _judge(self, name: str, channel: Channel, tag: bytes) -> None:
@@ -214,17 +218,22 @@ class CatchingUp:
         for _ in range(ATTEMPTS):
             found = None if track is None else of_ring(track.ring)
             if found is not None:
+                counts.add("resumes", "whole", "memory")
                 return found
             rule = self._hub.rules.find(name)
             if rule is None or (track is not None and track.ring.whole):
+                counts.add("resumes", "incomplete", "memory")
                 return None  # the ring has all that is kept
             whole = self._whole(name, rule)
             stretch = whole.until(end)
             if stretch is not None:
-                return of_stretch(stretch, rule)
+                found = of_stretch(stretch, rule)
+                counts.add("resumes", "incomplete" if found is None else "whole", "broker")
+                return found
             if whole.top.offset >= end.offset:  # it is not the stream that this process has followed
                 self._catch_up(name)
                 break
+        counts.add("resumes", "incomplete", "broker")
         return None
 
     def reach(self, name: str, since: Position) -> bool:

@@ -78,6 +78,10 @@ class Enrolment:
         """Whether there is a guest, or something that the broker has to be told."""
         return bool(self._guests or self._due or self._running)
 
+    def __len__(self) -> int:
+        """How many users are there through this process."""
+        return len(self._guests)
+
     def enter(self, guest: Guest) -> None:
         """Add a guest; return when the broker knows of it. Raises BrokerError; the guest is there all the same then."""
         # Of a client that has another connection, the former one counts no more, whether or not it has ended.

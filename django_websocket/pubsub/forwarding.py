@@ -307,7 +307,7 @@ class LossyForwarding(Forwarding):
         later: bool = False,
         latest: bool,
     ) -> None:
-        self._backlog: Backlog[bytes] = Latest(limit) if latest else Backlog(limit)
+        self._backlog: Backlog[bytes] = Latest(limit) if latest else Backlog(limit, "drop_oldest")
         super().__init__(hub, channels, limit, on_missed, wish, later=later)
 
     def deliver(self, publication: Publication) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import count, groupby
+from time import perf_counter
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol
 
@@ -13,6 +14,7 @@ from gevent.event import AsyncResult
 from gevent.lock import Semaphore
 
 from django_websocket.exceptions import BrokerError
+from django_websocket.transport.counts import counts
 from django_websocket.transport.log import report
 from django_websocket.transport.turns import let_others_run, let_others_run_if_spent, turns_of_loop
 
@@ -231,6 +233,14 @@ class Hub(InLoop):
 
     def deliver(self, batch: Sequence[tuple[str, bytes]]) -> None:
         """Hand out messages that arrived together. Each recipient gets its messages in the order of `batch`."""
+        if not counts.wanted:
+            self._deliver_any(batch)
+            return
+        begin = perf_counter()
+        self._deliver_any(batch)
+        counts.observe("delivery_lag_seconds", perf_counter() - begin)
+
+    def _deliver_any(self, batch: Sequence[tuple[str, bytes]]) -> None:
         tracks = self._tracks
         name = batch[0][0]
         # The messages are nearly always of one channel, and then need not be sorted by channel.
@@ -336,6 +346,7 @@ class Hub(InLoop):
     def tell_missed(self, name: str, channel: Channel) -> None:
         """Tell all members of a channel that messages are lost, and those who want to know it where it goes on."""
         position = None if channel.track is None else channel.track.position
+        counts.add("missed", by=len(channel.members))
         for member in channel.members:
             restart = getattr(member, "restart", None)
             if restart is not None and position is not None:
@@ -358,6 +369,12 @@ class Hub(InLoop):
         if compressed not in self._framed:
             self._framed[compressed] = Framed(self.numbers, compressed)
         return self._framed[compressed]
+
+    @property
+    def away(self) -> bool:
+        """Whether the broker has gone away from a channel, and has not come back."""
+        channels = tuple(self.channels.values())
+        return any(channel.stale or (channel.track is not None and channel.track.away) for channel in channels)
 
     def renew(self, name: str) -> None:
         """Have the subscriber connect anew where it receives a channel, if it can."""
@@ -407,6 +424,8 @@ class Hub(InLoop):
             stale.update(dict.fromkeys(channel.stale, channel))
             channel.stale = ()
             channel.received()
+        counts.add("broker_reconnects")
+        counts.add("missed", by=len(stale))
         # Checked one by one, because members may leave while others are told.
         _tell(member.missed for member, channel in stale.items() if member in channel.members)
 
@@ -473,6 +492,8 @@ def _hand_out_kept(name: str, arrived: Iterable[Arrived], members: Sequence[Targ
 def _hand_out(publication: Publication, targets: Sequence[Target], handed: int) -> int:
     """Deliver to all targets, in as many turns of the loop as it takes; return the deliveries since the last look."""
     turns = turns_of_loop()
+    if counts.wanted and not publication.reserved:
+        counts.add("delivered", by=publication.count * len(targets))
     each = len(publication.messages) + sum(map(len, publication.messages)) // GLANCE_SIZE
     step = max(1, GLANCE // each)
     for first in range(0, len(targets), step):

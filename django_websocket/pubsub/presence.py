@@ -113,6 +113,11 @@ class Presence:
             raise
         return rooms
 
+    @property
+    def members(self) -> int:
+        """How many users are in rooms through this process; one who is in two counts twice."""
+        return sum(len(room.enrolment) for room in tuple(self._rooms.values()))
+
     def forget(self, room: Room) -> None:
         """Drop a room; without any, the process is no longer said to be alive."""
         if self._rooms.get(room.channel) is room:

@@ -13,6 +13,7 @@ from django_websocket.transport.subprotocol import from_channel
 
 from .backlog import Waiting, cost
 from .broker import from_wire
+from .channels import RESERVED
 from .entries import KEPT, UNREADABLE, Position, entry_from
 
 Compressed = tuple[int, int] | None  # window bits and threshold; None is without
@@ -85,6 +86,11 @@ class Publication:
                     None,
                     "a message was dropped that is neither UTF-8 nor marked as binary by a first byte FF",
                 )
+
+    @property
+    def reserved(self) -> bool:
+        """Whether processes of this package talk to each other."""
+        return self._channel.startswith(RESERVED)
 
     def waiting(self) -> list[Waiting[str | bytes]]:
         """Return the messages as they wait in the backlogs of views, made once for all of them."""

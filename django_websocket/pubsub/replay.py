@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Literal, NamedTuple, Protocol
 
+from django_websocket.transport.counts import counts
+
 from .backlog import cost
 from .entries import NOWHERE, Entry, Position, Rules, check_keeps, checked_count, position_from
 from .hub import Hub
@@ -99,6 +101,8 @@ def past_of(hub: Hub, member: Resuming, starts: Mapping[str, Position], wish: Wa
     if known and ahead:  # the client was connected to a process that has received more than this one
         known = all(catching_up.reach(name, since) for name, since in ahead.items())
         starts = begin_anew(hub, member, starts)
+    if not known:
+        counts.add("resumes", "incomplete", "memory")
     publications: list[Publication] = []
     begins: dict[str, Position] = {}
     size = 0

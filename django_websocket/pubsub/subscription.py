@@ -45,7 +45,7 @@ class Subscription(Source):
         self._hub = hub
         self.channels = channels
         self._limit = limit  # bytes
-        self._queue: Backlog[str | bytes] = Latest(limit) if on_slow == "latest" else Backlog(limit)
+        self._queue: Backlog[str | bytes] = Latest(limit) if on_slow == "latest" else Backlog(limit, on_slow)
         self._lossy = on_slow != "raise"
         self._missed = False
         self._held: list[Publication] | None = None if wish is None else []  # what comes until the past is there
@@ -161,7 +161,7 @@ class Subscription(Source):
             return
         for one in publication.waiting():
             if self._queue.append(one) and not self._lossy:
-                self._queue.clear()
+                self._queue.drop()
                 self._missed = True
         self._changed()
 

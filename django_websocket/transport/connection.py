@@ -94,6 +94,7 @@ class Connection(Readable):
         "before_taking",
         "close_code",
         "close_reason",
+        "closed_by",
         "discard",
         "due",
         "forwarded",
@@ -146,6 +147,7 @@ class Connection(Readable):
         self.before_taking: Callable[[], None] | None = None  # called when a message is asked for; it may raise
         self.close_code: int | None = None
         self.close_reason = ""
+        self.closed_by = ""  # who ended it: "client" or "server"; "nobody" if the client vanished
         self.on_end: list[Callable[[], None]] = []  # called in the hub when the socket is closed
         self._sock = sock
         self._pending: Callable[[], int] | None = getattr(sock, "pending", None)  # only TLS has it
@@ -553,6 +555,7 @@ class Connection(Readable):
         self._answer_client_end()
         if self.state is OPEN:
             self.close_code, self.close_reason = int(code), reason  # a plain number, whatever enum it came from
+            self.closed_by = "server"
             self._begin_to_close(self._engine.close(code, reason))
 
     def restart(self, after: float, within: float) -> None:
@@ -704,6 +707,7 @@ class Connection(Readable):
         if self.state is OPEN:
             self._enter(ANSWERING)
             self.close_code, self.close_reason = int(event.code), event.reason
+            self.closed_by = "server" if isinstance(event, Failure) else "client"
             if isinstance(event, Failure):
                 report(self.who, event.code, event.reason)
             if not (self.inbox or busy) or self.discard:
@@ -772,6 +776,7 @@ class Connection(Readable):
         self._sock.close()
         if self.close_code is None:
             self.close_code = int(CloseCode.ABNORMAL)
+            self.closed_by = "nobody"
             report(self.who, self.close_code, "the client vanished", level=logging.INFO)
         self._held = b""
         self._outbox.clear()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import time
 
+from .counts import counts
 from .deadlines import TICK, ticks
 
 __all__ = ["MESSAGE_PACE", "MESSAGE_TIME", "Liveness"]
@@ -45,6 +46,7 @@ class Liveness:
         """Take note of a pong; one that answers no ping of ours is allowed (RFC 6455, section 5.5.3)."""
         if self._pinged_at and payload == PING_PAYLOAD.pack(self._pinged_at):
             self.latency = time.perf_counter() - self._pinged_at
+            counts.observe("ping_rtt_seconds", self.latency)
             self._pinged_at = 0.0
 
     def is_silent_after_a_ping(self) -> bool:

@@ -1,0 +1,530 @@
+"""The metrics: they agree with what clients have seen, whatever becomes of the workers, and not all may read them."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+from django.core.exceptions import ImproperlyConfigured
+from django.test import override_settings
+from prometheus_client import CollectorRegistry
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as from_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as from_text
+
+from django_websocket import checks, conf, metrics
+from django_websocket.handler.figures import Figures, OwnSlot, added, from_json, gather
+from django_websocket.transport import slots
+from django_websocket.transport.counts import MAX_LABELS, OTHER, Counts, Histogram
+
+from .support.clients import RawClient, Response, fetch, request
+from .support.fixtures import StartSite
+from .support.frames import close_frame, frame
+from .support.servers import Server, free_port
+from .support.waiting import eventually
+
+TOKEN = "of-those-who-may-read"
+PREFIX = "django_websocket_"
+CARRIED = ["received_messages", "sent_messages", "received_bytes", "sent_bytes"]
+
+# --- a server ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def port() -> int:
+    """Where the metrics can be read, beside the path of the application."""
+    return free_port()
+
+
+@pytest.fixture(scope="module")
+def server(start_site: StartSite, redis_url: str, port: int) -> Iterator[Server]:
+    exposed = {"path": "/metrics", "bind": f"127.0.0.1:{port}", "token": TOKEN, "allow": ["127.0.0.1"]}
+    settings = {"WEBSOCKET_METRICS": exposed, "WEBSOCKET_BROKER": redis_url}
+    with start_site(settings, args=["--workers", "2"]) as server:
+        yield server
+
+
+Values = dict[str, float]  # by name, without the prefix, and labels: 'closes_total{code="1000",by="client"}'
+
+
+def parsed(text: str) -> Values:
+    found: Values = {}
+    for family in from_text(text):
+        for name, labels, value, *_ in family.samples:
+            inside = ",".join(f"{label}={labels[label]}" for label in sorted(labels))
+            found[name.removeprefix(PREFIX) + (f"{{{inside}}}" if labels else "")] = value
+    return found
+
+
+class Reader:
+    """Reads the metrics again and again; no counter may become less."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._last: Values = {}
+
+    def read(self) -> Values:
+        """What any worker says."""
+        values = parsed(fetch(self._server.port, "/metrics").body.decode())
+        for name, before in self._last.items():
+            if re.search(r"_total|_count|_bucket|_sum", name) and "process_" not in name:
+                assert values.get(name, 0) >= before, name
+        self._last = values
+        return values
+
+    def until(self, **expected: float) -> Values:
+        """Read until the metrics have these values, and return them all."""
+
+        def as_expected() -> bool:
+            try:
+                values.update(self.read())
+            except OSError:  # of a worker that stops
+                return False
+            return all(values.get(name) == value for name, value in expected.items())
+
+        values: Values = {}
+        eventually(as_expected)
+        assert {name: values.get(name) for name in expected} == expected
+        return values
+
+
+class Talker(RawClient):
+    """A client that knows what it has sent and got."""
+
+    def __init__(self, server: Server, path: str) -> None:
+        super().__init__(server.port)
+        self.counted = dict.fromkeys(CARRIED, 0)
+        self.open(path)
+        self.counted["sent_bytes"] = len(self._received)  # behind the response
+
+    def say(self, *messages: str) -> None:
+        data = b"".join(map(frame, messages))
+        self.send(data)
+        self.counted["received_bytes"] += len(data)
+        self.counted["received_messages"] += len(messages)
+
+    def hear(self, count: int) -> None:
+        for _ in range(count):
+            assert self.frame().text
+            self.counted["sent_messages"] += 1
+
+    def leave(self) -> int:
+        """Answer the close frame of the server; return its code."""
+        code = self.closing()[0]
+        data = close_frame(code)
+        self.send(data)
+        self.counted["received_bytes"] += len(data)
+        assert self.rest() == b""
+        self.sock.close()
+        return code
+
+    def _receive(self) -> None:
+        before = len(self._received)
+        super()._receive()
+        self.counted["sent_bytes"] += len(self._received) - before
+
+    @property
+    def has_lost_its_server(self) -> bool:
+        self.sock.settimeout(0)
+        try:
+            return self.sock.recv(1, socket.MSG_PEEK) == b""
+        except BlockingIOError:
+            return False
+        except ConnectionResetError:
+            return True
+        finally:
+            self.sock.settimeout(10)
+
+
+def workers_of(server: Server) -> list[int]:
+    return [int(pid) for pid in Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()]
+
+
+def talk(server: Server, channel: str) -> list[Talker]:
+    """Six clients that publish three messages each to all of them, and four that get each of five messages back."""
+    members = [Talker(server, f"/forward/{channel}/") for _ in range(6)]  # each is subscribed when it is connected
+    for member in members:
+        member.say("one", "two", "three")
+    for member in members:
+        member.hear(3 * len(members))
+    echoes = [Talker(server, "/echo/") for _ in range(4)]
+    for echo in echoes:
+        echo.say(*"hello")
+        echo.hear(5)
+    return members + echoes
+
+
+def total(talkers: list[Talker]) -> Values:
+    return {f"{name}_total": sum(talker.counted[name] for talker in talkers) for name in CARRIED}
+
+
+def test_figures_agree_with_what_clients_saw_although_workers_are_killed_and_replaced(server: Server, key: str) -> None:
+    reader = Reader(server)
+    talkers = talk(server, key)
+    views = {f"connections{{view=testsite.views.{name}}}": count for name, count in (("forward", 6), ("echo", 4))}
+    answered = {f"handshakes_total{{status=101,view=testsite.views.{name}}}": n for name, n in (("forward", 6),)}
+    published = sum(talker.counted["received_messages"] for talker in talkers[:6])
+    delivered = sum(talker.counted["sent_messages"] for talker in talkers[:6])
+    reader.until(
+        **total(talkers),
+        **views,
+        **answered,
+        **{"published_total{result=ok}": published, "publish_duration_seconds_count": published},
+        delivered_total=delivered,
+        processes=2,
+        broker_up=1,
+        subscriptions=6,
+    )
+    killed = workers_of(server)[0]
+    os.kill(killed, signal.SIGKILL)
+    assert eventually(lambda: killed not in workers_of(server) and len(workers_of(server)) == 2)
+    left = [talker for talker in talkers if not talker.has_lost_its_server]
+    of_view = {f"connections{{view=testsite.views.{name}}}": 0.0 for name in ("forward", "echo")}
+    for talker in left:
+        of_view[f"connections{{view=testsite.views.{'forward' if talker in talkers[:6] else 'echo'}}}"] += 1
+    present = {name: count for name, count in of_view.items() if count}
+    reader.until(**total(talkers), **present, processes=2, delivered_total=delivered)  # nothing is lost
+    more = talk(server, f"{key}-again")
+    reader.until(**total([*talkers, *more]))
+    server.send_signal(signal.SIGHUP)
+    assert {talker.leave() for talker in (*left, *more)} == {1012}
+    ended = {"closes_total{by=server,code=1012}": float(len(left) + len(more))}
+    values = reader.until(
+        **total([*talkers, *more]), **ended, processes=2, connection_duration_seconds_count=len(left + more)
+    )
+    assert not sum(value for name, value in values.items() if name.startswith("connections{"))
+    assert sum(value for name, value in values.items() if name.startswith("handshakes_total{status=101")) == 20
+    for talker in talkers:
+        talker.sock.close()
+
+
+# --- who may read -----------------------------------------------------------------------------------------------------
+
+
+def ask(port: int, path: str = "/metrics", **headers: str) -> Response:
+    return fetch(port, path, {name.replace("_", "-"): value for name, value in headers.items()})
+
+
+def test_the_token_or_the_address_is_needed(server: Server, port: int) -> None:
+    for at in (server.port, port):
+        assert ask(at).status == 200
+        assert ask(at, Authorization=f"Bearer {TOKEN}").status == 200
+        assert ask(at, Authorization=f"bearer  {TOKEN} ", X_Forwarded_For="192.0.2.1").status == 200
+        assert ask(at, Authorization="Bearer of-somebody-else").status == 403
+        for proxied in ("X-Forwarded-For", "Forwarded", "Via", "X-Real-IP", "X-Forwarded-Proto"):
+            refused = ask(at, **{proxied: "127.0.0.1"})
+            assert (refused.status, refused.body) == (403, b"Not allowed here.\n"), proxied
+    assert "127.0.0.1 /metrics: 403 not allowed to read the metrics" in server.log
+
+
+def test_the_path_is_that_of_the_metrics_alone(server: Server, port: int) -> None:
+    assert ask(server.port, "/metrics/").status == 404  # it is not among the pages
+    assert ask(server.port, "/metrics?of=no-interest").status == 200
+    with RawClient(server.port) as client:
+        client.send(b"HEAD /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        head, _, body = client.rest().partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200 OK") and not body
+    with RawClient(server.port) as client:
+        client.send(b"POST /metrics HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n")
+        assert client.response().status == 405
+
+
+def test_the_form_is_what_is_asked_for(server: Server, port: int) -> None:
+    plain = ask(server.port)
+    assert plain.headers["content-type"].startswith("text/plain") and plain.headers["cache-control"] == "no-store"
+    assert parsed(plain.body.decode())["processes"] == 2
+    openmetrics = ask(port, Accept="application/openmetrics-text; version=1.0.0")
+    assert openmetrics.headers["content-type"].startswith("application/openmetrics-text")
+    assert {f"{PREFIX}handshakes", f"{PREFIX}hub_lag_seconds"} <= {
+        family.name
+        for family in from_openmetrics(openmetrics.body.decode())  # type: ignore[no-untyped-call]
+    }
+
+
+def test_refused_handshakes_and_errors_of_views_count(server: Server) -> None:
+    reader = Reader(server)
+    before = reader.read()
+
+    def more(name: str, by: int = 1) -> dict[str, float]:
+        return {name: before.get(name, 0) + by}
+
+    for path in ("/nowhere/", "/refuse/404/", "/end/raise/"):
+        with RawClient(server.port) as client:
+            client.send(request(path))
+            if client.response().status == 101:
+                client.send(frame("go"))
+                assert client.closing()[0] == 1011
+                client.send(close_frame(1011))
+                client.rest()
+    with RawClient(server.port) as client:
+        client.send(request("/echo/").replace(b"Version: 13", b"Version: 7"))
+        assert client.response().status == 426
+    reader.until(
+        **more("handshakes_total{status=404,view=none}"),
+        **more("handshakes_total{status=404,view=testsite.views.refuse}"),
+        **more("handshakes_total{status=426,view=none}"),
+        **more("closes_total{by=server,code=1011}"),
+        **more("view_errors_total"),
+    )
+
+
+def test_another_worker_takes_the_port_over(server: Server, port: int) -> None:
+    assert ask(port).status == 200
+    listening = [pid for pid in workers_of(server) if listens(pid, port)]
+    assert len(listening) == 1
+    os.kill(listening[0], signal.SIGKILL)
+    assert eventually(lambda: any(listens(pid, port) for pid in workers_of(server) if pid not in listening))
+    assert ask(port).status == 200
+    Reader(server).until(processes=2)
+    assert "cannot be read" not in server.log
+
+
+def listens(pid: int, port: int) -> bool:
+    """Whether a process has a socket that listens on a port."""
+    try:
+        links = [os.readlink(f"/proc/{pid}/fd/{number}") for number in os.listdir(f"/proc/{pid}/fd")]
+    except OSError:  # it has just ended
+        return False
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return any(f"socket:[{row[9]}]" in links for row in rows if row[3] == "0A" and row[1].endswith(f":{port:04X}"))
+
+
+def test_the_command_reads_what_the_server_says(server: Server, port: int) -> None:
+    exposed = {"bind": f"0.0.0.0:{port}", "token": TOKEN}
+    with override_settings(WEBSOCKET_METRICS=exposed):
+        assert parsed(metrics.fetch())["processes"] == 2
+    with (
+        override_settings(WEBSOCKET_METRICS={**exposed, "token": "of-somebody-else"}),
+        pytest.raises(ValueError, match="answered with 403 Forbidden: Not allowed here"),
+    ):
+        metrics.fetch()
+    with override_settings(WEBSOCKET_METRICS={"path": "/m", "token": TOKEN}), pytest.raises(ValueError, match='"bind"'):
+        metrics.fetch()
+
+
+def test_two_servers_on_a_machine_do_not_mix_nor_do_the_two_of_an_upgrade(
+    start_site: StartSite, server: Server
+) -> None:
+    """gunicorn's own upgrade, by SIGUSR2, starts a second master, which inherits the sockets and nothing else."""
+    settings = {"WEBSOCKET_METRICS": {"path": "/metrics", "allow": ["127.0.0.0/8"]}}
+    with start_site(settings) as other, RawClient(other.port) as client:
+        client.open("/echo/")
+        client.send(frame("hello"))
+        client.frame()
+        assert parsed(fetch(other.port, "/metrics").body.decode())["received_messages_total"] == 1
+        (old,) = workers_of(other)
+        other.send_signal(signal.SIGUSR2)
+        assert eventually(lambda: len(workers_of(other)) == 2)
+        (master,) = {*workers_of(other)} - {old}
+        try:
+            seen: set[tuple[float, float]] = set()
+
+            def both_answered() -> bool:
+                values = parsed(fetch(other.port, "/metrics").body.decode())
+                seen.add((values["received_messages_total"], values["processes"]))
+                return len(seen) == 2
+
+            assert eventually(both_answered)
+            assert seen == {(1, 1), (0, 1)}
+        finally:
+            os.kill(master, signal.SIGTERM)
+            assert eventually(lambda: master not in workers_of(other))
+
+
+# --- the parts --------------------------------------------------------------------------------------------------------
+
+
+class Owner:
+    """Stands for a worker."""
+
+
+def test_a_slot_is_given_away_once_until_its_owner_is_gone() -> None:
+    shared = slots.Slots()
+    owners = [Owner() for _ in range(slots.SLOTS)]
+    assert [shared.reserve(owner) for owner in owners] == list(range(slots.SLOTS))
+    assert shared.reserve(one_more := Owner()) is None
+    del owners[7]
+    gc.collect()
+    assert shared.reserve(one_more) == 7
+
+
+OTHER_PROCESS = """
+import os, signal, time
+from django_websocket.transport.slots import Slots
+
+shared = Slots()
+assert shared.read(3) is None and list(shared.read_all()) == []
+child = os.fork()
+if not child:
+    for number in range(10**9):
+        shared.write(3, [str(number)] * 1000)
+deadline = time.monotonic() + 10
+while (left := shared.read(3)) is None:
+    assert time.monotonic() < deadline
+seen = set()
+for _ in range(300):
+    left = shared.read(3)
+    assert left.process == child and len(set(left.figures)) == 1, left
+    seen.add(left.figures[0])
+os.kill(child, signal.SIGKILL)  # in the middle of writing, most likely
+os.waitpid(child, 0)
+left = shared.read(3)
+assert left.process == 0 and len(left.figures) == 1000 and len(set(left.figures)) == 1
+assert list(shared.read_all()) == [left] and list(shared.read_all(without=3)) == []
+print(len(seen) > 1)
+"""
+
+
+def test_a_reader_sees_figures_that_are_whole_while_they_are_replaced() -> None:
+    done = subprocess.run([sys.executable, "-c", OTHER_PROCESS], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("True\n", "")
+
+
+def test_figures_that_are_too_large_are_not_written() -> None:
+    shared = slots.Slots()
+    assert shared.write(0, "small")
+    assert not shared.write(0, os.urandom(slots.HALF).hex())
+    assert shared.read(0) == slots.Left("small", os.getpid())
+    assert shared.leave(0, "the last")
+    assert shared.read(0) == slots.Left("the last", 0)
+
+
+def test_a_number_that_another_program_has_since_is_not_taken_for_a_worker() -> None:
+    shared = slots.Slots()
+    with patch("time.monotonic", return_value=time.monotonic() - 2 * slots.STALE):
+        shared.write(0, "of a process that is long gone")
+    assert shared.read(0) == slots.Left("of a process that is long gone", 0)
+    assert slots.runs(1)  # another user's, perhaps
+    assert not slots.runs(0)
+
+
+def test_labels_are_bounded() -> None:
+    counts = Counts()
+    counts.add("closes", "1000", "client")
+    assert counts.totals == {}  # nobody wants to know
+    counts.wanted = True
+    for number in range(MAX_LABELS + 50):
+        counts.add("closes", str(number), "server")
+        assert counts.opened(f"view {number}") == (f"view {number}" if number < MAX_LABELS else OTHER)
+    assert len(counts.totals["closes"]) == MAX_LABELS + 1
+    assert counts.totals["closes"][OTHER, OTHER] == 50
+    assert counts.open[OTHER] == 50
+    counts.closed(OTHER)
+    assert counts.open[OTHER] == 49
+
+
+def test_a_value_is_in_the_bucket_whose_bound_it_does_not_exceed() -> None:
+    histogram = Histogram((0.1, 1.0))
+    for value in (0.05, 0.1, 0.5, 1.0, 7.0):
+        histogram.observe(value)
+    assert histogram.counts == [2, 2, 1]
+    assert histogram.sum == pytest.approx(8.65)
+
+
+def test_figures_add_up_and_survive_their_process() -> None:
+    one = Figures({"missed": {(): 1}}, {"x": (0.5, [1, 0])}, {"channels": {(): 2}, "broker_up": {(): 1}}, (1,))
+    two = Figures({"missed": {(): 2}, "gaps": {("no",): 1}}, {"x": (1.5, [0, 1])}, {"broker_up": {(): 0}}, (2,))
+    assert added((one, two)) == Figures(
+        {"missed": {(): 3}, "gaps": {("no",): 1}},
+        {"x": (2.0, [1, 1])},
+        {"channels": {(): 2}, "broker_up": {(): 0}},
+        (1, 2),
+    )
+    sent = json.loads(json.dumps(two.to_json()))
+    assert added([from_json(sent, 2)]) == two
+    assert from_json(sent, 0) == from_json(two.without_gauges().to_json(), 0)
+
+
+def test_a_worker_goes_on_where_the_last_one_in_its_slot_has_ended() -> None:
+    with patch.object(slots, "_shared", slots.Slots()):
+        shared = slots.share()
+        shared.write(0, Figures({"missed": {(): 7}}, {"x": (0.5, [1])}, {"channels": {(): 2}}).to_json())
+        for _ in range(2):  # also after a second worker that has counted nothing
+            figures = OwnSlot(0).refresh(last=True)
+            assert (figures.totals["missed"], figures.histograms["x"]) == ({(): 7}, (0.5, [1]))
+            left = shared.read(0)
+            assert left is not None and from_json(left.figures, left.process).gauges == {}
+
+
+def test_totals_never_become_less() -> None:
+    """A connection that ends while a worker looks at its connections is in neither sum of that moment."""
+    before = gather()._replace(totals={"received_messages": {(): 100}})
+    assert gather(before).totals["received_messages"] == {(): 100}
+
+
+def test_a_registry_of_the_project_can_have_the_figures() -> None:
+    registry = CollectorRegistry()
+    registry.register(metrics.Collector())
+    names = {family.name for family in registry.collect()}
+    assert {f"{PREFIX}{each.name.removesuffix('_total')}" for each in metrics.METRICS} <= names
+    with pytest.raises(ValueError, match="Duplicated"):
+        registry.register(metrics.Collector())
+
+
+# --- the setting ------------------------------------------------------------------------------------------------------
+
+READABLE: dict[str, Any] = {"path": "/metrics", "token": TOKEN}
+
+
+@pytest.mark.parametrize(
+    ("value", "exposed"),
+    [
+        ({}, None),
+        (READABLE, ("/metrics", None, TOKEN, [])),
+        ({"bind": "127.0.0.1:9101"}, ("", ("127.0.0.1", 9101), "", ["127.0.0.0/8", "::1/128"])),
+        ({"bind": "[::]:9101", "allow": ["10.0.0.0/8"]}, ("", ("::", 9101), "", ["10.0.0.0/8"])),
+        ({**READABLE, "allow": ["::1"]}, ("/metrics", None, TOKEN, ["::1/128"])),
+    ],
+)
+def test_the_setting_says_where_and_for_whom(value: Any, exposed: Any) -> None:
+    with override_settings(WEBSOCKET_METRICS=value):
+        found = conf.current().exposed
+        assert (found and (*found[:3], [*map(str, found.networks)])) == exposed
+        assert TOKEN not in repr(conf.current())
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("/metrics", "must be a dict"),
+        ({**READABLE, "port": 9101}, "but not 'port'"),
+        ({"path": 1}, "must be strings"),
+        ({"token": TOKEN}, "nowhere"),
+        ({"path": "metrics", "token": TOKEN}, "must begin with a slash"),
+        ({"path": "/metrics?", "token": TOKEN}, "must begin with a slash"),
+        ({"bind": "9101"}, "an address and a port"),
+        ({"bind": "localhost:99999"}, "an address and a port"),
+        ({"path": "/metrics", "token": "guess-me"}, "so that nobody can guess it"),
+        ({"path": "/metrics"}, "open to everybody"),
+        ({"path": "/metrics", "allow": []}, "open to everybody"),
+        ({"path": "/metrics", "allow": "10.0.0.0/8"}, "must be a list"),
+        ({"path": "/metrics", "allow": ["10.0.0.1/8"]}, "has host bits set"),
+    ],
+)
+def test_a_mistake_in_the_setting_is_named(value: Any, said: str) -> None:
+    with override_settings(WEBSOCKET_METRICS=value):
+        with pytest.raises(ImproperlyConfigured, match=said):
+            conf.current()
+        assert [message.id for message in checks.check()] == ["websocket.E001"]
+
+
+def test_a_check_asks_for_the_library() -> None:
+    with override_settings(WEBSOCKET_METRICS=READABLE):
+        assert checks.check() == []
+        with patch.dict("sys.modules", {"prometheus_client": None}):
+            (message,) = checks.check()
+    assert (message.id, message.hint) == (
+        "websocket.E012",
+        'Install it: pip install "django-gevent-websocket[metrics]"',
+    )
