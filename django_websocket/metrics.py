@@ -62,7 +62,7 @@ METRICS = (
         ["policy"],
         "Messages that were dropped because somebody was too slow, by the policy of the subscription",
     ),
-    Described("published_total", "counter", ["result"], "Messages that this server has published: ok or failed"),
+    Described("published_total", "counter", ["result"], "Messages that this server has published, by the result"),
     Described("publish_duration_seconds", "histogram", [], "Time until the broker had taken a published message"),
     Described(
         "delivered_total", "counter", [], "Published messages that were handed to a subscriber, once for each of them"

@@ -206,7 +206,9 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
         if self._settings.exposed is not None:
             from django_websocket.handler.sampling import Sampling
 
-            self._sampling = Sampling(self._settings.exposed, self._slot)
+            if self._slot is None:
+                self.log.warning("There are too many workers: what this one counts is not among the metrics.")
+            self._sampling = Sampling(self._settings.exposed, self._slot if self.has_process else None)
         self._drain_window = self._settings.drain_window if self.serves_many and not self.cfg.reload else 0.0
         longest_drain = drain_time(self.cfg.graceful_timeout) / 2 if self._drain_window else math.inf
         for message in checks.check_worker(self._settings, self.cfg.workers, longest_drain):

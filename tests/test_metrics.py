@@ -12,11 +12,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import gevent
+import gevent.socket
+import promql_parser
 import pytest
+import redis as redis_py
+import redis.connection
 from django.core.exceptions import ImproperlyConfigured
 from django.test import override_settings
 from prometheus_client import CollectorRegistry
@@ -24,15 +30,22 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as from_text
 
 from django_websocket import checks, conf, metrics
+from django_websocket.exceptions import BrokerError, MessagesMissed
 from django_websocket.handler.figures import Figures, OwnSlot, added, from_json, gather
+from django_websocket.pubsub import position, publish, subscribe
 from django_websocket.transport import slots
-from django_websocket.transport.counts import MAX_LABELS, OTHER, Counts, Histogram
+from django_websocket.transport.counts import MAX_LABELS, OTHER, Counts, Histogram, counts
+from django_websocket.transport.liveness import Liveness
 
+from .support.brokers import delivered, forward, in_use
 from .support.clients import RawClient, Response, fetch, request
+from .support.documentation import Project
 from .support.fixtures import StartSite
 from .support.frames import close_frame, frame
-from .support.servers import Server, free_port
-from .support.waiting import eventually
+from .support.servers import ROOT, Server, free_port, redis_server
+from .support.waiting import eventually, until
+from .support.wire import Pairs
+from .test_contributing import yaml
 
 TOKEN = "of-those-who-may-read"
 PREFIX = "django_websocket_"
@@ -259,6 +272,12 @@ def test_refused_handshakes_and_errors_of_views_count(server: Server) -> None:
     def more(name: str, by: int = 1) -> dict[str, float]:
         return {name: before.get(name, 0) + by}
 
+    for sent in (close_frame(4321), close_frame(1001), b""):
+        with RawClient(server.port) as client:
+            client.open("/echo/")
+            client.send(sent)
+            if sent:
+                client.closing()
     for path in ("/nowhere/", "/refuse/404/", "/end/raise/"):
         with RawClient(server.port) as client:
             client.send(request(path))
@@ -275,6 +294,9 @@ def test_refused_handshakes_and_errors_of_views_count(server: Server) -> None:
         **more("handshakes_total{status=404,view=testsite.views.refuse}"),
         **more("handshakes_total{status=426,view=none}"),
         **more("closes_total{by=server,code=1011}"),
+        **more("closes_total{by=client,code=4xxx}"),
+        **more("closes_total{by=client,code=1001}"),
+        **more("closes_total{by=nobody,code=1006}"),
         **more("view_errors_total"),
     )
 
@@ -470,6 +492,225 @@ def test_a_registry_of_the_project_can_have_the_figures() -> None:
     assert {f"{PREFIX}{each.name.removesuffix('_total')}" for each in metrics.METRICS} <= names
     with pytest.raises(ValueError, match="Duplicated"):
         registry.register(metrics.Collector())
+
+
+# --- publishing -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def counting() -> Iterator[None]:
+    """Count in this process."""
+    counts.begin()
+    counts.wanted = True
+    yield
+    counts.wanted = False
+    counts.begin()
+
+
+def totals(name: str) -> dict[tuple[str, ...], float]:
+    return gather().totals.get(name, {})
+
+
+def gauge(name: str) -> float:
+    return gather().gauges[name][()]
+
+
+def test_an_outage_of_the_broker_is_seen(counting: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redis_py.connection, "socket", gevent.socket)  # as in a patched worker
+    history = {"kept:*": {"messages": 10, "seconds": 3600}}
+    with (
+        redis_server() as server,
+        in_use(f"redis://{server.address}/0", WEBSOCKET_HISTORY=history),
+        subscribe("kept:a") as kept,
+        subscribe("news") as news,
+    ):
+        publish("kept:a", "one")
+        assert kept.get(timeout=10) == "one"
+        assert (gauge("broker_up"), gauge("channels"), gauge("subscriptions")) == (1, 2, 2)
+        with redis_py.Redis(port=server.port) as client:
+            client.client_kill_filter(_type="pubsub")
+        publish("kept:a", "two")
+        assert kept.get(timeout=10) == "two"
+        with pytest.raises(MessagesMissed):
+            news.get(timeout=10)
+        assert totals("gaps") == {("yes",): 1}
+        assert totals("broker_reconnects") == totals("missed") == {(): 1}
+        server.stop()
+        until(lambda: gauge("broker_up") == 0)
+        with pytest.raises(BrokerError):
+            publish("news", "lost")
+        assert totals("published") == {("ok",): 2, ("failed",): 1}
+        server.start()  # it has forgotten everything
+        with pytest.raises(MessagesMissed):
+            kept.get(timeout=10)
+        publish("news", "three")
+        assert totals("gaps") == {("yes",): 1, ("no",): 1}
+        assert gauge("broker_up") == 1
+    assert sum(counts.histograms["publish_duration_seconds"].counts) == 3
+    assert sum(counts.histograms["delivery_lag_seconds"].counts) > 0
+
+
+@pytest.mark.parametrize("on_slow", ["drop_oldest", "latest", "raise"])
+def test_messages_that_a_slow_subscriber_loses_count(counting: None, key: str, on_slow: Any) -> None:
+    with (
+        override_settings(WEBSOCKET_BROKER=f"memory://{key}", WEBSOCKET_OUTBOX_SIZE=5000),
+        subscribe("news", on_slow=on_slow) as messages,
+    ):
+        for number in range(20):
+            publish("news", f"{number}".ljust(900))
+        delivered()
+        got = 0
+        with suppress(TimeoutError):
+            while True:
+                try:
+                    messages.get(timeout=0)
+                    got += 1
+                except MessagesMissed:
+                    assert on_slow == "raise"
+        assert totals("dropped_messages") == {(on_slow,): 20 - got}
+        assert totals("delivered") == {(): 20 + 1}  # the helper's own
+        assert 0 < got < 20
+
+
+def test_those_who_ask_for_the_past_count(counting: None, key: str) -> None:
+    history = {"kept:*": {"messages": 2, "seconds": 3600}}
+    with in_use(f"memory://{key}", WEBSOCKET_HISTORY=history):
+        publish("kept:a", "one")
+        first = position("kept:a")
+        for message in ("two", "three", "four"):
+            publish("kept:a", message)
+        with subscribe("kept:a", last=2) as one, subscribe("kept:a", last=1) as two:
+            assert (one.get(timeout=10), two.get(timeout=10)) == ("three", "four")
+            assert totals("resumes") == {("whole", "broker"): 1, ("whole", "memory"): 1}
+            with subscribe("kept:a", since=first) as late, pytest.raises(MessagesMissed):
+                late.get(timeout=10)
+            (more,) = totals("resumes").keys() - {("whole", "broker"), ("whole", "memory")}
+            assert more[0] == "incomplete"
+
+
+def test_users_who_are_present_count(counting: None, key: str, pairs: Pairs) -> None:
+    with in_use(f"memory://{key}"):
+        connection, _ = pairs()
+        with forward(connection, "room", present={"id": 1}):
+            assert (gauge("presence_members"), gauge("channels"), gauge("subscriptions")) == (1, 1, 1)
+
+
+def test_pongs_tell_the_latency(counting: None) -> None:
+    liveness = Liveness(0)
+    payload = liveness.ping(1)
+    liveness.pong(b"another")
+    liveness.pong(payload)
+    assert sum(counts.histograms["ping_rtt_seconds"].counts) == 1
+
+
+def test_nothing_is_counted_for_nobody(key: str) -> None:
+    with override_settings(WEBSOCKET_BROKER=f"memory://{key}"), subscribe("news") as messages:
+        publish("news", "hello")
+        assert messages.get(timeout=10) == "hello"
+    assert (counts.totals, sum(counts.histograms["publish_duration_seconds"].counts)) == ({}, 0)
+
+
+# --- the page, the dashboard and the alerts ---------------------------------------------------------------------------
+
+PAGE = ROOT / "docs" / "metrics.md"
+DASHBOARD = ROOT / "deploy" / "grafana-dashboard.json"
+ALERTS = ROOT / "deploy" / "prometheus-alerts.yml"
+LABELS = {
+    **{f"{PREFIX}{metric.name}": {*metric.labels} for metric in metrics.METRICS},
+    **{
+        f"{PREFIX}{metric.name}{ending}": {*metric.labels, "le"} if ending == "_bucket" else {*metric.labels}
+        for metric in metrics.METRICS
+        for ending in ("_bucket", "_sum", "_count")
+        if metric.kind == "histogram"
+    },
+    **{
+        f"{PREFIX}process_{name}": set()
+        for name in ("resident_memory_bytes", "cpu_seconds_total", "open_fds", "max_fds", "virtual_memory_bytes")
+    },
+}
+
+
+def test_the_page_has_every_metric() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (gauge|counter|histogram) \| (.*?) \|", PAGE.read_text(), re.MULTILINE)
+    documented = [(name, kind, re.findall(r"`(\w+)`", labels)) for name, kind, labels in rows]
+    assert documented == [(name, kind, [*labels]) for name, kind, labels, _ in metrics.METRICS]
+
+
+def expressions_of_the_dashboard() -> list[str]:
+    panels = json.loads(DASHBOARD.read_text())["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    targets = [target for panel in panels for target in panel.get("targets", [])]
+    return [target["expr"].replace("$__rate_interval", "5m") for target in targets]
+
+
+def alerts() -> list[dict[str, Any]]:
+    (group,) = yaml(ALERTS.read_text())["groups"]
+    found: list[dict[str, Any]] = group["rules"]
+    return found
+
+
+def selectors(node: Any) -> Iterator[Any]:
+    """Yield the selectors of an expression."""
+    if isinstance(node, promql_parser.VectorSelector):
+        yield node
+    for name in ("expr", "lhs", "rhs", "vector_selector", "param"):
+        part = getattr(node, name, None)
+        if part is not None and not isinstance(part, (str, float)):
+            yield from selectors(part)
+    for part in getattr(node, "args", ()):
+        yield from selectors(part)
+
+
+def grouped(expression: str) -> set[str]:
+    return {label.strip() for inside in re.findall(r"by \(([^)]*)\)", expression) for label in inside.split(",")}
+
+
+@pytest.mark.parametrize("expression", [*expressions_of_the_dashboard(), *(alert["expr"] for alert in alerts())])
+def test_expressions_are_promql_about_metrics_that_exist(expression: str) -> None:
+    found = list(selectors(promql_parser.parse(expression)))
+    assert len(found) == expression.count(PREFIX)
+    known: set[str] = set()
+    for selector in found:
+        assert selector.name in LABELS, selector.name
+        assert not selector.name.endswith(("_total", "_bucket")) or f"{selector.name}{{" in expression.replace("[", "{")
+        assert {matcher.name for matcher in selector.matchers.matchers} <= LABELS[selector.name] | {"job"}
+        known |= LABELS[selector.name]
+    assert grouped(expression) <= known | {"job"}
+
+
+def test_the_dashboard_has_a_panel_for_every_metric() -> None:
+    shown = " ".join(expressions_of_the_dashboard())
+    assert [metric.name for metric in metrics.METRICS if f"{PREFIX}{metric.name}" not in shown] == []
+
+
+def test_the_server_exposes_what_the_dashboard_and_the_alerts_name(server: Server) -> None:
+    text = fetch(server.port, "/metrics").body.decode()
+    told = re.findall(r"^# TYPE (\w+)", text, re.MULTILINE)
+    assert {name.removesuffix("_bucket").removesuffix("_count").removesuffix("_sum") for name in LABELS} == {*told}
+
+
+def test_alerts_say_what_to_do() -> None:
+    for alert in alerts():
+        assert alert["labels"]["severity"] in ("page", "ticket")
+        assert {*alert["annotations"]} == {"summary", "description"}
+    assert len({alert["alert"] for alert in alerts()}) == len(alerts())
+
+
+def test_examples_of_the_page_work(readme: Project, tmp_path: Path) -> None:
+    project = readme.copy(tmp_path / "mysite")
+    port = free_port()
+    project.put("docs/metrics.md", {"0.0.0.0:9101": f"127.0.0.1:{port}"})
+    assert "OK" in project.run("python manage.py test chat.test_metrics", errors=True)
+    code = "from mysite.monitoring import registry; print(*(metric.name for metric in registry.collect()))"
+    assert f"{PREFIX}connections" in project.shell(code).split()
+    line = "gunicorn -k django_websocket.worker.GeventWebSocketWorker mysite.wsgi:websocket"
+    with project.gunicorn(line) as server, RawClient(server.port) as client:
+        client.open("/chat/lobby/")
+        values: Values = {}
+        assert eventually(
+            lambda: values.update(parsed(ask(port, "/").body.decode())) or values["connections{view=chat.views.chat}"]
+        )
+        assert values["processes"] == 1
 
 
 # --- the setting ------------------------------------------------------------------------------------------------------

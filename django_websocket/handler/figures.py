@@ -169,8 +169,9 @@ own = OwnSlot(None)  # until the worker has its own
 
 
 def begin(number: int | None) -> OwnSlot:
-    """Begin to count in a worker that has this slot."""
+    """Begin to count in a worker that has this slot, None for a server that has only this process."""
     global own
+    counts.begin()
     counts.wanted = True
     own = OwnSlot(number)
     return own

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 
 import gevent
@@ -18,8 +17,6 @@ from .scraping import Port
 __all__ = ["Sampling", "begin_to_count"]
 
 INTERVAL = 1.0  # seconds; what a worker has counted since is lost if it is killed
-
-logger = logging.getLogger("django_websocket")
 
 
 def begin_to_count(slot: int | None) -> figures.OwnSlot:
@@ -43,8 +40,6 @@ class Sampling:
         self._own = begin_to_count(slot)
         self._port = None if exposed.address is None else Port(exposed.address)
         self._greenlet: gevent.Greenlet[[], None] | None = None
-        if slot is None:
-            logger.warning("There are too many workers: the figures of this one are not among the metrics.")
 
     def start(self) -> None:
         """Begin, once the process serves clients."""
