@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, cast, overload
 
 import gevent
 from asgiref.sync import iscoroutinefunction
@@ -18,6 +19,7 @@ from django_websocket import conf
 from .protocol.deflate import Compression
 from .protocol.handshake import TOKEN
 from .transport.limits import Limits
+from .transport.rates import OVER, Rate
 from .transport.turns import let_others_run
 from .websocket import WebSocket
 
@@ -31,6 +33,7 @@ LEFT = (
 
 P = ParamSpec("P")
 R = TypeVar("R", bound=HttpRequest)
+Over = Literal["wait", "drop", "close"]
 View = Callable[Concatenate[R, WebSocket, P], HttpResponseBase | None]
 Decorated = Callable[Concatenate[R, P], HttpResponseBase]
 
@@ -62,6 +65,7 @@ class Options:
     compression: bool = True
     refuse: str | None = None
     until_logout: bool = True
+    rate: Rate | None = None
 
     def limits(self) -> Limits:
         """Return the project's limits, with those that the view sets itself."""
@@ -171,6 +175,8 @@ def websocket(
     compression: bool = ...,
     refuse: str | None = ...,
     until_logout: bool = ...,
+    rate: tuple[int, float] | None = ...,
+    over: Over = ...,
 ) -> Decorator: ...
 def websocket(
     view: Callable[..., Any] | None = None,
@@ -183,6 +189,8 @@ def websocket(
     compression: bool = True,
     refuse: str | None = None,
     until_logout: bool = True,
+    rate: tuple[int, float] | None = None,
+    over: Over = "wait",
 ) -> Any:
     """Give the view the client's `WebSocket` as its second argument: `view(request, websocket, ...)`.
 
@@ -196,6 +204,10 @@ def websocket(
     - `refuse`: "close" to refuse with a close code that the page can read, such as 4403, or "http" to refuse with the
       HTTP status, whatever the setting says.
     - `until_logout=False`: leave the connection open when the login of its user ends.
+    - `rate`: how many messages a client may send in how many seconds, `(5, 1.0)`: five at once after a pause, and five
+      a second in the long run.
+    - `over`: what happens to a client that sends more. With "wait", no more is read from it until its time has come;
+      with "drop", the messages that are too many are dropped; with "close", it is closed with 1008.
 
     Django's own decorators may stand above it. Raises TypeError, ValueError or ImproperlyConfigured for an option that
     makes no sense.
@@ -210,7 +222,16 @@ def websocket(
         raise ValueError(f"max_message_size is {max_message_size!r}, but must be a number of bytes above 0")
     if refuse is not None:
         conf.check_refuse(refuse)
-    options = Options(tuple(origins), tuple(subprotocols), max_message_size, receive, compression, refuse, until_logout)
+    options = Options(
+        tuple(origins),
+        tuple(subprotocols),
+        max_message_size,
+        receive,
+        compression,
+        refuse,
+        until_logout,
+        rate_of(rate, over),
+    )
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         wrapper: Callable[..., Any] = (
@@ -220,6 +241,30 @@ def websocket(
         return wrapper
 
     return decorate if view is None else decorate(view)
+
+
+def rate_of(rate: Any, over: Any) -> Rate | None:
+    """Return the rate that two options of `@websocket` give a view. Raises ValueError if they make no sense."""
+    if over not in OVER:
+        raise ValueError(f'over is {over!r}, but must be "wait", "drop" or "close"')
+    if rate is None:
+        if over != "wait":
+            raise ValueError(f"over={over!r} says what happens beyond a rate: give one too, such as rate=(5, 1.0)")
+        return None
+    if isinstance(rate, (tuple, list)) and len(rate) == 2:
+        messages, seconds = rate
+        if (
+            isinstance(messages, int)
+            and isinstance(seconds, (int, float))
+            and bool not in (type(messages), type(seconds))
+            and messages > 0
+            and 0 < seconds < math.inf
+        ):
+            return Rate(messages, float(seconds), over)
+    raise ValueError(
+        f"rate is {rate!r}, but must be a whole number of messages and the seconds in which a client may send so many, "
+        f"both above 0: rate=(5, 1.0)"
+    )
 
 
 def with_websocket(function: Callable[..., HttpResponseBase | None]) -> Callable[..., HttpResponseBase]:

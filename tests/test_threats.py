@@ -108,6 +108,12 @@ FRAMES = {
         "test_connection.py::test_message_that_never_ends_is_closed_with_1008",
         "test_connection.py::test_slow_but_steady_upload_is_received",
     ],
+    "messages faster than a view allows": [
+        "test_rates.py::test_reading_stops_while_a_message_waits",
+        "test_rates.py::test_waiting_takes_no_time_of_the_process",
+        "test_rates.py::test_client_that_has_gone_is_noticed_although_it_is_not_read",
+        "test_rates.py::test_client_that_only_listens_is_closed_if_it_sends_too_much",
+    ],
     "frames that are not masked, reserved bits and opcodes, control frames of any kind, fragments in any order": [
         "test_threats_frames.py::test_broken_frame_ends_the_connection_at_once_with_its_code",
         "test_stock_worker.py::test_protocol_errors_are_judged_by_our_engine",

@@ -265,6 +265,7 @@ class Handshake:
             discard=not self._options.receive,
             agreement=self._agreement,
             greeting=greeting,
+            rate=self._options.rate,
             who=self.who,
         )
         connection.sent_bytes += len(welcome)  # a part of the conversation, unlike the rest of the head

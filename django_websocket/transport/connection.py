@@ -16,6 +16,7 @@ import ssl
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from gevent.event import Event as GreenletEvent
@@ -31,6 +32,7 @@ from .limits import Limits
 from .liveness import MESSAGE_TIME, Liveness
 from .log import report
 from .outbox import WRITE_SIZE, Outbox, Source, Tail
+from .rates import Rate, RatedEngine, Throttle
 from .shared import CROWD, MAX_HELD, shared_of_loop
 from .state import ANSWERING, CLOSED, CLOSING, FOLLOWING, OPEN, State
 from .subprotocol import BEAT, HELLO_SIZE, Greeting, control, from_view
@@ -59,8 +61,8 @@ class Connection(Readable):
 
     `early` is what was received behind the handshake, `head` what to send before anything else. With `discard`, what
     the client sends is read and dropped. `agreement` is what was agreed on compression, None for none. `greeting` takes
-    the first message of a client that speaks the package's subprotocol; it is None for others. `who` names the client
-    in the log.
+    the first message of a client that speaks the package's subprotocol; it is None for others. `rate` says how often
+    the client may send, None for as often as it likes. `who` names the client in the log.
 
     `inbox` holds the messages that wait to be received. No more come unless `state` is OPEN; `close_code` and
     `close_reason` then say why.
@@ -89,6 +91,7 @@ class Connection(Readable):
         "_refills",
         "_shared",
         "_sock",
+        "_throttle",
         "_writer",
         "agreement",
         "before_taking",
@@ -122,6 +125,7 @@ class Connection(Readable):
         discard: bool = False,
         agreement: Agreement | None = None,
         greeting: Greeting | None = None,
+        rate: Rate | None = None,
         who: str = "",
     ) -> None:
         super().__init__()
@@ -130,7 +134,8 @@ class Connection(Readable):
         self.state = OPEN  # changed by `_enter` alone
         self.limits = limits = limits or Limits()
         self._shared = shared = shared_of_loop()
-        self._engine = Engine(
+        self._throttle = throttle = None if rate is None else Throttle(rate, extra=greeting is not None)
+        self._engine = (Engine if throttle is None else partial(RatedEngine, throttle=throttle))(
             Role.SERVER,
             max_message_size=limits.max_message_size,
             max_queued_messages=limits.inbox_messages,
@@ -256,7 +261,8 @@ class Connection(Readable):
         engine = self._engine
         full = engine.paused and engine.full
         if self.inbox and self.discard:
-            engine.dropping = True  # a few hundred bytes may inflate to a message of the largest size
+            # A few hundred bytes may inflate to a message of the largest size. With a rate, each has to be counted.
+            engine.dropping = self._throttle is None or self._throttle.open
             self._ignore_inbox()
             turns = self._shared.turns
             while full and not turns.spent():
@@ -286,8 +292,10 @@ class Connection(Readable):
             self._end_by_client(events[-1], busy)
 
     def _go_on_later(self) -> None:
-        """Go on in a later turn of the loop, after those that have waited for longer."""
-        if not self._going_on:
+        """Go on in a later turn of the loop, after those that have waited for longer, or when its rate allows it."""
+        if self._throttle is not None and self._throttle.held is not None:
+            self._throttle.call_when_allowed(self._go_on)
+        elif not self._going_on:
             self._going_on = True
             self._shared.turns.postpone(self._go_on)
 
@@ -295,6 +303,7 @@ class Connection(Readable):
         """Go on with what was received and not parsed, when others have had their turn or messages are dropped."""
         self._going_on = False
         if self._engine.paused and self.state is not CLOSED:
+            self._refills += self._throttle is not None  # its view has taken something, or the inbox was not full yet
             self._take(b"")
             self._read_on()
 
@@ -726,6 +735,8 @@ class Connection(Readable):
     def _begin_to_close(self, close_frame: bytes) -> None:
         """Enter CLOSING: send the last frame, and show the view the end."""
         self._enter(CLOSING)
+        if self._throttle is not None:
+            self._throttle.release()
         self._look_after_close_timeout()
         while self._refill():  # what the sources have was there before the close
             pass
@@ -765,6 +776,10 @@ class Connection(Readable):
             return
         self._enter(CLOSED)
         self._tail = None
+        if self._throttle is not None:
+            self._throttle.release()
+            if self._throttle.dropped:
+                report(self.who, None, "messages over its rate were dropped", str(self._throttle.dropped), logging.INFO)
         self._shared.connections.discard(self)
         self._shared.sweep.forget(self)
         for watcher in (self._reader, self._writer):
@@ -802,6 +817,11 @@ class Connection(Readable):
 
     # --- time ----------------------------------------------------------------------------------------------------
 
+    @property
+    def _held_by_rate(self) -> bool:
+        """Whether nothing is read because of the client's rate, and not because of a view that receives nothing."""
+        return self._throttle is not None and self._throttle.held is not None and not self._engine.full
+
     def _look_after_close_timeout(self) -> None:
         self._shared.sweep.look_after(self, self.limits.close_timeout)
 
@@ -833,7 +853,9 @@ class Connection(Readable):
         next_tick = liveness.heard + ticks(self.limits.ping_interval)
         if now >= next_tick:
             next_tick = now + ticks(self.limits.ping_timeout)
-            if engine.paused:  # we do not read, so silence says nothing about the client; but this cannot last
+            if self._held_by_rate:  # as long as it takes; a ping still finds out if the client's end is closed
+                self._write(engine.frame(Opcode.PING, liveness.ping(now)))
+            elif engine.paused:  # we do not read, so silence says nothing about the client; but this cannot last
                 if not liveness.view_has_gone_on((self._refills, len(self.inbox))):
                     self._give_up(CloseCode.POLICY_VIOLATION, "its messages are not received")
                     return

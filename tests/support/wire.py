@@ -19,6 +19,7 @@ from gevent.hub import get_hub
 from django_websocket.protocol.deflate import Agreement
 from django_websocket.transport.connection import Connection
 from django_websocket.transport.limits import Limits
+from django_websocket.transport.rates import Rate
 from django_websocket.transport.shared import open_connections
 from django_websocket.transport.subprotocol import Greeting
 
@@ -162,6 +163,7 @@ class Pairs:
         narrow: bool = False,
         agreement: Agreement | None = None,
         greeting: Greeting | None = None,
+        rate: Rate | None = None,
         sockets: Callable[[], tuple[socket.socket, socket.socket]] = unix_pair,
     ) -> tuple[Connection, Peer]:
         server, client = sockets()
@@ -170,7 +172,9 @@ class Pairs:
             # TCP with a window smaller than a segment waits for its timers
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 if client.family == socket.AF_UNIX else 1 << 17)
         peer = Peer(client)
-        connection = Connection(server, early, head, limits, discard=discard, agreement=agreement, greeting=greeting)
+        connection = Connection(
+            server, early, head, limits, discard=discard, agreement=agreement, greeting=greeting, rate=rate
+        )
         self.made.append((connection, peer))
         return connection, peer
 
@@ -195,6 +199,8 @@ class Pairs:
         try:
             for made, peer in self.made:
                 made.drop_input()  # with a full inbox it would not notice the end
+                if made._throttle is not None:  # nor before the time of its client has come
+                    made._throttle.release()
                 peer.sock.close()
             until(lambda: not any(connection.connected for connection, _ in self.made))
             assert open_connections() == self._others, "a connection that has ended is still listed"

@@ -69,7 +69,9 @@ def listens(request: HttpRequest, websocket: WebSocket) -> HttpResponse:
 @staff_member_required
 @never_cache
 @csrf_exempt
-@websocket(origins=["https://partner.example"], subprotocols=["chat.v1"], max_message_size=4096, refuse="close")
+@websocket(
+    origins=["https://partner.example"], subprotocols=["chat.v1"], max_message_size=4096, refuse="close", rate=(5, 1.0)
+)
 def with_options(request: HttpRequest, websocket: WebSocket, *, kind: str = "a") -> None:
     websocket.send(kind)
 
