@@ -303,7 +303,6 @@ class Connection(Readable):
         """Go on with what was received and not parsed, when others have had their turn or messages are dropped."""
         self._going_on = False
         if self._engine.paused and self.state is not CLOSED:
-            self._refills += self._throttle is not None  # its view has taken something, or the inbox was not full yet
             self._take(b"")
             self._read_on()
 
