@@ -88,6 +88,8 @@ class Settings:
     send_timeout: float = Limits.send_timeout
     handshake_timeout: float = 10.0  # for the head of a request, and again until the view accepts or answers
     max_connections: int | None = None  # per process; more are answered with 503. None: as many as `ulimit -n` allows
+    # Of one user, per process; more are answered with 429. None: as many as the user likes.
+    max_connections_per_user: int | None = None
     ping_interval: float = Limits.ping_interval  # of silence until a client is sent a ping
     ping_timeout: float = Limits.ping_timeout  # for the answer; then the client is closed with 1011
     close_timeout: float = Limits.close_timeout  # for the client's close frame; then the socket is closed

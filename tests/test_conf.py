@@ -33,6 +33,7 @@ DEFAULTS = {
     "PING_TIMEOUT": 20,
     "CLOSE_TIMEOUT": 5,
     "DRAIN_WINDOW": 2,
+    "MAX_CONNECTIONS_PER_USER": None,
     "COMPRESSION": True,
 }
 NUMBERS = [name for name, value in DEFAULTS.items() if isinstance(value, int) and value is not True]

@@ -283,7 +283,7 @@ def test_close_of_the_view_does_not_wait_for_tokens(pairs: Pairs) -> None:
 
 @pytest.mark.parametrize("compressed", [False, True])
 def test_client_without_a_receiver_is_held_to_its_rate(pairs: Pairs, compressed: bool) -> None:
-    agreed = negotiate([Extension("permessage-deflate", {})], Compression(threshold=0)) if compressed else None
+    agreed = negotiate([Extension("permessage-deflate", [])], Compression(threshold=0)) if compressed else None
     connection, peer = pairs(rate=LONG, discard=True, agreement=None if agreed is None else agreed[1])
     sent = frame("x" * 1000) if agreed is None else Engine(Role.CLIENT, agreement=agreed[1]).send("x" * 1000)
     assert (len(sent) > 1000) is not compressed
@@ -362,7 +362,7 @@ def test_rate_that_makes_no_sense_is_refused_with_an_example(rate: Any) -> None:
 
 def test_over_that_makes_no_sense_is_refused() -> None:
     with pytest.raises(ValueError, match="""over is 'block', but must be "wait", "drop" or "close\""""):
-        websocket(rate=(5, 1.0), over="block")  # type: ignore[arg-type]
+        websocket(rate=(5, 1.0), over="block")  # type: ignore[call-overload]
     with pytest.raises(ValueError, match=r"give one too, such as rate=\(5, 1.0\)"):
         websocket(over="drop")
 

@@ -34,6 +34,7 @@ from django_websocket.transport.subprotocol import NAME as SUBPROTOCOL
 from django_websocket.transport.subprotocol import Greeting
 from django_websocket.websocket import BaseWebSocket
 
+from .admission import FULL, Full, Place, take_place, too_many_connections
 from .counting import make_connection
 from .orders import orders
 from .surroundings import Surroundings
@@ -96,6 +97,7 @@ class Handshake:
         "_failure",
         "_greeting",
         "_options",
+        "_place",
         "_request",
         "_surroundings",
         "_view",
@@ -118,6 +120,7 @@ class Handshake:
         self._surroundings: Surroundings | None = None  # of the code that accepts, until its login is watched
         self._connection: Connection | None = None
         self._failure: str | None = None  # why there is no connection
+        self._place: Place | None = None  # of its user, from the acceptance to the end of the connection
         self._greeting: Greeting | None = None  # of a client that speaks the package's subprotocol
         self.answered = False
         self.cancelled = False
@@ -151,7 +154,17 @@ class Handshake:
                 raise answer
             finally:
                 del answer
-        return answer
+        return self._admit() if answer is self.response else answer
+
+    def _admit(self) -> HttpResponseBase:
+        """Return the 101, or the refusal of a user who has too many connections."""
+        try:
+            self._place = take_place(self._request)
+        except Full as error:
+            self.over = True
+            self._request.META[KEY].fail(FULL)
+            return too_many_connections(self._request, error)
+        return self.response
 
     # --- for the view --------------------------------------------------------------------------------------------
 
@@ -276,6 +289,11 @@ class Handshake:
         connection, surroundings = self._connection, self._surroundings
         assert connection is not None and surroundings is not None
         self._surroundings = None
+        if self._place is not None:
+            if connection.connected:
+                connection.on_end.append(self._place.give_back)
+            else:
+                self._place.give_back()
         if self._options.until_logout and apps.is_installed("django.contrib.auth"):
             from .login_checks import watch  # it imports models, which must be installed
 
@@ -286,6 +304,8 @@ class Handshake:
     def failed(self, reason: str) -> None:
         """Let the view know that there will be no connection."""
         self._failure = reason
+        if self._place is not None:
+            self._place.give_back()
         self._tell_outcome()
 
     # --- inside --------------------------------------------------------------------------------------------------
