@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -141,6 +142,7 @@ def test_user_has_so_many_connections_and_no_more(users: Users, address: str) ->
 def test_refusal_says_when_to_come_back_and_is_one_line_in_the_log(
     users: Users, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO, "django_websocket")
     ann = users("ann")
     with ann.websocket("/echo/"), ann.websocket("/echo/"), pytest.raises(HandshakeRefused) as refused:
         ann.websocket("/echo/")
