@@ -91,6 +91,7 @@ LONGEST = (
     "consumers",
     "redis_topologies",
     "tokens",
+    "deploy",
     "admission",
     "client",
     "transports",

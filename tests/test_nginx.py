@@ -5,14 +5,11 @@ The WebSocket server of the site runs with websocket.conf.py.
 
 from __future__ import annotations
 
-import http.client
 import json
 import resource
 import socket
-import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -20,6 +17,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 from websockets.typing import Origin
 
+from .support.fronts import get, recorder
 from .support.servers import ROOT, Server, configured_nginx, gunicorn, unavailable
 
 UPGRADE = {
@@ -44,43 +42,7 @@ def static(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def get(server: Server, path: str, headers: dict[str, str] | None = None) -> tuple[http.client.HTTPResponse, bytes]:
-    """Send one GET request, with the path exactly as given."""
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
-    try:
-        connection.request("GET", path, headers=headers or {})
-        response = connection.getresponse()
-        return response, response.read()
-    finally:
-        connection.close()
-
-
 # Where nginx sends a request
-
-
-@contextmanager
-def recorder(name: str) -> Iterator[int]:
-    """An HTTP server that answers each request with its own name and the request's path and headers."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            body = json.dumps({"server": name, "path": self.path, "headers": dict(self.headers)}).encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield server.server_port
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 @pytest.fixture(scope="module")

@@ -226,12 +226,8 @@ def test_commands_install_what_the_tests_have_and_reload_as_elsewhere() -> None:
     assert reload in commands("docs/deployment.md")  # whose test runs it
 
 
-def test_times_to_stop_are_longer_than_what_they_wait_for() -> None:
+def test_window_is_shorter_than_the_time_to_stop() -> None:
     text = (ROOT / PAGE).read_text()
     graceful = int(re.findall(r"^graceful_timeout = (\d+)", (ROOT / "deploy/websocket.conf.py").read_text(), re.M)[0])
-    (systemd,) = re.findall(r"TimeoutStopSec=(\d+)", text)
-    (kubernetes,) = re.findall(r"terminationGracePeriodSeconds: (\d+)", text)
-    (pause,) = re.findall(r'command: \[sleep, "(\d+)"\]', text)
     (window,) = re.findall(r"WEBSOCKET_DRAIN_WINDOW = ([\d.]+)", text)
-    assert float(window) < graceful < int(systemd)
-    assert int(pause) + graceful < int(kubernetes)
+    assert float(window) < graceful

@@ -124,6 +124,7 @@ class Server:
         cwd: The directory it runs in.
         env: Environment variables on top of this process's own, without `NOT_INHERITED`.
         user: The user it runs as, by default this process's.
+        pass_fds: Descriptors of this process that it inherits.
         start_timeout, stop_timeout: Deadlines in seconds.
     """
 
@@ -137,6 +138,7 @@ class Server:
         cwd: Path | None = None,
         env: Mapping[str, str] | None = None,
         user: str | None = None,
+        pass_fds: Sequence[int] = (),
         start_timeout: float = 30,
         stop_timeout: float = 15,
     ) -> None:
@@ -147,6 +149,7 @@ class Server:
         self.cwd = cwd
         self.env = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED} | dict(env or {})
         self.user = user
+        self.pass_fds = pass_fds
         self.start_timeout = start_timeout
         self.stop_timeout = stop_timeout
         self._process: subprocess.Popen[bytes] | None = None
@@ -190,6 +193,7 @@ class Server:
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=self._log,
+            pass_fds=self.pass_fds,
             start_new_session=True,
         )
         deadline = time.monotonic() + self.start_timeout
