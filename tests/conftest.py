@@ -82,6 +82,7 @@ LONGEST = (
     "recipes_frontend",
     "docs",
     "worker",
+    "rolling",
     "types",
     "subprotocol",
     "logins",

@@ -212,9 +212,16 @@ CLIENTS = {
     "all connections taken by one address": [
         "test_nginx.py::test_one_address_gets_no_more_websockets_than_the_limit_allows",
     ],
+    "all connections taken by one user": [
+        "test_user_limit.py::test_user_has_so_many_connections_and_no_more",
+        "test_user_limit.py::test_however_many_come_at_once_no_more_than_the_limit_are_let_in",
+        "test_user_limit.py::test_place_is_free_when_the_connection_has_ended",
+    ],
     "all clients that come back at once after a restart": [
         "test_browser.py::test_page_connects_again_when_the_server_is_back",
-        "test_worker.py::test_rolling_restart_under_load_loses_no_client_that_connects_again",
+        "test_rolling.py::test_reload_loses_no_client",
+        "test_rolling.py::test_new_master_loses_no_client",
+        "test_rolling.py::test_workers_that_have_served_their_requests_lose_no_client",
     ],
 }
 

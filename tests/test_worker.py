@@ -9,7 +9,6 @@ import shlex
 import shutil
 import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +17,7 @@ import pytest
 
 from .support.clients import RawClient, fetch, notes, request, unverified
 from .support.fixtures import Connect, Raw, StartSite
-from .support.frames import BINARY, CLOSE, PING, PONG, TEXT, Frame, close_frame, frame
+from .support.frames import BINARY, PING, PONG, TEXT, Frame, close_frame, frame
 from .support.processes import worker_of
 from .support.servers import HTTP_PROBE, TEST_PROJECT, Server, free_port, gunicorn, unavailable
 from .support.waiting import DEADLINE, at_once, eventually
@@ -256,60 +255,6 @@ def test_change_of_the_code_closes_with_1012_and_goes_on_with_the_new_code(
         assert [client.closing()[0] for client in clients] == [1012] * 21
         assert time.monotonic() - begin < 5
         assert connect(server, "/renamed/").ask("hello") == "hello"
-
-
-class Persistent(threading.Thread):
-    """A client that talks all the time, and connects again when it is told of a restart."""
-
-    def __init__(self, server: Server) -> None:
-        super().__init__()
-        self.server = server
-        self.over = threading.Event()
-        self.workers: list[str] = []  # the process ids of its workers, in turn
-        self.error: BaseException | None = None
-
-    def run(self) -> None:
-        try:
-            while not self.over.is_set():
-                self.visit()
-        except BaseException as error:
-            self.error = error
-
-    def visit(self) -> None:
-        with RawClient(self.server.port) as client:
-            client.open(f"/selects/{id(self)}/")
-            self.workers.append(client.frame().text)
-            assert client.frame().text == "subscribed"
-            number = 0
-            while not self.over.is_set():
-                client.send(frame(f"{number}"))
-                answer = client.frame()
-                if answer.opcode == CLOSE:
-                    assert answer.close[0] == 1012
-                    client.send(close_frame(1012))
-                    return
-                assert answer.text == f"{number}"
-                number += 1
-
-
-def test_rolling_restart_under_load_loses_no_client_that_connects_again(start_site: StartSite) -> None:
-    with start_site({"WEBSOCKET_DRAIN_WINDOW": 1.0}, args=["-w", "2"]) as server:
-        clients = [Persistent(server) for _ in range(40)]
-        for client in clients:
-            client.start()
-        try:
-            for restart in range(1, 3):
-                assert eventually(lambda: all(len(client.workers) >= restart for client in clients))  # noqa: B023
-                server.send_signal(signal.SIGHUP)
-            assert eventually(lambda: all(len(client.workers) > 2 or client.error for client in clients), 20)
-        finally:
-            for client in clients:
-                client.over.set()
-            for client in clients:
-                client.join(DEADLINE)
-        assert [client.error for client in clients if client.error] == []
-        assert len({worker for client in clients for worker in client.workers}) >= 4
-        assert "Traceback" not in server.log
 
 
 # --- clients that do not answer --------------------------------------------------------------------------------------
