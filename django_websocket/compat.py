@@ -333,6 +333,7 @@ RELIED_ON: dict[str, list[Name]] = {
         Name("gevent", "gevent.core:loop.unref", "lets the loop end when no deadline runs", _loop),
         Name("gevent", "gevent.core:loop.io", "makes the watchers of a socket, and shows whether one is active", _loop),
         Name("gevent", "gevent:Greenlet._run", "is what the greenlet of a view runs"),
+        Name(PYTHON, "sys:_current_frames", "shows what holds the loop"),
         Name("gevent", "gevent.hub:Hub", "is the greenlet that runs while others wait", probe=_hub_is_a_greenlet),
         Name("gevent", "gevent.hub:Hub.loop", "shows whether a thread's loop has ended"),
         Name("gevent-websocket", "geventwebsocket.exceptions:WebSocketError", "is the base of the package's errors"),

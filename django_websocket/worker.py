@@ -37,6 +37,7 @@ from .transport import forking, slots
 from .transport.acceptor import BODY, LINGER, RETRY_AFTER, Acceptor
 from .transport.clients import current_client
 from .transport.counts import count_refusal
+from .transport.culprits import culprit_of
 from .transport.drain import Drain, drain_time
 from .transport.log import report
 from .transport.shared import open_connections
@@ -52,6 +53,7 @@ from .transport.slow import (
     was_given_up,
 )
 from .transport.sockets import give_away, hang_up
+from .transport.stalls import watch_of_loop
 from .transport.turns import let_others_run_if_spent
 
 if TYPE_CHECKING:
@@ -68,6 +70,7 @@ __all__ = ["GeventWebSocketWorker"]
 WSGIApplication = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 BATCH = 100  # clients that a worker accepts in a turn of the loop if there is no other worker
 APP_LOAD_ERROR = 4  # exit status; gunicorn's arbiter then starts no other worker, which would fail alike
+HEARTBEAT = 1.0  # seconds between two signs of life for gunicorn, as in its own workers
 RESERVE = 256  # descriptors kept from clients: views open files and connections too
 
 UNPATCHED = (
@@ -433,6 +436,11 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
         if self._told_to_stop is not None:
             self._told_to_stop.set()
 
+    def handle_abort(self, sig: int, frame: FrameType | None) -> None:
+        """Say what has held the loop when gunicorn loses its patience, which kills the worker then."""
+        self.log.error("The worker was held for longer than gunicorn's `timeout`: %s", culprit_of(frame))
+        super().handle_abort(sig, frame)
+
     def run(self) -> None:
         """Serve until told to stop; then let requests and conversations end before the process does."""
         tls = ssl_context(self.cfg) if self.cfg.is_ssl else None
@@ -456,10 +464,17 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
             self.tmp.notify,
         )
         self._told_to_stop = told_to_stop = Event()
+        heartbeat = gevent.get_hub().loop.timer(HEARTBEAT, repeat=HEARTBEAT)
+        heartbeat.start(told_to_stop.set)
+        watch = watch_of_loop()
+        watch.harmless(heartbeat)
+        if self.has_process:
+            watch.start()
         try:
             while self.alive and not forking.in_child():
                 self.notify()
-                told_to_stop.wait(1.0)
+                told_to_stop.wait()
+                told_to_stop.clear()
         except SystemExit:  # SIGINT, SIGQUIT
             self._drain.window = 0.0
             raise
@@ -479,6 +494,8 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
                     self._drain.window = 0.0
             if self._sampling is not None:
                 self._sampling.stop()
+            watch.stop()
+            heartbeat.close()
 
 
 def raise_descriptor_limit() -> int:

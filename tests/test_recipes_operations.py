@@ -178,8 +178,8 @@ def test_plain_lines_look_as_the_page_shows_them() -> None:
     found: dict[str, Any] = {}
     exec(code, found)
     formatter = logging.Formatter(found["LOGGING"]["formatters"]["line"].pop("format"), style="{")
-    shown = [line for block in blocks(PAGE) for line in block.code.splitlines() if line.startswith("20")]
-    assert len(shown) == 3
+    shown = [line for block in blocks(PAGE) for line in block.code.splitlines() if line.startswith("2026")]
+    assert len(shown) == 4
     for line in shown:
         match = re.fullmatch(r"\S+ \S+ (\w+) (\d+) ([\w.]+): (.*)", line)
         assert match

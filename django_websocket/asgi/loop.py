@@ -13,6 +13,7 @@ greenlet ever sees a running loop, which would have its queries fail with Synchr
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import sys
 import time
@@ -28,7 +29,9 @@ from gevent.hub import Hub, get_hub
 from gevent.threadpool import ThreadPoolExecutor
 
 from django_websocket.compat import naming
+from django_websocket.transport.culprits import culprit_of
 from django_websocket.transport.shared import CROWD, Shared, shared_if_any
+from django_websocket.transport.stalls import LONGEST, watch_of_loop
 from django_websocket.transport.turns import turns_of_loop
 
 from .executors import do
@@ -53,6 +56,7 @@ READ_WRITE = EVENT_READ | EVENT_WRITE  # the values are libev's, too
 logger = logging.getLogger("django_websocket")
 
 PAUSE = 0.01  # seconds until the shared loop goes on after something has left it
+HELD = "all coroutines of this process had to wait"
 SHORTEST = 0.0001  # seconds; shorter timers make libev go round without waiting
 
 
@@ -74,9 +78,12 @@ class LoopHub(Hub):
         hooks = sys.get_asyncgen_hooks()
         _set_running_loop(None)
         sys.set_asyncgen_hooks(None, None)
+        held_since = time.monotonic() if getattr(loop, "is_held", False) else None
         try:
             return super().switch()
         finally:
+            if held_since is not None and (seconds := time.monotonic() - held_since) >= LONGEST:
+                watch_of_loop().log(HELD, seconds, culprit_of(inspect.currentframe()))
             _set_running_loop(loop)
             sys.set_asyncgen_hooks(*hooks)
             if task is not None:
@@ -174,7 +181,13 @@ class HubLoop(asyncio.SelectorEventLoop):
         selector.round_begins = self._begin_round
         selector.round_ends = self._end_round
         self._shared: Shared | None = None
+        self.is_for_all = False  # whether the coroutines of all clients run in it
         self._from_threads.start(self._wake)
+
+    @property
+    def is_held(self) -> bool:
+        """Whether no coroutine of any client goes on if the greenlet that runs this waits now."""
+        return self.is_for_all and self._waiting is None
 
     def run_forever(self) -> None:
         """Run until `stop()` is called, in the running greenlet."""
@@ -319,6 +332,7 @@ class SharedLoop:
 
     def __init__(self) -> None:
         self.loop = HubLoop()
+        self.loop.is_for_all = True
         gevent.spawn(self._run)
 
     def _run(self) -> None:

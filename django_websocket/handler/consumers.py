@@ -32,7 +32,7 @@ from django_websocket import compat
 from django_websocket.asgi.belongings import owner
 from django_websocket.asgi.lending import away, lending_of_loop
 from django_websocket.asgi.waiting import from_greenlet
-from django_websocket.decorators import is_asgi, without_as_asgi
+from django_websocket.decorators import is_asgi, name_of, without_as_asgi
 from django_websocket.exceptions import HandshakeFailed, WebSocketError
 from django_websocket.pubsub.hub import closed_error
 from django_websocket.transport.connection import Connection
@@ -231,6 +231,11 @@ class Run:
         self._mailbox: Mailbox | None = None
         self._client_next = True  # the client and the channel layer take turns
         self._told = False  # whether the connection tells this when there is something
+
+    @property
+    def works_for(self) -> tuple[str, str]:
+        """See `culprits.Worker`."""
+        return self._conversation.works_for[0], f"the consumer {name_of(type(self._consumer))}"
 
     async def run(self, scope: Scope, send: Send) -> None:
         """Serve the client until the end. Raises what a handler raises."""

@@ -15,6 +15,7 @@ from gevent import getcurrent
 
 from django_websocket import conf
 from django_websocket.compat import naming
+from django_websocket.decorators import name_of
 from django_websocket.protocol.frames import CloseCode
 from django_websocket.protocol.handshake import ClientHandshake
 from django_websocket.transport.clients import ClientGreenlet
@@ -25,7 +26,7 @@ from django_websocket.websocket import WebSocket
 
 from .databases import Databases
 from .ending import end, end_with, follow, let_go, untie
-from .handshake import Handshake, WebSocketResponse
+from .handshake import Handshake, WebSocketResponse, client_of
 from .surroundings import Surroundings
 
 with naming("application"):
@@ -106,6 +107,11 @@ class Conversation(ViewGreenlet):
         connection = self.connection
         assert connection is not None
         self.client_left(connection.close_code or CloseCode.ABNORMAL, connection.close_reason)
+
+    @property
+    def works_for(self) -> tuple[str, str]:
+        """See `culprits.Worker`."""
+        return client_of(self.connection, self._handshake), f"the view {name_of(self._view)}"
 
     @property
     def frames(self) -> list[FrameType]:

@@ -20,6 +20,7 @@ from django_websocket.asgi.loop import shared_loop
 from django_websocket.asgi.waiting import Waiter, in_greenlet
 from django_websocket.asgi.websocket import AsyncWebSocket
 from django_websocket.compat import naming
+from django_websocket.decorators import name_of
 from django_websocket.protocol.handshake import ClientHandshake
 from django_websocket.transport.connection import Connection
 from django_websocket.transport.forking import end_child, in_child
@@ -27,7 +28,7 @@ from django_websocket.transport.waiting import unfinished
 
 from .databases import Databases, give_back_databases
 from .ending import end, end_with, follow, let_go, untie
-from .handshake import Handshake, WebSocketResponse
+from .handshake import Handshake, WebSocketResponse, client_of
 from .sharing import keep_from_own_thread
 from .surroundings import Surroundings
 
@@ -48,6 +49,11 @@ class OfView(SerialExecutor):
     def __init__(self, conversation: CoroutineConversation) -> None:
         super().__init__()
         self._conversation = conversation
+
+    @property
+    def works_for(self) -> tuple[str, str]:
+        """See `culprits.Worker`."""
+        return self._conversation.works_for
 
     def before(self) -> None:
         """See `SerialExecutor.before`."""
@@ -171,6 +177,11 @@ class CoroutineConversation:
         """Cancel the view, and wait up to `timeout` seconds for its end."""
         self.cancel()
         self.join(timeout)
+
+    @property
+    def works_for(self) -> tuple[str, str]:
+        """See `culprits.Worker`."""
+        return client_of(self.connection, self._handshake), f"the view {name_of(self._view)}"
 
     @property
     def frames(self) -> list[FrameType]:

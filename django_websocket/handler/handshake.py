@@ -80,6 +80,12 @@ class Runner(Taker, Protocol):
         """Raise `error` in the view, and wait up to `timeout` seconds for its end."""
 
 
+def client_of(connection: Connection | None, handshake: Handshake | None) -> str:
+    """Return the client of a view as the log names it: there is a handshake until there is a connection."""
+    found = connection or handshake
+    return "" if found is None else found.who
+
+
 class Handshake:
     """One handshake, from the start of its view to the connection.
 

@@ -20,6 +20,7 @@ from django_websocket.asgi import policy
 from django_websocket.select import select as cooperative_select
 from django_websocket.transport.connection import WOULD_BLOCK
 from django_websocket.transport.sockets import share
+from django_websocket.transport.stalls import watch_of_loop
 
 from .databases import give_back_databases
 from .refusal import Refusal
@@ -40,6 +41,7 @@ def prepare() -> None:
 
 def adopt(environ: dict[str, Any], answer: Callable[[Callable[..., Any]], Iterable[bytes]]) -> list[bytes]:
     """Have `answer`, which is called with a start_response, answer a request; return when its WebSocket has ended."""
+    watch_of_loop().start()
     websocket = environ["wsgi.websocket"]
     upgrade = environ[KEY] = Upgrade(environ.get("REMOTE_ADDR", ""), answered=True)
     # gevent-websocket has asked the application which subprotocol to choose.

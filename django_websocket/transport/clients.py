@@ -61,6 +61,12 @@ class ClientGreenlet(PlainGreenlet):
         if self.deadline is not None:
             self.deadline.close()
 
+    @property
+    def works_for(self) -> tuple[str, str]:
+        """See `culprits.Worker`."""
+        address = self.args[2]
+        return f"{address[0] if address else 'unix'} {getattr(self.request, 'path', '')}", "a page"
+
     def note_database(self) -> None:
         """Note that the request uses a database."""
         self.uses_databases = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from typing import Protocol
 
 from gevent import getcurrent
@@ -10,11 +11,13 @@ from gevent.hub import get_hub
 from greenlet import greenlet
 
 from .loops import PerLoop
+from .stalls import watch_of_loop
 from .turns import turns_of_loop
 
 __all__ = ["TICK", "Deadline", "Due", "Sweep", "sweep_of_loop", "sweeps", "ticks"]
 
 TICK = 0.5  # seconds; the grain of all deadlines here
+PERIOD = TICK + 0.001  # of the timer: the clock of libuv has milliseconds, so it may fire up to one too early
 
 
 class Due(Protocol):
@@ -43,8 +46,10 @@ class Sweep:
         self._look = loop.timer(0, ref=False)
         self._looking = False
         self._turns = turns_of_loop()
-        period = TICK + 0.001  # the clock of libuv has milliseconds, so a timer may fire up to one too early
-        self._timer = loop.timer(period, repeat=period, ref=False)
+        self._timer = loop.timer(PERIOD, repeat=PERIOD, ref=False)
+        self._expected = time.monotonic() + PERIOD  # when it fires, if nothing holds the loop
+        self.watch = watch_of_loop()
+        self.watch.harmless(self._timer, self._look)
         self._timer.start(self._on_timer)
 
     def look_at(self, item: Due, tick: int) -> None:
@@ -68,6 +73,7 @@ class Sweep:
     def _on_timer(self) -> None:
         if not self._looking:
             self._looking = True
+            self.watch.lag = max(0.0, time.monotonic() - self._expected)
             self._look.start(self._loop.run_callback, self._on_looked)
 
     def _on_looked(self) -> None:
@@ -75,6 +81,7 @@ class Sweep:
         self._on_tick()
         # By itself the timer would keep to its phase, so that the tick behind a late one came too soon.
         self._timer.again(self._on_timer, update=True)
+        self._expected = time.monotonic() + PERIOD
 
     def _on_tick(self) -> None:
         self.now += 1
@@ -122,6 +129,7 @@ class Deadline:
             self.close()
             error = self._error
             del self._error  # its traceback would keep this alive
+            self._sweep.watch.wake()
             waiting.throw(error)
 
 
