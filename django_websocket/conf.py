@@ -103,6 +103,7 @@ class Settings:
     # Where the process's figures can be read, and by whom: {"path": "/metrics", "token": "..."}. Not at all if it is
     # empty. The token is a password, so repr() leaves it out.
     metrics: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    health: bool = False  # whether requests for /healthz and /readyz are told how the process is
 
     compression: bool | Mapping[str, Any] = True  # of messages; or a dict of options such as {"takeover": True}
 
@@ -296,6 +297,10 @@ def _checked(setting: str, value: Any, default: Any) -> Any:
         raise ImproperlyConfigured(f"{setting} is {value!r}, but must be a list of strings")
     if setting == f"{PREFIX}REFUSE":
         check_refuse(value)
+    if isinstance(default, bool):
+        if isinstance(value, bool):
+            return value
+        raise ImproperlyConfigured(f"{setting} is {value!r}, but must be True or False")
     if isinstance(default, str):
         if isinstance(value, str):
             return value

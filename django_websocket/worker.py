@@ -30,7 +30,7 @@ from gevent.event import Event
 from django_websocket import compat
 
 from .handler.environ import forget_request
-from .handler.upgrade import KEY, Upgrade, finish, who
+from .handler.upgrade import KEY, Unlogged, Upgrade, finish, who
 from .protocol.handshake import is_upgrade
 from .select import select as cooperative_select
 from .transport import forking, slots
@@ -47,6 +47,7 @@ from .transport.slow import (
     ConnectionOver,
     GivenAway,
     NextHead,
+    NoFurtherRequest,
     SlowBody,
     SlowHead,
     give_up_after,
@@ -383,10 +384,22 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
 
     def is_already_handled(self, respiter: Any) -> bool:
         """Hand an upgraded socket over, and leave gunicorn's loop over the requests of a connection."""
-        if type(respiter) is not Handover:
-            return bool(super().is_already_handled(respiter))
-        self._hand_over(respiter)
-        raise GivenAway
+        if type(respiter) is Handover:
+            self._hand_over(respiter)
+            raise GivenAway
+        if type(respiter) is Unlogged:
+            return self._answer_unlogged(respiter)
+        return bool(super().is_already_handled(respiter))
+
+    def _answer_unlogged(self, body: Unlogged) -> bool:
+        """Answer as gunicorn does, but leave the answer out of the access log."""
+        response = current_client().response
+        for part in body:
+            response.write(part)
+        response.close()
+        if response.should_close():
+            raise NoFurtherRequest
+        return True
 
     def _hand_over(self, handover: Handover) -> None:
         upgrade, result, environ, response, started = handover

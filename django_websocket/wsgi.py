@@ -20,7 +20,7 @@ from django_websocket import checks, compat, conf
 
 from .decorators import Options, is_asgi, options_of
 from .exceptions import BrokerError
-from .handler import stock
+from .handler import health, stock
 from .handler.conversation import Conversation
 from .handler.counting import count_handshake
 from .handler.databases import close_databases
@@ -97,6 +97,7 @@ class WebSocketApplication:
             from .handler.sampling import begin_to_count
 
             begin_to_count(None)  # a worker of ours says more when it has loaded the application
+        self._answers_checks = conf.current().health
         self._http = http
         self._websocket = WebSocketHandler() if asgi is None else AsgiHandler(asgi)
 
@@ -111,6 +112,8 @@ class WebSocketApplication:
                 from .handler.scraping import answer
 
                 return answer(environ, start_response)
+            if self._answers_checks and environ.get("PATH_INFO") in health.PATHS:
+                return health.answer(environ, start_response)
             if self._http is not None:
                 return self._http(environ, start_response)
             report(who(environ), 426, "an ordinary request", level=logging.INFO)

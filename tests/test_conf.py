@@ -35,8 +35,9 @@ DEFAULTS = {
     "DRAIN_WINDOW": 2,
     "MAX_CONNECTIONS_PER_USER": None,
     "COMPRESSION": True,
+    "HEALTH": False,
 }
-NUMBERS = [name for name, value in DEFAULTS.items() if isinstance(value, int) and value is not True]
+NUMBERS = [name for name, value in DEFAULTS.items() if isinstance(value, int) and not isinstance(value, bool)]
 SIZES = ["MAX_MESSAGE_SIZE", "INBOX_MESSAGES", "INBOX_SIZE", "OUTBOX_SIZE", "SEND_BUFFER_SIZE"]
 TIMES = [name for name in NUMBERS if name not in SIZES]
 STRINGS = ["URLCONF", "SERVER", "BROKER"]

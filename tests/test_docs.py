@@ -198,6 +198,7 @@ TESTED_BELOW = {
     **{line: "test_redis_users_need_no_more_than_the_page_says" for line in commands("docs/redis.md") if "ACL" in line},
     command("docs/history.md", "ACL"): "test_users_of_redis_need_no_more_than_the_page_of_histories_says",
     command("docs/presence.md", "ACL"): "test_users_of_redis_need_no_more_than_the_page_of_presence_says",
+    command("docs/deployment.md", "curl"): "test_health_checks_are_answered_as_the_page_shows",
     "kill -HUP $(cat gunicorn.pid)": "test_hup_tells_the_clients_and_starts_a_new_worker",
     "python manage.py test": "test_examples_of_tests_pass",
     "pytest --ds mysite.settings": "test_examples_of_tests_pass",
@@ -1353,6 +1354,14 @@ def test_hup_tells_the_clients_and_starts_a_new_worker(project: Project) -> None
             subprocess.run(["bash", "-c", hangup], cwd=project.directory, check=True, timeout=DEADLINE)
             assert close_code(websocket) == CloseCode.SERVICE_RESTART
         assert_serves_websockets(server)
+
+
+def test_health_checks_are_answered_as_the_page_shows(project: Project) -> None:
+    (shown,) = [block.code for block in blocks("docs/deployment.md") if block.code.startswith('{"ready"')]
+    with project.gunicorn(command("docs/deployment.md", "gunicorn", "--no-control-socket")) as server:
+        address = command("docs/deployment.md", "curl").split()[-1].replace("127.0.0.1:8001", server.address)
+        with client(server, "/chat/lobby/"):
+            assert eventually(lambda: fetch(address) == shown)
 
 
 def test_preload_app_needs_the_lines_that_the_page_gives(project: Project) -> None:

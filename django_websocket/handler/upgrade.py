@@ -30,6 +30,10 @@ def who(environ: Mapping[str, Any]) -> str:
     return f"{address or 'unix'} {environ.get('PATH_INFO', '')}"
 
 
+class Unlogged(list[bytes]):
+    """The body of an answer that the server's access log leaves out."""
+
+
 class Taker(Protocol):
     """Accepted the handshake and waits for the outcome. Exactly one of the two methods is called, once."""
 

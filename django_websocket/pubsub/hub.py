@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import count, groupby
 from time import perf_counter
@@ -115,6 +117,7 @@ class Hub(InLoop):
         self._tracks: dict[str, Track] = {}  # of channels with history
         self._closed = False
         self.broker = broker
+        self.failed_at = -math.inf  # seconds of time.monotonic, when a channel could not be joined
         self.presence: Presence | None = None  # who is in its channels, once somebody wants to know
         self._subscriber = broker.subscriber(self)
 
@@ -178,6 +181,7 @@ class Hub(InLoop):
             if self._tracks:
                 self._begin_to_follow(channels)
         except Exception as error:
+            self.failed_at = time.monotonic()
             here = {name: channel for name, channel in channels.items() if self.channels.get(name) is channel}
             failed = [name for name, channel in here.items() if channel.joined is not None]
             for name in failed:  # the next to join makes a new attempt
@@ -191,6 +195,7 @@ class Hub(InLoop):
             if not isinstance(error, BrokerError):
                 raise
         else:
+            self.failed_at = -math.inf
             for channel in channels.values():
                 if channel.track is None or not channel.track.away:
                     channel.received()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from django_websocket.conf import Settings
 
     from .hub import Hub
+
+RECENT = 30.0  # seconds for which a failure tells how the broker is, if nobody has tried again
 
 brokers: dict[tuple[int, str], Broker] = {}  # by process, since a fork shares nothing, and by setting
 hubs: dict[tuple[int, str, Loop], Hub] = {}  # and by loop: each thread has its own
@@ -74,6 +77,19 @@ def hub_for(settings: NamesBroker) -> Hub:
             del hubs[ended]
         hub = hubs[key] = Hub(broker_for(settings))
     return hub
+
+
+def broker_state() -> str:
+    """Return how this process and the broker are with each other, without asking it.
+
+    "up" if the running loop receives what is published, "away" if it should and does not, "unused" if it need not.
+    """
+    hub = hubs.get((os.getpid(), current_settings().broker_key, get_hub()))
+    if hub is None:
+        return "unused"
+    if hub.away or time.monotonic() - hub.failed_at < RECENT:
+        return "away"
+    return "up" if any(channel.joined is None for channel in tuple(hub.channels.values())) else "unused"
 
 
 def close_hub(settings: NamesBroker) -> None:

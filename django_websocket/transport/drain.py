@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection
 import gevent
 
 from .clients import ClientGreenlet
-from .shared import open_connections
+from .shared import open_connections, shared_of_loop
 from .slow import WorkerStops
 from .waiting import ViewGreenlet, services, unfinished
 
@@ -48,6 +48,7 @@ class Drain:
         """Tell the clients (1012), and return when all is over or the time is."""
         begin = time.monotonic()
         end = begin + self._seconds
+        shared_of_loop().draining = True
         self._tell()
         while self._something_goes_on() and time.monotonic() < end:
             for connection in tuple(open_connections()):  # one may have opened meanwhile

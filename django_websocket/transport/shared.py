@@ -72,11 +72,13 @@ class OpenConnection(Protocol):
 class Shared:
     """What the connections of one loop share; see the top of this file for `holding`, `overdue` and what is held.
 
+    `draining` is true once the process has begun to end, and accepts no more clients.
     `connections` are those with a socket, `buffer` is what they are read into, one at a time. `encoder` compresses for
     all of them. `callbacks.pendingcnt` is how many callbacks the loop is about to call.
     """
 
     def __init__(self) -> None:
+        self.draining = False
         self.connections: set[OpenConnection] = set()
         self.buffer = memoryview(bytearray(READ_SIZE))
         self.encoder = Encoder()
