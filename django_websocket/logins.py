@@ -82,7 +82,10 @@ def disconnect(
             raise ValueError(f"{whom!r} has no primary key: disconnect() needs a user who is stored in the database")
         name = identify(whom)
     elif kind == "session":
-        name = (getattr(whom, "session_key", whom),)
+        key = getattr(whom, "session_key", whom)
+        if key is not None and not isinstance(key, str):
+            raise TypeError(f"session= must be a session or its key, not {whom!r}")
+        name = (orders.hash_of_session(key) if key else "",)
     elif kind == "channel":
         check_channel(whom)
         name = (whom,)
@@ -90,4 +93,4 @@ def disconnect(
         name = (whom.id if isinstance(whom, BaseWebSocket) else whom,)
     if not name[0]:
         raise ValueError(f"{kind}={whom!r} does not say which WebSockets to close")
-    return orders.disconnect(orders.Order(kind, name, code, reason))
+    return orders.disconnect(orders.Order({kind: name}, code, reason))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 import time
@@ -19,6 +21,7 @@ from urllib.parse import urlencode
 import pytest
 from django.contrib.auth import BACKEND_SESSION_KEY, HASH_SESSION_KEY, SESSION_KEY, get_user_model
 from django.contrib.sessions.backends.cache import SessionStore
+from django.core.signing import Signer
 from django.db import connections
 from django.test import override_settings
 from redis import Redis
@@ -26,6 +29,7 @@ from redis import Redis
 from django_websocket import pubsub
 from django_websocket.handler import login_checks, users
 from django_websocket.handler.orders import CHANNEL
+from django_websocket.handler.sealing import opened, sealed
 from django_websocket.handler.surroundings import Surroundings
 from django_websocket.logins import disconnect
 
@@ -355,55 +359,197 @@ def test_login_that_seems_to_have_ended_is_checked_again_in_the_context_of_its_r
         until(lambda: not any(connection.connected for connection in connections_of.values()))
 
 
-MALFORMED_ORDERS: list[bytes] = [
-    b'["user", ["1", "auth.User", "default", "\\ud800"], 4401, "", "django_websocket.answers.1"]',
-    b'["user", [1, "auth.User", "default", ""], 4401, "", "django_websocket.answers.1"]',
-    b'["user", ["1", "auth.User", "default"], 4401, "", "django_websocket.answers.1"]',
-    b'["user", "1", 4401, "", "django_websocket.answers.1"]',
-    b'["user", null, 4401, "", "django_websocket.answers.1"]',
-    b'["user", ["1", "auth.User", "default", ""], 4401, 5, "django_websocket.answers.1"]',
-    b'["user", ["1", "auth.User", "default", ""], 4401, null, "django_websocket.answers.1"]',
-    b'["user", ["1", "auth.User", "default", ""], 4401, "\\ud800", "django_websocket.answers.1"]',
-    b'["user", ["1", "auth.User", "default", ""], 999, "", "django_websocket.answers.1"]',
-    b'["user", ["1", "auth.User", "default", ""], "4401", "", "django_websocket.answers.1"]',
-    b'["user", ["1", "auth.User", "default", ""], true, "", "django_websocket.answers.1"]',
-    b'["user", ["1", "auth.User", "default", ""], 4401, "", "members"]',
-    b'["user", ["1", "auth.User", "default", ""], 4401, "", 5]',
-    b'["user", ["1", "auth.User", "default", ""], 4401, ""]',
-    b'["everybody", [], 4401, "", "django_websocket.answers.1"]',
-    b'[["user"], ["1", "auth.User", "default", ""], 4401, "", "django_websocket.answers.1"]',
-    b'{"user": "1", "reason": "", "model": "auth.User"}',
-    b"[" * 200_000,
-    b"[" * 5_000,
-    b'["user"]',
-    b"null",
+USER = ["1", "auth.User", "default", ""]
+PLACE = "django_websocket.answers.1"
+FOREIGN_ORDERS: list[bytes] = [
+    json.dumps(["user", USER, 4401, "", PLACE]).encode(),  # nobody has signed it
+    Signer(key="another", salt="django_websocket.processes.order").sign_object([0, 1]).encode(),
+    b"[" * 30_000,
     b"1" * 5_000,
+    b"null",
+    b":",
+    b"a:b",
     b"\xff\x00",
     b"\xfe",
     b"",
 ]
+MALFORMED_ORDERS: list[Any] = [  # signed, as another version may do it
+    [{"user": ["1", "auth.User", "default", "\ud800"]}, 4401, ""],
+    [{"user": [1, "auth.User", "default", ""]}, 4401, ""],
+    [{"user": USER[:3]}, 4401, ""],
+    [{"user": "1"}, 4401, ""],
+    [{"user": None}, 4401, ""],
+    [{"user": USER}, 4401, 5],
+    [{"user": USER}, 4401, None],
+    [{"user": USER}, 4401, "\ud800"],
+    [{"user": USER}, 999, ""],
+    [{"user": USER}, "4401", ""],
+    [{"user": USER}, True, ""],
+    [{"user": USER}, 4401],
+    [{"everybody": []}, 4401, ""],
+    [{"user": USER, "everybody": []}, 4401, ""],
+    [{}, 4401, ""],
+    [["user"], 4401, ""],
+    {"user": "1"},
+    ["user"],
+    None,
+    5,
+]
 
 
-def test_malformed_order_harms_nobody(start_site: StartSite, raw: Raw, key: str) -> None:
-    settings = {"WEBSOCKET_LOGIN_CHECK_INTERVAL": 60.0}
-    with redis_server() as redis, start_site({**settings, "WEBSOCKET_BROKER": f"redis://{redis.address}"}) as server:
-        client, listener = raw(server), raw(server)
-        client.open("/members/", log_in(server, key))
+@pytest.fixture(scope="module")
+def observed(start_site: StartSite) -> Iterator[tuple[Server, Server]]:
+    """A server, and its Redis, to which others can publish as well."""
+    with redis_server() as redis:
+        settings = {"WEBSOCKET_LOGIN_CHECK_INTERVAL": 60.0, "WEBSOCKET_BROKER": f"redis://{redis.address}"}
+        with start_site(settings) as server:
+            yield server, redis
+
+
+def members(server: Server, raw: Raw, key: str) -> tuple[RawClient, RawClient]:
+    """Connect a user who talks and one who listens, and return them once the process listens for orders."""
+    client, listener = raw(server), raw(server)
+    client.open("/members/", log_in(server, key))
+    assert talks(client)
+    listener.open("/members-who-listen/", log_in(server, f"{key}-other"))
+    return client, listener
+
+
+def send_order(
+    redis: Redis, value: Any, *, place: str = PLACE, purpose: str = "order", verb: Any = "disconnect"
+) -> None:
+    with override_settings(SECRET_KEY="for-tests-only"):
+        redis.publish(CHANNEL, sealed([verb, value, place], purpose))
+
+
+def test_malformed_order_harms_nobody(observed: tuple[Server, Server], raw: Raw, key: str) -> None:
+    server, redis = observed
+    client, listener = members(server, raw, key)
+    with Redis(port=redis.port) as asked:
+        assert eventually(lambda: asked.pubsub_numsub(CHANNEL)[0][1] == 1)
+        for text in FOREIGN_ORDERS:
+            asked.publish(CHANNEL, text)
+        for number, value in enumerate(MALFORMED_ORDERS):
+            send_order(asked, value, place=f"{PLACE}{number}")
+        verbs: list[Any] = [None, [], {}, "dance", 1]
+        for number, verb in enumerate(verbs):
+            send_order(asked, [{"user": USER}, 4401, ""], place=f"{PLACE}verb{number}", verb=verb)
+        places: list[Any] = [5, None, [], {}, "members"]
+        for place in places:
+            send_order(asked, [{"user": USER}, 4401, ""], place=place)
+        asked.publish("members", "news")
+        assert listener.frame().text == "news"
         assert talks(client)
-        listener.open("/members-who-listen/", log_in(server, f"{key}-other"))
-        with Redis(port=redis.port) as asked:
-            assert eventually(lambda: asked.pubsub_numsub(CHANNEL)[0][1] == 1)
-            users = range(1, 3)
-            for order in MALFORMED_ORDERS:
-                for user in users:
-                    asked.publish(CHANNEL, order.replace(b'"1"', f'"{user}"'.encode()))
-            asked.publish("members", "news")
-            assert listener.frame().text == "news"
-            assert talks(client)
-            assert fetch(server.port, f"/change/disconnect/?name={key}").status == 200
-            assert client.closing() == (4401, "go away")
-            asked.publish("members", "more news")
-            assert listener.frame().text == "more news"
+        assert fetch(server.port, f"/change/disconnect/?name={key}").status == 200
+        assert client.closing() == (4401, "go away")
+        asked.publish("members", "more news")
+        assert listener.frame().text == "more news"
+        assert "a message was ignored that no process of this project has sent" in server.log
+        assert "an order of another process could not be carried out" in server.log
+        assert "Traceback" not in server.log
+
+
+def test_order_counts_once_and_only_if_it_is_new_and_of_this_project(
+    observed: tuple[Server, Server], raw: Raw, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, redis = observed
+    client, _ = members(server, raw, key)
+    with Redis(port=redis.port) as asked, asked.pubsub() as recorder:
+        assert eventually(lambda: asked.pubsub_numsub(CHANNEL)[0][1] == 1)
+        user = [[str(get_id(server, key)), "auth.User", "default", ""]]
+        value = [{"user": user[0]}, 4401, "by force"]
+        now = time.time()
+        for seconds in (-31, 31):
+            with monkeypatch.context() as patched:
+                patched.setattr("django_websocket.handler.sealing.time.time", lambda: now + seconds)  # noqa: B023
+                send_order(asked, value, place=f"{PLACE}{seconds}")
+        send_order(asked, value, purpose="answer")
+        with override_settings(SECRET_KEY="another"):
+            asked.publish(CHANNEL, sealed(["disconnect", value, PLACE], "order"))
+        assert talks(client)
+        recorder.subscribe(CHANNEL)
+        assert recorder.get_message(timeout=10)
+        assert fetch(server.port, f"/change/disconnect/?name={key}").status == 200
+        assert client.closing() == (4401, "go away")
+        recorded = recorder.get_message(timeout=10)
+        assert recorded is not None
+        again = raw(server)
+        again.open("/members/", log_in(server, key))
+        assert talks(again)
+        asked.publish(CHANNEL, recorded["data"])
+        assert eventually(lambda: "was ignored because it has come again" in server.log)
+        assert "was ignored because it is too old" in server.log
+        assert talks(again)
+        send_order(asked, value, place=f"{PLACE}new")
+        assert again.closing() == (4401, "by force")
+
+
+def test_order_does_not_count_for_a_process_that_was_not_there(
+    observed: tuple[Server, Server], raw: Raw, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, redis = observed
+    with Redis(port=redis.port) as asked:
+        assert eventually(lambda: asked.pubsub_numsub(CHANNEL)[0][1] == 0)  # nobody is connected
+        client, _ = members(server, raw, key)
+        assert eventually(lambda: asked.pubsub_numsub(CHANNEL)[0][1] == 1)
+        before = time.time() - 10
+        with monkeypatch.context() as patched:
+            patched.setattr("django_websocket.handler.sealing.time.time", lambda: before)
+            send_order(asked, [{"user": [str(get_id(server, key)), *USER[1:]]}, 4401, ""], place=f"{PLACE}{key}")
+        assert talks(client)
+
+
+def get_id(server: Server, name: str) -> int:
+    """Return the primary key of a user of the server's."""
+    with sqlite3.connect(server.env["DATABASE_NAME"]) as database:
+        [found] = database.execute("SELECT id FROM auth_user WHERE username = ?", [name]).fetchone()
+    database.close()
+    return int(found)
+
+
+def test_orders_are_read_with_a_former_key() -> None:
+    with override_settings(SECRET_KEY="old"):
+        message = sealed(["disconnect", 1, PLACE], "order")
+    with override_settings(SECRET_KEY="new", SECRET_KEY_FALLBACKS=["old"]):
+        assert opened(message, "order").value == ["disconnect", 1, PLACE]
+        for other in ("answer", PLACE, ""):
+            with pytest.raises(ValueError, match="does not match"):
+                opened(message, other)
+    with override_settings(SECRET_KEY="new"), pytest.raises(ValueError, match="does not match"):
+        opened(message, "order")
+
+
+def test_answers_that_no_process_has_signed_are_not_counted(
+    observed: tuple[Server, Server], raw: Raw, key: str
+) -> None:
+    """Whoever can publish knows where the answers are expected, but not how to sign them."""
+    server, redis = observed
+    client, _ = members(server, raw, key)
+    session = log_in(server, key)["Cookie"].partition("=")[2]
+    ended_by_session = raw(server)
+    ended_by_session.open("/members/", {"Cookie": f"sessionid={session}"})
+    recorded = []
+
+    def forge(message: dict[str, Any]) -> None:
+        text = message["data"]
+        recorded.append(text)
+        place = json.loads(base64.urlsafe_b64decode(text.partition(b":")[0] + b"=="))[1][2]
+        for forged in ("5", '["forger", 7]', sealed(["forger", 7], "order"), sealed(["forger", 7], place + "1")):
+            asked.publish(place, forged)
+
+    with Redis(port=redis.port) as asked, asked.pubsub() as forger:
+        assert eventually(lambda: asked.pubsub_numsub(CHANNEL)[0][1] == 1)
+        forger.subscribe(**{CHANNEL: forge})
+        thread = forger.run_in_thread(sleep_time=0.01)
+        try:
+            assert eventually(lambda: asked.pubsub_numsub(CHANNEL)[0][1] == 2)
+            assert ended(server, session=session) == 1
+        finally:
+            thread.stop()
+            thread.join()
+        assert ended_by_session.closing() == (4401, "")
+        assert talks(client)
+        assert recorded and session.encode() not in b"".join(recorded)  # it would let everybody in
 
 
 @pytest.mark.parametrize(

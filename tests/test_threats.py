@@ -311,10 +311,14 @@ PROCESS = {
         "test_logins.py::test_logins_of_tenants_are_kept_apart",
         "test_logins.py::test_users_of_tenants_are_kept_apart_without_a_session",
     ],
-    "orders to disconnect that are malformed, or that a client has made up": [
+    "orders to disconnect that are malformed, or that somebody has made up or recorded": [
         "test_logins.py::test_malformed_order_harms_nobody",
         "test_logins.py::test_invalid_order_is_refused_before_it_is_sent",
         "test_logins.py::test_channels_reserved_for_the_package_are_refused",
+        "test_logins.py::test_order_counts_once_and_only_if_it_is_new_and_of_this_project",
+        "test_logins.py::test_order_does_not_count_for_a_process_that_was_not_there",
+        "test_logins.py::test_orders_are_read_with_a_former_key",
+        "test_logins.py::test_answers_that_no_process_has_signed_are_not_counted",
     ],
     "a restart that tells clients nothing, or waits for dead or stuck ones": [
         "test_worker.py::test_clients_are_told_of_a_restart",

@@ -182,7 +182,7 @@ class Exchange:
             else:
                 self.discard(box, group)
             done = 1
-        answer(place, done, self._settings)
+        answer(place, str(done), self._settings)
 
     def missed(self) -> None:
         """Note that messages may have been lost. Consumers are not told, as Channels promises at most one delivery."""

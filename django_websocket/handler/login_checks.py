@@ -39,7 +39,7 @@ from django_websocket.transport.log import report
 from django_websocket.transport.loops import PerLoop
 from django_websocket.transport.turns import let_others_run_if_spent
 
-from .orders import orders
+from .orders import hash_of_session, orders
 from .rounds import Rounds
 from .surroundings import Surroundings
 from .users import LOGGED_OUT, User, identify
@@ -359,8 +359,13 @@ class Logins(Rounds):
         return list(dict.fromkeys(found))  # a session and a token may be of one user
 
     def of_session(self, name: tuple[str, ...]) -> list[Connection]:
-        """Return the connections of a session."""
-        return [each for login, found in self._connections.items() if (login.session_key,) == name for each in found]
+        """Return the connections of a session, of which an order has the hash."""
+        found: list[Connection] = []
+        for login, of_login in tuple(self._connections.items()):
+            if login.session_key and hash_of_session(login.session_key) == name[0]:
+                found += of_login
+            let_others_run_if_spent()
+        return found
 
 
 def make_logins() -> Logins:

@@ -1,20 +1,21 @@
-"""Orders to disconnect clients, which one process sends and all carry out."""
+"""What one process asks of all that serve clients: to disconnect some of these, or to say what they are doing."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable
-from typing import NamedTuple
+import hashlib
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any, NamedTuple
+from uuid import uuid4
 
 import gevent
 
 from django_websocket.exceptions import BrokerError
 from django_websocket.protocol.frames import check_close
-from django_websocket.pubsub.asking import ANSWERS, answer, ask
+from django_websocket.pubsub.asking import ANSWERS, Asked, answer, put
 from django_websocket.pubsub.channels import RESERVED
 from django_websocket.pubsub.forwarding import Forwarding
 from django_websocket.pubsub.hub import Hub
-from django_websocket.pubsub.json_text import from_json
 from django_websocket.pubsub.process import current_hub
 from django_websocket.pubsub.publication import Publication
 from django_websocket.transport.connection import Connection
@@ -25,73 +26,104 @@ from django_websocket.transport.turns import let_others_run_if_spent
 from django_websocket.transport.waiting import ViewGreenlet
 
 from .rounds import Rounds
+from .sealing import opened, sealed
 
-CHANNEL = RESERVED + "disconnect"  # where processes tell each other whom to disconnect
+CHANNEL = RESERVED + "orders"  # where processes tell each other what to do
 ORDER_SIZE = 10_000  # characters; a longer message is no order
+LIFE = 30.0  # seconds in which an order is obeyed, by clocks that may differ by as much
+CLOCKS = 2.0  # seconds by which the clocks of two machines usually differ at most
 KINDS = {"user": 4, "session": 1, "channel": 1, "connection": 1}  # of names in an order, with their numbers of texts
 
+Which = Mapping[str, tuple[str, ...]]  # connections, by the kind of a name and the name; all must apply
 Find = Callable[[tuple[str, ...]], Iterable[Connection]]
+NO_ORDER = "a message was ignored that no process of this project has sent: is their SECRET_KEY the same?"
+LATE = "an order of another process was ignored because it is too old, or the clocks of the machines differ"
+AGAIN = "an order of another process was ignored because it has come again"
+
+
+def hash_of_session(key: str) -> str:
+    """Return what names a session in an order. Its key would let everybody in who can read the order."""
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+def check_which(which: Which) -> None:
+    """Raise TypeError or ValueError unless a process could find such connections."""
+    for kind, name in which.items():
+        if KINDS.get(kind) != len(name):
+            raise ValueError(f"{kind!r} and {name!r} do not say which WebSockets to close")
+        for value in name:
+            if not isinstance(value, str):
+                raise TypeError(f"{kind}= must be a str, not {value!r}")
+            value.encode()  # raises UnicodeEncodeError, a ValueError
 
 
 class Order(NamedTuple):
     """Which clients to disconnect, with which close code and reason."""
 
-    kind: str  # one of `KINDS`
-    name: tuple[str, ...]
+    which: Which
     code: int
     reason: str
 
     def check(self) -> None:
         """Raise TypeError or ValueError for an order that a process could not carry out."""
-        if KINDS.get(self.kind) != len(self.name):
-            raise ValueError(f"{self.kind!r} and {self.name!r} do not say which WebSockets to close")
-        for value in self.name:
-            if not isinstance(value, str):
-                raise TypeError(f"{self.kind}= must be a str, not {value!r}")
-            value.encode()  # raises UnicodeEncodeError, a ValueError
+        if not self.which:
+            raise ValueError("An order to disconnect everybody is a mistake")
+        check_which(self.which)
         if type(self.code) is not int:
             raise TypeError(f"A close code must be an int, not {self.code!r}")
         check_close(self.code, self.reason)
-
-    def text(self, place: str) -> str:
-        """Return the message that `order_from` reads; `place` is the channel for answers."""
-        text = json.dumps([self.kind, self.name, self.code, self.reason, place])
-        if len(text) > ORDER_SIZE:
-            raise ValueError("The arguments of disconnect() are too long: a close reason may have at most 123 bytes")
-        return text
 
 
 def disconnect(order: Order) -> int:
     """Have all processes carry out an order; return how many connections they have closed. Raises BrokerError."""
     order.check()
-    order.text("")  # raises before any process is asked
-    return ask(CHANNEL, order.text)
+    reached: dict[str, int] = {}
+    ask(
+        "disconnect", [order.which, order.code, order.reason], lambda process, answer: reached.update({process: answer})
+    )
+    return sum(reached.values())
 
 
-def order_from(message: str | bytes) -> tuple[Order, str]:
-    """Return the order that `message` is, and the channel for the answer.
+def ask(verb: str, value: Any, take: Callable[[str, Any], object], **options: Any) -> Asked:
+    """Ask all processes for something, and have `take` called with the name of each that answers, and the answer.
 
-    Raises ValueError, TypeError or AttributeError if it is not an order.
+    `take` returns False if the process has not answered completely. `options` are those of `put`. Raises BrokerError,
+    and ValueError if the question is too long.
     """
-    if not isinstance(message, str) or len(message) > ORDER_SIZE:
-        raise ValueError
-    kind, name, code, reason, place = from_json(message)
-    order = Order(kind, tuple(name), code, reason)
-    order.check()
-    if not place.startswith(ANSWERS):
-        raise ValueError
-    return order, place
+    if len(question(verb, value, "")) > ORDER_SIZE - len(ANSWERS) - 100:  # before any process is asked
+        raise ValueError("The arguments are too long: a close reason may have at most 123 bytes")
+
+    def open_answer(message: str | bytes, place: str) -> bool:
+        process, answer = opened(message, place).value
+        return take(process, answer) is not False
+
+    return put(CHANNEL, lambda place: question(verb, value, place), open_answer, **options)
+
+
+def question(verb: str, value: Any, place: str) -> str:
+    """Return the message that asks for something; `place` is the channel for answers, a new one for each message."""
+    return sealed([verb, value, place], "order")
 
 
 class Orders(Rounds):
-    """Carries out orders of any process for the connections of one loop; listens while there are any."""
+    """Carries out orders of any process for the connections of one loop; listens while there are any.
+
+    An order counts once, for 30 seconds, and not for a process that was not there: whoever can record and publish
+    messages may not use it again.
+    """
 
     def __init__(self) -> None:
         super().__init__()
+        self._name = uuid4().hex
         self._count = 0  # of open connections
         self._on_end = self._one_ended  # one object for all connections
         self._hub: Hub | None = None
-        self.find: dict[str, Find] = {"channel": self._of_channel, "connection": self._of_id}  # by the kind of order
+        self._since = 0.0  # when this began to listen, in seconds since the epoch
+        self._carried_out: dict[
+            str, float
+        ] = {}  # the places of orders, with the time until which they could come again
+        self.find: dict[str, Find] = {"channel": self._of_channel, "connection": self._of_id}  # by the kind of name
+        self._verbs: dict[str, Callable[[Any, str], object]] = {"disconnect": self._disconnect}
 
     def add(self, connection: Connection) -> None:
         """Listen as long as `connection` is open."""
@@ -117,6 +149,7 @@ class Orders(Rounds):
         if self._hub is None:
             try:
                 hub = current_hub()
+                self._since = time.time()
                 hub.join(self, [CHANNEL])
                 self._hub = hub
             except BrokerError as error:
@@ -131,24 +164,33 @@ class Orders(Rounds):
     # --- called by the hub of publish/subscribe ----------------------------------------------------------------
 
     def deliver(self, publication: Publication) -> None:
-        """Carry out the orders of any process, and answer with the number of connections that were closed."""
+        """Carry out the orders of any process."""
         for message in publication.messages:
             try:
-                order, place = order_from(message)
-            except (AttributeError, TypeError, ValueError):
-                report(f"channel {CHANNEL}", None, "a message was ignored that is not from disconnect()")
+                verb, value, place = self._accepted(message)
+            except (TypeError, ValueError) as refusal:
+                report(f"channel {CHANNEL}", None, str(refusal))
                 continue
-            find = self.find.get(order.kind)
-            gevent.spawn(self._carry_out, order, set(find(order.name)) if find else (), place)
+            gevent.spawn(self._obey, verb, value, place)
 
-    def _carry_out(self, order: Order, connections: Iterable[Connection], place: str) -> None:
-        reached = 0
-        for connection in connections:
-            if connection.close_code is None:
-                connection.close(order.code, order.reason)
-                reached += 1
-                let_others_run_if_spent()
-        answer(place, reached)
+    def _accepted(self, message: str | bytes) -> tuple[str, Any, str]:
+        """Return what is asked for, and where to answer. Raises ValueError for what is not to be obeyed."""
+        if len(message) > ORDER_SIZE:
+            raise ValueError(NO_ORDER)
+        try:
+            moment, (verb, value, place) = opened(message, "order")
+        except ValueError:
+            raise ValueError(NO_ORDER) from None
+        if not isinstance(place, str) or not place.startswith(ANSWERS):
+            raise ValueError(NO_ORDER)
+        now = time.time()
+        if abs(now - moment) > LIFE or moment < self._since - CLOCKS:
+            raise ValueError(LATE)
+        self._carried_out = {known: until for known, until in self._carried_out.items() if until > now}
+        if place in self._carried_out:
+            raise ValueError(AGAIN)
+        self._carried_out[place] = moment + LIFE
+        return verb, value, place
 
     def missed(self) -> None:
         """Nothing to do: an order that was missed has no effect, as if this process had not been there."""
@@ -156,6 +198,38 @@ class Orders(Rounds):
     def broker_closed(self) -> None:
         """Listen at the next broker, from the next round on."""
         self._hub = None
+
+    # --- carrying them out, in a greenlet of its own -----------------------------------------------------------
+
+    def _obey(self, verb: str, value: Any, place: str) -> None:
+        try:
+            self._verbs[verb](value, place)
+        except (AttributeError, LookupError, TypeError, ValueError) as error:  # it may be of another version
+            report(f"channel {CHANNEL}", None, "an order of another process could not be carried out", repr(error))
+
+    def _disconnect(self, value: Any, place: str) -> None:
+        which, code, reason = value
+        order = Order({kind: tuple(name) for kind, name in which.items()}, code, reason)
+        order.check()
+        reached = 0
+        for connection in self._found(order.which):
+            if connection.close_code is None:
+                connection.close(order.code, order.reason)
+                reached += 1
+                let_others_run_if_spent()
+        self._answer(reached, place)
+
+    def _answer(self, value: Any, place: str) -> None:
+        answer(place, sealed([self._name, value], place))
+
+    def _found(self, which: Which) -> Collection[Connection]:
+        """Return the connections to which all names apply."""
+        found: set[Connection] | None = None
+        for kind, name in which.items():
+            find = self.find.get(kind)
+            some = set(find(name) if find else ())
+            found = some if found is None else found & some
+        return found or ()
 
     def _of_channel(self, name: tuple[str, ...]) -> set[Connection]:
         """Return the connections that are subscribed to a channel, themselves or by their views."""

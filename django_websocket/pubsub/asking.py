@@ -1,4 +1,4 @@
-"""Asks all processes that serve clients a question, and adds up their answers."""
+"""Asks all processes that serve clients a question, and takes their answers."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
+from typing import NamedTuple
 from uuid import uuid4
 
 from gevent import monkey
@@ -14,7 +15,7 @@ from gevent.queue import Empty, SimpleQueue
 
 from django_websocket.transport.log import report
 
-from .broker import Receiver, to_wire
+from .broker import Receiver, from_wire, to_wire
 from .channels import RESERVED
 from .process import NamesBroker, broker_for, close_hub, current_settings, hub_for, hubs
 from .publication import Publication
@@ -51,36 +52,85 @@ class Answers:
         """Do nothing: the question has a short timeout anyway."""
 
 
+class Asked(NamedTuple):
+    """How many processes a question has reached, None if the broker cannot tell, and how many have answered it."""
+
+    reached: int | None
+    answered: int
+
+
 def ask(channel: str, question: Callable[[str], str], settings: NamesBroker | None = None) -> int:
     """Publish a question on a reserved channel, and return the sum of the processes' answers.
 
-    `question` takes the channel for the answers and returns the message. `settings` name the broker, by default the
-    project's. May be called wherever `publish` may. Waits until every process that was reached has answered, for
-    `ANSWER_TIMEOUT` seconds at most. Raises BrokerError.
+    See `put` for the arguments. Raises BrokerError.
+    """
+    answers: list[int] = []
+
+    def take(answer: str | bytes, place: str) -> bool:
+        answers.append(int(answer))
+        return True
+
+    put(channel, question, take, settings)
+    return sum(answers)
+
+
+def put(
+    channel: str,
+    question: Callable[[str], str],
+    take: Callable[[str | bytes, str], bool],
+    settings: NamesBroker | None = None,
+    *,
+    expected: int | None = None,
+    longest: float = ANSWER_TIMEOUT,
+) -> Asked:
+    """Publish a question on a reserved channel, and have `take` called with each answer and the channel it came by.
+
+    `question` takes the channel for the answers and returns the message. `take` returns whether a process has now
+    answered completely; it raises ValueError for what is no answer, and that is ignored. `settings` name the broker, by
+    default the project's. May be called wherever `publish` may.
+
+    Waits until every process that was reached, or the `expected` number of them, has answered, but for no more than
+    `ANSWER_TIMEOUT` seconds without any answer, and `longest` seconds in all. Raises BrokerError.
     """
     settings = settings or current_settings()
+
+    def publish(place: str, receive: Callable[[float], Sequence[str | bytes]]) -> Asked:
+        reached = broker_for(settings).publish(channel, to_wire(question(place)))
+        enough = reached if expected is None else expected
+        return Asked(reached, _take_all(enough, receive, lambda answer: take(answer, place), longest))
+
     if monkey.is_module_patched("threading") or any(hub.here for hub in list(hubs.values())):
-        return _ask(channel, question, settings)
+        return _put(publish, settings)
     place = _place()
     broker = broker_for(settings)
     receiver: Receiver | None = getattr(broker, "receiver", lambda channel: None)(place)
     if receiver is not None:
         with closing(receiver):
-            return _sum(broker.publish(channel, to_wire(question(place))), receiver.receive)
+            return publish(place, lambda timeout: _decoded(receiver.receive(timeout)))
     # Other brokers receive in a loop only, and this thread should not be left with one.
     threads = _threads.get(os.getpid())
     if threads is None:
         threads = _threads[os.getpid()] = ThreadPoolExecutor(THREADS, "django_websocket")
-    return threads.submit(_ask_once, channel, question, settings).result()
+    return threads.submit(_put_once, publish, settings).result()
 
 
-def _ask(channel: str, question: Callable[[str], str], settings: NamesBroker) -> int:
+Publish = Callable[[str, Callable[[float], Sequence[str | bytes]]], Asked]
+
+
+def _put(publish: Publish, settings: NamesBroker) -> Asked:
     answers, place, hub = Answers(), _place(), hub_for(settings)
     hub.join(answers, [place])
     try:
-        return _sum(broker_for(settings).publish(channel, to_wire(question(place))), answers.receive)
+        return publish(place, answers.receive)
     finally:
         hub.leave(answers, [place])
+
+
+def _put_once(publish: Publish, settings: NamesBroker) -> Asked:
+    try:
+        return _put(publish, settings)
+    finally:
+        close_hub(settings)
 
 
 def _place() -> str:
@@ -88,26 +138,37 @@ def _place() -> str:
     return ANSWERS + uuid4().hex
 
 
-def _sum(expected: int | None, receive: Callable[[float], Sequence[str | bytes]]) -> int:
-    """Wait for the expected number of answers, or until time runs out, and return their sum."""
-    deadline = time.monotonic() + ANSWER_TIMEOUT
-    answers: list[int] = []
-    with suppress(OSError, ValueError):  # usually a TimeoutError
-        while (expected is None or len(answers) < expected) and (left := deadline - time.monotonic()) > 0:
-            answers += map(int, receive(left))
-    return sum(answers)
+def _decoded(payloads: Sequence[bytes]) -> list[str | bytes]:
+    """Return the messages among payloads; what is none is no answer."""
+    messages = []
+    for payload in payloads:
+        with suppress(UnicodeDecodeError):
+            messages.append(from_wire(payload))
+    return messages
 
 
-def _ask_once(channel: str, question: Callable[[str], str], settings: NamesBroker) -> int:
+def _take_all(
+    enough: int | None,
+    receive: Callable[[float], Sequence[str | bytes]],
+    take: Callable[[str | bytes], bool],
+    longest: float,
+) -> int:
+    """Take answers until `enough` processes have answered or time runs out; return how many have."""
+    begin = time.monotonic()
+    deadline = begin + ANSWER_TIMEOUT
+    answered = 0
+    with suppress(OSError):  # usually a TimeoutError
+        while (enough is None or answered < enough) and (left := deadline - time.monotonic()) > 0:
+            for answer in receive(left):
+                with suppress(ValueError):
+                    answered += take(answer)
+                    deadline = min(time.monotonic() + ANSWER_TIMEOUT, begin + longest)
+    return answered
+
+
+def answer(place: str, text: str, settings: NamesBroker | None = None) -> None:
+    """Answer a question, on the broker that it came by; log it if that cannot be published."""
     try:
-        return _ask(channel, question, settings)
-    finally:
-        close_hub(settings)
-
-
-def answer(place: str, number: int, settings: NamesBroker | None = None) -> None:
-    """Answer a question with a number, on the broker that it came by; log it if that cannot be published."""
-    try:
-        broker_for(settings or current_settings()).publish(place, to_wire(str(number)))
+        broker_for(settings or current_settings()).publish(place, to_wire(text))
     except Exception as error:  # only the count suffers
         report("publish/subscribe", None, "an answer to another process could not be published", str(error))
