@@ -70,7 +70,8 @@ class BaseWebSocket:
         `django_websocket.logins.disconnect(connection=...)` takes it. It can be stored, and may be shown to the client.
         """
         if not self._id:
-            self._id = uuid4().hex
+            # Somebody who looks at all connections may have named this one.
+            self._id = (self.connection is not None and self.connection.id) or uuid4().hex
             if self.connection is not None:
                 self.connection.id = self._id
         return self._id
@@ -186,7 +187,7 @@ class WebSocket(BaseWebSocket):
             accept = self._accept
             assert accept is not None
             self.connection = accept(subprotocol)
-            self.connection.id = self._id
+            self.connection.id = self._id or self.connection.id
             self._accept = None  # it refers to the conversation, which has this
 
     def _open(self) -> Connection:

@@ -60,6 +60,7 @@ FIXED = {
     "exceptions": ["BrokerError", "ConnectionClosed", "HandshakeFailed", "MessagesMissed", "WebSocketError"],
     "sessions": ["update_session"],
     "logins": ["disconnect", "login"],
+    "monitoring": ["Connection", "Connections", "Process", "connections", "disconnect", "usernames"],
     "addresses": ["websocket_url"],
     "pubsub": ["publish", "subscribe"],
     "pubsub.broker": ["Broker", "Listener", "Receiver", "Subscriber"],

@@ -63,7 +63,7 @@ class AsyncWebSocket(BaseWebSocket):
         accept = self._accept
         assert accept is not None
         connection = self.connection = await accept(subprotocol)
-        connection.id = self._id
+        connection.id = self._id or connection.id
         self._accept = None  # it refers to what runs the view, which has this
         return connection
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import Any
+from types import FrameType
+from typing import Any, Protocol
 from urllib.parse import quote
 
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, HttpResponseForbidden, HttpResponseNotFound
@@ -49,11 +50,27 @@ class ClientDisconnected(WebSocketError, OSError):  # type: ignore[misc]
     """Nothing can be sent any more; an application that lets it pass ends quietly (ASGI: an OSError)."""
 
 
+class Driving(Protocol):
+    """What drives a consumer of Channels, as those see it who look at what it does."""
+
+    @property
+    def consumer(self) -> object:
+        """The consumer."""
+
+    @property
+    def groups(self) -> Iterable[str]:
+        """The groups to which it belongs, as far as this package's channel layer has them."""
+
+    @property
+    def frames(self) -> list[FrameType]:
+        """The frames of a handler that runs in a greenlet, the outermost first."""
+
+
 class AsgiConversation(CoroutineConversation):
     """Runs one ASGI application for one client, as a view would run.
 
     An application that is `forgiving` may send to a client that has left, as those of Channels may on other servers.
-    `impatient` is true once it has been cancelled: it should have ended.
+    `impatient` is true once it has been cancelled: it should have ended. `driving` is what drives a consumer.
     """
 
     __slots__ = (
@@ -67,6 +84,7 @@ class AsgiConversation(CoroutineConversation):
         "_undecided",
         "forgiving",
         "impatient",
+        "driving",
     )
 
     def __init__(self, *args: Any) -> None:
@@ -80,6 +98,7 @@ class AsgiConversation(CoroutineConversation):
         self.impatient = False  # whether its client has left, and the application has had its time to end
         self._belongings: list[Belonging] | None = []  # None after the end
         self.forgiving = False
+        self.driving: Driving | None = None
         self._forgiven = 0  # sends to a client that has left
 
     def begin(self) -> HttpResponseBase:
@@ -96,6 +115,7 @@ class AsgiConversation(CoroutineConversation):
                 raise
             self._deny(HttpResponseNotFound())
         finally:
+            self.driving = None  # or each would keep the other
             belongings, self._belongings = self._belongings, None
             for belonging in belongings or ():
                 belonging.close()
@@ -105,6 +125,11 @@ class AsgiConversation(CoroutineConversation):
                 f"send websocket.accept or websocket.close"
             )
         return self._denied
+
+    @property
+    def frames(self) -> list[FrameType]:
+        """See `CoroutineConversation.frames`; at the end those of a handler that runs in a greenlet of its own."""
+        return super().frames if self.driving is None else [*super().frames, *self.driving.frames]
 
     def own(self, belonging: Belonging) -> bool:
         """See `Owner.own`."""

@@ -11,9 +11,11 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
+import traceback
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
 from inspect import getattr_static
+from types import FrameType
 from typing import Any, Protocol
 
 from asgiref.sync import async_to_sync
@@ -47,6 +49,7 @@ __all__ = ["checks_origin", "recognise", "unserved"]
 
 HANDLERS = {name: name.replace(".", "_") for name in ("websocket.connect", "websocket.receive", "websocket.disconnect")}
 new_future: Any = asyncio.Future  # loop.create_future() takes longer
+GROUP = ".group."  # precedes the name of a group in that of the broker's channel
 FEW = 8  # events between two looks at the clock
 
 Send = Callable[[Event], Awaitable[None]]
@@ -98,7 +101,7 @@ class Recognised:
             conversation.forgiving = True
             kind = run_of(self.consumer_class)
             if kind is not None and receive == conversation.receive:  # else a middleware wants to see all events
-                run = kind(conversation, self.consumer_class(**self.consumer_initkwargs))
+                run = conversation.driving = kind(conversation, self.consumer_class(**self.consumer_initkwargs))
         if run is None:
             await self._application(scope, receive, send)
         else:
@@ -240,6 +243,21 @@ class Run:
     async def run(self, scope: Scope, send: Send) -> None:
         """Serve the client until the end. Raises what a handler raises."""
         raise NotImplementedError
+
+    @property
+    def consumer(self) -> object:
+        """See `Driving.consumer`."""
+        return self._consumer
+
+    @property
+    def groups(self) -> list[str]:
+        """See `Driving.groups`."""
+        return [name.partition(GROUP)[2] for name in getattr(self._mailbox, "groups", ()) if GROUP in name]
+
+    @property
+    def frames(self) -> list[FrameType]:
+        """See `Driving.frames`."""
+        return []
 
     def switch(self, *args: object) -> None:
         """Have the handlers called for what has come. Called by the connection and by the mailbox."""
@@ -441,6 +459,12 @@ class SyncRun(Run):
             outcome = None  # its traceback has this frame
             self._conversation.untell(self)
             await self._end()
+
+    @property
+    def frames(self) -> list[FrameType]:
+        """See `Driving.frames`."""
+        innermost = getattr(self._greenlet, "gr_frame", None)
+        return [frame for frame, _ in traceback.walk_stack(innermost)][::-1] if innermost else []
 
     def _interrupt(self) -> None:
         """End as soon as the handler at work does. One that is about to accept is told at once."""

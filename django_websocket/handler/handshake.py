@@ -300,11 +300,18 @@ class Handshake:
                 connection.on_end.append(self._place.give_back)
             else:
                 self._place.give_back()
-        if self._options.until_logout and apps.is_installed("django.contrib.auth"):
-            from .login_checks import watch  # it imports models, which must be installed
+        connection.view = self._view
+        user = None
+        if apps.is_installed("django.contrib.auth"):
+            if self._options.until_logout:
+                from .login_checks import watch  # it imports models, which must be installed
 
-            watch(self._request, connection, surroundings)
-        orders().add(connection)
+                watch(self._request, connection, surroundings)
+            else:
+                from .users import known_user
+
+                user = known_user(self._request)
+        orders().add(connection, user)
         self._tell_outcome()
 
     def failed(self, reason: str) -> None:

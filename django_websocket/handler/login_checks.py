@@ -353,6 +353,15 @@ class Logins(Rounds):
                 connection.close(LOGGED_OUT, reason)
                 let_others_run_if_spent()
 
+    def users(self) -> dict[Connection, User]:
+        """Return the user of each connection; that of a token rather than that of a session."""
+        found: dict[Connection, User] = {}
+        for login, of_login in tuple(self._connections.items()):
+            for connection in of_login:
+                if not login.session_key or connection not in found:
+                    found[connection] = login.user
+        return found
+
     def of_user(self, name: tuple[str, ...]) -> list[Connection]:
         """Return the connections of a user."""
         found = (each for login, found in self._connections.items() if login.user == name for each in found)
@@ -371,7 +380,7 @@ class Logins(Rounds):
 def make_logins() -> Logins:
     """Return new logins for the running loop, which orders to disconnect can name from then on."""
     logins = Logins()
-    orders().find.update(user=logins.of_user, session=logins.of_session)
+    orders().know(logins.users, user=logins.of_user, session=logins.of_session)
     return logins
 
 

@@ -1,4 +1,4 @@
-"""What one process asks of all that serve clients: to disconnect some of these, or to say what they are doing."""
+"""What one process asks of all that serve clients: to disconnect some of these, or to tell what these are doing."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 from uuid import uuid4
+from weakref import WeakKeyDictionary
 
 import gevent
 
@@ -25,14 +26,22 @@ from django_websocket.transport.shared import open_connections
 from django_websocket.transport.turns import let_others_run_if_spent
 from django_websocket.transport.waiting import ViewGreenlet
 
+from .observing import Observer, politely, summary
 from .rounds import Rounds
 from .sealing import opened, sealed
+from .users import User
 
 CHANNEL = RESERVED + "orders"  # where processes tell each other what to do
 ORDER_SIZE = 10_000  # characters; a longer message is no order
 LIFE = 30.0  # seconds in which an order is obeyed, by clocks that may differ by as much
 CLOCKS = 2.0  # seconds by which the clocks of two machines usually differ at most
-KINDS = {"user": 4, "session": 1, "channel": 1, "connection": 1}  # of names in an order, with their numbers of texts
+# Kinds of names in an order, with their numbers of texts. Some are patterns; the others name exactly one thing. A
+# `known` user is one that was recognised, also of a view that goes on after the logout.
+PATTERNS = ("path", "view", "channels")
+KINDS = {"user": 4, "known": 4, "session": 1, "channel": 1, "connection": 1, **dict.fromkeys(PATTERNS, 1)}
+PART = 100  # connections in one part of an answer,
+PART_SIZE = 48 * 1024  # unless they take as many characters; on its way it is compressed to about an eighth
+PARTS = 4  # of one answer, so that many processes together do not send more than one can take
 
 Which = Mapping[str, tuple[str, ...]]  # connections, by the kind of a name and the name; all must apply
 Find = Callable[[tuple[str, ...]], Iterable[Connection]]
@@ -122,12 +131,25 @@ class Orders(Rounds):
         self._carried_out: dict[
             str, float
         ] = {}  # the places of orders, with the time until which they could come again
-        self.find: dict[str, Find] = {"channel": self._of_channel, "connection": self._of_id}  # by the kind of name
-        self._verbs: dict[str, Callable[[Any, str], object]] = {"disconnect": self._disconnect}
+        self._find: dict[str, Find] = {  # by the kind of name
+            "channel": self._of_channel,
+            "connection": self._of_id,
+            "known": self._of_known,
+        }
+        self._verbs: dict[str, Callable[[Any, str], object]] = {"disconnect": self._disconnect, "list": self._list}
+        self._users: Callable[[], Mapping[Connection, User]] = dict  # whose logins are watched
+        self._others: WeakKeyDictionary[Connection, User] = WeakKeyDictionary()
 
-    def add(self, connection: Connection) -> None:
-        """Listen as long as `connection` is open."""
+    def know(self, users: Callable[[], Mapping[Connection, User]], **find: Find) -> None:
+        """Go by what others know of the connections: their users, and more kinds of names."""
+        self._users = users
+        self._find.update(find)
+
+    def add(self, connection: Connection, user: User | None = None) -> None:
+        """Listen as long as `connection` is open. `user` is its user if it goes on after the logout."""
         if connection.connected:
+            if user is not None:
+                self._others[connection] = user
             self._count += 1
             connection.on_end.append(self._on_end)
             self.changed()
@@ -219,17 +241,57 @@ class Orders(Rounds):
                 let_others_run_if_spent()
         self._answer(reached, place)
 
-    def _answer(self, value: Any, place: str) -> None:
-        answer(place, sealed([self._name, value], place))
+    def _list(self, value: Any, place: str) -> None:
+        """Tell of some connections, the oldest first: at most `most`, and those that began after `after`.
 
-    def _found(self, which: Which) -> Collection[Connection]:
+        Without `after` it is the first question, which all processes answer; later ones are to those that it names.
+        """
+        after = 0.0
+        if value["after"] is not None:
+            if self._name not in value["after"]:
+                return
+            after = value["after"][self._name]
+        which = {kind: tuple(name) for kind, name in value["which"].items()}
+        check_which(which)
+        users = {**self._users(), **self._others}
+        observer = Observer(users)
+        found = [each for each in self._found(which, observer) if each.close_code is None]
+        found.sort(key=lambda connection: connection.began)
+        rest = [each for each in found if each.began > after][: value["most"]]
+        told: dict[str, Any] = {"total": len(found), "summary": None if after else summary(self._all())}
+        part: list[dict[str, Any]] = []
+        number = size = 0
+        for connection in politely(rest):
+            part.append(observer.describe(connection))
+            after = connection.began
+            size += sum(map(len, part[-1]["channels"])) + len(part[-1]["path"]) + 500
+            if len(part) == PART or size > PART_SIZE:
+                number += 1
+                if number == PARTS:
+                    break
+                self._answer({"part": number, "connections": part, "last": False}, place)
+                part, size = [], 0
+        more = bool(rest) and connection is not rest[-1]
+        self._answer({**told, "part": 0, "connections": part, "last": True, "after": after if more else None}, place)
+
+    def _answer(self, value: Any, place: str) -> None:
+        answer(place, sealed([self._name, value], place, compress=True))
+
+    def _all(self) -> list[Connection]:
+        return [each for each in open_connections() if isinstance(each, Connection)]
+
+    def _found(self, which: Which, observer: Observer | None = None) -> Collection[Connection]:
         """Return the connections to which all names apply."""
-        found: set[Connection] | None = None
-        for kind, name in which.items():
-            find = self.find.get(kind)
-            some = set(find(name) if find else ())
-            found = some if found is None else found & some
-        return found or ()
+        found = self._all()
+        for kind in which.keys() - PATTERNS:
+            find = self._find.get(kind)
+            some = set(find(which[kind]) if find else ())
+            found = [each for each in found if each in some]
+        for kind in which.keys() & PATTERNS:
+            observer = observer or Observer({})
+            wanted = observer.predicate(kind, which[kind][0])
+            found = [each for each in politely(found) if wanted(each)]
+        return found
 
     def _of_channel(self, name: tuple[str, ...]) -> set[Connection]:
         """Return the connections that are subscribed to a channel, themselves or by their views."""
@@ -239,12 +301,13 @@ class Orders(Rounds):
         found = {member.connection for member in channel.members if isinstance(member, Forwarding)}
         views = tuple(ViewGreenlet.running)  # of all loops
         found |= {view.connection for view in views if view.has_opened_one_of(channel.members)}
-        of_loop = open_connections()
-        return {connection for connection in found if connection in of_loop}
+        return {connection for connection in found if connection is not None}
 
     def _of_id(self, name: tuple[str, ...]) -> list[Connection]:
-        of_loop = open_connections()
-        return [each for each in of_loop if isinstance(each, Connection) and each.id == name[0]]
+        return [each for each in self._all() if each.id == name[0]]
+
+    def _of_known(self, name: tuple[str, ...]) -> list[Connection]:
+        return [each for each, user in {**self._users(), **self._others}.items() if user == name]
 
 
 orders = PerLoop(Orders).get

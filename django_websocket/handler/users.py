@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 from django.contrib.auth import get_user_model
 from django.db import connections, router
 from django.db.models import Model
+from django.http import HttpRequest
+from django.utils.functional import SimpleLazyObject, empty
 
 from django_websocket import conf
 
@@ -20,6 +22,15 @@ class User(NamedTuple):
     model: str  # its label
     database: str  # its alias
     tenant: str  # "" without tenants
+
+
+def known_user(request: HttpRequest) -> User | None:
+    """Return the user of a request, if it has one that somebody has looked at already."""
+    user = vars(request).get("user")
+    if isinstance(user, SimpleLazyObject) and user._wrapped is empty:
+        return None
+    stored = getattr(user, "is_authenticated", False) and getattr(user, "pk", None) is not None
+    return identify(user) if stored else None
 
 
 def identify(user: Any) -> User:

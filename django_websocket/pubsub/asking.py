@@ -14,6 +14,7 @@ from gevent import monkey
 from gevent.queue import Empty, SimpleQueue
 
 from django_websocket.transport.log import report
+from django_websocket.transport.turns import let_others_run_if_any
 
 from .broker import Receiver, from_wire, to_wire
 from .channels import RESERVED
@@ -163,6 +164,7 @@ def _take_all(
                 with suppress(ValueError):
                     answered += take(answer)
                     deadline = min(time.monotonic() + ANSWER_TIMEOUT, begin + longest)
+                let_others_run_if_any()
     return answered
 
 

@@ -14,6 +14,7 @@ import logging
 import socket
 import ssl
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
@@ -64,8 +65,9 @@ class Connection(Readable):
     the first message of a client that speaks the package's subprotocol; it is None for others. `rate` says how often
     the client may send, None for as often as it likes. `who` names the client in the log.
 
-    `inbox` holds the messages that wait to be received. No more come unless `state` is OPEN; `close_code` and
-    `close_reason` then say why.
+    `view` is whatever serves the client, and `began` when that was, in seconds of time.monotonic(); both are for those
+    who look at connections. `inbox` holds the messages that wait to be received. No more come unless `state` is OPEN;
+    `close_code` and `close_reason` then say why.
 
     `received_bytes` and `sent_bytes` are bytes on the wire, without TLS: all frames with their headers, from behind the
     handshake to the end, as far as they have come from the kernel or gone to it. `received_messages` and
@@ -95,6 +97,7 @@ class Connection(Readable):
         "_writer",
         "agreement",
         "before_taking",
+        "began",
         "close_code",
         "close_reason",
         "closed_by",
@@ -112,6 +115,7 @@ class Connection(Readable):
         "sent_by_view",
         "state",
         "taken",
+        "view",
         "who",
     )
 
@@ -130,6 +134,8 @@ class Connection(Readable):
     ) -> None:
         super().__init__()
         self.who = who
+        self.view: object = None
+        self.began = time.monotonic()
         self.id = ""  # a name for other processes, once somebody has asked for it
         self.state = OPEN  # changed by `_enter` alone
         self.limits = limits = limits or Limits()

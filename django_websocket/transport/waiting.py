@@ -129,9 +129,13 @@ class ViewGreenlet(PlainGreenlet):
         for dependent in tuple(self._dependents or ()):
             dependent.close()
 
+    def dependents(self) -> tuple[Dependent, ...]:
+        """Return what the view has opened for its client, and not closed."""
+        return tuple(self._dependents or ())
+
     def has_opened_one_of(self, dependents: Container[object]) -> bool:
         """Whether the view has opened one of these for its client."""
-        return any(dependent in dependents for dependent in tuple(self._dependents or ()))
+        return any(dependent in dependents for dependent in self.dependents())
 
     def after_waiting(self) -> None:
         """Take back what `before_waiting` may have given back."""

@@ -1,0 +1,339 @@
+"""Who is connected and what they are doing, in all processes: `django_websocket.monitoring`."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis import Redis
+
+from django_websocket import monitoring
+from django_websocket.handler import orders
+from django_websocket.handler.observing import matches_pattern
+from django_websocket.handler.sealing import opened
+from django_websocket.handler.whereabouts import is_of_project, place_among
+from django_websocket.transport.connection import Connection
+
+from .support.brokers import forward, in_use
+from .support.clients import RawClient
+from .support.documentation import Project
+from .support.fixtures import SITE, Raw, StartSite
+from .support.frames import frame
+from .support.servers import Cluster, Sentinel, Server
+from .support.waiting import eventually, until
+from .support.wire import Pairs
+from .test_logins import get_id, log_in
+
+SOURCE = (SITE / "testsite" / "monitored.py").read_text().splitlines()
+QUIET = {"WEBSOCKET_LOGIN_CHECK_INTERVAL": 60.0, "WEBSOCKET_URLCONF": "testsite.monitored"}
+LAYER = {"default": {"BACKEND": "django_websocket.channels.ChannelLayer"}}
+
+
+def line(comment: str) -> str:
+    """Return where the test site's views have a comment, as `Connection.where` says it."""
+    [number] = [number for number, text in enumerate(SOURCE, 1) if text.endswith(f"# {comment}")]
+    return f"testsite/monitored.py:{number}"
+
+
+@pytest.fixture(scope="module")
+def server(start_site: StartSite, redis_url: str) -> Iterator[Server]:
+    """A site with two processes; this one asks from outside."""
+    broker = {"url": redis_url, "prefix": "monitored:"}
+    settings = {**QUIET, "WEBSOCKET_BROKER": broker, "CHANNEL_LAYERS": LAYER}
+    with start_site(settings, args=["--workers", "2", "--graceful-timeout", "1"]) as server, in_use(broker):
+        yield server
+
+
+def only(connections: monitoring.Connections) -> monitoring.Connection:
+    [found] = connections
+    return found
+
+
+def seen(count: int, **which: Any) -> monitoring.Connections:
+    """Wait until so many connections are seen, and return them."""
+    found = monitoring.Connections()
+
+    def are_there() -> bool:
+        nonlocal found
+        found = monitoring.connections(**which)
+        return len(found) == count
+
+    assert eventually(are_there), found
+    return found
+
+
+def test_connection_tells_who_it_is_and_what_it_does(server: Server, raw: Raw, key: str) -> None:
+    client = raw(server)
+    client.open(f"/room/{key}/?secret=1", {**log_in(server, key), "X-Forwarded-For": "203.0.113.7"})
+    assert client.frame().text == "welcome"
+    found = only(seen(1, path=f"/room/{key}/"))
+    assert found.user == str(get_id(server, key))
+    assert (found.user_model, found.database, found.tenant) == ("auth.User", "default", "")
+    assert (found.path, found.view) == (f"/room/{key}/", "testsite.monitored.room")
+    assert found.channels == ("news", f"room:{key}") and found.more_channels == 0
+    assert (found.where, found.function) == (line("here waits the room"), "wait_in_a_helper")
+    assert 0 < found.age < 60 and found.latency is None and found.outbox == 0
+    assert (found.received_messages, found.sent_messages) == (0, 1)
+    assert (found.received_bytes, found.sent_bytes) == (0, 9)
+    assert len(found.id) == 32 and found.pid > 0 and found.host
+    assert only(monitoring.connections(id=found.id)).id == found.id
+    sessionid = log_in(server, key)["Cookie"].partition("=")[2]
+    for secret in ("secret=1", sessionid):
+        assert secret not in repr(found)
+
+
+def test_views_of_every_kind_are_seen_where_they_are(server: Server, raw: Raw, key: str) -> None:
+    clients: dict[str, RawClient] = {}
+    for path in ("/coroutine/", "/works/", "/idles/", f"/listen/{key}/"):
+        clients[path] = raw(server)
+        clients[path].open(path)
+    for path in ("/works/", "/idles/"):
+        assert only(seen(1, path=path)).where == ""  # it waits for a message, in no code of the project
+        clients[path].send(frame("go"))
+    for path in ("/coroutine/", "/works/", "/idles/"):
+        assert clients[path].frame().text in ("welcome", "working")
+    for path, what in (("/coroutine/", "coroutine"), ("/idles/", "coroutine"), ("/works/", "consumer")):
+        place = line(f"here waits the {what}")
+        assert eventually(
+            lambda: [each.where for each in monitoring.connections(path=path)] == [place]  # noqa: B023
+        ), path
+    found = {each.path: each for each in monitoring.connections()}
+    assert found["/works/"].view == "testsite.monitored.Works" and found["/works/"].channels == ("workers",)
+    assert found["/idles/"].view == "testsite.monitored.Idles" and found["/idles/"].channels == ("idlers",)
+    assert found["/works/"].received_messages == found["/works/"].sent_messages == 1
+    assert found[f"/listen/{key}/"].where == "" and found[f"/listen/{key}/"].channels == (key,)
+
+
+def test_filters_and_counts(server: Server, raw: Raw, key: str) -> None:
+    ann, ben = log_in(server, f"{key}-ann"), log_in(server, f"{key}-ben")
+    for cookie, path in (
+        (ann, f"/room/{key}-1/"),
+        (ann, f"/room/{key}-2/"),
+        (ben, f"/room/{key}-1/"),
+        (ann, "/stays/"),
+    ):
+        raw(server).open(path, cookie)
+    user = get_id(server, f"{key}-ann")
+    assert {each.path for each in seen(3, user=user)} == {f"/room/{key}-1/", f"/room/{key}-2/", "/stays/"}
+    assert len(seen(2, user=user, path="/room/*")) == 2
+    assert len(seen(2, channel=f"room:{key}-1")) == len(seen(2, channel=f"*{key}-1")) == 2
+    assert len(seen(3, channel=f"room:{key}*", view="*.monitored.room")) == 3
+    assert monitoring.connections(path=f"/room/{key}", view="*") == []
+    found = monitoring.connections(path=f"/room/{key}*", limit=1)
+    assert len(found) == 1 and found.total == 3 and found.silent == 0
+    assert sum(process.connections for process in found.processes) >= 4
+    assert len({(process.host, process.pid) for process in found.processes}) == len(found.processes) <= 2
+    assert sum(process.sent_messages for process in found.processes) >= 3
+    assert monitoring.connections(path=f"/room/{key}*", limit=0).total == 3
+
+
+def test_connections_are_closed_by_filters(server: Server, raw: Raw, key: str) -> None:
+    clients = {path: raw(server) for path in (f"/room/{key}-1/", f"/room/{key}-2/", f"/listen/{key}/", "/stays/")}
+    for path, client in clients.items():
+        client.open(path, log_in(server, key))
+    seen(2, path=f"/room/{key}-*")
+    assert monitoring.disconnect(path=f"/room/{key}-*", view="*.room", code=4444, reason="closed") == 2
+    for path in (f"/room/{key}-1/", f"/room/{key}-2/"):
+        assert clients[path].closing() == (4444, "closed")
+    assert monitoring.disconnect(channel=f"{key[:10]}*") == 1
+    assert clients[f"/listen/{key}/"].closing() == (4401, "")
+    assert monitoring.disconnect(user=get_id(server, key), path="/room/*") == 0
+    assert monitoring.disconnect(user=get_id(server, key)) == 1  # also of a view that goes on after the logout
+    assert clients["/stays/"].closing() == (4401, "")
+    seen(0, path=f"/room/{key}*")
+
+
+def test_hostile_texts_arrive_as_they_are_and_long_ones_are_cut(server: Server, raw: Raw) -> None:
+    client = raw(server)
+    client.open("/any/" + "%3Cscript%3E%00%0A%22*" + "x" * 3000)
+    found = only(seen(1, path="/any/*xxx"))
+    assert found.path.startswith('/any/<script>\0\n"*xxx') and len(found.path) == 300
+    assert only(monitoring.connections(path="/any/<script>*")).id == found.id
+
+
+def test_recorded_or_forged_answers_are_not_believed(server: Server, raw: Raw, redis: Server, key: str) -> None:
+    client = raw(server)
+    client.open(f"/room/{key}/")
+    seen(1, path=f"/room/{key}/")
+    told: list[bytes] = []
+    with Redis(port=redis.port) as other, other.pubsub() as recorder:
+        recorder.psubscribe(**{"monitored:django_websocket.answers.*": lambda message: told.append(message["data"])})
+        thread = recorder.run_in_thread(sleep_time=0.005)
+        try:
+            assert eventually(lambda: other.pubsub_numpat() >= 1)
+            assert len(monitoring.connections(path=f"/room/{key}/")) == 1
+            assert eventually(lambda: told)
+            with pytest.raises(ValueError, match="does not match"):
+                opened(told[0].decode(), "django_websocket.answers.another")
+        finally:
+            thread.stop()
+            thread.join()
+
+
+def test_asking_works_in_a_process_of_its_own(server: Server, raw: Raw, key: str) -> None:
+    client = raw(server)
+    client.open(f"/room/{key}/")
+    code = "import django; django.setup()\nfrom django_websocket import monitoring\n"
+    code += f"print([each.path for each in monitoring.connections(path='/room/{key}/')])"
+    env = {**server.env, "DJANGO_SETTINGS_MODULE": "testsite.settings", "PYTHONPATH": str(SITE)}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=20, check=True)
+    assert done.stdout == f"['/room/{key}/']\n"
+
+
+def test_process_that_hangs_is_reported_as_silent(server: Server, raw: Raw) -> None:
+    clients: list[RawClient] = []
+
+    def both_have_some() -> bool:
+        clients.append(raw(server))
+        clients[-1].open("/hangs/")
+        return len(monitoring.connections(path="/hangs/").processes) == 2
+
+    assert eventually(both_have_some)
+    clients[0].send(frame("hang"))
+    assert clients[0].frame().text == "hanging"
+    begin = time.monotonic()
+    found = monitoring.connections(path="/hangs/")
+    assert 0.9 < time.monotonic() - begin < 2
+    assert found.silent == 1 and len(found.processes) == 1 and 0 < len(found) < len(clients)
+
+
+# --- in this process --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def here(pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], list[Connection]]]:
+    """Makes connections in this process, which tells of two in each part, and of two parts at a time."""
+    monkeypatch.setattr(orders, "PART", 2)
+    monkeypatch.setattr(orders, "PARTS", 2)
+    listening = orders.orders()
+    with in_use("memory://monitored"):
+
+        def make(count: int) -> list[Connection]:
+            made = [pairs()[0] for _ in range(count)]
+            for number, connection in enumerate(made):
+                connection.who = f"unix /{number}/"
+                listening.add(connection)
+            until(lambda: listening._hub is not None)
+            return made
+
+        yield make
+        for connection, peer in pairs.made:
+            connection.drop_input()
+            peer.sock.close()
+        until(lambda: listening._hub is None)
+
+
+def test_many_connections_are_told_in_parts(here: Callable[[int], list[Connection]]) -> None:
+    made = here(23)
+    for limit, expected in ((None, 23), (10, 10), (3, 3), (0, 0)):
+        found = monitoring.connections(limit=limit)
+        assert len(found) == len({each.id for each in found}) == expected and found.total == 23
+    assert [each.path for each in monitoring.connections(limit=None)] == [f"/{number}/" for number in range(23)]
+    made[3].close(4000)
+    assert len(monitoring.connections(limit=None)) == 22
+    assert monitoring.connections(path="/1*").total == 11
+
+
+def test_channels_beyond_the_first_twenty_are_counted(here: Callable[[int], list[Connection]]) -> None:
+    [connection] = here(1)
+    with forward(connection, *(f"channel:{number:02}" for number in range(25))):
+        found = only(monitoring.connections(channel="channel:24"))
+        assert len(found.channels) == 20 and found.more_channels == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({"user": None}, ValueError),
+        ({"user": ""}, ValueError),
+        ({"path": ""}, ValueError),
+        ({"path": None}, TypeError),
+        ({"view": 5}, TypeError),
+        ({"channel": "\ud800"}, ValueError),
+        ({"id": b"1"}, TypeError),
+        ({"path": "x" * 20_000}, ValueError),
+    ],
+)
+def test_filter_that_says_nothing_is_refused(arguments: dict[str, Any], error: type[Exception]) -> None:
+    for function in (monitoring.connections, monitoring.disconnect):
+        with pytest.raises(error):
+            function(**arguments)
+
+
+def test_everybody_is_not_disconnected_by_mistake() -> None:
+    with pytest.raises(TypeError, match=r'path="\*"'):
+        monitoring.disconnect()
+
+
+@pytest.mark.parametrize("topology", ["sentinel", "cluster"])
+def test_asking_works_behind_sentinels_and_in_a_cluster(
+    start_site: StartSite, request: pytest.FixtureRequest, raw: Raw, topology: str
+) -> None:
+    found: Sentinel | Cluster = request.getfixturevalue(topology)
+    broker: Any = found.broker() if isinstance(found, Sentinel) else f"redis+cluster://{found.nodes[0].address}"
+    with start_site({**QUIET, "WEBSOCKET_BROKER": broker}) as server, in_use(broker):
+        client = raw(server)
+        client.open("/room/1/")
+        assert only(seen(1)).path == "/room/1/"
+        assert monitoring.disconnect(path="/room/*") == 1
+        assert client.closing() == (4401, "")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "matching", "others"),
+    [
+        ("/chat/", ["/chat/"], ["/chat", "/chat/1/", ""]),
+        ("*", ["", "/", "*"], []),
+        ("/chat/*", ["/chat/", "/chat/1/"], ["/chat", "x/chat/"]),
+        ("*/1/", ["/1/", "/chat/1/"], ["/1", "/1/2/"]),
+        ("a*a", ["aa", "aba", "aaa"], ["a", "ab", "ba"]),
+        ("a*b*c", ["abc", "a-b-b-c"], ["acb", "ac", "bc"]),
+        ("a*bc*bc", ["abcbc"], ["abc", "abbc"]),
+        ("[a]?", ["[a]?"], ["a", "ab"]),
+    ],
+)
+def test_asterisk_stands_for_any_text(pattern: str, matching: list[str], others: list[str]) -> None:
+    assert [text for text in (*matching, *others) if matches_pattern(text, pattern)] == matching
+
+
+def test_pattern_takes_no_longer_for_a_hostile_path() -> None:
+    begin = time.monotonic()
+    assert not matches_pattern("a" * 8000, "*a" * 100 + "b*")
+    assert time.monotonic() - begin < 0.5
+
+
+def test_project_is_known_from_libraries(tmp_path: Path) -> None:
+    assert is_of_project("/srv/mysite/chat/views.py")
+    for file in (json.__file__, pytest.__file__, monitoring.__file__, "<frozen importlib._bootstrap>", "<string>"):
+        assert not is_of_project(file), file
+    frames = [sys._getframe()]
+    assert place_among(frames, "elsewhere").file.endswith("test_monitoring.py")
+    assert place_among([], "elsewhere").file == ""
+
+
+def test_installed_project_is_known_by_the_package_of_its_view() -> None:
+    found = []
+
+    class Encoder(json.JSONEncoder):
+        def default(self, o: object) -> str:
+            frame = sys._getframe().f_back
+            while frame is not None and "json" in frame.f_code.co_filename:
+                found.append(frame)
+                frame = frame.f_back
+            return ""
+
+    json.dumps([object()], cls=Encoder, indent=1)
+    assert place_among(found[::-1], "json.views").function.endswith("iterencode_list") or found
+    assert place_among(found[::-1], "elsewhere").file == ""
+
+
+def test_examples_of_the_page_pass(readme: Project, tmp_path: Path) -> None:
+    copy = readme.copy(tmp_path / "mysite")
+    copy.put("docs/monitoring.md")
+    assert "Ran 1 test" in copy.run("python manage.py test chat.tests_monitoring", errors=True)
