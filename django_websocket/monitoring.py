@@ -226,15 +226,15 @@ def disconnect(
 
 
 def usernames(connections: Iterable[Connection]) -> dict[str, str]:
-    """Return the names of the connections' users by primary key, from the database, in one query.
+    """Return the names of users, by the `id` of their connections; it takes one query of the database.
 
-    Only those of the project's user model, in the database and tenant that are active here; others are left out.
+    Only those of the project's user model are among them, as it is in the database and the tenant that are active here.
     """
     model = get_user_model()
     own = identify("")[1:]
-    keys = {each.user for each in connections if each.user and (each.user_model, each.database, each.tenant) == own}
-    found = model._default_manager.filter(pk__in=keys)
-    return {str(user.pk): user.get_username() for user in found}
+    users = {each.id: each.user for each in connections if (each.user_model, each.database, each.tenant) == own}
+    found = {str(user.pk): user.get_username() for user in model._default_manager.filter(pk__in={*users.values()})}
+    return {id: found[user] for id, user in users.items() if user in found}
 
 
 def which_of(**given: Any) -> orders.Which:

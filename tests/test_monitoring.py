@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
+from django.core.management import CommandError, call_command
+from django.db import connection, connections
+from django.test import override_settings
 from redis import Redis
 
 from django_websocket import monitoring
@@ -151,9 +156,9 @@ def test_connections_are_closed_by_filters(server: Server, raw: Raw, key: str) -
 
 def test_hostile_texts_arrive_as_they_are_and_long_ones_are_cut(server: Server, raw: Raw) -> None:
     client = raw(server)
-    client.open("/any/" + "%3Cscript%3E%00%0A%22*" + "x" * 3000)
+    client.open("/any/" + "%3Cscript%3E%00%0A%22*%C3%BC" + "x" * 3000)
     found = only(seen(1, path="/any/*xxx"))
-    assert found.path.startswith('/any/<script>\0\n"*xxx') and len(found.path) == 300
+    assert found.path.startswith('/any/<script>\0\n"*üxxx') and len(found.path) == 300
     assert only(monitoring.connections(path="/any/<script>*")).id == found.id
 
 
@@ -201,6 +206,161 @@ def test_process_that_hangs_is_reported_as_silent(server: Server, raw: Raw) -> N
     found = monitoring.connections(path="/hangs/")
     assert 0.9 < time.monotonic() - begin < 2
     assert found.silent == 1 and len(found.processes) == 1 and 0 < len(found) < len(clients)
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+class Ran(NamedTuple):
+    """What a command has printed."""
+
+    out: str
+    err: str
+
+    @property
+    def rows(self) -> list[list[str]]:
+        """The cells of the table, without those of its head."""
+        lines = self.out.splitlines()[:-1]
+        return [re.split(r" {2,}", line) for line in lines[1:]]
+
+
+def run(*args: str, **options: Any) -> Ran:
+    """Run `manage.py websockets`."""
+    out, err = io.StringIO(), io.StringIO()
+    call_command("websockets", *args, stdout=out, stderr=err, **options)
+    return Ran(out.getvalue(), err.getvalue())
+
+
+@pytest.fixture
+def users(server: Server) -> Iterator[None]:
+    """The database of the server, for this process, too."""
+    with override_settings(SESSION_ENGINE="django.contrib.sessions.backends.cache"):
+        wrapper = connection.copy()
+        wrapper.settings_dict = {**wrapper.settings_dict, "NAME": server.env["DATABASE_NAME"]}
+        before, connections["default"] = connections["default"], wrapper
+        try:
+            yield
+        finally:
+            wrapper.close()
+            connections["default"] = before
+
+
+def test_command_lists_connections(server: Server, raw: Raw, key: str, users: None) -> None:
+    clients = [raw(server) for _ in range(3)]
+    clients[0].open(f"/room/{key}/", log_in(server, key))
+    clients[1].open(f"/any/{key[:20]}%1B%5B31m%E2%80%AE")
+    clients[2].open(f"/listen/{key}/")
+    seen(3, path=f"/*/{key[:20]}*")
+    ran = run(f"--path=/*/{key[:20]}*")
+    assert ran.out.endswith("3 WebSockets in 2 processes\n") or ran.out.endswith("3 WebSockets in 1 process\n")
+    cells = {row[1]: row for row in ran.rows}
+    user, _, age, received, sent, outbox, latency, place, channels, process, id = cells[f"/room/{key}/"]
+    assert (user, received, sent, outbox, latency) == (key, "0", "1", "0 B", "-")
+    assert place == line("here waits the room") and channels == f"news room:{key}"
+    assert re.fullmatch(r"\d+ s", age) and re.fullmatch(r".+:\d+", process) and len(id) == 32
+    assert cells[f"/any/{key[:20]}\\x1b[31m\\u202e"][0] == "-"  # nobody gives orders to the terminal
+    for option, value in (
+        ("user", key),
+        ("user", str(get_id(server, key))),
+        ("id", id),
+        ("channel", f"room:{key}"),
+        ("path", f"/room/{key}/"),
+    ):
+        assert [row[-1] for row in run(f"--{option}", value).rows] == [id]
+    assert len(run("--view", "*.monitored.anonymous", "--path", f"*{key[:20]}*").rows) == 2
+    limited = run("--path", f"/*/{key[:20]}*", "--limit", "1")
+    assert len(limited.rows) == 1 and "the first 1 of 3 WebSockets" in limited.out
+    [told] = map(json.loads, run("--json", "--id", id).out.splitlines())
+    assert told["total"] == 1 and told["silent"] == 0 and told["processes"]
+    assert told["connections"][0]["where"] == line("here waits the room")
+    assert told["connections"][0]["channels"] == ["news", f"room:{key}"]
+
+
+def test_command_watches_until_it_is_interrupted(
+    server: Server, raw: Raw, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw(server).open(f"/room/{key}/")
+    seen(1, path=f"/room/{key}/")
+    pauses = iter([1.5, 1.5])
+
+    def sleep(seconds: float) -> None:
+        if next(pauses, None) != seconds:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("django_websocket.management.commands.websockets.time.sleep", sleep)
+    assert run(f"--path=/room/{key}/", "--watch=1.5").out.count("1 WebSocket in ") == 3
+
+
+def test_command_asks_before_it_disconnects(
+    server: Server, raw: Raw, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clients = [raw(server) for _ in range(2)]
+    for client in clients:
+        client.open(f"/room/{key}/")
+    seen(2, path=f"/room/{key}/")
+    asked: list[str] = []
+
+    def answer(text: str) -> Callable[[str], str]:
+        return lambda question: asked.append(question) or text  # type: ignore[func-returns-value]
+
+    for text in ("", "n", "no", "what?"):
+        monkeypatch.setattr("builtins.input", answer(text))
+        with pytest.raises(CommandError, match="Nobody was disconnected"):
+            run("--kick", "--path", f"/room/{key}/")
+
+    def nobody(question: str) -> str:
+        raise EOFError
+
+    monkeypatch.setattr("builtins.input", nobody)
+    with pytest.raises(CommandError, match="--no-input"):
+        run("--kick", "--path", f"/room/{key}/")
+    assert set(asked) == {"Disconnect 2 WebSockets? [y/N] "}
+    assert run("--kick", "--path", "/room/nobody/").out == f"0 WebSockets in {processes()}\n"
+    monkeypatch.setattr("builtins.input", answer("y"))
+    ran = run("--kick", "--path", f"/room/{key}/", "--code", "4000", "--reason", "by hand")
+    assert ran.out.endswith("2 WebSockets were disconnected.\n")
+    for client in clients:
+        assert client.closing() == (4000, "by hand")
+    assert run("--kick", "--path", f"/room/{key}/", "--no-input").out == "0 WebSockets were disconnected.\n"
+
+
+def processes() -> str:
+    count = len(monitoring.connections().processes)
+    return f"{count} process{'' if count == 1 else 'es'}"
+
+
+@pytest.mark.parametrize(
+    ("args", "error"),
+    [
+        (["--kick"], "at least one filter"),
+        (["--kick", "--id=1", "--watch"], "no --watch"),
+        (["--limit=-1"], "positive"),
+        (["--watch=0"], "positive"),
+        (["--watch=nan"], "positive"),
+        (["--path="], "path= is empty"),
+        (["--kick", "--id=1", "--no-input", "--code=999"], "999"),
+    ],
+)
+def test_command_says_what_is_wrong(args: list[str], error: str) -> None:
+    with pytest.raises(CommandError, match=error):
+        run(*args)
+
+
+def test_command_knows_no_such_user(server: Server, users: None) -> None:
+    for name in ("nobody", "999999", "\0"):
+        with pytest.raises(CommandError, match="There is no user"):
+            run("--user", name)
+
+
+def test_command_works_without_a_database_or_a_broker(server: Server, raw: Raw, key: str) -> None:
+    client = raw(server)
+    client.open(f"/room/{key}/", log_in(server, key))
+    seen(1, path=f"/room/{key}/")
+    assert run("--path", f"/room/{key}/").rows[0][0] == str(get_id(server, key))  # here, there are no tables
+    with in_use("redis://127.0.0.1:1/0"), pytest.raises(CommandError, match="cannot be used"):
+        run()
+    with in_use("memory://alone"):
+        assert "memory://" in run().err
 
 
 # --- in this process --------------------------------------------------------------------------------------------------
