@@ -60,7 +60,7 @@ METRICS = (
         "dropped_messages_total",
         "counter",
         ["policy"],
-        "Messages that were dropped because somebody was too slow, by the policy of the subscription",
+        "Messages that were dropped: somebody was too slow, by the policy of the subscription, or exceeded a rate",
     ),
     Described("published_total", "counter", ["result"], "Messages that this server has published, by the result"),
     Described("publish_duration_seconds", "histogram", [], "Time until the broker had taken a published message"),

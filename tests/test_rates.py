@@ -24,6 +24,7 @@ from django_websocket.pubsub import publish
 from django_websocket.select import select
 from django_websocket.testing import Client
 from django_websocket.transport import rates
+from django_websocket.transport.counts import counts
 from django_websocket.transport.deadlines import sweep_of_loop
 from django_websocket.transport.limits import Limits
 from django_websocket.transport.rates import Rate, RatedEngine, Throttle
@@ -135,11 +136,12 @@ def test_message_in_fragments_is_one_message(clock: Clock, singly: bool) -> None
 
 
 @pytest.mark.parametrize("singly", [False, True], ids=["whole", "byte by byte"])
-def test_what_is_too_much_is_dropped_and_counted(clock: Clock, singly: bool) -> None:
+def test_what_is_too_much_is_dropped_and_counted(clock: Clock, singly: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     rated = Rated(Rate(2, 10.0, "drop"))
-    before = rates.dropped.messages
+    monkeypatch.setattr(counts, "wanted", True)
+    monkeypatch.setattr(counts, "totals", {})
     assert rated.feed(numbers(*range(10)) + frame(b"", PING), singly=singly) == ["0", "1"]
-    assert rated.throttle.dropped == rates.dropped.messages - before == 8
+    assert rated.throttle.dropped == counts.totals["dropped_messages"]["rate",] == 8
     assert rated.events == [Ping(b"")]
     clock.now += 5
     assert rated.feed(numbers(10, 11), singly=singly) == ["10"]
@@ -148,10 +150,9 @@ def test_what_is_too_much_is_dropped_and_counted(clock: Clock, singly: bool) -> 
 @pytest.mark.parametrize("singly", [False, True], ids=["whole", "byte by byte"])
 def test_who_sends_too_much_is_closed_behind_what_is_allowed(clock: Clock, singly: bool) -> None:
     rated = Rated(Rate(2, 10.0, "close"))
-    before = rates.dropped.messages
     assert rated.feed(numbers(*range(10)) + close_frame(), singly=singly) == ["0", "1"]
     assert rated.events == [Failure(1008, "more than 2 messages in 10 s")]
-    assert rates.dropped.messages == before
+    assert rated.throttle.dropped == 0
     assert rated.feed(numbers(1)) == []
 
 

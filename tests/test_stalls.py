@@ -22,6 +22,7 @@ from testsite import stalls as holding
 
 from django_websocket.testing import Client
 from django_websocket.transport import log
+from django_websocket.transport.counts import counts
 from django_websocket.transport.culprits import culprit_of
 from django_websocket.transport.deadlines import Deadline, sweep_of_loop
 from django_websocket.transport.stalls import LONGEST, Watch, watch_of_loop
@@ -86,8 +87,16 @@ def compute(seconds: float) -> None:
     ],
 )
 def test_line_names_client_view_file_and_line(
-    watch: Watch, lines: Callable[[], list[str]], path: str, what: str, how: str, code: str
+    watch: Watch,
+    lines: Callable[[], list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    path: str,
+    what: str,
+    how: str,
+    code: str,
 ) -> None:
+    monkeypatch.setattr(counts, "wanted", True)
+    monkeypatch.setattr(counts, "totals", {})
     before = watch.count
     with Client().websocket(path) as client:
         client.send(how)
@@ -100,6 +109,7 @@ def test_line_names_client_view_file_and_line(
     assert (who, found) == (f"127.0.0.1 {path}", what)
     assert LONGEST <= float(seconds) < 5
     assert watch.count == before + 1
+    assert counts.totals["hub_stalls"] == {(): 1}
     file, _, led_to = place.partition(" in hold")
     assert file == line_of(code) or how == "compute" and file.rpartition(":")[0] == SOURCE
     if how == "match":
@@ -217,6 +227,7 @@ import gevent
 from gevent import monkey
 monkey.patch_all()
 from gevent.fileobject import FileObject
+from django_websocket.transport.counts import counts
 from django_websocket.transport.stalls import watch_of_loop
 
 warnings.simplefilter("error")

@@ -17,21 +17,11 @@ from gevent.hub import get_hub
 from django_websocket.protocol.engine import NO_EVENTS, Engine, Event
 from django_websocket.protocol.frames import CloseCode
 
-__all__ = ["OVER", "Rate", "RatedEngine", "Throttle", "dropped"]
+from .counts import counts
+
+__all__ = ["OVER", "Rate", "RatedEngine", "Throttle"]
 
 OVER = ("wait", "drop", "close")
-
-
-class Dropped:
-    """How many messages this process has dropped because they exceeded the rate of their view."""
-
-    __slots__ = ("messages",)
-
-    def __init__(self) -> None:
-        self.messages = 0
-
-
-dropped = Dropped()
 
 
 @dataclass(frozen=True)
@@ -141,7 +131,7 @@ class RatedEngine(Engine):
         del messages[before + allowed :]
         if over == "drop":
             throttle.dropped += came - allowed
-            dropped.messages += came - allowed
+            counts.add("dropped_messages", "rate", by=came - allowed)
             return events
         events = [*events]
         self._fail(events, CloseCode.POLICY_VIOLATION, f"more than {throttle.rate}")

@@ -25,6 +25,7 @@ from typing import Any
 from gevent import monkey
 from gevent.hub import Hub, get_hub
 
+from .counts import counts
 from .culprits import Culprit, culprit_of
 from .log import report
 from .loops import PerLoop
@@ -124,6 +125,7 @@ class Watch:
     def log(self, cause: str, seconds: float, culprit: Culprit) -> None:
         """Count, and log, that something has kept others from going on."""
         self.count += 1
+        counts.add("hub_stalls")
         report(culprit.client or "the worker", None, cause, f"{seconds:.2f} seconds {culprit}")
 
     def wake(self) -> None:
