@@ -106,6 +106,7 @@ LOADS = [
     echo("echo1000", "64 B, 1,000 clients", 1000, rounds=1),
     echo("echo1000_p16", "64 B, 1,000 clients, 16 in flight each", 1000, "-p", 16, rounds=1),
     echo("echo_64k", "64 KiB, 20 clients", 20, "-s", 65536, rounds=3),
+    echo("echo_deflate", "4 KiB of JSON, compressed, 100 clients", 100, "-s", 4096, "--json", "--deflate", rounds=2),
     replace(echo("lookup", "", 20, "--json", "-s", 128, rounds=2), path="lookup", what="JSON and a query, 20 clients"),
     replace(
         echo("latency", "64 B, 100 clients, at one rate", 100),

@@ -193,6 +193,7 @@ PEERS = [
     C_EPOLL,
     Server("asgi-granian", (*GRANIAN, BARE_ASGI), rounds=1),
     *channels("channels-daphne", *DAPHNE, rounds=1),
+    Server("asgi-gunicorn", (*GUNICORN, *ASGI_WORKER, BARE_ASGI), rounds=1),
     *channels("channels-gunicorn", *GUNICORN, *ASGI_WORKER, rounds=1),
     Server("flask-sock", (*GUNICORN, "-k", "gevent", "flask_app:application"), rounds=1),
 ]

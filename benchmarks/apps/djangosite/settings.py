@@ -2,7 +2,8 @@
 
 Variables of the environment: REDIS_URL; CHANNEL, the name of the chat; HISTORY, how many of its messages are kept;
 EXTRA_APPS, the application that a server needs;
-DATABASE, the path of a sqlite file, or, for PostgreSQL, PGDATABASE and the others that libpq knows.
+DATABASE, the path of a sqlite file, or, for PostgreSQL, PGDATABASE and the others that libpq knows, and CONN_MAX_AGE,
+without which Django's pool is used.
 """
 
 import os
@@ -35,7 +36,8 @@ if "PGDATABASE" in os.environ:
         "default": {
             "ENGINE": "django.db.backends.postgresql",
             "NAME": os.environ["PGDATABASE"],
-            "OPTIONS": {"pool": True},
+            "CONN_MAX_AGE": int(os.environ.get("CONN_MAX_AGE", "0")),
+            "OPTIONS": {} if "CONN_MAX_AGE" in os.environ else {"pool": True},
         }
     }
 else:
