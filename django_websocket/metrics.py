@@ -97,6 +97,7 @@ METRICS = (
     Described("hub_stalls_total", "counter", [], "How often something has held up the event loop"),
     Described("processes", "gauge", [], "Workers that run now"),
 )
+"""All metrics but those of the processes, in the order in which they are written."""
 
 
 class Collector:
