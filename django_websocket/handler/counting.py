@@ -18,7 +18,7 @@ from django_websocket.transport.counts import NO_VIEW, counts
 from django_websocket.transport.waiting import unfinished
 from django_websocket.websocket import BaseWebSocket
 
-CARRIED = ("received_messages", "sent_messages", "received_bytes", "sent_bytes")
+CARRIED = ("received_messages", "sent_messages", "received_bytes", "sent_bytes")  # as `Connection.carried` has them
 MAX_LABEL = 100  # characters of the name of a view
 FIRST_FREE_CODE = 3000  # close codes from here on are the application's (RFC 6455, section 7.4.2)
 
@@ -37,8 +37,8 @@ def make_connection(
 
 
 def label_of(view: Callable[..., Any]) -> str:
-    """Return the name under which the connections of a view count."""
-    return name_of(view)[:MAX_LABEL]
+    """Return the name under which the connections of a view count; an ASGI application for all paths is one."""
+    return name_of(getattr(view, "application", view))[:MAX_LABEL]
 
 
 def count_handshake(view: Callable[..., Any] | None, status: int, seconds: float) -> None:
@@ -61,8 +61,8 @@ class Counted:
         """Count the end. Called in the hub."""
         connection = self._connection
         counts.closed(self._label)
-        for name in CARRIED:
-            counts.add(name, by=getattr(connection, name))
+        for name, number in zip(CARRIED, connection.carried, strict=True):
+            counts.add(name, by=number)
         code = connection.close_code or CloseCode.ABNORMAL
         # A client could make up a thousand codes.
         known = code < FIRST_FREE_CODE or connection.closed_by != "client"

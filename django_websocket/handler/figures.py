@@ -15,11 +15,14 @@ from django_websocket.transport.counts import BOUNDS, counts
 from django_websocket.transport.log import report
 from django_websocket.transport.shared import open_connections
 from django_websocket.transport.slots import shared
+from django_websocket.transport.state import CLOSED
 from django_websocket.transport.turns import let_others_run_if_spent
 
 from .counting import CARRIED
 
 __all__ = ["Figures", "gather", "of_server"]
+
+PIECE = 64  # connections between two looks at the clock
 
 Totals = dict[str, dict[tuple[str, ...], float]]  # by name and labels
 
@@ -94,15 +97,19 @@ def gather(before: Figures = NONE) -> Figures:
     """
     totals: Totals = {name: dict(numbers) for name, numbers in counts.totals.items()}
     histograms = {name: (histogram.sum, list(histogram.counts)) for name, histogram in counts.histograms.items()}
-    carried = dict.fromkeys(CARRIED, 0)
-    unsent = 0
-    for connection in tuple(open_connections()):
-        if isinstance(connection, Connection) and connection.connected:  # else it has ended, and was counted
-            for name in CARRIED:
-                carried[name] += max(0, getattr(connection, name))
-            unsent += connection.unsent_bytes
+    received = sent = received_bytes = sent_bytes = unsent = 0
+    connections = tuple(open_connections())
+    for first in range(0, len(connections), PIECE):
+        for connection in connections[first : first + PIECE]:
+            if isinstance(connection, Connection) and connection.state is not CLOSED:  # else it was counted at its end
+                more_received, more_sent, more_received_bytes, more_sent_bytes = connection.carried
+                received += more_received
+                sent += more_sent
+                received_bytes += more_received_bytes
+                sent_bytes += more_sent_bytes
+                unsent += connection.unsent_bytes
         let_others_run_if_spent()
-    for name, number in carried.items():
+    for name, number in zip(CARRIED, (received, sent, received_bytes, sent_bytes), strict=True):
         numbers = totals.setdefault(name, {})
         known = before.totals.get(name, {}).get((), 0)
         numbers[()] = max(known, numbers.get((), 0) + number)

@@ -350,6 +350,13 @@ class Connection(Readable):
         return self.sent_by_view + self.forwarded
 
     @property
+    def carried(self) -> tuple[int, int, int, int]:
+        """Messages received and sent, and bytes received and sent: all four, for whoever asks many connections."""
+        received = self.taken + self._ignored + self._engine.dropped + len(self.inbox)
+        sent_bytes = self.sent_bytes
+        return received, self.sent_by_view + self.forwarded, self.received_bytes, sent_bytes if sent_bytes > 0 else 0
+
+    @property
     def unsent_bytes(self) -> int:
         """Bytes that wait for the client to read."""
         return self._outbox.size + len(self._held)
