@@ -87,6 +87,7 @@ LONGEST = (
     "subprotocol",
     "logins",
     "presence_workers",
+    "metrics",
     "pubsub",
     "runwebsocket",
     "consumers",

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
+from unittest.mock import Mock, patch
 
 import gevent
 import gevent.socket
@@ -32,6 +32,8 @@ from prometheus_client.parser import text_string_to_metric_families as from_text
 from django_websocket import checks, conf, metrics
 from django_websocket.exceptions import BrokerError, MessagesMissed
 from django_websocket.handler.figures import Figures, OwnSlot, added, from_json, gather
+from django_websocket.handler.sampling import Sampling
+from django_websocket.handler.scraping import ATTEMPTS, Port
 from django_websocket.pubsub import position, publish, subscribe
 from django_websocket.transport import slots
 from django_websocket.transport.counts import MAX_LABELS, OTHER, Counts, Histogram, counts
@@ -160,6 +162,20 @@ class Talker(RawClient):
             self.sock.settimeout(10)
 
 
+def connections_in(values: Values) -> float:
+    return sum(value for name, value in values.items() if name.startswith("connections{"))
+
+
+@pytest.fixture
+def counting() -> Iterator[None]:
+    """Count in this process."""
+    counts.begin()
+    counts.wanted = True
+    yield
+    counts.wanted = False
+    counts.begin()
+
+
 def children_of(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
@@ -220,7 +236,7 @@ def test_figures_agree_with_what_clients_saw_although_workers_are_killed_and_rep
     values = reader.until(
         **total([*talkers, *more]), **ended, processes=2, connection_duration_seconds_count=len(left + more)
     )
-    assert not sum(value for name, value in values.items() if name.startswith("connections{"))
+    assert connections_in(values) == 0
     assert sum(value for name, value in values.items() if name.startswith("handshakes_total{status=101")) == 20
     for talker in talkers:
         talker.sock.close()
@@ -303,6 +319,7 @@ def test_refused_handshakes_and_errors_of_views_count(server: Server) -> None:
         **more("closes_total{by=nobody,code=1006}"),
         **more("view_errors_total"),
     )
+    assert eventually(lambda: connections_in(reader.read()) == connections_in(before))
 
 
 def test_another_worker_takes_the_port_over(server: Server, port: int, key: str) -> None:
@@ -332,10 +349,11 @@ def test_another_worker_takes_the_port_over(server: Server, port: int, key: str)
 
 def listens(pid: int, port: int) -> bool:
     """Whether a process has a socket that listens on a port."""
-    try:
-        links = [os.readlink(f"/proc/{pid}/fd/{number}") for number in os.listdir(f"/proc/{pid}/fd")]
-    except OSError:  # it has just ended
-        return False
+    links = set()
+    with suppress(OSError):  # it has just ended
+        for number in os.listdir(f"/proc/{pid}/fd"):
+            with suppress(OSError):  # the descriptor of the listing itself
+                links.add(os.readlink(f"/proc/{pid}/fd/{number}"))
     rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     return any(f"socket:[{row[9]}]" in links for row in rows if row[3] == "0A" and row[1].endswith(f":{port:04X}"))
 
@@ -353,6 +371,37 @@ def test_the_command_reads_what_the_server_says(server: Server, port: int) -> No
         metrics.fetch()
 
 
+def test_a_worker_that_stops_leaves_the_port_at_once(counting: None) -> None:
+    """Its conversations may last for half a minute more."""
+    with override_settings(WEBSOCKET_METRICS={"bind": f"127.0.0.1:{(port := free_port())}"}):
+        exposed = conf.current().exposed
+    assert exposed is not None and exposed.address is not None
+    stopping, other = Sampling(exposed, None), Port(exposed.address)
+    stopping.start()
+    until(stopping.sockets)
+    other.listen()
+    assert other.sockets() == []
+    stopping.leave_port()
+    assert stopping.sockets() == []
+    other.listen()
+    assert listens(os.getpid(), port)
+    other.close()
+    stopping.stop()
+    assert not listens(os.getpid(), port)
+
+
+def test_a_port_that_another_program_has_is_named_once(caplog: pytest.LogCaptureFixture) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as program:
+        address = program.getsockname()
+        port = Port(address)
+        for _ in range(2 * ATTEMPTS):
+            port.listen()
+        assert port.sockets() == []
+    (line,) = caplog.messages
+    assert line.startswith(f"The metrics cannot be read at 127.0.0.1 port {address[1]}: ")
+
+
+@pytest.mark.slow
 def test_two_servers_on_a_machine_do_not_mix_nor_do_the_two_of_an_upgrade(
     start_site: StartSite, server: Server
 ) -> None:
@@ -429,6 +478,20 @@ print(len(seen) > 1)
 def test_a_reader_sees_figures_that_are_whole_while_they_are_replaced() -> None:
     done = subprocess.run([sys.executable, "-c", OTHER_PROCESS], capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.stderr) == ("True\n", "")
+
+
+def test_a_worker_that_is_killed_while_it_writes_leaves_the_figures_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = slots.Slots()
+    for last in range(3):
+        shared.write(0, f"figures {last}")
+        kill = Mock(side_effect=InterruptedError)  # before it says that the new ones count
+        with monkeypatch.context() as patched, suppress(InterruptedError):
+            patched.setattr(
+                slots, "HEADER", Mock(size=slots.HEADER.size, unpack_from=slots.HEADER.unpack_from, pack_into=kill)
+            )
+            shared.write(0, "what nobody sees")
+        assert kill.called
+        assert shared.read(0) == slots.Left(f"figures {last}", os.getpid())
 
 
 def test_figures_that_are_too_large_are_not_written() -> None:
@@ -513,16 +576,6 @@ def test_a_registry_of_the_project_can_have_the_figures() -> None:
 
 
 # --- publishing -------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def counting() -> Iterator[None]:
-    """Count in this process."""
-    counts.begin()
-    counts.wanted = True
-    yield
-    counts.wanted = False
-    counts.begin()
 
 
 def totals(name: str) -> dict[tuple[str, ...], float]:

@@ -106,8 +106,10 @@ class Port:
             return
         listener.setblocking(False)
         self._attempts = 0
-        self._server = Server(listener, answer_and_close, log=None, spawn=Pool(CLIENTS))
-        self._server.start()
+        name = {"SERVER_NAME": self._address[0]}  # else the server asks the DNS for one, which may take long
+        server = Server(listener, answer_and_close, log=None, spawn=Pool(CLIENTS), environ=name)
+        server.start()
+        self._server = server
         counts.listens = True
 
     def sockets(self) -> list[Any]:
