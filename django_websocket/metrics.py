@@ -178,8 +178,8 @@ def written(accept: str = "") -> tuple[bytes, str]:
 def fetch() -> str:
     """Return the text of the server that runs on this machine, from its `bind` in WEBSOCKET_METRICS.
 
-    For `manage.py websockets --metrics`. Raises OSError if there is no server, and ValueError, with a sentence that
-    says what to do, if the settings do not name one or it refuses.
+    For `manage.py websockets --metrics`. Raises ValueError, with a sentence that says what to do, if the settings name
+    no server, or it does not answer or refuses.
     """
     exposed = conf.current().exposed
     if exposed is None or exposed.address is None:
@@ -192,6 +192,8 @@ def fetch() -> str:
         connection.request("GET", "/metrics", headers=authorization(exposed))
         response = connection.getresponse()
         body = response.read().decode()
+    except (OSError, http.client.HTTPException) as error:
+        raise ValueError(f"No server tells its metrics at {host}:{port}; is it running? {error}") from error
     finally:
         connection.close()
     if response.status != 200:

@@ -367,6 +367,9 @@ def test_the_command_reads_what_the_server_says(server: Server, port: int) -> No
         pytest.raises(ValueError, match="answered with 403 Forbidden: Not allowed here"),
     ):
         metrics.fetch()
+    nobody = {"bind": f"127.0.0.1:{free_port()}"}
+    with override_settings(WEBSOCKET_METRICS=nobody), pytest.raises(ValueError, match="is it running"):
+        metrics.fetch()
     with override_settings(WEBSOCKET_METRICS={"path": "/m", "token": TOKEN}), pytest.raises(ValueError, match='"bind"'):
         metrics.fetch()
 
