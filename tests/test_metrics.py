@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import json
 import os
 import re
@@ -31,6 +32,8 @@ from prometheus_client.parser import text_string_to_metric_families as from_text
 
 from django_websocket import checks, conf, metrics
 from django_websocket.exceptions import BrokerError, MessagesMissed
+from django_websocket.handler.asgi import Mounted
+from django_websocket.handler.counting import label_of
 from django_websocket.handler.figures import Figures, OwnSlot, added, from_json, gather
 from django_websocket.handler.sampling import Sampling
 from django_websocket.handler.scraping import ATTEMPTS, Port
@@ -393,6 +396,23 @@ def test_a_worker_that_stops_leaves_the_port_at_once(counting: None) -> None:
     assert not listens(os.getpid(), port)
 
 
+def test_a_fault_is_logged_and_not_the_end_of_all_figures(
+    counting: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("django_websocket.handler.sampling.INTERVAL", 0.001)
+    with override_settings(WEBSOCKET_METRICS={"path": "/metrics", "token": TOKEN}):
+        exposed = conf.current().exposed
+    assert exposed is not None
+    sampling = Sampling(exposed, None)
+    with patch.object(sampling, "_own") as own:
+        own.refresh.side_effect = itertools.chain([ZeroDivisionError("of a test")], itertools.repeat(None))
+        sampling.start()
+        until(lambda: own.refresh.call_count >= 3)
+        sampling.stop()
+    assert caplog.messages[0] == "metrics: the figures could not be gathered: ZeroDivisionError('of a test')"
+    assert sum(counts.histograms["hub_lag_seconds"].counts) >= 2
+
+
 def test_a_port_that_another_program_has_is_named_once(caplog: pytest.LogCaptureFixture) -> None:
     with socket.create_server(("127.0.0.1", 0)) as program:
         address = program.getsockname()
@@ -675,6 +695,15 @@ def test_pongs_tell_the_latency(counting: None) -> None:
     liveness.pong(b"another")
     liveness.pong(payload)
     assert sum(counts.histograms["ping_rtt_seconds"].counts) == 1
+
+
+async def application(scope: Any, receive: Any, send: Any) -> None:
+    """An ASGI application in place of a urlconf."""
+
+
+@pytest.mark.parametrize("view", [application, Mounted(application)])
+def test_an_asgi_application_counts_as_one_view(view: Any) -> None:
+    assert label_of(view) == f"{__name__}.application"
 
 
 def test_nothing_is_counted_for_nobody(key: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -22,7 +23,8 @@ from .counting import CARRIED
 
 __all__ = ["Figures", "gather", "of_server"]
 
-PIECE = 64  # connections between two looks at the clock
+PIECE = 64  # connections or channels between two looks at the clock
+RECENT = 60.0  # seconds for which a broker counts as unusable that has failed to publish, if nobody tries it again
 
 Totals = dict[str, dict[tuple[str, ...], float]]  # by name and labels
 
@@ -124,15 +126,17 @@ def gather(before: Figures = NONE) -> Figures:
 def _of_brokers() -> Mapping[str, float]:
     """Return what there is of channels, and whether the brokers can be used."""
     channels = subscriptions = members = 0
-    up = not counts.publishing_fails
+    up = time.monotonic() - counts.publishing_failed > RECENT
     for (pid, _, _), hub in tuple(process.hubs.items()):
         if pid != os.getpid():
             continue
-        up = up and not hub.away
-        for name, channel in tuple(hub.channels.items()):
-            if not name.startswith(RESERVED):
-                channels += 1
-                subscriptions += len(channel.members)
+        of_hub = tuple(hub.channels.items())
+        for first in range(0, len(of_hub), PIECE):
+            for name, channel in of_hub[first : first + PIECE]:
+                up = up and not channel.away
+                if not name.startswith(RESERVED):
+                    channels += 1
+                    subscriptions += len(channel.members)
             let_others_run_if_spent()
         members += 0 if hub.presence is None else hub.presence.members
     return {"channels": channels, "subscriptions": subscriptions, "presence_members": members, "broker_up": int(up)}

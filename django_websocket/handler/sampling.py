@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 
 import gevent
@@ -10,6 +11,7 @@ from django.http import HttpRequest
 
 from django_websocket.conf import Exposed
 from django_websocket.transport.counts import counts
+from django_websocket.transport.log import report
 
 from . import figures
 from .scraping import Port
@@ -47,9 +49,12 @@ class Sampling:
 
     def _run(self) -> None:
         while True:
-            if self._port is not None:
-                self._port.listen()
-            self._own.refresh()
+            try:
+                if self._port is not None:
+                    self._port.listen()
+                self._own.refresh()
+            except Exception as error:  # a fault of this package; it must not be the end of all figures
+                report("metrics", None, "the figures could not be gathered", repr(error), logging.ERROR)
             due = time.monotonic() + INTERVAL
             gevent.sleep(INTERVAL)
             counts.observe("hub_lag_seconds", max(0.0, time.monotonic() - due))

@@ -12,9 +12,10 @@ This module and `broker` are public; the other modules of this folder are privat
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from time import perf_counter
+from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from django_websocket.exceptions import BrokerError, MessagesMissed
@@ -302,10 +303,10 @@ def _publish(channel: str, payload: bytes, rule: Rule | None, broker: Broker) ->
     try:
         reached = _publish_uncounted(channel, payload, rule, broker)
     except BrokerError:
-        counts.publishing_fails = True
+        counts.publishing_failed = monotonic()
         counts.add("published", "failed")
         raise
-    counts.publishing_fails = False
+    counts.publishing_failed = -math.inf
     counts.add("published", "ok")
     counts.observe("publish_duration_seconds", perf_counter() - begin)
     return reached

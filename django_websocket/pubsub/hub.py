@@ -71,6 +71,11 @@ class Channel:
         self.stale: Collection[Member] = ()  # those who were members when the broker went away
         self.track = track  # of a channel with history
 
+    @property
+    def away(self) -> bool:
+        """Whether the broker has gone away, and has not come back."""
+        return bool(self.stale) or (self.track is not None and self.track.away)
+
     def received(self) -> None:
         """Note that the channel is received now, and wake those who wait for that."""
         joined, self.joined = self.joined, None
@@ -374,12 +379,6 @@ class Hub(InLoop):
         if compressed not in self._framed:
             self._framed[compressed] = Framed(self.numbers, compressed)
         return self._framed[compressed]
-
-    @property
-    def away(self) -> bool:
-        """Whether the broker has gone away from a channel, and has not come back."""
-        channels = tuple(self.channels.values())
-        return any(channel.stale or (channel.track is not None and channel.track.away) for channel in channels)
 
     def renew(self, name: str) -> None:
         """Have the subscriber connect anew where it receives a channel, if it can."""

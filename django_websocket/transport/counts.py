@@ -6,6 +6,7 @@ of them means.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 
@@ -60,7 +61,7 @@ class Counts:
         self.totals: dict[str, dict[tuple[str, ...], int]] = {}
         self.histograms = {name: Histogram(bounds) for name, bounds in BOUNDS.items()}
         self.open: dict[str, int] = {}
-        self.publishing_fails = False  # whether the last attempt did
+        self.publishing_failed = -math.inf  # when the last attempt did, in seconds of time.monotonic()
         self.listens = False  # whether this process answers for all at the port of their own
 
     def add(self, name: str, *labels: str, by: int = 1) -> None:
