@@ -44,7 +44,10 @@ http_parser = "python"
 # `gunicornc` talks to the wrong one.
 control_socket_disable = True
 
-# nginx writes the access log. To have one here too, "-" writes to standard output; this format has no query string,
-# in which tickets may stand.
+# nginx writes an access log. To have one here too, with a line for each conversation when it ends, "-" writes to
+# standard output. This format has no query string, in which tickets may stand.
 accesslog = None
-access_log_format = '%({x-real-ip}i)s %(t)s "%(m)s %(U)s" %(s)s %(L)s'
+access_log_format = (
+    '%({websocket.client}e)s %({websocket.user}e)s %(t)s "%(m)s %(U)s" %(s)s %({websocket.view}e)s %(L)s s, '
+    "received %({websocket.received}e)s, sent %({websocket.sent}e)s, %({websocket.code}e)s %({websocket.reason}e)s"
+)

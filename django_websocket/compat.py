@@ -551,6 +551,18 @@ RELIED_ON: dict[str, list[Name]] = {
                 ("headers_sent", "keeps gunicorn from answering a handshake again"),
             )
         ),
+        Name(
+            "gunicorn",
+            "gunicorn.glogging:Logger.access",
+            "writes a line of the access log",
+            probe=_takes("gunicorn.glogging:Logger.access", 0, 0, 0, 0, 0),
+        ),
+        Name(
+            "gunicorn",
+            "gunicorn.glogging:Logger.atoms_wrapper_class",
+            "is what a line of the access log is made of",
+            instead="a path may have control characters there",
+        ),
         Name("gunicorn", "gunicorn.http.wsgi:default_environ", "puts the socket into the WSGI environment"),
         *(
             Name("gunicorn", f"gunicorn.http.errors:{name}", "tells what is wrong with a request")

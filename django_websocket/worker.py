@@ -15,8 +15,9 @@ import select
 import signal
 import ssl
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
-from datetime import datetime
+from datetime import timedelta
 from functools import partial
 from http import HTTPStatus
 from importlib import metadata
@@ -29,8 +30,10 @@ from gevent.event import Event
 
 from django_websocket import compat
 
+from .handler import journal
 from .handler.environ import forget_request
-from .handler.upgrade import KEY, Unlogged, Upgrade, finish, who
+from .handler.journal import Journal
+from .handler.upgrade import KEY, Notes, Unlogged, Upgrade, finish, who
 from .protocol.handshake import is_upgrade
 from .select import select as cooperative_select
 from .transport import forking, slots
@@ -106,7 +109,7 @@ class Handover(NamedTuple):
     result: Iterable[bytes]
     environ: dict[str, Any]
     response: Any  # gunicorn's
-    started: datetime
+    started: float  # seconds of time.monotonic
 
 
 class Listener(NamedTuple):
@@ -137,8 +140,10 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
     """Serves WebSockets beside ordinary requests; all options of gunicorn's gevent worker apply."""
 
     has_process = True  # False for a test's live server, a thread of a process that gevent may not have patched
+    logs_at_end = True  # False in development: the access log has conversations when they begin, as pages
     serves_many = True  # False in development: clients are told of a restart all at once, and nobody waits for that
     _told_to_stop: Event | None = None
+    _journal: Journal | None = None  # if there is an access log
     _sampling: Sampling | None = None  # of a worker whose figures somebody wants
 
     @classmethod
@@ -217,6 +222,10 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
         longest_drain = drain_time(self.cfg.graceful_timeout) / 2 if self._drain_window else math.inf
         for message in checks.check_worker(self._settings, self.cfg.workers, longest_drain):
             self.log.warning("%s", checks.sentence(message))
+        if self.logs_at_end and journal.is_on(self.log, self.cfg):
+            self._journal = Journal(self.log.access)
+        if hasattr(self.log, "atoms_wrapper_class"):  # else it is a project's own
+            self.log.atoms_wrapper_class = journal.safe(self.log.atoms_wrapper_class)
         self._application: WSGIApplication = application
         self.wsgi: Any = self._call
 
@@ -323,11 +332,14 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
             current.response = getattr(start_response, "__self__", None)
             current.request.unreader.sock = BodySocket(environ["gunicorn.socket"], self._settings.handshake_timeout)
             return self._run_application(environ, start_response)
-        started = datetime.now()
+        started = time.monotonic()
         request = current.request
         # The client may have sent frames behind its request. If it is refused, they must not be read as a request.
         request.force_close()
         upgrade = environ[KEY] = Upgrade(self._address(request, environ))
+        if self._journal is not None:
+            upgrade.notes = Notes()
+            environ[journal.CLIENT] = upgrade.address or "unix"
         if self._is_said_to_be_secure(request, environ):
             environ["wsgi.url_scheme"] = "https"
         if not self._has_room(environ["gunicorn.socket"]):
@@ -346,6 +358,9 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
         if upgrade.accepted:
             return Handover(upgrade, result, environ, start_response.__self__, started)  # type: ignore[attr-defined]
         upgrade.fail(f"The request was answered with {upgrade.status}: a middleware replaced the 101")
+        if upgrade.notes is not None:
+            environ[journal.VIEW] = journal.known(upgrade.notes.view)
+            environ[journal.USER] = journal.known(upgrade.notes.user())
         give_up_after(self._settings.send_timeout, environ["gunicorn.socket"])
         return result
 
@@ -411,15 +426,19 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
                 head = upgrade.head()
             finally:
                 finish(result)  # the end of the request, for Django
-            response.status, response.headers = upgrade.status, upgrade.headers  # for the access log
-            self.log.access(response, request, environ, datetime.now() - started)
+            if not self.logs_at_end:
+                response.status, response.headers = upgrade.status, upgrade.headers
+                self.log.access(response, request, environ, timedelta(seconds=time.monotonic() - started))
             if current.serves_pages:
                 give_up_after(0, sock)  # the WebSocket has its own limits
             early = request.unreader.take_buffered()
             forget_request(environ)
             response.headers_sent = True
             current.given_away = True
-            upgrade.open(give_away(sock), early, head)
+            notes = upgrade.notes
+            connection = upgrade.open(give_away(sock), early, head)
+            if self._journal is not None and notes is not None:
+                self._journal.begin(connection, upgrade.status, upgrade.headers, environ, notes, started)
         except BaseException as error:
             upgrade.fail(f"The handshake ended with {error!r}")
             raise
@@ -507,6 +526,8 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
                     self._drain.window = 0.0
             if self._sampling is not None:
                 self._sampling.stop()
+            if self._journal is not None:
+                self._journal.finish()
             watch.stop()
             heartbeat.close()
 

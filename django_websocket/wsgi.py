@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import weakref
 from collections.abc import Callable, Iterable
 from time import perf_counter
 from typing import Any
@@ -18,7 +19,7 @@ from gevent import getcurrent
 
 from django_websocket import checks, compat, conf
 
-from .decorators import Options, is_asgi, options_of
+from .decorators import Options, is_asgi, name_of, options_of
 from .exceptions import BrokerError
 from .handler import health, stock
 from .handler.conversation import Conversation
@@ -29,6 +30,7 @@ from .handler.origin import origin_is_allowed
 from .handler.recognition import checks_origin, recognised, unserved
 from .handler.refusal import close_at_once, refuse, refuse_origin, refuses_by_closing, try_again_later
 from .handler.upgrade import HANDSHAKE_KEY, KEY, who
+from .handler.users import name_if_known
 from .protocol.handshake import ClientHandshake, HandshakeError, check_request, is_upgrade, upgrade_required
 from .transport.clients import ClientGreenlet
 from .transport.counts import count_refusal, counts
@@ -183,6 +185,12 @@ class WebSocketHandler(WSGIHandler):
         if counts.wanted:
             match = request.resolver_match
             count_handshake(None if match is None else match.func, response.status_code, perf_counter() - begin)
+        notes = request.META[KEY].notes
+        if notes is not None:
+            match = request.resolver_match
+            notes.view = "" if match is None else name_of(match.func)
+            notes.request = weakref.ref(request)
+            notes.user = functools.partial(name_if_known, notes.request)
         if response.status_code != 101 and refuses_by_closing(request, response):
             response = close_at_once(request, response)
         if response.status_code == 101:

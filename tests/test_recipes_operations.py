@@ -87,6 +87,7 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture(scope="module")
 def project(readme: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
     copy = readme.copy(tmp_path_factory.mktemp("operations") / "mysite")
+    copy.write("websocket.conf.py", (ROOT / "deploy/websocket.conf.py").read_text())
     copy.put(PAGE)
     copy.write("mysite/settings.py", PROJECT, add=True)
     copy.write("mysite/websocket_urls.py", VIEWS, add=True)
@@ -161,6 +162,35 @@ def test_sentry_gets_errors_with_their_request_and_without_messages_and_logins(s
     assert all(SECRET.encode() not in body for body in sentry.received)
 
 
+def test_access_log_has_conversations_and_refusals_as_the_page_shows(project: Project) -> None:
+    (ended, refused) = [
+        line.partition(" gunicorn.access: ")[2]
+        for block in blocks(PAGE)
+        for line in block.code.splitlines()
+        if " gunicorn.access: " in line
+    ]
+    with project.gunicorn("gunicorn -c websocket.conf.py mysite.wsgi:websocket") as server:
+        address = f"ws://{server.address}/chat/lobby/"
+        with pytest.raises(InvalidStatus), open_page(address, origin="https://evil.example"):
+            pass
+        with open_page(address, origin=f"http://{server.address}") as client:
+            for _ in range(3):
+                client.send("hello")
+                client.recv(timeout=10)
+
+        def lines() -> list[str]:
+            return [line["message"] for line in logged(server, "INFO") if line["logger"] == "gunicorn.access"]
+
+        assert eventually(lambda: len(lines()) == 3)
+        probe, second, third = lines()
+    assert '"GET /" 426' in probe
+    assert second == refused.replace("203.0.113.7", "127.0.0.1")
+    for shown, found in {"203.0.113.9 ann": "127.0.0.1 -", "31,": "3,", "204,": "3,", "1001": "1000"}.items():
+        ended = ended.replace(shown, found)
+    pattern = re.escape(ended).replace(re.escape("754.208"), r"\d+\.\d{3}")
+    assert re.fullmatch(pattern, third), third
+
+
 def test_nginx_sends_clients_to_the_instance_that_runs(site: Server, tmp_path: Path) -> None:
     (block,) = [block.code for block in blocks(PAGE) if block.code.startswith("upstream")]
     both = block.replace("10.0.0.1:8001", f"127.0.0.1:{free_port()}").replace("10.0.0.2", "127.0.0.1")
@@ -179,7 +209,7 @@ def test_plain_lines_look_as_the_page_shows_them() -> None:
     exec(code, found)
     formatter = logging.Formatter(found["LOGGING"]["formatters"]["line"].pop("format"), style="{")
     shown = [line for block in blocks(PAGE) for line in block.code.splitlines() if line.startswith("2026")]
-    assert len(shown) == 4
+    assert len(shown) == 6
     for line in shown:
         match = re.fullmatch(r"\S+ \S+ (\w+) (\d+) ([\w.]+): (.*)", line)
         assert match

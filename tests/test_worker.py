@@ -110,13 +110,6 @@ def test_gevent_has_its_plugins_and_reads_only_once_which_are_installed(tmp_path
         assert "gevent has patched, and read 0 more" in server.log
 
 
-def test_handshake_is_in_the_access_log(connect: Connect) -> None:
-    with gunicorn(args=["--access-logfile", "-"]) as server:
-        client = connect(server, "/echo/?secret")
-        assert client.ask("hello") == "hello"  # logged when it begins, not when it ends
-        assert eventually(lambda: '"GET /echo/?secret HTTP/1.1" 101' in server.log)
-
-
 # --- the end of the service ------------------------------------------------------------------------------------------
 
 

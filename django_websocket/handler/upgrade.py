@@ -34,6 +34,26 @@ class Unlogged(list[bytes]):
     """The body of an answer that the server's access log leaves out."""
 
 
+def nobody() -> str:
+    """Return the name of no user."""
+    return ""
+
+
+class Notes:
+    """What the access log is to know of a handshake, noted by the application.
+
+    `view` is its name. `request` returns the request as long as it exists, else None; `user` returns the name of its
+    user if that has been loaded, else "".
+    """
+
+    __slots__ = ("request", "user", "view")
+
+    def __init__(self) -> None:
+        self.view = ""
+        self.request: Callable[[], object] = nobody
+        self.user: Callable[[], str] = nobody
+
+
 class Taker(Protocol):
     """Accepted the handshake and waits for the outcome. Exactly one of the two methods is called, once."""
 
@@ -50,7 +70,8 @@ class Upgrade:
     `taker` is set by the application when it accepts. `status` is the status line of the response, and `headers` are
     those of the 101. `address` is the client's, for the log. `answered` is true if the server sent the 101 before it
     called the application, so that no header of the response reaches the client; `speaks` then says whether it has
-    chosen the package's subprotocol. `recognised` is set by an application that serves WebSockets.
+    chosen the package's subprotocol. `recognised` is set by an application that serves WebSockets. `notes` is None
+    unless there is an access log.
     """
 
     def __init__(self, address: str = "", *, answered: bool = False) -> None:
@@ -58,6 +79,7 @@ class Upgrade:
         self.answered = answered
         self.speaks = not answered
         self.recognised = False
+        self.notes: Notes | None = None
         self.taker: Taker | None = None
         self.status = ""
         self.headers: list[tuple[str, str]] = []

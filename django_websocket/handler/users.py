@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from django.contrib.auth import get_user_model
@@ -47,6 +48,15 @@ def identify(user: Any) -> User:
     else:
         key = getattr(user, "pk", user)
     return User(str(key), str(model._meta.label), database, tenant_of(model, database))
+
+
+def name_if_known(request: Callable[[], Any]) -> str:
+    """Return the name of a request's user, "" if nobody has loaded it, nobody is logged in, or the request is gone."""
+    found = request()
+    user = None if found is None else vars(found).get("user")
+    if getattr(user, "_wrapped", None) is empty:
+        return ""
+    return str(user.get_username()) if getattr(user, "is_authenticated", False) else ""  # type: ignore[union-attr]
 
 
 def tenant_of(model: type[Model], database: str) -> str:

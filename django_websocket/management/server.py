@@ -63,6 +63,7 @@ class Server(BaseApplication):  # type: ignore[misc]
 class Worker(GeventWebSocketWorker):
     """Ends when Django's autoreloader sees a change; gunicorn then starts another one."""
 
+    logs_at_end = False
     serves_many = False
     _drain_window = 0.0  # also where the project could not be loaded
 
