@@ -42,6 +42,12 @@ def websocket_url(
             f"{error} Only WEBSOCKET_URLCONF, {urlconf}, is searched: give the WebSocket view this name there. "
             f"For the address of a page, use {{% url %}}."
         ) from error
+    return address_of(path, request)
+
+
+def address_of(path: str, request: HttpRequest | None) -> str:
+    """Return the absolute address of a WebSocket with this path; see `websocket_url` for the rest of it."""
+    settings = conf.current()
     server = settings.parsed_server
     if server is None:
         raise ImproperlyConfigured(
@@ -54,7 +60,7 @@ def websocket_url(
         pass
     elif request is None:
         raise ImproperlyConfigured(
-            f"The address of the WebSocket {viewname!r} depends on the host of the page, but there is no request: "
+            f"The address of the WebSocket {path!r} depends on the host of the page, but there is no request: "
             f"render the template with a request, or set WEBSOCKET_SERVER to a full address such as "
             f'"wss://www.example.com".'
         )

@@ -103,7 +103,7 @@ class Connection:
 
 @dataclass(frozen=True)
 class Process:
-    """A process that has WebSockets, with figures of all of them."""
+    """A process that has WebSockets, with figures of all of them, whatever the filters were."""
 
     name: str
     """A name that no other process has."""
@@ -118,16 +118,16 @@ class Process:
     """How many are open."""
 
     received_messages: int
-    """Messages of those clients."""
+    """Messages of all clients since the process began."""
 
     sent_messages: int
-    """Messages to those clients."""
+    """Messages to all clients since the process began, including those that were published."""
 
     outbox: int
-    """Bytes that wait for those clients to read."""
+    """Bytes that wait for clients to read."""
 
     latency: float | None
-    """The median of their latencies, in seconds; None until a client has answered a ping."""
+    """The median of the clients' latencies, in seconds; None until one of them has answered a ping."""
 
 
 class Connections(list[Connection]):

@@ -11,8 +11,10 @@ from typing import Any
 
 import django
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction
+from django.apps import apps
 from django.core.exceptions import DisallowedHost, ImproperlyConfigured
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBadRequest, HttpResponseBase
+from django.urls import resolve
 from django.utils.module_loading import import_string
 from django.utils.translation import activate, get_language_from_path
 from gevent import getcurrent
@@ -47,6 +49,7 @@ WSGIApplication = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]
 MAX_HEAD = 32 * 1024  # bytes of a handshake's head; nginx lets no more pass by default, and gunicorn 800 KiB
 MAX_PARTS = 500  # headers, cookies and parameters of the query in it; browsers keep 180 cookies for a site
 MAX_BEGINNINGS = 1000  # views whose start is built once and kept
+BESIDE_PAGES = "/django_websocket/connection/live/"  # ends the address of the WebSocket that `admin.py` has
 NOT_ON_101 = ("Content-Type", "Content-Length")
 PARTS = ("protocol", "connections", "application")  # of the package, which rely on other libraries
 
@@ -235,7 +238,7 @@ class WebSocketHandler(WSGIHandler):
 
     def find(self, request: HttpRequest) -> ResolverMatch:
         """Return the view for the path. Raises Http404."""
-        return find_view(request)
+        return find_beside_pages(request) or find_view(request)
 
     def allows_origin(self, request: HttpRequest, view: Callable[..., Any]) -> bool:
         """Whether the page that asks may connect."""
@@ -285,6 +288,18 @@ class AsgiHandler(WebSocketHandler):
     def allows_origin(self, request: HttpRequest, view: Callable[..., Any]) -> bool:
         """Whether the page that asks may connect, or that is for the application to decide."""
         return self._checks_origin or super().allows_origin(request, view)
+
+
+def find_beside_pages(request: HttpRequest) -> ResolverMatch | None:
+    """Return the WebSocket of the admin's page, whose address is among those of the pages; None for all else."""
+    if not request.path_info.endswith(BESIDE_PAGES) or not apps.is_installed("django.contrib.admin"):
+        return None
+    try:
+        match = resolve(request.path_info, getattr(request, "urlconf", None))
+    except Http404:
+        return None
+    view = getattr(match.func, "websocket_beside_pages", None)
+    return None if view is None else ResolverMatch(view, match.args, match.kwargs, match.url_name)
 
 
 def find_view(request: HttpRequest) -> ResolverMatch:

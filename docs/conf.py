@@ -35,7 +35,9 @@ INCLUDED_BY = {
     "benchmarks/README.md": "project/benchmarks",
     "benchmarks/FIGURES.md": "project/figures",
 }
+# In HTML, so that they may have a light and a dark variant.
 PICTURES = ["demonstration-light.png", "demonstration-dark.png"]  # of the README
+PICTURES_OF_PAGES = ["monitoring-light.png", "monitoring-dark.png"]
 # Names in the package's signatures that a reader cannot look up, and the modules that have them.
 SPELT_OUT = {
     "OnSlow": "django_websocket.websocket",
@@ -65,7 +67,7 @@ autodoc_type_aliases = {name: name for name in ("Application", "Decorated", "Vie
 html_theme = "furo"
 html_title = project
 html_favicon = html_logo = "../test_project/static/icon.svg"
-html_static_path = ["site.css", *PICTURES]
+html_static_path = ["site.css", *PICTURES, *PICTURES_OF_PAGES]
 html_css_files = ["site.css"]
 html_theme_options = {
     "light_css_variables": {
@@ -87,6 +89,7 @@ def setup(app: Sphinx) -> None:
     app.connect("autodoc-process-docstring", markdown_to_rst)
     app.connect("autodoc-process-signature", readable_signature)
     app.connect("include-read", start_links_from_this_folder)
+    app.connect("source-read", find_pictures)
     app.connect("doctree-read", lead_to_pages)
     app.connect("env-check-consistency", find_names_without_an_entry)
     app.connect("missing-reference", find_in_other_modules)
@@ -123,8 +126,14 @@ def readable_signature(
 def start_links_from_this_folder(app: Sphinx, file: Path, docname: str, content: list[str]) -> None:
     """Have the links of a file that a page includes lead to where they lead in the file itself."""
     content[0] = re.sub(r"\]\((?!\w+:|#)", f"](/{file.parent.as_posix()}/", content[0])
-    for picture in PICTURES:  # which is in HTML, so that it may have a light and a dark variant
+    for picture in PICTURES:
         content[0] = content[0].replace(f'"docs/{picture}"', f'"_static/{picture}"')
+
+
+def find_pictures(app: Sphinx, docname: str, content: list[str]) -> None:
+    """Have the pictures of a page be where the site has them."""
+    for picture in PICTURES_OF_PAGES:
+        content[0] = content[0].replace(f'"{picture}"', f'"_static/{picture}"')
 
 
 def lead_to_pages(app: Sphinx, doctree: nodes.document) -> None:

@@ -92,6 +92,8 @@ LONGEST = (
     "runwebsocket",
     "consumers",
     "redis_topologies",
+    "monitoring",
+    "admin",
     "tokens",
     "deploy",
     "admission",

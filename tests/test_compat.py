@@ -638,6 +638,8 @@ DOCUMENTED = {
     "django.urls.ResolverMatch",
     "django.urls.URLPattern",
     "django.urls.URLResolver",
+    "django.urls.path",
+    "django.urls.resolve",
     "django.urls.reverse",
     "django.utils.functional.Promise",
     "django.utils.functional.SimpleLazyObject",

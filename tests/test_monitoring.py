@@ -389,14 +389,21 @@ def here(pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[in
         until(lambda: listening._hub is None)
 
 
-def test_many_connections_are_told_in_parts(here: Callable[[int], list[Connection]]) -> None:
+def test_many_connections_are_told_in_parts(here: Callable[[int], list[Connection]], pairs: Pairs) -> None:
     made = here(23)
     for limit, expected in ((None, 23), (10, 10), (3, 3), (0, 0)):
         found = monitoring.connections(limit=limit)
         assert len(found) == len({each.id for each in found}) == expected and found.total == 23
     assert [each.path for each in monitoring.connections(limit=None)] == [f"/{number}/" for number in range(23)]
-    made[3].close(4000)
-    assert len(monitoring.connections(limit=None)) == 22
+    made[4].send("hello")
+    [process] = monitoring.connections(limit=0).processes
+    assert process.connections == 23
+    made[4].close(4000)
+    found = monitoring.connections(limit=None)
+    assert len(found) == 22 and found.processes[0].sent_messages == process.sent_messages
+    pairs.made[4][1].sock.close()
+    until(lambda: not made[4].connected)
+    assert monitoring.connections().processes[0].sent_messages == process.sent_messages  # they only ever grow
     assert monitoring.connections(path="/1*").total == 11
 
 

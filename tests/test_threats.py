@@ -320,6 +320,16 @@ PROCESS = {
         "test_logins.py::test_orders_are_read_with_a_former_key",
         "test_logins.py::test_answers_that_no_process_has_signed_are_not_counted",
     ],
+    "somebody who sees or disconnects the clients of others without the permission, or hides behind a hostile name": [
+        "test_admin.py::test_only_staff_with_the_permission_see_the_page_and_its_websocket",
+        "test_admin.py::test_websocket_of_the_page_ends_with_the_login_and_the_permission",
+        "test_admin.py::test_staff_disconnect_after_a_confirmation_which_the_log_records",
+        "test_admin.py::test_form_that_does_not_say_whom_disconnects_nobody",
+        "test_admin.py::test_page_shows_the_list_and_disconnects",
+        "test_monitoring.py::test_hostile_texts_arrive_as_they_are_and_long_ones_are_cut",
+        "test_monitoring.py::test_command_lists_connections",
+        "test_monitoring.py::test_pattern_takes_no_longer_for_a_hostile_path",
+    ],
     "a restart that tells clients nothing, or waits for dead or stuck ones": [
         "test_worker.py::test_clients_are_told_of_a_restart",
         "test_worker.py::test_stuck_view_does_not_hold_up_the_process_and_nobody_new_is_accepted",

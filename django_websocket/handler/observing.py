@@ -17,6 +17,7 @@ from uuid import uuid4
 from django_websocket.decorators import name_of
 from django_websocket.pubsub.forwarding import Forwarding
 from django_websocket.transport.connection import Connection
+from django_websocket.transport.shared import shared_of_loop
 from django_websocket.transport.turns import let_others_run_if_spent
 from django_websocket.transport.waiting import ViewGreenlet, unfinished
 
@@ -113,7 +114,9 @@ def path_of(connection: Connection) -> str:
 
 def summary(connections: Iterable[Connection]) -> dict[str, Any]:
     """Return what the process and its connections are doing in all; see `monitoring.Process`."""
-    number = received = sent = unsent = 0
+    shared = shared_of_loop()
+    number = unsent = 0
+    received, sent = shared.received, shared.sent
     latencies = []
     for connection in politely(connections):
         number += 1

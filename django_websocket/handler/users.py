@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from django.contrib.auth import get_user_model
+from django.core.exceptions import ValidationError
 from django.db import connections, router
 from django.db.models import Model
 from django.http import HttpRequest
@@ -32,6 +33,19 @@ def known_user(request: HttpRequest) -> User | None:
         return None
     stored = getattr(user, "is_authenticated", False) and getattr(user, "pk", None) is not None
     return identify(user) if stored else None
+
+
+def named(name: str) -> Any:
+    """Return the user with a name or, if there is none, with a primary key; None if there is neither."""
+    model = get_user_model()
+    for question in ({model.USERNAME_FIELD: name}, {"pk": name}):
+        try:
+            user = model._default_manager.filter(**question).first()
+        except (TypeError, ValueError, ValidationError):  # a name that cannot be a primary key
+            continue
+        if user is not None:
+            return user
+    return None
 
 
 def identify(user: Any) -> User:

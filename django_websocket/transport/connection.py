@@ -792,8 +792,11 @@ class Connection(Readable):
             self._throttle.release()
             if self._throttle.dropped:
                 report(self.who, None, "messages over its rate were dropped", str(self._throttle.dropped), logging.INFO)
-        self._shared.connections.discard(self)
-        self._shared.sweep.forget(self)
+        shared = self._shared
+        shared.connections.discard(self)
+        shared.received += self.received_messages
+        shared.sent += self.sent_messages
+        shared.sweep.forget(self)
         for watcher in (self._reader, self._writer):
             if watcher is not None:  # before the descriptor is closed: its number may soon be that of another file
                 watcher.stop()

@@ -74,7 +74,8 @@ class Shared:
 
     `draining` is true once the process has begun to end, and accepts no more clients.
     `connections` are those with a socket, `buffer` is what they are read into, one at a time. `encoder` compresses for
-    all of them. `callbacks.pendingcnt` is how many callbacks the loop is about to call.
+    all of them. `callbacks.pendingcnt` is how many callbacks the loop is about to call. `received` and `sent` count the
+    messages of connections that have ended.
     """
 
     def __init__(self) -> None:
@@ -82,6 +83,8 @@ class Shared:
         self.connections: set[OpenConnection] = set()
         self.buffer = memoryview(bytearray(READ_SIZE))
         self.encoder = Encoder()
+        self.received = 0
+        self.sent = 0
         self.turns = turns_of_loop()
         self.sweep = sweep_of_loop()
         self.due = 0

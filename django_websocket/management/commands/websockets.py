@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from django.contrib.auth import get_user_model
-from django.core.exceptions import ImproperlyConfigured, ValidationError
+from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError
 from django.db import DatabaseError
 
 from django_websocket import conf, monitoring
 from django_websocket.exceptions import BrokerError
+from django_websocket.handler.users import named
 
 FILTERS = ("user", "path", "view", "channel", "id")
 PAUSE = 2.0  # seconds between two looks
@@ -59,7 +59,9 @@ class Command(BaseCommand):
             raise CommandError("--limit and --watch take positive numbers.")
         try:
             if "user" in which:
-                which["user"] = user_of(which["user"])
+                which["user"] = named(which["user"])
+                if which["user"] is None:
+                    raise CommandError(f"There is no user {options['user']!r}.")
             if str(conf.current().broker).startswith("memory:"):
                 self.stderr.write("WEBSOCKET_BROKER is memory://, so the WebSockets of other processes are not seen.")
             if options["watch"] is not None:
@@ -118,19 +120,6 @@ class Command(BaseCommand):
         self.stdout.write(f"{some}{counted(found.total, 'WebSocket')} in {counted(len(found.processes), 'process')}")
         if found.silent:
             self.stderr.write(f"{counted(found.silent, 'process')} did not answer within a second", self.style.WARNING)
-
-
-def user_of(name: str) -> Any:
-    """Return the user with a name or a primary key. Raises CommandError if there is none."""
-    manager = get_user_model()._default_manager
-    for question in ({get_user_model().USERNAME_FIELD: name}, {"pk": name}):
-        try:
-            user = manager.filter(**question).first()
-        except (TypeError, ValueError, ValidationError):  # a name that cannot be a primary key
-            continue
-        if user is not None:
-            return user
-    raise CommandError(f"There is no user {name!r}.")
 
 
 def table(found: monitoring.Connections) -> list[str]:

@@ -50,9 +50,9 @@ async def rest() -> None:
 
 @websocket
 async def coroutine(request: HttpRequest, websocket: AsyncWebSocket) -> None:
-    """Wait for two things at once."""
+    """Wait in another coroutine."""
     await websocket.send("welcome")
-    await asyncio.wait_for(rest(), 3600)
+    await rest()
 
 
 class Works(WebsocketConsumer):  # type: ignore[misc]
