@@ -346,6 +346,13 @@ def test_command_says_what_is_wrong(args: list[str], error: str) -> None:
         run(*args)
 
 
+def test_command_prints_the_metrics_of_the_server_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(CommandError, match="WEBSOCKET_METRICS"):
+        run("--metrics")
+    monkeypatch.setattr("django_websocket.metrics.fetch", lambda: "django_websocket_connections 1.0\n")
+    assert run("--metrics").out == "django_websocket_connections 1.0\n"
+
+
 def test_command_knows_no_such_user(server: Server, users: None) -> None:
     for name in ("nobody", "999999", "\0"):
         with pytest.raises(CommandError, match="There is no user"):

@@ -13,7 +13,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError
 from django.db import DatabaseError
 
-from django_websocket import conf, monitoring
+from django_websocket import conf, metrics, monitoring
 from django_websocket.exceptions import BrokerError
 from django_websocket.handler.users import named
 
@@ -43,6 +43,7 @@ class Command(BaseCommand):
             "--watch", type=float, nargs="?", const=PAUSE, metavar="SECONDS", help="look again and again, until Ctrl-C"
         )
         parser.add_argument("--json", action="store_true", help="print JSON, one line for each look")
+        parser.add_argument("--metrics", action="store_true", help="print the figures of the server on this machine")
         parser.add_argument("--kick", action="store_true", help="disconnect those that the filters find")
         parser.add_argument("--code", type=int, default=4401, help="the close code for --kick (4401)")
         parser.add_argument("--reason", default="", help="the reason for --kick")
@@ -58,6 +59,9 @@ class Command(BaseCommand):
         if options["limit"] < 0 or (options["watch"] is not None and not options["watch"] > 0):
             raise CommandError("--limit and --watch take positive numbers.")
         try:
+            if options["metrics"]:
+                self.stdout.write(metrics.fetch(), ending="")
+                return
             if "user" in which:
                 which["user"] = named(which["user"])
                 if which["user"] is None:
