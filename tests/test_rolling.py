@@ -160,7 +160,7 @@ def test_workers_that_have_served_their_requests_lose_no_client(start_site: Star
     with start_site(QUICK, args=args, env=NOT_MEASURED) as server:
         with crowd(server.port) as clients:
             assert clients.all_have(lambda client: len(client.workers) > 1)
-        assert booted(server) >= 4
+        assert booted(server) > 2
         assert "Traceback" not in server.log
 
 
