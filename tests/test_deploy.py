@@ -171,7 +171,8 @@ def units(tmp_path: Path) -> list[Path]:
 
 
 def test_systemd_judges_its_units(units: list[Path]) -> None:
-    assert tool("systemd-analyze", "verify", "--man=no", *units) == ""
+    said = tool("systemd-analyze", "verify", "--man=no", *units)
+    assert "websocket." not in said, said  # it may find fault with this machine's own
 
 
 def test_service_can_do_little_but_serve(units: list[Path]) -> None:
