@@ -73,12 +73,16 @@ def front(start_front: Front) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
-def site(start_front: Front, start_site: StartSite) -> Iterator[Server]:
+def served(start_site: StartSite) -> Iterator[Server]:
+    """The test site."""
+    with start_site({"WEBSOCKET_HEALTH": True}, args=["-c", DEPLOY / "websocket.conf.py"]) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def site(start_front: Front, served: Server) -> Iterator[Server]:
     """One of them, before the test site."""
-    with (
-        start_site({"WEBSOCKET_HEALTH": True}, args=["-c", DEPLOY / "websocket.conf.py"]) as websockets,
-        start_front(websockets.port, websockets.port) as server,
-    ):
+    with start_front(served.port, served.port) as server:
         assert eventually(lambda: get(server, "/echo/", UPGRADE | {"Origin": "x"})[0].status == 403)
         yield server
 

@@ -27,6 +27,7 @@ pytestmark = pytest.mark.slow
 
 CLIENTS = 100
 PACE = 0.1  # seconds between two messages of a client
+PATIENCE = 40.0  # seconds for processes to be replaced, on a machine that is busy with other tests
 QUICK = {"WEBSOCKET_DRAIN_WINDOW": 1.0, "WEBSOCKET_HEALTH": True}
 CONFIGURED: list[str | Path] = ["-c", ROOT / "deploy" / "websocket.conf.py"]
 
@@ -79,7 +80,7 @@ class Crowd:
         """The process ids of the workers that the clients have now."""
         return {client.workers[-1] if client.workers else "" for client in self.clients}
 
-    def all_have(self, condition: Callable[[Persistent], bool], within: float = 3 * DEADLINE) -> bool:
+    def all_have(self, condition: Callable[[Persistent], bool], within: float = PATIENCE) -> bool:
         """Wait until a condition holds for each client; raise what one of them has met."""
 
         def done() -> bool:
@@ -117,30 +118,23 @@ def crowd(port: int, size: int = CLIENTS) -> Iterator[Crowd]:
     found.check()
 
 
-def test_reload_loses_no_client(start_site: StartSite) -> None:
-    with start_site(QUICK, args=[*CONFIGURED, "-w", "2"], env=NOT_MEASURED) as server:
-        with crowd(server.port) as clients:
-            before = clients.workers()
-            server.send_signal(signal.SIGHUP)
-            assert clients.all_move_from(before)
-        assert "Traceback" not in server.log
-
-
-def test_new_master_loses_no_client(start_site: StartSite, tmp_path: Path) -> None:
+def test_reload_and_new_master_lose_no_client(start_site: StartSite, tmp_path: Path) -> None:
     pid = tmp_path / "gunicorn.pid"
-    args = [*CONFIGURED, "-w", "2", "--pid", pid]
     new = 0
-    with start_site(QUICK, args=args, env=NOT_MEASURED) as server:
+    with start_site(QUICK, args=[*CONFIGURED, "-w", "2", "--pid", pid], env=NOT_MEASURED) as server:
         try:
             with crowd(server.port) as clients:
-                before = clients.workers()
+                first = clients.workers()
+                server.send_signal(signal.SIGHUP)
+                assert clients.all_move_from(first)
+                second = clients.workers()
                 server.send_signal(signal.SIGUSR2)
                 beside = pid.with_name("gunicorn.pid.2")
-                assert eventually(lambda: beside.exists() and beside.read_text().strip())
+                assert eventually(lambda: beside.exists() and beside.read_text().strip(), PATIENCE)
                 new = int(beside.read_text())
-                assert eventually(lambda: booted(server) == 4)
+                assert eventually(lambda: booted(server) == 6, PATIENCE)
                 server.send_signal(signal.SIGTERM)
-                assert clients.all_move_from(before)
+                assert clients.all_move_from(first | second)
                 server.wait()
                 assert eventually(lambda: pid.exists() and int(pid.read_text()) == new)
         finally:
@@ -253,38 +247,23 @@ def test_rolling_update_behind_a_balancer_loses_no_client(start_site: StartSite,
         balancer = Balancer(control)
 
         def becomes(name: str, state: str) -> bool:
-            return eventually(lambda: balancer.state(name) == state)
+            return eventually(lambda: balancer.state(name) == state, PATIENCE)
 
         assert becomes("one", "UP") and becomes("two", "DOWN")
         with crowd(front.port, CLIENTS // 2) as clients, newcomers(front.port) as newcomer:
-            for old, new in (("one", "two"), ("two", "one")):
+            for old, new, pause in (("one", "two", True), ("two", "one", False)):
                 before = clients.workers()
                 balancer.add(new)
                 pods[new] = stack.enter_context(pod(new))
                 assert becomes(new, "UP")
-                # Kubernetes ends a pod: preStop begins, and the balancers forget it a while later. Until then it gets
-                # clients, and must serve them.
-                assert newcomer.visits_go_on()
-                balancer.forget(old)
-                assert becomes(old, "DRAIN")
+                if pause:
+                    # Kubernetes ends a pod: preStop begins, and the balancers forget it a while later. Until then it
+                    # gets clients, and must serve them.
+                    assert newcomer.visits_go_on()
+                    balancer.forget(old)
+                    assert becomes(old, "DRAIN")
+                # Without a pause, the balancer still chooses it, is refused, and sends the client to another one.
                 pods[old].send_signal(signal.SIGTERM)
                 assert clients.all_move_from(before)
                 pods[old].wait(DEADLINE)
                 assert becomes(old, "DOWN")
-
-
-def test_balancer_that_still_sends_clients_to_a_pod_that_ends_loses_none(start_site: StartSite) -> None:
-    """Without `preStop`: whoever is refused by one server is sent to another one."""
-    ports = free_port(), free_port()
-    changes = {"# server two 10.0.0.2:8001": f"server two 127.0.0.1:{ports[1]}"}
-    with (
-        start_site(QUICK, args=CONFIGURED, env=NOT_MEASURED, port=ports[0]) as old,
-        start_site(QUICK, args=CONFIGURED, env=NOT_MEASURED, port=ports[1]),
-        haproxy(ports[0], ports[0], changes) as front,
-        crowd(front.port, CLIENTS // 4) as clients,
-    ):
-        assert eventually(lambda: len(clients.workers()) == 2)
-        old.send_signal(signal.SIGTERM)
-        assert eventually(lambda: len(clients.workers()) == 1)
-        clients.check()
-        old.wait(DEADLINE)

@@ -219,8 +219,7 @@ CLIENTS = {
     ],
     "all clients that come back at once after a restart": [
         "test_browser.py::test_page_connects_again_when_the_server_is_back",
-        "test_rolling.py::test_reload_loses_no_client",
-        "test_rolling.py::test_new_master_loses_no_client",
+        "test_rolling.py::test_reload_and_new_master_lose_no_client",
         "test_rolling.py::test_workers_that_have_served_their_requests_lose_no_client",
     ],
 }
