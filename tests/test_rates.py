@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -176,6 +177,34 @@ def test_message_that_waited_counts_among_the_bytes_of_the_inbox(clock: Clock) -
     assert rated.engine.messages == [message] * 2 and rated.engine.full
     clock.now += 1
     assert [rated.feed(), rated.feed()] == [[message] * 2, [message]]
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_client_that_waits_gets_through_what_it_would_without_a_rate(clock: Clock, seed: int) -> None:
+    chance = random.Random(seed)
+    parts = [
+        frame("text"),
+        frame("x" * 200),
+        frame(b"\0" * 70_000),
+        frame(b"", PING),
+        frame("a", TEXT, fin=False) + frame(b"between", PING) + frame("b", CONTINUATION),
+    ]
+    wire = b"".join(chance.choices(parts, weights=(8, 2, 1, 3, 2), k=chance.randint(1, 60)))
+    wire += chance.choice([b"", close_frame(), b"\x81\x01 not masked"])
+    plain = Engine(Role.SERVER, max_queued_messages=1000, max_queued_bytes=1 << 30)
+    events, messages = [*plain.receive(wire)], plain.messages
+    rate = Rate(chance.choice([1, 2, 5, 20]), chance.choice([0.1, 1.0, 10.0]))
+    rated = Rated(rate, max_queued_messages=chance.choice([1, 4, 16]), max_frames=chance.choice([3, 250]))
+    engine, got, begin = rated.engine, list[str | bytes](), clock.now
+    while wire or engine.paused or engine.messages:
+        size = 0 if engine.paused else chance.choice([1, 20, 500, 100_000])
+        rated.events += engine.receive(wire[:size])
+        wire = wire[size:]
+        if engine.messages and (engine.full or chance.random() < 0.7):
+            got.append(engine.messages.pop(0))
+        assert len(got) + len(engine.messages) <= rate.messages * (1 + (clock.now - begin) / rate.seconds) + 1e-6
+        clock.now += chance.random() * rate.seconds / rate.messages / 3
+    assert (rated.events, got) == (events, messages)
 
 
 # --- connections ------------------------------------------------------------------------------------------------------
