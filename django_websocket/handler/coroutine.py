@@ -171,7 +171,10 @@ class CoroutineConversation:
 
     def cancel_later(self) -> None:
         """Cancel the view if it does not end within the time for a close handshake."""
-        self._patience = self._loop.call_later(conf.current().limits.close_timeout, self.cancel)
+        # In an empty context: a timer keeps its context even when it is cancelled. If the client leaves while the view
+        # runs, that would be the view's, whose executor refers to this object, and asgiref would never forget either.
+        seconds = conf.current().limits.close_timeout
+        self._patience = self._loop.call_later(seconds, self.cancel, context=contextvars.Context())
 
     def kill(self, timeout: float) -> None:
         """Cancel the view, and wait up to `timeout` seconds for its end."""
@@ -303,6 +306,7 @@ class CoroutineConversation:
             self._task = None
             if self._patience is not None:
                 self._patience.cancel()  # it would keep all this until it is due
+                self._patience = None
             connection = self.connection
             if connection is not None:
                 let_go(connection, self._on_end, self.websocket)
