@@ -48,7 +48,9 @@ def test_command(line: str) -> None:
     else:  # too long for a test; what it is given is an argument that its own comment explains
         usage = script.read_text().partition("\nset -")[0]
         for word in arguments:
-            assert word in usage or (word.isdecimal() and "[SECONDS]" in usage), f"{program} does not explain {word!r}"
+            assert word in usage or (word.isdecimal() and re.search(r"\[(SECONDS|MINUTES)\]", usage)), (
+                f"{program} does not explain {word!r}"
+            )
 
 
 def test_names_and_files_on_the_pages_are_there() -> None:

@@ -44,6 +44,9 @@ class Crowd:
     refused: int = 0
     ending: asyncio.Event = field(default_factory=asyncio.Event)  # from now on, everybody stays
     over: asyncio.Event = field(default_factory=asyncio.Event)  # nothing more is to come
+    leaving: bool = False  # everybody is to leave, and to stay away
+    path: str = ""  # before those of the views
+    ends: list[tuple[float, str]] = field(default_factory=list)  # when the server closed or refused, and how
     latest: float = 0.0  # when the last message arrived
 
 
@@ -73,6 +76,8 @@ class Subscriber:
         while not crowd.over.is_set():
             with suppress(OSError, TimeoutError, InvalidHandshake, ConnectionClosed, asyncio.TimeoutError):
                 await self._connect()
+            while crowd.leaving and not crowd.over.is_set():
+                await asyncio.sleep(0.2)
             if crowd.ending.is_set():
                 await asyncio.sleep(0.2)
             else:
@@ -118,7 +123,7 @@ class Subscriber:
 
     def _websocket(self, view: str, query: Mapping[str, Any]) -> connect:
         return connect(
-            f"ws://127.0.0.1:{self._crowd.port}/{view}/?{urlencode(query, doseq=True)}",
+            f"ws://127.0.0.1:{self._crowd.port}/{self._crowd.path}{view}/?{urlencode(query, doseq=True)}",
             compression=None,
             proxy=None,
             open_timeout=OPENING,
@@ -140,8 +145,9 @@ class Subscriber:
         begin = time.monotonic()
         try:
             websocket = await self._websocket(self._view, self._query(starts))
-        except InvalidHandshake:
+        except InvalidHandshake as refused:
             crowd.refused += 1
+            crowd.ends.append((time.monotonic(), f"refused: {refused}"))
             raise
         crowd.connections += 1
         self._snapshot = self._view == "shows" and not any(isinstance(start, Behind) for start in starts.values())
@@ -198,7 +204,7 @@ class Subscriber:
         until = time.monotonic() + self._random.expovariate(1 / crowd.stay)
         while not crowd.over.is_set():
             wait = math.inf if crowd.ending.is_set() else until - time.monotonic()
-            if wait <= 0:
+            if wait <= 0 or crowd.leaving:
                 return False
             with suppress(asyncio.TimeoutError):
                 message = await asyncio.wait_for(websocket.recv(), min(wait, 0.5))
@@ -287,6 +293,7 @@ class Subscriber:
         """Write down how the server closed the connection."""
         code, reason = (closed.rcvd.code, closed.rcvd.reason) if closed.rcvd else (1006, "")
         self._crowd.closes[f"{code} {reason}".strip()] += 1
+        self._crowd.ends.append((time.monotonic(), f"closed {code} {reason}".strip()))
         missed = code == 1012 and "missed" in reason and not self._speaks  # else it is told when it comes back
         if begun and (code == MISSED or missed):
             self._tell(time.monotonic())

@@ -60,6 +60,9 @@ class Crowd:
     emptied: frozenset[str] = frozenset()  # rooms that everybody leaves while it is quiet
     quiet: bool = False  # nobody comes or goes of its own accord
     over: bool = False
+    leaving: bool = False  # everybody is to leave, and to stay away
+    path: str = ""  # before those of the views
+    ends: list[tuple[float, str]] = field(default_factory=list)  # when the server closed or refused, and how
 
     def say(self, seen: Seen | Gap) -> None:
         """Write down what an observer saw, and what it knows by now."""
@@ -102,7 +105,7 @@ class Client:
     def open(self, view: str, query: Mapping[str, Any]) -> connect:
         """Connect to a view."""
         return connect(
-            f"ws://127.0.0.1:{self.crowd.port}/{view}/?{urlencode(query, doseq=True)}",
+            f"ws://127.0.0.1:{self.crowd.port}/{self.crowd.path}{view}/?{urlencode(query, doseq=True)}",
             compression=None,
             proxy=None,
             open_timeout=OPENING,
@@ -121,6 +124,7 @@ class Client:
         """Write down how the server closed the connection; return the code."""
         code, reason = (closed.rcvd.code, closed.rcvd.reason) if closed.rcvd else (1006, "")
         self.crowd.closes[f"{code} {reason}".strip()] += 1
+        self.crowd.ends.append((time.monotonic(), f"closed {code} {reason}".strip()))
         if code in FAILURES:
             self.crowd.wrong.append(f"closed with {code}: {self.name}: {reason}")
         return code
@@ -154,7 +158,7 @@ class Tab(Client):
         while not crowd.over:
             await self._visit()
             until = time.monotonic() + self.random.uniform(0.2, 1.0) ** 2 * crowd.away
-            while not crowd.over and (crowd.quiet or time.monotonic() < until):
+            while not crowd.over and (crowd.quiet or crowd.leaving or time.monotonic() < until):
                 await asyncio.sleep(TURN * self.random.random())
 
     def _choose(self) -> tuple[str, ...]:
@@ -182,6 +186,8 @@ class Tab(Client):
                 back = await self._connect()
                 if back is not None:
                     await asyncio.sleep(self.random.random() * back)
+                while crowd.leaving and not crowd.over:
+                    await asyncio.sleep(TURN)
         finally:
             crowd.unsettled.discard(self.name)
 
@@ -202,8 +208,9 @@ class Tab(Client):
         crowd.stays.append(stay)
         try:
             websocket = await self.open(view, {"channel": self._rooms, "present": json.dumps(self._info)})
-        except FAULTS:
+        except FAULTS as refused:
             crowd.done["refused"] += 1
+            crowd.ends.append((time.monotonic(), f"refused: {refused}"))
             self._end(stay, time.monotonic(), "refused", "refused")
             return 1.5
         stay.opened = time.monotonic()
@@ -256,7 +263,8 @@ class Tab(Client):
             elif until is None:
                 until = now + choices.expovariate(1 / crowd.stay)
                 updates = now + choices.expovariate(1 / crowd.stay) * 2
-            if crowd.over or (until is not None and now > until and stay.confirmed):
+            time_is_over = until is not None and now > until
+            if crowd.over or ((time_is_over or crowd.leaving) and stay.confirmed):
                 names = [*ENDS]
                 (end,) = choices.choices(names, [ENDS[name][0] for name in names])
                 return await self._leave(websocket, stay, "leaves" if crowd.over else end, view)
@@ -338,6 +346,8 @@ class Onlooker(Client):
                 await self._look()
             self.crowd.say(Gap(time.monotonic(), self.name))
             await asyncio.sleep(self.random.random())
+            while self.crowd.leaving and not self.crowd.over:
+                await asyncio.sleep(TURN)
 
     async def _look(self) -> None:
         query: dict[str, Any]
@@ -349,7 +359,7 @@ class Onlooker(Client):
         try:
             if self.speaks:
                 await websocket.send(json.dumps({"hello": {}}))
-            while not self.crowd.over:
+            while not self.crowd.over and not self.crowd.leaving:
                 with suppress(asyncio.TimeoutError):
                     self._take(str(await asyncio.wait_for(websocket.recv(), TURN)))
                     if len(self.crowd.known.get(self.name, ())) == len(self._rooms):

@@ -296,7 +296,7 @@ class Stage:
             stdout=asyncio.subprocess.PIPE,
             limit=2**24,
         )
-        tasks = [asyncio.create_task(self._listen(crowd, asker))]
+        tasks = [asyncio.create_task(self.listen(crowd, asker))]
         tasks += [asyncio.create_task(client.run()) for client in clients]
         until = time.monotonic() + plan.seconds
         try:
@@ -304,7 +304,7 @@ class Stage:
                 await asyncio.sleep(min(plan.stay, plan.seconds / 8))
                 for number in range(1000):
                     await self._storm(threads, topology, workers, number, until)
-                    await self._be_quiet(crowd, topology, threads)
+                    await self.be_quiet(crowd, topology, threads)
                     if time.monotonic() > until:
                         break
                     settled = max([one.end for one in self.disturbances], default=0.0) + timing.dead
@@ -314,7 +314,7 @@ class Stage:
                     self.calms.append((begin, time.monotonic()))
                     self.say(f"{begin:.3f} to {time.monotonic():.3f}: calm")
                     if time.monotonic() > until:
-                        await self._be_quiet(crowd, topology, threads)
+                        await self.be_quiet(crowd, topology, threads)
                         break
         finally:
             crowd.over = True
@@ -328,7 +328,7 @@ class Stage:
         for task in done:
             task.result()
 
-    async def _listen(self, crowd: Crowd, asker: asyncio.subprocess.Process) -> None:
+    async def listen(self, crowd: Crowd, asker: asyncio.subprocess.Process) -> None:
         """Write down what the process that asks has got."""
         assert asker.stdout is not None
         while line := await asker.stdout.readline():
@@ -397,7 +397,7 @@ class Stage:
             log.failures.append(f"{name}: {type(error).__name__}: {error}")
         self.say(f"{begin:.3f} to {time.monotonic():.3f}: {name}")
 
-    async def _be_quiet(self, crowd: Crowd, topology: Topology, threads: ThreadPoolExecutor) -> None:
+    async def be_quiet(self, crowd: Crowd, topology: Topology, threads: ThreadPoolExecutor) -> None:
         """Have all stay where they are, until everybody sees exactly who is there, or long enough."""
         timing, loop = self.plan.timing, asyncio.get_running_loop()
         crowd.emptied = frozenset(self._choices.sample([*crowd.rooms], max(2, len(crowd.rooms) // 4)))
