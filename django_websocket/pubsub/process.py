@@ -87,9 +87,10 @@ def broker_state() -> str:
     hub = hubs.get((os.getpid(), current_settings().broker_key, get_hub()))
     if hub is None:
         return "unused"
-    if hub.away or time.monotonic() - hub.failed_at < RECENT:
+    channels = tuple(hub.channels.values())
+    if any(channel.away for channel in channels) or time.monotonic() - hub.failed_at < RECENT:
         return "away"
-    return "up" if any(channel.joined is None for channel in tuple(hub.channels.values())) else "unused"
+    return "up" if any(channel.joined is None for channel in channels) else "unused"
 
 
 def close_hub(settings: NamesBroker) -> None:
