@@ -307,6 +307,13 @@ def commands_of_containers() -> Iterator[tuple[str, list[str]]]:
     yield "websockets", json.loads(dict(instructions("site"))["CMD"])
 
 
+def probes() -> dict[str, Any]:
+    """Return the container of the manifests, with its probes."""
+    (container,) = manifests()["Deployment"]["spec"]["template"]["spec"]["containers"]
+    assert isinstance(container, dict)
+    return container
+
+
 def variables() -> dict[str, str]:
     """Return what the environment of a container has."""
     return dict(part.split("=") for part in dict(instructions("site"))["ENV"].split()) | {"SECRET_KEY": "x" * 50}
@@ -335,6 +342,8 @@ def test_commands_of_the_containers_serve(project: Project, service: str, comman
             assert get(server, "/chat/lobby/")[0].status == HTTPStatus.OK
         else:
             assert talks(port, f"http://127.0.0.1:{port}")
+            for kind in ("startupProbe", "livenessProbe", "readinessProbe"):
+                assert get(server, probes()[kind]["httpGet"]["path"])[0].status == HTTPStatus.OK
 
 
 def test_checks_of_the_containers_tell_whether_they_serve(project: Project) -> None:

@@ -23,11 +23,6 @@ def page(request: HttpRequest) -> HttpResponse:
     return HttpResponse(f"page {request.path}", content_type="text/plain")
 
 
-def ready(request: HttpRequest) -> HttpResponse:
-    """Answer those who ask whether this process accepts clients."""
-    return HttpResponse("ready", content_type="text/plain")
-
-
 def enter(request: HttpRequest) -> HttpResponse:
     """Log in."""
     user, _ = get_user_model().objects.get_or_create(username=request.GET.get("name", "ann"))
@@ -158,7 +153,6 @@ def forks(request: HttpRequest, how: str) -> HttpResponse:
 
 
 urlpatterns = [
-    path("readyz", ready),
     path("keeps-a-copy/", keeps_a_copy),
     path("forks/<str:how>/", forks),
     path("upload/<str:how>/", upload),
