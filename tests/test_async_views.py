@@ -647,8 +647,9 @@ def test_idle_client_has_no_greenlet_and_nothing_is_left_of_it(ours: Server, raw
     assert all(after.get(name, 0) <= before.get(name, 0) + 3 for name in after), (before, after)
 
 
-def test_nothing_is_left_of_clients_that_leave_behind_their_messages(ours: Server) -> None:
-    """The view is told that it has lost its client while it runs, so in its own context."""
+@pytest.mark.parametrize("path", ["/asynchronous/echo/", "/asynchronous/keeps-its-context/"])
+def test_nothing_is_left_of_clients_that_leave_behind_their_messages(ours: Server, path: str) -> None:
+    """A client that leaves while its view runs has a timer made in the context of the view."""
 
     def conversations() -> int:
         found: dict[str, int] = fetch_json(ours.port, "/census/")
@@ -657,7 +658,7 @@ def test_nothing_is_left_of_clients_that_leave_behind_their_messages(ours: Serve
     before = conversations()
     for _ in range(20):
         with RawClient(ours.port) as client:
-            client.open("/asynchronous/echo/")
+            client.open(path)
             client.send(frame("x" * 2000) * 3, close_frame(1000))
             assert client.closing() == (1000, "")
     assert eventually(lambda: conversations() <= before)

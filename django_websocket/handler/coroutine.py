@@ -42,13 +42,17 @@ if not monkey.is_module_patched("threading"):
 
 
 class OfView(SerialExecutor):
-    """Runs the synchronous functions that a view waits for, each with the databases of its request."""
+    """Runs the synchronous functions that a view waits for, each with the databases of its request.
 
-    __slots__ = ("_conversation",)
+    asgiref keeps it for as long as the context of the view has its key. So it refers to nothing else of the view, from
+    where something could lead to that context, and have both kept for good.
+    """
 
-    def __init__(self, conversation: CoroutineConversation) -> None:
+    __slots__ = ("_databases",)
+
+    def __init__(self, databases: Databases) -> None:
         super().__init__()
-        self._conversation = conversation
+        self._databases = databases
 
     @property
     def works_for(self) -> tuple[str, str]:
@@ -57,11 +61,11 @@ class OfView(SerialExecutor):
 
     def before(self) -> None:
         """See `SerialExecutor.before`."""
-        self._conversation.adopt()
+        self._databases.adopt()
 
     def after(self) -> None:
         """See `SerialExecutor.after`."""
-        self._conversation.give_back()
+        give_back_databases(self._databases.shared)
 
 
 class CoroutineConversation:
@@ -171,8 +175,8 @@ class CoroutineConversation:
 
     def cancel_later(self) -> None:
         """Cancel the view if it does not end within the time for a close handshake."""
-        # In an empty context: a timer keeps its context even when it is cancelled. If the client leaves while the view
-        # runs, that would be the view's, whose executor refers to this object, and asgiref would never forget either.
+        # In an empty context: a timer keeps its context until it would be due, even when it is cancelled, and if the
+        # client leaves while the view runs, that would be the view's, with all that it has used.
         seconds = conf.current().limits.close_timeout
         self._patience = self._loop.call_later(seconds, self.cancel, context=contextvars.Context())
 
@@ -204,7 +208,7 @@ class CoroutineConversation:
         AsyncToSync.executors.current = None  # the thread of asynchronous middleware, which waits for this view
         sensitive = ThreadSensitiveContext()
         SyncToAsync.thread_sensitive_context.set(sensitive)
-        SyncToAsync.context_to_thread_executor[sensitive] = OfView(self)
+        SyncToAsync.context_to_thread_executor[sensitive] = OfView(self._databases)
         answer: HttpResponseBase | None = None
         error: BaseException | None = None
         try:
@@ -306,7 +310,6 @@ class CoroutineConversation:
             self._task = None
             if self._patience is not None:
                 self._patience.cancel()  # it would keep all this until it is due
-                self._patience = None
             connection = self.connection
             if connection is not None:
                 let_go(connection, self._on_end, self.websocket)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import math
 import sys
 import time
@@ -119,6 +120,14 @@ async def echo(request: HttpRequest, websocket: AsyncWebSocket) -> None:
             await websocket.send(message)
     finally:
         probe.note(request, f"{websocket.close_code} {websocket.close_reason}".strip())
+
+
+@websocket
+async def keeps_its_context(request: HttpRequest, websocket: AsyncWebSocket) -> None:
+    """Do the same, with something on the request that has the view's context, as timers and tasks have."""
+    request.context = contextvars.copy_context()  # type: ignore[attr-defined]
+    async for message in websocket:
+        await websocket.send(message)
 
 
 @websocket_loop
@@ -571,6 +580,7 @@ pages = [
 urlpatterns = [
     path("counts/", counts),
     path("echo/", echo),
+    path("keeps-its-context/", keeps_its_context),
     path("knows-by-first-message/", knows_by_first_message),
     path("loop/<str:name>/", loop),
     path("leaves-its-message/", leaves_its_message),
