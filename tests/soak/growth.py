@@ -30,9 +30,9 @@ class Limit(NamedTuple):
     connection: float
 
 
-# One object for each connection, or one piece of memory, is several times what is allowed, and shows in ten minutes. A
-# kibibyte for each connection, in whatever pieces, is twice of it in two hours: memory itself is the coarsest measure.
-# A descriptor or a greenlet may be there for a moment more, but each client would leave one.
+# One object for each connection is several times what is allowed, and shows in ten minutes. A piece of memory, or a
+# kibibyte in whatever pieces, is two to three times of it in two hours: memory itself is the coarsest measure. A
+# descriptor or a greenlet may be there for a moment more, but each client would leave one.
 LIMITS: Mapping[str, Limit] = {
     "memory": Limit(3072.0, 0.25),  # KiB; allocators take and return a mebibyte or two at once, at the busiest moments
     "blocks": Limit(1000.0, 0.25),  # pieces of memory that Python has given to objects
