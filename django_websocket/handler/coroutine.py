@@ -26,7 +26,7 @@ from django_websocket.transport.connection import Connection
 from django_websocket.transport.forking import end_child, in_child
 from django_websocket.transport.waiting import unfinished
 
-from .databases import Databases, give_back_databases
+from .databases import Databases
 from .ending import end, end_with, follow, let_go, untie
 from .handshake import Handshake, WebSocketResponse, client_of
 from .sharing import keep_from_own_thread
@@ -48,24 +48,20 @@ class OfView(SerialExecutor):
     where something could lead to that context, and have both kept for good.
     """
 
-    __slots__ = ("_databases",)
+    __slots__ = ("_databases", "works_for")
 
-    def __init__(self, databases: Databases) -> None:
+    def __init__(self, databases: Databases, works_for: tuple[str, str]) -> None:
         super().__init__()
         self._databases = databases
-
-    @property
-    def works_for(self) -> tuple[str, str]:
-        """See `culprits.Worker`."""
-        return self._conversation.works_for
+        self.works_for = works_for  # see `culprits.Worker`
 
     def before(self) -> None:
         """See `SerialExecutor.before`."""
-        self._databases.adopt()
+        self._databases.enter()
 
     def after(self) -> None:
         """See `SerialExecutor.after`."""
-        give_back_databases(self._databases.shared)
+        self._databases.leave()
 
 
 class CoroutineConversation:
@@ -208,7 +204,7 @@ class CoroutineConversation:
         AsyncToSync.executors.current = None  # the thread of asynchronous middleware, which waits for this view
         sensitive = ThreadSensitiveContext()
         SyncToAsync.thread_sensitive_context.set(sensitive)
-        SyncToAsync.context_to_thread_executor[sensitive] = OfView(self._databases)
+        SyncToAsync.context_to_thread_executor[sensitive] = OfView(self._databases, self.works_for)
         answer: HttpResponseBase | None = None
         error: BaseException | None = None
         try:
@@ -269,24 +265,16 @@ class CoroutineConversation:
         return bool(self._databases.shared)
 
     def adopt(self) -> None:
-        """Have the running greenlet use the databases of the request, and what `give_back` has kept."""
-        self._databases.adopt()
-        self._databases.take_up()
+        """See `Databases.enter`."""
+        self._databases.enter()
 
     def check_no_atomic(self) -> None:
         """Raise RuntimeError if a database of the chain, which is about to end, is in a transaction of the view's."""
         self._databases.check_no_atomic("The WebSocket cannot be accepted", self._databases.shared)
 
     def give_back(self) -> bool:
-        """Undo `adopt`, and close what the running greenlet has used of databases.
-
-        If a client talks, this keeps it for a moment, and returns True: `adopt` is needed.
-        """
-        seconds = conf.current().database_linger
-        if seconds and self._databases.set_aside(seconds):
-            return True
-        give_back_databases(self._databases.shared)
-        return False
+        """Undo `adopt`; see `Databases.leave`."""
+        return self._databases.leave()
 
     def _end(self, answer: HttpResponseBase | None, error: BaseException | None) -> None:
         if error is None:
@@ -314,7 +302,7 @@ class CoroutineConversation:
             if connection is not None:
                 let_go(connection, self._on_end, self.websocket)
             self.websocket.close_all()
-            self._databases.close_aside()
+            self._databases.close_kept()
             self._databases.unshare()
             if self.websocket.connection is not None and not self.keeps_request:
                 untie(self._request)

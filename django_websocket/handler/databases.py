@@ -13,6 +13,7 @@ from django.db import connections
 from django.db.backends.signals import connection_created
 from gevent import getcurrent, monkey
 
+from django_websocket import conf
 from django_websocket.compat import naming
 
 from .lingering import close, lingering_of_loop, may_linger
@@ -131,13 +132,21 @@ class Databases:
         """Take back what lingers: the view goes on."""
         lingering_of_loop.get().take_back(self)
 
-    def set_aside(self, seconds: float) -> bool:
-        """Keep the connections of the running greenlet, which works for somebody else next, as `linger` does.
+    def enter(self) -> None:
+        """Have the running greenlet, which works for somebody else next, use the shared wrappers, and what was kept."""
+        self.adopt()
+        for wrapper in lingering_of_loop.get().take_back(self):
+            connections[wrapper.alias] = wrapper
 
-        `take_up` undoes it, in any greenlet.
+    def leave(self) -> bool:
+        """Undo `enter`, and close what the running greenlet has used.
+
+        If the client talks, this is kept for a moment, as by `linger`, and True is returned: `enter` is needed.
         """
+        seconds = conf.current().database_linger
         wrappers = connections.all(initialized_only=True)
-        if not self._keep(wrappers, seconds):
+        if not seconds or not self._keep(wrappers, seconds):
+            give_back_databases(self.shared)
             return False
         for wrapper in wrappers:
             del connections[wrapper.alias]
@@ -146,13 +155,8 @@ class Databases:
                 untie_database(wrapper)
         return True
 
-    def take_up(self) -> None:
-        """Have the running greenlet use what was set aside, unless its time is over."""
-        for wrapper in lingering_of_loop.get().take_back(self):
-            connections[wrapper.alias] = wrapper
-
-    def close_aside(self) -> None:
-        """Close what was set aside."""
+    def close_kept(self) -> None:
+        """Close what `leave` has kept."""
         for wrapper in lingering_of_loop.get().take_back(self):
             close(wrapper)
 
