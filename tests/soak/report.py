@@ -58,7 +58,7 @@ class Report:
         if self.wrong:
             return f"{len(self.wrong)} {'things are' if len(self.wrong) > 1 else 'thing is'} wrong."
         if not self.judged:
-            return "Nothing promised was lost. No worker lived long enough to tell whether anything grows."
+            return "Nothing promised was lost. It was too short to tell what grows."
         return "Nothing promised was lost, and nothing grew."
 
     def text(self) -> str:
