@@ -22,8 +22,9 @@ from django_websocket import monitoring
 from django_websocket.handler import orders
 from django_websocket.handler.observing import matches_pattern
 from django_websocket.handler.sealing import opened
-from django_websocket.handler.whereabouts import is_of_project, place_among
+from django_websocket.handler.whereabouts import place_among
 from django_websocket.transport.connection import Connection
+from django_websocket.transport.culprits import PROJECT, kind_of
 
 from .support.brokers import forward, in_use
 from .support.clients import RawClient
@@ -483,9 +484,9 @@ def test_pattern_takes_no_longer_for_a_hostile_path() -> None:
 
 
 def test_project_is_known_from_libraries(tmp_path: Path) -> None:
-    assert is_of_project("/srv/mysite/chat/views.py")
+    assert kind_of("/srv/mysite/chat/views.py") == PROJECT
     for file in (json.__file__, pytest.__file__, monitoring.__file__, "<frozen importlib._bootstrap>", "<string>"):
-        assert not is_of_project(file), file
+        assert kind_of(file) != PROJECT, file
     frames = [sys._getframe()]
     assert place_among(frames, "elsewhere").file.endswith("test_monitoring.py")
     assert place_among([], "elsewhere").file == ""

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
-import sysconfig
 from collections.abc import Iterable
 from functools import lru_cache
 from types import FrameType
 from typing import NamedTuple
 
-__all__ = ["Place", "place_among"]
+from django_websocket.transport.culprits import PROJECT, kind_of
 
-OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
-LIBRARIES = tuple({sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib", "purelib", "platlib")})
-INSTALLED = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
+__all__ = ["Place", "place_among"]
 
 
 class Place(NamedTuple):
@@ -38,10 +35,10 @@ def place_among(frames: Iterable[FrameType], view_module: str) -> Place:
     found: FrameType | None = None
     of_package: FrameType | None = None
     for frame in frames:
-        file = frame.f_code.co_filename
-        if is_of_project(file):
+        kind = kind_of(frame.f_code.co_filename)
+        if kind == PROJECT:
             found = frame
-        elif not file.startswith(OURS) and str(frame.f_globals.get("__name__", "")).partition(".")[0] == package:
+        elif kind is not None and str(frame.f_globals.get("__name__", "")).partition(".")[0] == package:
             of_package = frame
     found = found or of_package
     if found is None:
@@ -49,14 +46,6 @@ def place_among(frames: Iterable[FrameType], view_module: str) -> Place:
     code = found.f_code
     name = code.co_qualname if sys.version_info >= (3, 11) else code.co_name
     return Place(as_imported(code.co_filename), found.f_lineno or 0, name)
-
-
-@lru_cache(1000)
-def is_of_project(file: str) -> bool:
-    """Return whether a file is neither of Python or an installed library, nor of this package."""
-    if file.startswith(("<", OURS)) or any(folder in file for folder in INSTALLED):
-        return False
-    return not file.startswith(LIBRARIES)
 
 
 @lru_cache(1000)
