@@ -123,6 +123,7 @@ LONGEST = (
     "threats_handshake",
     "ordinary",
     "stock_worker",
+    "stalls",
 )
 
 

