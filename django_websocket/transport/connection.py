@@ -1,7 +1,7 @@
 """One upgraded socket, driven by the event loop.
 
-A byte comes in at `_on_readable`: the engine parses it, and messages go to the inbox. A byte leaves at `send` or
-`_write`, which give a frame to the kernel at once. What the kernel does not take waits in the outbox and leaves at
+A byte comes in at `_on_readable`: the engine parses it, and messages go to the inbox. A byte leaves at `send`, `push`
+or `_write`, which give a frame to the kernel at once. What the kernel does not take waits in the outbox and leaves at
 `_drain_outbox`. Answers may be held first, to leave together (see `shared.py`); `send_held` passes them to `_write`.
 
 Greenlets run user code only. They take messages with `receive()` and add some with `send()`; the loop switches to one
@@ -495,12 +495,27 @@ class Connection(Readable):
         self.forwarded += messages
         if self.agreement is not None and self.agreement.takeover:
             self._engine.forget_sent()
-        if self._tail is None:
+        if self._tail is not None:
+            if self._tail.append(frames) <= self.limits.outbox_size:
+                return
+        elif self._blocked or self._held:
             self._write(frames)
             if not self._blocked or self._waiting <= self.limits.outbox_size:
                 return
-        elif self._tail.append(frames) <= self.limits.outbox_size:
-            return
+        else:  # what `_write` does, without the call, as in `send`
+            try:
+                sent = self._sock.send(frames)
+            except WOULD_BLOCK:
+                sent = 0
+            except OSError:
+                self._close_socket()
+                return
+            self.sent_bytes += sent
+            if sent == len(frames):
+                return
+            self._keep_unsent(frames, sent)
+            if self._waiting <= self.limits.outbox_size:
+                return
         self._give_up(CloseCode.TRY_AGAIN_LATER, "too slow for what is sent")
 
     def push_late(self, *frames: bytes, messages: int = 0) -> None:
