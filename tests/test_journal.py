@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote
@@ -252,6 +253,26 @@ def test_line_that_cannot_be_written_costs_no_other(pairs: Pairs) -> None:
     assert written == ["101 Switching Protocols [('X-MARK', 'x')] 1000 ann"] * 2
     journal.finish()
     assert len(written) == 2
+
+
+def test_conversation_that_ends_while_the_last_lines_are_written_is_one_line(
+    pairs: Pairs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[float] = []
+    journal = Journal(lambda answer, asked, environ, length: lines.append(float(environ["websocket.seconds"])))
+    connection, peer = pairs()
+    for each in (connection, pairs()[0]):
+        journal.begin(each, "101 Switching Protocols", [], ENVIRON, Notes(), time.monotonic())
+    peer.close_frame(1000)
+
+    def let_the_client_end() -> None:
+        until(lambda: not connection.connected)
+
+    monkeypatch.setattr("django_websocket.handler.journal.let_others_run_if_spent", let_the_client_end)
+    journal.finish()
+    until(lambda: not unfinished)
+    assert len(lines) == 2
+    assert all(0 <= seconds < 60 for seconds in lines)
 
 
 def test_values_are_escaped_only_if_they_need_to_be() -> None:

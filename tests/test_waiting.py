@@ -8,6 +8,7 @@ import select
 import socket
 import sys
 import weakref
+from asyncio.events import _get_running_loop
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,6 +18,7 @@ from django.http import HttpResponse
 from gevent import monkey
 from gevent.hub import get_hub
 
+from django_websocket.asgi.loop import HubLoop
 from django_websocket.select import select as wait_for
 from django_websocket.transport.connection import Connection
 from django_websocket.transport.waiting import Readable, Signal, ViewGreenlet, close_at_end, readable_with, wait
@@ -241,6 +243,28 @@ def test_the_first_of_several_sources_ends_the_wait() -> None:
 
 
 # --- views ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("timeout", [None, 5.0])
+def test_no_greenlet_sees_the_asyncio_loop_of_a_coroutine_that_waits_without_await(timeout: float | None) -> None:
+    seen: list[object] = []
+    box = Box()
+
+    def look() -> None:
+        seen.append(_get_running_loop())
+        box.put("thing")
+
+    async def wait_for_the_box() -> None:
+        gevent.spawn(look)
+        wait([box], timeout)
+        seen.append(_get_running_loop())
+
+    loop = HubLoop()
+    try:
+        loop.run_until_complete(wait_for_the_box())
+    finally:
+        loop.close()
+    assert seen == [None, loop]
 
 
 def test_before_waiting_is_called_before_each_wait(pairs: Pairs) -> None:

@@ -83,7 +83,9 @@ class Record:
         self._request: object = None
 
     def end(self) -> None:
-        """Have the line written. Called in the hub."""
+        """Have the line written, once: `finish` may have done so before the socket is closed. Called in the hub."""
+        if not self._journal.take(self):
+            return
         self._begin -= time.monotonic()
         self._request = self._notes.request()  # until the name of its user is read
         self._journal.ended(self)
@@ -128,9 +130,14 @@ class Journal:
         else:
             record.end()
 
+    def take(self, record: Record) -> bool:
+        """Note that a conversation has ended; return False if that was noted before."""
+        known = record in self._open
+        self._open.discard(record)
+        return known
+
     def ended(self, record: Record) -> None:
         """Write the line of a conversation, in a greenlet: a log may block. Called in the hub."""
-        self._open.discard(record)
         self._ended.append(record)
         if self._writer is None:
             self._writer = gevent.spawn(self._write)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import gevent
 from gevent import Greenlet, getcurrent, monkey
-from gevent.hub import get_hub
+from gevent.hub import Hub, get_hub
 from greenlet import greenlet
 
 from .loops import PerLoop
@@ -435,7 +435,10 @@ def _switch_to_hub(sources: Collection[Readable]) -> None:
     try:
         for source in sources:
             source._waiter = current
-        greenlet.switch(loop)  # the hub's own method would first look for a hook of this greenlet
+        if type(loop) is Hub:
+            greenlet.switch(loop)  # the hub's own method would first look for a hook of this greenlet
+        else:  # it hides the loop of a coroutine that waits here from all other greenlets
+            loop.switch()
     finally:  # also when an exception is thrown into this greenlet: a later switch to it would fail
         for source in sources:
             source._waiter = None
