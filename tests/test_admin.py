@@ -307,6 +307,11 @@ def test_page_shows_the_list_and_disconnects(
     window.driver.execute_script(CLICK, f"{paths} button", room)
     window.wait_for_texts(paths, [room])
     assert quote(room, safe="") in window.driver.current_url
+    log_in(server, str(get_id(server, hostile)))  # whose name is the primary key of somebody else
+    window.driver.execute_script(CLICK, "#websockets-list .user button", hostile)
+    window.wait(lambda: "user=" in window.driver.current_url)
+    window.wait_for_texts("#websockets-count", ["1 WebSocket in 2 processes"])
+    assert window.texts("#websockets-list .user") == [hostile]
     window["#websockets-list .end"].click()
     window.wait_for_texts("h1", ["Disconnect WebSockets"])
     assert window.texts(".websockets-examples td") == [hostile, room, "testsite.monitored.room"]

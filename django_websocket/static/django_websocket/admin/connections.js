@@ -83,7 +83,8 @@ function newRow(connection) {
   const user = cell(row, "User", "user");
   const name = connection.name || connection.user;
   const path = connection.path.length < LONGEST ? connection.path : `${connection.path}*`;
-  if (name) user.append(button("link", name, () => filterBy("user", connection.user)));
+  // By the name if there is one: somebody may have chosen the primary key of another user as a name.
+  if (name) user.append(button("link", name, () => filterBy("user", name)));
   else user.append("–");
   cell(row, "Path", "path").append(button("link", connection.path, () => filterBy("path", path)));
   const cells = { where: cell(row, "At", "where"), channels: cell(row, "Channels", "channels") };
