@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from django.contrib.auth import get_user_model
+from django.core.exceptions import ValidationError
+from django.db.models import Model
 
 from django_websocket.handler import orders
 from django_websocket.handler.users import LOGGED_OUT, User, identify
@@ -232,9 +234,23 @@ def usernames(connections: Iterable[Connection]) -> dict[str, str]:
     """
     model = get_user_model()
     own = identify("")[1:]
-    users = {each.id: each.user for each in connections if (each.user_model, each.database, each.tenant) == own}
+    users = {
+        each.id: each.user
+        for each in connections
+        if (each.user_model, each.database, each.tenant) == own and could_be_key(model, each.user)
+    }
     found = {str(user.pk): user.get_username() for user in model._default_manager.filter(pk__in={*users.values()})}
     return {id: found[user] for id, user in users.items() if user in found}
+
+
+def could_be_key(model: type[Model], key: str) -> bool:
+    """Whether the table of a model could have a primary key: a middleware may have made up a user, of no table."""
+    field = model._meta.pk
+    try:
+        field.run_validators(field.to_python(key))
+    except ValidationError:
+        return False
+    return True
 
 
 def which_of(**given: Any) -> orders.Which:

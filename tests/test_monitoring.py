@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -358,6 +359,18 @@ def test_command_knows_no_such_user(server: Server, users: None) -> None:
     for name in ("nobody", "999999", "\0"):
         with pytest.raises(CommandError, match="There is no user"):
             run("--user", name)
+
+
+@pytest.mark.parametrize("strange", ["service-7", str(2**70)])
+def test_names_are_found_beside_users_of_another_kind(server: Server, key: str, users: None, strange: str) -> None:
+    log_in(server, key)
+    own = {"user_model": "auth.User", "database": "default", "tenant": ""}
+    nothing: dict[str, Any] = dict.fromkeys(field.name for field in fields(monitoring.Connection))
+    found = [
+        monitoring.Connection(**{**nothing, **own, "id": id, "user": user})
+        for id, user in (("1", str(get_id(server, key))), ("2", strange))  # a middleware may have made up the second
+    ]
+    assert monitoring.usernames(found) == {"1": key}
 
 
 def test_command_works_without_a_database_or_a_broker(server: Server, raw: Raw, key: str) -> None:

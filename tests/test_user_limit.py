@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -190,6 +191,13 @@ def test_requests_without_a_user_do_not_count(users: Users) -> None:
     assert admission.take_place(nobody) is None
     nobody.user = AnonymousUser()
     assert admission.take_place(nobody) is None
+
+
+@pytest.mark.parametrize("user", [SimpleNamespace(is_authenticated=True, pk=None), SimpleNamespace(name="a service")])
+def test_users_that_cannot_be_told_apart_do_not_count_as_one(users: Users, user: Any) -> None:
+    request = HttpRequest()
+    request.user = user
+    assert admission.take_place(request) is None
 
 
 @pytest.mark.parametrize("address", KINDS)

@@ -43,13 +43,16 @@ class Place:
 
 
 def take_place(request: HttpRequest) -> Place | None:
-    """Return a place for the user of a request; None if none is needed: no limit is set, or the user is anonymous.
+    """Return a place for the user of a request; None if none is needed.
 
-    Loads a lazy `request.user` from the database. Raises `Full` if the user has all of them already.
+    That is so if no limit is set, and if nobody can say who the user is: it is anonymous, or has no primary key. Loads
+    a lazy `request.user` from the database. Raises `Full` if the user has all of them already.
     """
     limit = conf.current().max_connections_per_user
     user = getattr(request, "user", None)
-    if limit is None or user is None or not user.is_authenticated or not apps.is_installed("django.contrib.auth"):
+    if limit is None or not getattr(user, "is_authenticated", False) or getattr(user, "pk", None) is None:
+        return None
+    if not apps.is_installed("django.contrib.auth"):
         return None
     known = identify(user)
     if _taken.get(known, 0) >= limit:
