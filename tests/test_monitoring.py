@@ -22,7 +22,7 @@ from redis import Redis
 from django_websocket import monitoring
 from django_websocket.handler import orders
 from django_websocket.handler.observing import matches_pattern
-from django_websocket.handler.sealing import opened
+from django_websocket.handler.sealing import opened, sealed
 from django_websocket.handler.whereabouts import place_among
 from django_websocket.transport.connection import Connection
 from django_websocket.transport.culprits import PROJECT, kind_of
@@ -181,6 +181,18 @@ def test_recorded_or_forged_answers_are_not_believed(server: Server, raw: Raw, r
         finally:
             thread.stop()
             thread.join()
+
+
+def test_answer_that_comes_again_does_not_stand_for_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[bool] = []
+
+    def put(channel: str, question: Callable[[str], str], take: Callable[[str, str], bool]) -> None:
+        for process, reached in (("one", 2), ("one", 2), ("another", 3)):
+            counted.append(take(sealed([process, reached], "place"), "place"))
+
+    monkeypatch.setattr(orders, "put", put)
+    assert orders.disconnect(orders.Order({"channel": ("news",)}, 4401, "")) == 5
+    assert counted == [True, False, True]
 
 
 def test_asking_works_in_a_process_of_its_own(server: Server, raw: Raw, key: str) -> None:

@@ -87,9 +87,13 @@ def disconnect(order: Order) -> int:
     """Have all processes carry out an order; return how many connections they have closed. Raises BrokerError."""
     order.check()
     reached: dict[str, int] = {}
-    ask(
-        "disconnect", [order.which, order.code, order.reason], lambda process, answer: reached.update({process: answer})
-    )
+
+    def take(process: str, answer: int) -> bool:
+        new = process not in reached  # whoever can publish may send an answer again, before others have answered
+        reached[process] = answer
+        return new
+
+    ask("disconnect", [order.which, order.code, order.reason], take)
     return sum(reached.values())
 
 
