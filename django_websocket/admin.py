@@ -145,8 +145,6 @@ class ConnectionAdmin(ModelAdmin):
             "form": WhichForm(initial=form.given if form.is_valid() else {}),
             "may_disconnect": self.may_disconnect(request),
             "address": addresses.address_of(reverse(self.name("live")), request),
-            "rows": ROWS,
-            "pause": PAUSE,
         }
         return self.render(request, "connections", "WebSockets", {**context, **(extra_context or {})})
 

@@ -16,11 +16,13 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
 import pytest
 
+from django_websocket import __file__ as package_file
 from django_websocket.pubsub import publish
 
 from .support.brokers import in_use
@@ -255,6 +257,15 @@ def test_address_is_nobodys_without_the_admin(site: Server, raw: Raw) -> None:
     client = raw(site)
     client.send(request(LIVE))
     assert client.response().status == 404
+
+
+def test_page_works_where_static_files_have_hashed_names_alone(server: Server, key: str) -> None:
+    page = fetch(server.port, PAGE, employ(server, key, "view_connection")).body.decode()
+    scripts = re.findall(r'(?:src|data-\w+)="/static/(django_websocket/[^"]+\.js)"', page)  # as the storage names them
+    assert len(scripts) == 3
+    for script in scripts:
+        source = (Path(package_file).parent / "static" / script).read_text()
+        assert not re.search(r"""^import |import\(["']""", source, re.MULTILINE), script  # of what the storage renames
 
 
 # --- in a browser -----------------------------------------------------------------------------------------------------

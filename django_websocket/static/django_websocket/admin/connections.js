@@ -1,8 +1,5 @@
 // The page of the admin that shows who is connected. What arrives is shown as text, whatever clients have made up.
 
-import { connect } from "../client.js";
-import { plot } from "./plot.js";
-
 const SPAN = 240; // seconds that the plots show
 const LONGEST = 300; // characters; of a longer path, the beginning is known
 const STATES = {
@@ -16,6 +13,9 @@ const STATES = {
 
 const found = (id) => document.getElementById(`websockets${id ? `-${id}` : ""}`);
 const root = found("");
+// The page names both modules: the storage of static files may have put a hash into their names, and left no other.
+const { connect } = await import(root.dataset.client);
+const { plot } = await import(root.dataset.plot);
 const filters = found("filters");
 const body = found("list").tBodies[0];
 const one = found("one"); // the form that ends a single connection; null for those who may not
