@@ -207,7 +207,7 @@ def websocket(
     - `rate`: how many messages a client may send in how many seconds, `(5, 1.0)`: five at once after a pause, and five
       a second in the long run.
     - `over`: what happens to a client that sends more. With "wait", no more is read from it until its time has come;
-      with "drop", the messages that are too many are dropped; with "close", it is closed with 1008.
+      with "drop", the excess messages are dropped; with "close", it is closed with 1008.
 
     Django's own decorators may stand above it. Raises TypeError, ValueError or ImproperlyConfigured for an option that
     makes no sense.

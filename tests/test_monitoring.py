@@ -368,7 +368,7 @@ def test_command_prints_the_metrics_of_the_server_here(monkeypatch: pytest.Monke
 
 
 def test_command_knows_no_such_user(server: Server, users: None) -> None:
-    for name in ("nobody", "999999", "\0"):
+    for name in ("nobody", "999999", "9" * 30, "\0"):
         with pytest.raises(CommandError, match="There is no user"):
             run("--user", name)
 
