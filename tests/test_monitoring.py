@@ -376,7 +376,7 @@ def test_command_knows_no_such_user(server: Server, users: None) -> None:
 @pytest.mark.parametrize("strange", ["service-7", str(2**70)])
 def test_names_are_found_beside_users_of_another_kind(server: Server, key: str, users: None, strange: str) -> None:
     log_in(server, key)
-    own = {"user_model": "auth.User", "database": "default", "tenant": ""}
+    own: dict[str, Any] = {"user_model": "auth.User", "database": "default", "tenant": ""}
     nothing: dict[str, Any] = dict.fromkeys(field.name for field in fields(monitoring.Connection))
     found = [
         monitoring.Connection(**{**nothing, **own, "id": id, "user": user})
