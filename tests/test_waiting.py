@@ -245,8 +245,10 @@ def test_the_first_of_several_sources_ends_the_wait() -> None:
 # --- views ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("timeout", [None, 5.0])
-def test_no_greenlet_sees_the_asyncio_loop_of_a_coroutine_that_waits_without_await(timeout: float | None) -> None:
+@pytest.mark.parametrize(
+    "way", [lambda box: wait([box]), lambda box: wait([box], 5.0), lambda box: box._wait()], ids=["any", "5 s", "one"]
+)
+def test_no_greenlet_sees_the_asyncio_loop_of_a_coroutine_that_waits_without_await(way: Callable[[Box], Any]) -> None:
     seen: list[object] = []
     box = Box()
 
@@ -256,7 +258,7 @@ def test_no_greenlet_sees_the_asyncio_loop_of_a_coroutine_that_waits_without_awa
 
     async def wait_for_the_box() -> None:
         gevent.spawn(look)
-        wait([box], timeout)
+        way(box)
         seen.append(_get_running_loop())
 
     loop = HubLoop()

@@ -16,8 +16,13 @@ from gevent import Greenlet, getcurrent, monkey
 from gevent.hub import Hub, get_hub
 from greenlet import greenlet
 
+from django_websocket.compat import naming
+
 from .loops import PerLoop
 from .turns import turns_of_loop
+
+with naming("asyncio"):
+    from asyncio.events import _get_running_loop
 
 __all__ = ["Readable", "ViewGreenlet", "close_at_end", "readable_with", "wait"]
 
@@ -309,7 +314,10 @@ class Readable:
                 raise RuntimeError(SECOND_WAITER)
             self._waiter = current
             try:
-                greenlet.switch(loop)  # the hub's own method would first look for a hook of this greenlet
+                if type(loop) is Hub or _get_running_loop() is None:
+                    greenlet.switch(loop)  # the hub's own method would first look for a hook of this greenlet
+                else:  # it hides the loop of a coroutine that waits here from all other greenlets
+                    loop.switch()
             finally:  # also when an exception is thrown into this greenlet: a later switch to it would fail
                 self._waiter = None
         finally:
@@ -435,7 +443,7 @@ def _switch_to_hub(sources: Collection[Readable]) -> None:
     try:
         for source in sources:
             source._waiter = current
-        if type(loop) is Hub:
+        if type(loop) is Hub or _get_running_loop() is None:
             greenlet.switch(loop)  # the hub's own method would first look for a hook of this greenlet
         else:  # it hides the loop of a coroutine that waits here from all other greenlets
             loop.switch()
