@@ -294,6 +294,7 @@ def test_nothing_is_missed_when_the_server_is_stopped(one_browser: Browser, ann:
     ben.visit("/dashboard/")
     ann.say("I'm stopping the server for a moment.")
     ann.hears("I'm stopping the server for a moment.")
+    ann.window.wait_for_texts(".message.waiting", [])  # until it has come back from the server
     assert ann.window.driver.execute_async_script(OUTAGE, "I wrote this while it was down.") == [
         "Server stopped. Reconnecting…",
         "true",  # it cannot be stopped again
