@@ -7,12 +7,14 @@ import html
 import json
 import os
 import re
+import sqlite3
 import struct
 import subprocess
 import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -26,7 +28,8 @@ from .support.servers import HTTP_PROBE, NOT_INHERITED, ROOT, TEST_PROJECT, Serv
 pytestmark = pytest.mark.slow
 
 LOBBY = "/rooms/lobby/"
-PAGES = ["/", LOBBY, "/dashboard/", "/together/", "/poll/", "/notifications/", "/source/together/"]
+ADMIN = "/admin/django_websocket/connection/"
+PAGES = ["/", LOBBY, "/dashboard/", "/together/", "/poll/", "/notifications/", "/staff/", "/source/together/"]
 PICTURES = {scheme: ROOT / "docs" / f"demonstration-{scheme}.png" for scheme in ("light", "dark")}
 SIZE = (960, 600)  # of the pictures, in pixels of CSS
 SCALE = 1.5
@@ -49,7 +52,11 @@ class Person:
         self.window = browser.open("about:blank")
         emulate(self.window, "light")
         self.window.driver.get(f"{self.site}/")
-        self.press(f"form[action$='/{name.lower()}/'] button")
+        self.come_in()
+
+    def come_in(self) -> None:
+        """Log in on the first page."""
+        self.press(f".people form[action$='/{self.name.lower()}/'] button")
         self.window.wait(lambda: self.window.driver.current_url == self.site + LOBBY)
 
     def visit(self, path: str) -> Window:
@@ -320,6 +327,91 @@ def test_nothing_is_missed_when_the_server_is_stopped(one_browser: Browser, ann:
     assert [error for error in refused if "WebSocket connection to" not in error] == []
 
 
+# --- the staff --------------------------------------------------------------------------------------------------------
+
+
+def is_at(person: Person, url: str) -> None:
+    person.window.wait(lambda: person.window.driver.current_url == url, f"not at {url}")
+
+
+LOG_OUT = "const { action } = arguments[0]; fetch(action, { method: 'POST', body: new FormData(arguments[0]) })"
+NOTE_STATES = """
+    const line = document.getElementById("connection");
+    window.noted = [];
+    new MutationObserver(() => noted.push(line.textContent)).observe(line, { childList: true });
+"""
+
+
+def test_staff_see_who_is_connected_and_disconnect_them(demo: Demonstration, ann: Person, ben: Person) -> None:
+    ann.visit("/staff/")
+    assert ann.window["a.button"].get_attribute("href") == ben.site + ADMIN
+    ann.window.driver.get(ann.site + ADMIN)
+    is_at(ann, f"{ann.site}/staff/")  # she is not on the staff, and has no password
+    ann.enter()
+
+    ben.enter()
+    ben.window.driver.execute_script(LOG_OUT, ben.window[".account form"])
+    is_at(ben, f"{ben.site}/?next={LOBBY}")  # the page has noticed
+    cleo = ben
+    cleo.press(".cards form button")
+    is_at(cleo, cleo.site + ADMIN)
+    page = cleo.window
+    page.wait_for_texts("#websockets-state", ["Live"])
+    page.fill("[name=user]", "ann")
+    page.wait(lambda: sorted(page.texts("#websockets-list .path")) == [LOBBY, "/site/"])
+    page.fill("[name=path]", LOBBY)
+    page.wait_for_texts("#websockets-list .path", [LOBBY])
+    [where] = page.texts("#websockets-list .where")
+    name, _, number = where.partition(":")
+    assert name == "demo/rooms/websockets.py"
+    assert "websocket.receive_json()" in (TEST_PROJECT / name).read_text().splitlines()[int(number) - 1]
+
+    page["#websockets-list .end"].click()
+    page.wait_for_texts("h1", ["Disconnect WebSockets"])
+    page["[name=reason]"].send_keys("too loud")
+    cleo.press("[name=confirmed]")
+    ann.wait_for_connection("refused")
+    assert ann.window["#connection"].text == "Disconnected by staff: too loud. Come back"
+    ann.press("#connection a")
+    ann.window.wait(lambda: "Ann (you)" in ann.people())
+    ann.wait_for_connection("open")
+
+    ann.window.driver.execute_script(NOTE_STATES)
+    page.wait_for_texts("#websockets-state", ["Live"])
+    page.fill("[name=user]", "ann")
+    cleo.press("#websockets-disconnect")
+    page.wait_for_texts("h1", ["Disconnect WebSockets"])
+    page["[name=code]"].send_keys("Their pages")
+    cleo.press("[name=confirmed]")
+    ann.window.wait(lambda: ann.window.driver.execute_script("return noted") == ["Reconnecting…", "Connected"])
+
+    page.wait(lambda: [text.strip() for text in page.texts(".messagelist li")] == ["2 WebSockets were disconnected."])
+    cleo.visit("/staff/")
+    assert page.texts(".staff .button") == ["See who is connected"]
+    page.driver.get(f"{cleo.site}/readyz")
+    assert json.loads(page["body"].text) == {"ready": True, "broker": "up"}
+    cleo.visit("/staff/")
+    cleo.press(".account form button")
+    is_at(cleo, f"{cleo.site}/")
+    ben.come_in()
+
+
+def test_staff_may_do_nothing_else(demo: Demonstration) -> None:
+    query = """
+        SELECT username, codename FROM auth_user LEFT JOIN auth_user_user_permissions ON auth_user.id = user_id
+        LEFT JOIN auth_permission ON auth_permission.id = permission_id
+        WHERE is_staff OR is_superuser OR codename IS NOT NULL ORDER BY codename
+    """
+    with closing(sqlite3.connect(demo.server.env["DATABASE_NAME"])) as database:
+        found = database.execute(query).fetchall()
+        permissions = database.execute("SELECT codename, name FROM auth_permission WHERE codename LIKE '%_connection'")
+        assert sorted(permissions) == [
+            ("disconnect_connection", "Can disconnect WebSocket"),
+            ("view_connection", "Can view WebSocket"),
+        ]
+    assert found == [("cleo", "disconnect_connection"), ("cleo", "view_connection")]
+
+
 # --- the source -------------------------------------------------------------------------------------------------------
 
 
@@ -345,7 +437,7 @@ def test_each_page_leads_to_its_source(demo: Demonstration) -> None:
             assert re.fullmatch(r"(?:</?span(?: class=\"(?:keyword|string|comment)\")?>|[^<>])*", code), name
             assert html.unescape(re.sub("<[^>]+>", "", code)) == (TEST_PROJECT / name).read_text()
             shown.add(TEST_PROJECT / name)
-    features = ("people", "rooms", "notifications", "dashboard", "together", "poll", "outage")
+    features = ("people", "rooms", "notifications", "dashboard", "together", "poll", "staff", "outage")
     views = {path for feature in features for path in (TEST_PROJECT / "demo" / feature).glob("*s.py")}
     assert {path.name for path in views - shown} <= {"urls.py", "forms.py", "views.py", "models.py"}
     for path in PAGES[:-1]:

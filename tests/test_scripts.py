@@ -23,7 +23,7 @@ from .support.servers import HTTP_PROBE, ROOT, Server, executable, free_port, un
 
 pytestmark = pytest.mark.slow
 
-PAGES = ("/", "/dashboard/", "/together/")
+PAGES = ("/", "/dashboard/", "/together/", "/staff/")
 SMALL_PAGES = ("/chat/", "/echo/", "/ping/")
 
 

@@ -17,6 +17,7 @@ ROOT_URLCONF = "demo.urls"
 WSGI_APPLICATION = "demo.wsgi.application"
 INSTALLED_APPS = [
     *INSTALLED_APPS,
+    "django.contrib.admin",
     "channels",
     "demo",
     "demo.people",
@@ -25,12 +26,14 @@ INSTALLED_APPS = [
     "demo.dashboard",
     "demo.together",
     "demo.poll",
+    "demo.staff",
     "demo.outage",
     "demo.source",
 ]
 MIDDLEWARE = [*MIDDLEWARE, "demo.csp.content_security_policy"]
 TEMPLATES[0]["OPTIONS"]["context_processors"] += [
     "django.contrib.auth.context_processors.auth",
+    "django.contrib.messages.context_processors.messages",
     "demo.people.context.second_window",
     "demo.notifications.context.unread",
     "demo.outage.context.outage",
@@ -48,6 +51,7 @@ WEBSOCKET_HISTORY = {
     "user:*": {"messages": 50, "seconds": 3600},
     "dashboard": {"messages": 120, "seconds": 180},
 }
+WEBSOCKET_HEALTH = True
 CHANNEL_LAYERS = {"default": {"BACKEND": "django_websocket.channels.ChannelLayer"}}
 
 # What scripts/demo starts

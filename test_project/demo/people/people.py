@@ -1,6 +1,7 @@
 """The users of the demonstration, and what others see of a user."""
 
 USERNAMES = ("ann", "ben", "cleo")
+STAFF = "cleo"  # may see who is connected, and disconnect them
 
 
 def person(user):

@@ -44,6 +44,11 @@ FILES = {
         "demo/poll/templates/poll/poll.html",
         "demo/poll/static/poll/poll.js",
     ],
+    "staff": [
+        "demo/people/migrations/0002_staff.py",
+        "demo/urls.py",
+        "demo/staff/templates/staff/staff.html",
+    ],
     "outage": ["demonstrate.py", "demo/outage/views.py", "demo/static/demo/site.js"],
     "site": [
         "demo/settings.py",

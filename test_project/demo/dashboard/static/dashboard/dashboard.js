@@ -1,6 +1,7 @@
 // The plots of the dashboard: each sample that arrives is drawn.
 
 import { connect } from "django_websocket";
+import { explainEnd } from "../demo/site.js";
 import { plot } from "./plot.js";
 
 const SPAN = 120; // seconds
@@ -35,7 +36,9 @@ function countTraffic({ number, of }) {
   }
 }
 
-connect(plots.dataset.url).on("message", (data, { channel }) => {
+const socket = connect(plots.dataset.url);
+explainEnd(socket);
+socket.on("message", (data, { channel }) => {
   const message = JSON.parse(data);
   if (channel === "traffic") return countTraffic(message);
   samples.push(message);

@@ -1,9 +1,11 @@
 // The poll. A consumer sends all results when one connects, so that a page which was away needs nothing else.
 
 import { connect } from "django_websocket";
+import { explainEnd } from "../demo/site.js";
 
 const form = document.getElementById("poll");
 const socket = connect(form.dataset.url);
+explainEnd(socket);
 
 socket.on("message", (data) => {
   const results = JSON.parse(data);

@@ -2,7 +2,7 @@
 
 import { connect } from "django_websocket";
 import { avatar, element } from "../demo/ui.js";
-import { pulse } from "../demo/site.js";
+import { explainEnd, pulse } from "../demo/site.js";
 
 const TYPING = 5_000; // ms after the last key until one has stopped typing
 const TOGETHER = 120_000; // ms within which messages of one person have one heading
@@ -70,14 +70,14 @@ socket.on("message", (data, { replayed }) => {
   if (!replayed) pulse();
 });
 socket.on("reset", () => divide("Messages sent in the meantime are lost"));
-socket.on("state", ({ name, code }) => {
+socket.on("state", ({ name }) => {
   if (name === "waiting" || name === "offline") away = true;
   if (name === "open") {
     setTimeout(() => (log.ariaLive = "polite"), 1_000); // a screen reader need not read the history
     sendAgain();
   }
-  if (code === 4401) location.reload();
 });
+explainEnd(socket);
 
 /** Sends what may have been lost with the last connection; what has only been kept is being sent for the first time. */
 function sendAgain() {

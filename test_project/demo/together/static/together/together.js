@@ -1,6 +1,7 @@
 // Six bars that grow together; each stops when its answer is there.
 
 import { connect } from "django_websocket";
+import { explainEnd } from "../demo/site.js";
 import { element } from "../demo/ui.js";
 
 const LONGEST = 3_000; // ms, which is the full width
@@ -9,6 +10,7 @@ const [page, list, summary, ask, cancel] = ["together", "services", "summary", "
   document.getElementById(id),
 );
 const socket = connect(page.dataset.url);
+explainEnd(socket);
 let rows = new Map(); // by service
 let begin;
 
