@@ -1283,18 +1283,20 @@ def test_template_tag_in_python(original: Project) -> None:
 # docs/deployment.md
 
 
-def test_reference_has_every_option_of_the_command() -> None:
+@pytest.mark.parametrize("name", ["runwebsocket", "websockets"])
+def test_reference_has_every_option_of_a_command(name: str) -> None:
+    from django.core.management import load_command_class
     from django.core.management.base import BaseCommand
 
-    from django_websocket.management.commands.runwebsocket import Command
-
     def options(command: BaseCommand) -> set[str]:
-        actions = command.create_parser("manage.py", "runwebsocket")._actions
+        actions = command.create_parser("manage.py", name)._actions
         return {option for action in actions for option in action.option_strings}
 
-    rows = tables("docs/reference/commands.md")
-    documented = {name for row in rows for name in re.findall(r"`(-[^`]+)`", row[0])}
-    assert documented == options(Command()) - options(BaseCommand())
+    text = (ROOT / "docs/reference/commands.md").read_text()
+    section = text.partition(f"## `{name}`\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (`-[^|]+) \|", section, re.M)
+    documented = {option for row in rows for option in re.findall(r"`(-[^`]+)`", row)}
+    assert documented == options(load_command_class("django_websocket", name)) - options(BaseCommand()) - {"--noinput"}
 
 
 def test_worker_has_the_entry_point_that_the_page_names(project: Project) -> None:

@@ -105,7 +105,10 @@ def test_line_names_client_view_file_and_line(
             client.send(how)
             assert client.receive() == how
             gevent.sleep(0.01)
-            found = [match for line in lines() if (match := HELD.fullmatch(line)) and match[3] == what]
+            held = [match for line in lines() if (match := HELD.fullmatch(line))]
+            found = [
+                match for match in held if match[3] == what and " in hold" in match[4]
+            ]  # a busy machine has others
             if found:
                 break
     assert found and watch.count > before
@@ -165,10 +168,15 @@ def wait_until_asleep(watch: Watch) -> None:
 
 
 def test_short_work_is_not_reported(watch: Watch, lines: Callable[[], list[str]]) -> None:
-    for _ in range(20):
-        compute(0.02)
-        gevent.sleep(0.001)
-    assert not [line for line in lines() if " in compute" in line]
+    reported = 0
+    for _ in range(TRIES):  # on a busy machine, one may take long all the same
+        for _short in range(20):
+            compute(0.02)
+            gevent.sleep(0.001)
+        before, reported = reported, len([line for line in lines() if " in compute" in line])
+        if reported == before:
+            return
+    raise AssertionError(f"{reported} in {TRIES} attempts")
 
 
 def test_lag_of_the_loop_is_measured_with_each_tick(watch: Watch) -> None:
@@ -362,7 +370,7 @@ def test_watching_goes_on_after_a_fork_of_which_python_does_not_warn(process: Pr
 @pytest.fixture(scope="module")
 def server(start_site: StartSite) -> Iterator[Server]:
     """A site of nothing but views and pages that hold the loop."""
-    settings = {"WEBSOCKET_URLCONF": "testsite.stalls", "ROOT_URLCONF": "testsite.stalls"}
+    settings = {"WEBSOCKET_URLCONF": "testsite.stalls", "ROOT_URLCONF": "testsite.stalls", "LOGS_STALLS": True}
     with start_site(settings, args=["--timeout", "3"]) as server:
         yield server
 
