@@ -88,7 +88,7 @@ class ConnectionAdmin(ModelAdmin):
         """Return the page, and the WebSocket beside it."""
         site = self.admin_site
 
-        @websocket(refuse="close", max_message_size=10 * LONGEST)
+        @websocket(refuse="close", max_message_size=24 * LONGEST)
         def live(request: HttpRequest, websocket: WebSocket) -> None:
             Watching(self, request, websocket).run()
 

@@ -470,8 +470,10 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
 
     def handle_abort(self, sig: int, frame: FrameType | None) -> None:
         """Say what has held the loop when gunicorn loses its patience, which kills the worker then."""
-        self.log.error("The worker was held for longer than gunicorn's `timeout`: %s", culprit_of(frame))
-        super().handle_abort(sig, frame)
+        try:
+            self.log.error("The worker was held for longer than gunicorn's `timeout`: %s", culprit_of(frame))
+        finally:
+            super().handle_abort(sig, frame)
 
     def run(self) -> None:
         """Serve until told to stop; then let requests and conversations end before the process does."""

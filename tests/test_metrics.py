@@ -526,6 +526,15 @@ def test_figures_that_are_too_large_are_not_written() -> None:
     assert shared.read(0) == slots.Left("the last", 0)
 
 
+def test_figures_of_another_version_of_the_package_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = slots.Slots()
+    assert shared.write(0, "figures")
+    monkeypatch.setattr(slots, "FORMAT", slots.FORMAT + 1)
+    assert shared.read(0) is None
+    assert shared.write(0, "newer figures")
+    assert shared.read(0) == slots.Left("newer figures", os.getpid())
+
+
 def test_a_number_that_another_program_has_since_is_not_taken_for_a_worker() -> None:
     shared = slots.Slots()
     with patch("time.monotonic", return_value=time.monotonic() - 2 * slots.STALE):

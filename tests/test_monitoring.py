@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from django.core.management import CommandError, call_command
-from django.db import connection, connections
+from django.db import DatabaseError, connection, connections
 from django.test import override_settings
 from redis import Redis
 
@@ -24,6 +24,7 @@ from django_websocket.handler import orders
 from django_websocket.handler.observing import matches_pattern
 from django_websocket.handler.sealing import opened, sealed
 from django_websocket.handler.whereabouts import place_among
+from django_websocket.management.commands import websockets
 from django_websocket.transport.connection import Connection
 from django_websocket.transport.culprits import PROJECT, kind_of
 
@@ -537,3 +538,12 @@ def test_examples_of_the_page_pass(readme: Project, tmp_path: Path) -> None:
     copy = readme.copy(tmp_path / "mysite")
     copy.put("docs/monitoring.md")
     assert "Ran 1 test" in copy.run("python manage.py test chat.tests_monitoring", errors=True)
+
+
+def test_a_database_that_is_away_is_an_error_of_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(name: str) -> None:
+        raise DatabaseError("the database is away")
+
+    monkeypatch.setattr(websockets, "user_of", fail)
+    with pytest.raises(CommandError, match="the database is away"):
+        call_command("websockets", user="ann")

@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from subprocess import PIPE
+from types import SimpleNamespace
+from typing import Any
 
 import gevent
 import pytest
@@ -26,6 +28,7 @@ from django_websocket.transport.counts import counts
 from django_websocket.transport.culprits import culprit_of
 from django_websocket.transport.deadlines import Deadline, sweep_of_loop
 from django_websocket.transport.stalls import LONGEST, Watch, watch_of_loop
+from django_websocket.worker import GeventWebSocketWorker
 
 from .support.clients import fetch
 from .support.fixtures import Raw, StartSite
@@ -247,7 +250,6 @@ import gevent
 from gevent import monkey
 monkey.patch_all()
 from gevent.fileobject import FileObject
-from django_websocket.transport.counts import counts
 from django_websocket.transport.stalls import watch_of_loop
 
 warnings.simplefilter("error")
@@ -437,3 +439,11 @@ def test_what_gunicorn_kills_a_worker_for_is_logged(server: Server, raw: Raw) ->
     said = "The worker was held for longer than gunicorn's `timeout`: in the view testsite.stalls.view, at "
     assert eventually(lambda: said in server.log, within=20)
     assert said + SOURCE in server.log
+
+
+def test_worker_ends_although_nobody_can_tell_what_holds_it() -> None:
+    worker: Any = object.__new__(GeventWebSocketWorker)
+    worker.log = None
+    worker.cfg = SimpleNamespace(worker_abort=lambda worker: None)
+    with pytest.raises(SystemExit):
+        worker.handle_abort(signal.SIGABRT, None)

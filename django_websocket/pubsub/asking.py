@@ -161,7 +161,7 @@ def _take_all(
     with suppress(OSError):  # usually a TimeoutError
         while (enough is None or answered < enough) and (left := deadline - time.monotonic()) > 0:
             for answer in receive(left):
-                with suppress(ValueError):
+                with suppress(LookupError, TypeError, ValueError):  # perhaps from another version of the package
                     answered += take(answer)
                     deadline = min(time.monotonic() + ANSWER_TIMEOUT, begin + longest)
                 let_others_run_if_any()

@@ -25,6 +25,7 @@ HEADER = struct.Struct("=Bxxxi")  # which half is valid, and the process that wr
 STATE = struct.Struct("=II")  # the length of what follows, and its checksum
 SIZE = HEADER.size + 2 * HALF
 STALE = 60.0  # seconds without a new state, after which a process number is taken for that of another program
+FORMAT = 1  # of the figures; another version of the package, which a reload may bring, cannot read them otherwise
 ATTEMPTS = 3  # to read a slot; its owner overwrites what is being read once in two seconds
 
 
@@ -62,7 +63,7 @@ class Slots:
         return self._write(number, 0, figures)
 
     def _write(self, number: int, process: int, figures: Any) -> bool:
-        data = zlib.compress(json.dumps([time.monotonic(), figures]).encode(), 1)
+        data = zlib.compress(json.dumps([FORMAT, time.monotonic(), figures]).encode(), 1)
         if STATE.size + len(data) > HALF:
             return False
         begin = number * SIZE
@@ -82,7 +83,10 @@ class Slots:
             if not size:
                 return None
             if zlib.crc32(data) == checksum:
-                written, figures = json.loads(zlib.decompress(data))
+                version, *found = json.loads(zlib.decompress(data))
+                if version != FORMAT:
+                    return None
+                written, figures = found
                 return Left(figures, process if time.monotonic() - written < STALE and runs(process) else 0)
         return None
 

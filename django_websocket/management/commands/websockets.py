@@ -74,7 +74,7 @@ class Command(BaseCommand):
                 self.kick(which, **options)
             else:
                 self.show(monitoring.connections(**which, limit=options["limit"]), options["json"])
-        except (BrokerError, ImproperlyConfigured, TypeError, ValueError) as error:
+        except (BrokerError, DatabaseError, ImproperlyConfigured, TypeError, ValueError) as error:
             raise CommandError(str(error)) from error
 
     def watch(self, which: dict[str, Any], *, limit: int, watch: float, json: bool, **options: Any) -> None:
