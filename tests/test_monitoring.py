@@ -544,6 +544,6 @@ def test_a_database_that_is_away_is_an_error_of_the_command(monkeypatch: pytest.
     def fail(name: str) -> None:
         raise DatabaseError("the database is away")
 
-    monkeypatch.setattr(websockets, "user_of", fail)
+    monkeypatch.setattr(websockets, "named", fail)
     with pytest.raises(CommandError, match="the database is away"):
         call_command("websockets", user="ann")
