@@ -175,6 +175,7 @@ def leave_nothing(server: Server, ways: Sequence[Way], redis: Server, channels: 
         assert len(client.client_list()) <= 16 + 2  # the publisher, the subscriber, and this client
 
 
+@pytest.mark.timeout(300)  # thousands of connections, which on a busy machine take two minutes
 def test_connections_that_end_in_any_way_leave_nothing(start_site: StartSite, key: str) -> None:
     with (
         redis_server() as redis,
