@@ -70,27 +70,27 @@ def select(
 
 def select_readable(items: list[Any]) -> list[Any] | None:
     """Do what `select` does for objects of this package alone; return None if there is something else among them."""
-    sources: list[Readable] = []
+    sources: list[tuple[Any, Readable]] = []
     for item in items:
         try:
-            sources.append(item.readiness)
+            sources.append((item, item.readiness))
         except AttributeError:
             return None
     if not sources:
         return None
     check_before_taking()
-    readable = _ready(items, sources)
+    readable = _ready(sources)
     if readable:
         let_others_run_if_spent()
         return readable
-    wait(sources)
-    return _ready(items, sources)
+    wait([source for _, source in sources])
+    return _ready(sources)
 
 
-def _ready(items: list[Any], sources: list[Readable]) -> list[Any]:
-    pairs = list(zip(items, sources, strict=True))
+def _ready(sources: list[tuple[Any, Readable]]) -> list[Any]:
     # A view learns from its WebSocket that the client has left, and not from a subscription first.
-    return [item for item, source in pairs if source.ready()] or [item for item, source in pairs if source.abandoned]
+    readable = [item for item, source in sources if source.ready()]
+    return readable or [item for item, source in sources if source.abandoned]
 
 
 def _fileno(item: Any) -> int:
@@ -117,9 +117,7 @@ def _look(
     others: list[tuple[Any, int]],
 ) -> tuple[list[Any], list[Any], list[Any]]:
     """Return what is ready now."""
-    readable = [item for item, source in sources if source.ready()]
-    if not readable:  # a view learns from its WebSocket that the client has left, and not from a subscription first
-        readable = [item for item, source in sources if source.abandoned]
+    readable = _ready(sources)
     if not (readers or writers or others):
         return readable, [], []
     masks: dict[int, int] = {}

@@ -87,8 +87,8 @@ def put(
     """Publish a question on a reserved channel, and have `take` called with each answer and the channel it came by.
 
     `question` takes the channel for the answers and returns the message. `take` returns whether a process has now
-    answered completely; it raises ValueError for what is no answer, and that is ignored. `settings` name the broker, by
-    default the project's. May be called wherever `publish` may.
+    answered completely. A message for which it raises ValueError, LookupError or TypeError is not an answer, and is
+    ignored. `settings` name the broker, by default the project's. May be called wherever `publish` may.
 
     Waits until every process that was reached, or the `expected` number of them, has answered, but for no more than
     `ANSWER_TIMEOUT` seconds without any answer, and `longest` seconds in all. Raises BrokerError.

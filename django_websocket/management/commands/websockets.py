@@ -130,7 +130,7 @@ def table(found: monitoring.Connections) -> list[str]:
     """Return the lines of a table."""
     try:
         names = monitoring.usernames(found)
-    except (DatabaseError, ImproperlyConfigured):  # which is no reason not to tell the rest
+    except (DatabaseError, ImproperlyConfigured):  # the rest can be told without the names
         names = {}
     rows: list[Sequence[str]] = [HEAD, *(row(each, names) for each in found)]
     *cells, last = zip(*rows, strict=True)
