@@ -181,6 +181,7 @@ class Pairs:
     def __enter__(self) -> Pairs:
         gevent.sleep(0.001)  # the loop opens its own descriptors when it first runs
         gc.collect()
+        gc.freeze()  # so that the collections below, and of the tests to come, look through what is new
         self._before = descriptors()
         self._others = set(open_connections())
         self._hub = get_hub()
