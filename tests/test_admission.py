@@ -20,6 +20,8 @@ from .support.processes import descriptors, processor_time, worker_of
 from .support.servers import Server
 from .support.waiting import at_once, eventually
 
+pytestmark = pytest.mark.slow
+
 HASTE = 1.0  # seconds, for WEBSOCKET_HANDSHAKE_TIMEOUT
 
 

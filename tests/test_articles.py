@@ -22,6 +22,8 @@ from .support.processes import worker_of
 from .support.servers import HTTP_PROBE, Server, free_port, gunicorn, redis_server
 from .support.waiting import DEADLINE
 
+pytestmark = pytest.mark.slow
+
 THEIRS = "channels_redis.core.RedisChannelLayer"  # which the articles have
 OURS = "django_websocket.channels.ChannelLayer"
 # channels_redis has Redis wait 5 seconds for a message, and redis-py 8 gives up after as many: a consumer that hears

@@ -879,6 +879,7 @@ def test_hundreds_of_consumers_query_at_once(
     server, database = narrow
     clients = [raw(server) for _ in range(count)]
     for client in clients:
+        client.sock.settimeout(60)  # PostgreSQL starts a process for each query of hundreds
         client.open(where(way, key, connect=[["add", key], ["accept"]]))
     for _ in range(2):
         take(clients[0], ["group_send", key, {"type": "steps", "steps": [["count"]]}])

@@ -15,6 +15,8 @@ import pytest
 from .support.documentation import GUIDES, blocks, commands
 from .support.servers import ROOT, unavailable
 
+pytestmark = pytest.mark.slow
+
 PAGE = "CONTRIBUTING.md"
 BIN = Path(sys.executable).parent
 WORKFLOW = ".github/workflows/ci.yml"

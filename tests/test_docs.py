@@ -43,6 +43,8 @@ from .support.postgres import settings_of
 from .support.servers import ROOT, Cluster, Sentinel, Server, executable, free_port, redis_server, unavailable
 from .support.waiting import eventually
 
+pytestmark = pytest.mark.slow
+
 DEADLINE = 20  # seconds
 DEFAULT_REDIS = "redis://localhost:6379/0"
 # test_tutorial.py runs what stands in the tutorial, and the files test_recipes_*.py what stands in the recipes.
@@ -262,6 +264,7 @@ def test_examples_of_a_page_are_right_as_they_stand(original: Project, page: str
             name = block.file.partition("/templates/")[2]
             lines.append(f"from django.template.loader import get_template; get_template({name!r})")
         elif block.language == "python":
+            ast.parse(block.code, feature_version=(3, 10))
             if block.file != "gunicorn.conf.py":  # gunicorn reads this file, in a test below
                 lines.append(f"import {block.file.removesuffix('.py').replace('/', '.')}")
         else:  # test_recipes_frontend.py runs JavaScript, in a browser
@@ -1407,7 +1410,6 @@ def test_examples_of_tests_pass(tested: Project, line: str, count: int) -> None:
     assert f"Ran {count} tests" in output or f"{count} passed" in output
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("where", ["in a file", "in PostgreSQL", "in a file, with gevent's patches"])
 def test_examples_of_tests_pass_elsewhere(
     request: pytest.FixtureRequest, tested: Project, tmp_path: Path, where: str

@@ -42,6 +42,8 @@ from .support.servers import Server, redis_server
 from .support.waiting import eventually, until
 from .support.wire import Pairs
 
+pytestmark = pytest.mark.slow
+
 ENGINES = ["db", "cached_db", "cache", "file", "signed_cookies"]
 SOON = {"WEBSOCKET_LOGIN_CHECK_INTERVAL": 0.3}
 PASSWORD_BACKEND = "django.contrib.auth.backends.ModelBackend"

@@ -17,6 +17,8 @@ from .support.processes import private_memory, worker_of
 from .support.servers import NOT_MEASURED, ROOT, Server
 from .support.waiting import eventually
 
+pytestmark = pytest.mark.slow
+
 KIB, MIB = 1024, 1024 * 1024
 RSV1 = 0x40
 SILENT = 600  # clients

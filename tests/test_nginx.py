@@ -20,6 +20,8 @@ from websockets.typing import Origin
 from .support.fronts import get, recorder
 from .support.servers import ROOT, Server, configured_nginx, gunicorn, unavailable
 
+pytestmark = pytest.mark.slow
+
 UPGRADE = {
     "Connection": "Upgrade",
     "Upgrade": "websocket",

@@ -2281,12 +2281,12 @@ def test_what_redis_refuses_comes_with_the_right_advice(
 def test_a_redis_that_does_not_answer_is_said_not_to_have_in_round_seconds(
     key: str, cooperative: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(redis_broker, "TIMEOUT", 0.5)
+    monkeypatch.setattr(redis_broker, "TIMEOUT", 2.5)  # a busy machine may take one to connect
     server = answering(b"")
     try:
         with using(f"redis://127.0.0.1:{server.server_port}", f"{key}:"):
             for attempt in (lambda: publish("news", "a"), lambda: subscribe("news")):
-                with pytest.raises(BrokerError, match=r"no reply within 0\.5 seconds"):
+                with pytest.raises(BrokerError, match=r"no reply within 2\.5 seconds"):
                     attempt()
     finally:
         server.stop(timeout=1)

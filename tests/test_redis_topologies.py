@@ -52,6 +52,8 @@ from .support.servers import (
 )
 from .support.waiting import eventually, until
 
+pytestmark = pytest.mark.slow
+
 MISSED = object()
 BACK = 10.0  # seconds until messages arrive again, once there is a server to send them
 SETTLED = 60.0  # seconds until there is one; a sentinel that was stopped does nothing for 30

@@ -19,6 +19,8 @@ from .support.fixtures import Connect
 from .support.servers import HTTP_PROBE, TEST_PROJECT, Server, free_port
 from .support.waiting import eventually
 
+pytestmark = pytest.mark.slow
+
 DEADLINE = 20.0  # seconds
 
 

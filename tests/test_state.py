@@ -37,7 +37,7 @@ def test_a_connection_closes_when_both_ends_have_said_so(pairs: Pairs) -> None:
     ids=["closes", "errs"],
 )
 def test_the_view_may_answer_what_came_before_the_client_ended(pairs: Pairs, end: bytes, code: int) -> None:
-    connection, peer = pairs()
+    connection, peer = pairs(limits=Limits(close_timeout=4 * TICK))
     peer.write(frame("question") + end)
     until(lambda: connection.state is ANSWERING)
     assert not connection.at_end

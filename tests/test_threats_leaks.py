@@ -19,6 +19,8 @@ from .support.processes import memory, worker_of
 from .support.servers import NOT_MEASURED, Server, redis_server
 from .support.waiting import eventually
 
+pytestmark = pytest.mark.slow
+
 EACH = 20  # connections to each view that end in each way
 VIEWS = ("/echo/", "/selects/{}/", "/forward/{}/", "/listen/{}/", "/by-number/{}/")
 

@@ -21,6 +21,8 @@ from .support.processes import descriptors, forget_peak, memory, peak_memory, pr
 from .support.servers import NOT_MEASURED, Server, redis_server
 from .support.waiting import DEADLINE, at_once, eventually
 
+pytestmark = pytest.mark.slow
+
 
 def selecting(stack: ExitStack, server: Server, channel: str) -> RawClient:
     """Connect to the view that uses select(); return the subscribed client."""

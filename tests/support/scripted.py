@@ -12,8 +12,8 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.server import ServerConnection, serve
 from websockets.typing import Subprotocol
 
+from .browser import DEADLINE
 from .resuming import NAME
-from .waiting import DEADLINE
 
 
 class ScriptedServer:
