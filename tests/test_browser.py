@@ -169,7 +169,7 @@ def chatting(browser: Browser, site: Site, key: str, *names: str) -> list[Window
         expected = {f"{name} (you)" if name == own else name for name in whole}
         window.wait(lambda: expected.issubset(people(window)), f"{own} does not see everybody")  # noqa: B023
         assert people(window)[0] == f"{own} (you)"
-        assert window["#count"].text == f"{len(people(window))} here"
+        window.wait(lambda: window["#count"].text == f"{len(people(window))} here", "the number is wrong")  # noqa: B023
     return windows
 
 
