@@ -8,7 +8,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 from unittest.mock import patch
 
@@ -26,35 +26,15 @@ from django_websocket.transport.state import OPEN
 
 from .support.frames import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, Frame, close, close_frame, frame, text
 from .support.waiting import until
-from .support.wire import Pairs, Peer, packet_pair, tcp_pair, unix_pair
+from .support.wire import Pairs, Peer, own_clock, packet_pair, tcp_pair, tick, unix_pair
 
 ROOMY = Limits(send_buffer_size=1 << 30, outbox_size=1 << 30)
-
-
-@pytest.fixture
-def pairs() -> Iterator[Pairs]:
-    try:
-        with Pairs() as pairs:
-            yield pairs
-    finally:
-        sweep = sweep_of_loop()
-        sweep._timer.start(sweep._on_timer)  # a test may have stopped the timer
 
 
 def echo(connection: Connection) -> None:
     """Answer each message with itself, as a view."""
     while (message := connection.receive()) is not None:
         connection.send(message)
-
-
-def own_clock(connection: Connection) -> None:
-    """Stop the timer, so that only the test's calls of `tick()` make time pass."""
-    sweep_of_loop()._timer.stop()
-
-
-def tick() -> None:
-    """Let half a second pass for all connections."""
-    sweep_of_loop()._on_tick()
 
 
 def time_out() -> None:
@@ -764,7 +744,7 @@ def test_both_close_at_the_same_time(pairs: Pairs) -> None:
 
 def test_a_close_that_is_never_answered_ends_the_connection(pairs: Pairs) -> None:
     connection, peer = pairs(limits=Limits(close_timeout=1))
-    own_clock(connection)
+    own_clock()
     connection.close(1000)
     for _ in range(2):  # the first tick may come at once
         tick()
@@ -777,7 +757,7 @@ def test_a_close_that_is_never_answered_ends_the_connection(pairs: Pairs) -> Non
 
 def test_a_close_frame_that_the_kernel_never_takes_ends_the_connection(pairs: Pairs) -> None:
     connection, peer = pairs(narrow=True, limits=Limits(close_timeout=0.5))
-    own_clock(connection)
+    own_clock()
     fill(connection)
     connection.close(1000)
     time_out()
@@ -786,7 +766,7 @@ def test_a_close_frame_that_the_kernel_never_takes_ends_the_connection(pairs: Pa
 
 def test_a_client_that_answers_a_close_with_chatter_is_let_go(pairs: Pairs) -> None:
     connection, peer = pairs(limits=Limits(close_timeout=0.5))
-    own_clock(connection)
+    own_clock()
     connection.close(1000)
     peer.text(*["never read"] * 1000)
     peer.until_frames(1)
@@ -850,7 +830,7 @@ def test_a_message_and_a_close_that_are_answered_by_a_close(pairs: Pairs) -> Non
 
 def test_a_clients_close_is_answered_although_the_view_does_not_take_the_last_message(pairs: Pairs) -> None:
     connection, peer = pairs(limits=Limits(close_timeout=0.5))
-    own_clock(connection)
+    own_clock()
     peer.write(frame("last") + close_frame(1000))
     until(lambda: connection.state is not OPEN)
     assert not peer.pump()
@@ -860,7 +840,7 @@ def test_a_clients_close_is_answered_although_the_view_does_not_take_the_last_me
 
 def test_a_message_before_the_close_is_not_lost_to_a_view_that_receives_late(pairs: Pairs) -> None:
     connection, peer = pairs(limits=Limits(close_timeout=0.5))
-    own_clock(connection)
+    own_clock()
     peer.write(frame("last") + close_frame(1000))
     until(lambda: connection.state is not OPEN)
     time_out()
@@ -905,7 +885,7 @@ def test_bad_data_is_refused_while_nobody_receives(pairs: Pairs) -> None:
 
 def test_a_client_that_keeps_sending_after_its_failure_still_reads_why(pairs: Pairs) -> None:
     connection, peer = pairs(sockets=tcp_pair, limits=Limits(close_timeout=0.5))
-    own_clock(connection)
+    own_clock()
     whole = frame("x" * 60_000)
     peer.write(b"\x81\x01a" + whole * 20)
     for _ in range(20):
@@ -958,7 +938,7 @@ def test_the_last_message_of_a_client_that_half_closes_after_its_close_frame_is_
 def test_a_reset_ends_the_connection(pairs: Pairs, state: str) -> None:
     limits = Limits(send_buffer_size=1000, inbox_messages=1)
     connection, peer = pairs(sockets=tcp_pair, narrow=state == "sending", limits=limits)
-    own_clock(connection)
+    own_clock()
     view: gevent.Greenlet[..., Any] | None = None
     if state == "in a frame":
         peer.write(frame(b"", PING) + frame("half a frame")[:7])
@@ -1233,7 +1213,7 @@ QUICK = Limits(ping_interval=1, ping_timeout=1, close_timeout=0.5, inbox_message
 
 def test_a_silent_client_is_sent_a_ping_and_closed_with_1011_if_it_does_not_answer(pairs: Pairs) -> None:
     connection, peer = pairs(limits=QUICK)
-    own_clock(connection)
+    own_clock()
     view = gevent.spawn(connection.receive)
     gevent.sleep(0)
     tick()
@@ -1270,7 +1250,7 @@ def test_message_that_never_ends_is_closed_with_1008(
     pairs: Pairs, piece: bytes, interval: float, discard: bool
 ) -> None:
     connection, peer = pairs(limits=Limits(ping_interval=interval), discard=discard)
-    own_clock(connection)
+    own_clock()
     seconds = ticks_until_closed(connection, peer, frame("x" * 1000, fin=False), piece, 400) * TICK
     assert MESSAGE_TIME < seconds < 3 * MESSAGE_TIME
     assert (connection.close_code, connection.close_reason) == (1008, "its message does not come to an end")
@@ -1279,7 +1259,7 @@ def test_message_that_never_ends_is_closed_with_1008(
 
 def test_slow_but_steady_upload_is_received(pairs: Pairs) -> None:
     connection, peer = pairs()
-    own_clock(connection)
+    own_clock()
     size = int(MESSAGE_PACE * TICK) + 1
     ticks_until_closed(connection, peer, frame("begin", fin=False), frame(b"x" * size, CONTINUATION, fin=False), 400)
     peer.write(frame(b"", CONTINUATION))
@@ -1289,7 +1269,7 @@ def test_slow_but_steady_upload_is_received(pairs: Pairs) -> None:
 @pytest.mark.parametrize("what", ["pong", "message", "ping", "half a frame"])
 def test_any_byte_is_a_sign_of_life(pairs: Pairs, what: str) -> None:
     connection, peer = pairs(limits=QUICK)
-    own_clock(connection)
+    own_clock()
     whole = frame("." * 100)
     for number in range(10):
         tick()
@@ -1311,7 +1291,7 @@ def test_any_byte_is_a_sign_of_life(pairs: Pairs, what: str) -> None:
 
 def test_a_dead_client_whose_buffers_are_full_is_let_go(pairs: Pairs) -> None:
     connection, peer = pairs(narrow=True, limits=QUICK)
-    own_clock(connection)
+    own_clock()
     fill(connection)
     for _ in range(4):
         tick()
@@ -1321,7 +1301,7 @@ def test_a_dead_client_whose_buffers_are_full_is_let_go(pairs: Pairs) -> None:
 
 def test_keepalive_does_not_judge_a_client_while_its_input_is_not_read(pairs: Pairs) -> None:
     connection, peer = pairs(limits=QUICK)
-    own_clock(connection)
+    own_clock()
     peer.text(*map(str, range(10)))
     until(lambda: connection._engine.paused)
     for _ in range(3):
@@ -1334,7 +1314,7 @@ def test_keepalive_does_not_judge_a_client_while_its_input_is_not_read(pairs: Pa
 
 def test_an_inbox_that_stays_full_closes_with_1008(pairs: Pairs) -> None:
     connection, peer = pairs(limits=QUICK)
-    own_clock(connection)
+    own_clock()
     peer.text(*map(str, range(10)))
     until(lambda: connection._engine.paused)
     for _ in range(20):
@@ -1345,7 +1325,7 @@ def test_an_inbox_that_stays_full_closes_with_1008(pairs: Pairs) -> None:
 
 def test_a_view_that_receives_slowly_is_not_taken_for_one_that_does_not_receive(pairs: Pairs) -> None:
     connection, peer = pairs(limits=QUICK)
-    own_clock(connection)
+    own_clock()
     peer.text(*map(str, range(10)))
     until(lambda: connection._engine.paused)
     got = []
@@ -1361,7 +1341,7 @@ def test_a_view_that_receives_slowly_is_not_taken_for_one_that_does_not_receive(
 
 def test_latency_is_the_time_that_a_ping_took(pairs: Pairs) -> None:
     connection, peer = pairs(limits=QUICK)
-    own_clock(connection)
+    own_clock()
     peer.write(frame(bytes(8), PONG) + frame("w"))  # answers a ping that was never sent
     assert connection.receive(timeout=5) == "w"
     assert connection.latency is None

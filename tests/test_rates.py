@@ -26,7 +26,6 @@ from django_websocket.select import select
 from django_websocket.testing import Client
 from django_websocket.transport import rates
 from django_websocket.transport.counts import counts
-from django_websocket.transport.deadlines import sweep_of_loop
 from django_websocket.transport.limits import Limits
 from django_websocket.transport.rates import Rate, RatedEngine, Throttle
 from django_websocket.transport.state import OPEN
@@ -35,7 +34,7 @@ from django_websocket.websocket import WebSocket
 
 from .support.frames import CONTINUATION, PING, TEXT, close, close_frame, frame
 from .support.waiting import at_once, until
-from .support.wire import Pairs, tcp_pair
+from .support.wire import Pairs, own_clock, tcp_pair, tick
 
 QUICK = Limits(ping_interval=1, ping_timeout=1, close_timeout=0.5, inbox_messages=4)  # pings have two ticks each
 LONG = Rate(2, 1000.0)  # no test waits for a token of this one
@@ -210,11 +209,6 @@ def test_client_that_waits_gets_through_what_it_would_without_a_rate(clock: Cloc
 # --- connections ------------------------------------------------------------------------------------------------------
 
 
-def tick() -> None:
-    """Let half a second pass for all connections."""
-    sweep_of_loop()._on_tick()
-
-
 def test_client_waits_and_gets_everything_through_in_its_time(pairs: Pairs) -> None:
     connection, peer = pairs(rate=Rate(2, 0.1))
     begin = time.monotonic()
@@ -256,7 +250,7 @@ def test_reading_stops_while_a_message_waits(pairs: Pairs) -> None:
 
 def test_neither_silence_nor_the_wait_is_judged_and_the_client_still_hears_pings(pairs: Pairs) -> None:
     connection, peer = pairs(rate=LONG, limits=QUICK)
-    sweep_of_loop()._timer.stop()
+    own_clock()
     view = gevent.spawn(list, connection)
     peer.text(*"0123456789")
     until(lambda: connection._engine.paused)
@@ -270,7 +264,7 @@ def test_neither_silence_nor_the_wait_is_judged_and_the_client_still_hears_pings
 
 def test_view_that_receives_nothing_is_judged_as_without_a_rate(pairs: Pairs) -> None:
     connection, peer = pairs(rate=Rate(1000, 1.0), limits=QUICK)
-    sweep_of_loop()._timer.stop()
+    own_clock()
     peer.text(*"0123456789")
     until(lambda: connection._engine.paused)
     for _ in range(10):
@@ -280,7 +274,7 @@ def test_view_that_receives_nothing_is_judged_as_without_a_rate(pairs: Pairs) ->
 
 def test_full_inbox_is_judged_although_a_message_waits_for_its_token(pairs: Pairs) -> None:
     connection, peer = pairs(rate=Rate(1, 1000.0), limits=Limits(ping_interval=1, ping_timeout=1, inbox_size=1000))
-    sweep_of_loop()._timer.stop()
+    own_clock()
     peer.text("x" * 600, "x" * 600)
     until(lambda: connection._engine.paused)
     for _ in range(10):
@@ -290,7 +284,7 @@ def test_full_inbox_is_judged_although_a_message_waits_for_its_token(pairs: Pair
 
 def test_client_that_has_gone_is_noticed_although_it_is_not_read(pairs: Pairs) -> None:
     connection, peer = pairs(rate=LONG, limits=QUICK, sockets=tcp_pair)
-    sweep_of_loop()._timer.stop()
+    own_clock()
     peer.text("0", "1", "2", "3")
     until(lambda: connection._engine.paused)
     gevent.sleep(0)

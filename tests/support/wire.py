@@ -18,6 +18,7 @@ from gevent.hub import get_hub
 
 from django_websocket.protocol.deflate import Agreement
 from django_websocket.transport.connection import Connection
+from django_websocket.transport.deadlines import sweep_of_loop
 from django_websocket.transport.limits import Limits
 from django_websocket.transport.rates import Rate
 from django_websocket.transport.shared import open_connections
@@ -142,6 +143,16 @@ def packet_pair() -> tuple[socket.socket, socket.socket]:
     return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
 
+def own_clock() -> None:
+    """Let time pass for this loop's deadlines by calls of `tick()` only, until the end of the test's `Pairs`."""
+    sweep_of_loop()._timer.stop()
+
+
+def tick() -> None:
+    """Let half a second pass for all connections of this loop."""
+    sweep_of_loop()._on_tick()
+
+
 class Pairs:
     """Makes connections and their clients for one test, and checks at the end that nothing of them is left.
 
@@ -214,3 +225,5 @@ class Pairs:
             assert not left, f"still open: {left}"
         finally:
             self._hub.handle_error = self._handle_error  # type: ignore[method-assign]
+            sweep = sweep_of_loop()
+            sweep._timer.start(sweep._on_timer)  # it may have its own clock
