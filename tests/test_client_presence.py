@@ -242,8 +242,9 @@ def test_each_tab_has_a_session_of_its_own(browser: Browser, site: Server, page:
 
 def test_each_socket_of_a_page_has_a_session_of_its_own(page: Page, script: ScriptedServer) -> None:
     def sessions() -> list[str]:
+        count = len(script.hellos) + 1
         page.run("const [url] = arguments; connect(url)", script.url)
-        script.wait_for_client(len(script.hellos) + 1)
+        script.wait_for_client(count)
         return script.sessions[-2:]
 
     before = sessions()

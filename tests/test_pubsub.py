@@ -1445,6 +1445,7 @@ def test_a_forked_process_publishes_on_connections_of_its_own(on_redis: Broker, 
         nothing_more(subscription)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("reader", ["with hiredis", "without hiredis"])
 def test_greenlets_and_threads_of_a_patched_process_publish_at_once(on_redis: Broker, reader: str) -> None:
     """Sixty greenlets and some threads share one connection, and the loop runs meanwhile."""

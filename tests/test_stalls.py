@@ -351,6 +351,7 @@ def test_time_for_which_the_process_was_stopped_does_not_count(process: Process)
     assert match and match[1] == "the worker" and float(match[2]) < 0.8 and match[4].endswith(" in stopped_and_slow")
 
 
+@pytest.mark.alone  # with a crowd of its own
 @pytest.mark.slow
 def test_time_for_which_there_was_no_processor_does_not_count(process: Process) -> None:
     process.begin("crowded")
