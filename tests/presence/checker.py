@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import math
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -197,6 +198,12 @@ def overlap(one: Span, other: Span) -> Span:
     return max(one[0], other[0]), min(one[1], other[1])
 
 
+def sharing(spans: Sequence[Span], begin: float, end: float) -> list[Span]:
+    """Return the spans that share some time with another one; their ends are in order. A long run has thousands."""
+    first = bisect_left(spans, begin, key=lambda span: span[1])
+    return [span for span in spans[first:] if span[0] < end]
+
+
 def covers(spans: Iterable[Span], begin: float, end: float) -> bool:
     """Whether one of these spans has all of that time."""
     return any(first <= begin and end <= last for first, last in spans)
@@ -231,6 +238,7 @@ class Truth:
         self.may: dict[tuple[str, str], list[Span]] = {}  # where no process was killed
         self.at_most: dict[tuple[str, str], list[Span]] = {}  # where processes may have been killed
         self.users: dict[str, list[str]] = {}  # by room
+        self._absences: dict[tuple[int, str, str], list[Span]] = {}
         for key, found in self.stays.items():
             self.users.setdefault(key[0], []).append(key[1])
             self.must[key] = merged((stay.entered, self._held_until(stay, found)) for stay in found)
@@ -254,6 +262,13 @@ class Truth:
 
     def _follows(self, later: Stay, stay: Stay) -> bool:
         return later.tab == stay.tab and later.session and later.began > stay.began
+
+    def absent(self, there: Mapping[tuple[str, str], Sequence[Span]], room: str, user: str) -> list[Span]:
+        """Return when a user was not in a room, behind the first of the times when it was `there`."""
+        key = id(there), room, user
+        if key not in self._absences:
+            self._absences[key] = absences(there.get((room, user), ()))
+        return self._absences[key]
 
     def expected(self, room: str, moment: float) -> dict[str, set[str]]:
         """Return what may be told of each user that is in a room at a quiet moment."""
@@ -470,28 +485,30 @@ class Judge:
     def _judge_absence(self, user: str, begin: float, end: float) -> None:
         """In calm times, whoever is there is soon seen; and at all times, after a while."""
         timing, truth = self.truth.timing, self.truth
-        for must in truth.must.get((self.room, user), ()):
-            for calm in self.calm:
-                first, last = overlap(overlap((begin, end), must), calm)
+        for must in sharing(truth.must.get((self.room, user), ()), begin, end):
+            there = overlap((begin, end), must)
+            for calm in sharing(self.calm, *there):
+                first, last = overlap(there, calm)
                 if first < last:
                     self.verdict.checks["join in time"] += 1
                 if last - first > timing.news:
                     self.wrong("join late", first, user, f"was not seen from then for {last - first:.2f} s")
-            first, last = overlap((begin, end), must)
+            first, last = there
             if last - first > timing.restored + timing.late_after_fault:
                 self.wrong("not seen", first, user, f"was not seen from then for {last - first:.2f} s")
 
     def _judge_presence(self, user: str, begin: float, end: float) -> None:
         """In calm times, whoever has left is soon seen no more; and at all times, after a while."""
         timing, truth = self.truth.timing, self.truth
-        for absent in absences(truth.may.get((self.room, user), ())):
-            for calm in self.calm:
-                first, last = overlap(overlap((begin, end), absent), calm)
+        for absent in sharing(truth.absent(truth.may, self.room, user), begin, end):
+            gone = overlap((begin, end), absent)
+            for calm in sharing(self.calm, *gone):
+                first, last = overlap(gone, calm)
                 if first < last:
                     self.verdict.checks["leave in time"] += 1
                 if last - first > timing.news:
                     self.wrong("leave late", first, user, f"was seen from then for {last - first:.2f} s")
-        for absent in absences(truth.at_most.get((self.room, user), ())):
+        for absent in sharing(truth.absent(truth.at_most, self.room, user), begin, end):
             first, last = overlap((begin, end), absent)
             if last - first > timing.late and truth.excuse(self.room, user, first) is None:
                 self.wrong("ghost", first, user, f"was seen from then for {last - first:.2f} s")
@@ -517,11 +534,12 @@ def _blame(truth: Truth, verdict: Verdict, wrong: Wrong) -> None:
 def _judge_member(truth: Truth, verdict: Verdict, observer: str, room: str, member: Any, now: float) -> None:
     """Only what was said of users that were there can be told."""
     user = id_of(member)
+    text = text_of(member)
     stays = [stay for stay in truth.stays.get((room, user), ()) if stay.began <= now]
     if not stays:
-        verdict.wrong.append(Wrong("never there", now, room, user, observer, text_of(member)))
-    elif all(said.info != text_of(member) for stay in stays for said in stay.said if said.begin <= now):
-        verdict.wrong.append(Wrong("never said", now, room, user, observer, text_of(member)))
+        verdict.wrong.append(Wrong("never there", now, room, user, observer, text))
+    elif all(said.info != text for stay in reversed(stays) for said in stay.said if said.begin <= now):
+        verdict.wrong.append(Wrong("never said", now, room, user, observer, text))
 
 
 def _judge_answer(truth: Truth, verdict: Verdict, seen: Seen, calm: Sequence[Span]) -> None:
