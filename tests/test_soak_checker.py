@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -26,6 +32,9 @@ from .soak.checker import (
 )
 from .soak.growth import LULLS, Lull, kendall, trends_of, what_grows, what_is_left
 from .soak.run import LIVE
+from .soak.standstills import STOOD_STILL
+from .support.servers import ROOT
+from .support.waiting import DEADLINE, eventually
 
 # --- ends ------------------------------------------------------------------------------------------------------------
 
@@ -114,8 +123,50 @@ def test_who_is_rude_may_be_interrupted_but_not_closed_with_a_wrong_code() -> No
 
 def test_a_late_answer_is_found() -> None:
     verdict = Verdict()
-    check_waits([Waited("chatty", 1.0, 0.2), Waited("chatty", 5.0, 7.0)], verdict)
+    check_waits([Waited("chatty", 1.0, 0.2), Waited("chatty", 5.0, 7.0)], [], verdict)
     assert [*verdict.kinds.elements()] == ["late answer"]
+
+
+# --- the machine -----------------------------------------------------------------------------------------------------
+
+
+def test_nobody_is_to_blame_while_the_machine_stands_still() -> None:
+    stills = [Fault(STOOD_STILL, 100.0, 107.0)]
+    for end, wrong in ((99.0, 1), (107.1, 0), (115.0, 0), (130.0, 1)):
+        visit = Visit("idle", 90.0, end, "closed 1011 no answer to a ping")
+        assert len(verdict_of(visit, faults=stills).wrong) == wrong
+    for begin, seconds, wrong in ((100.0, 7.3, 0), (99.0, 13.0, 1), (80.0, 7.3, 1)):
+        verdict = Verdict()
+        check_waits([Waited("chatty", begin, seconds)], stills, verdict)
+        assert len(verdict.wrong) == wrong
+
+
+STANDS_STILL = """
+from tests.soak.standstills import standstills
+faults = []
+with standstills(faults):
+    input()
+    input()
+print([fault.kind for fault in faults], sum(fault.end - fault.begin for fault in faults))
+"""
+
+
+def test_a_standstill_is_noticed() -> None:
+    command = [sys.executable, "-c", STANDS_STILL]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+        assert eventually(lambda: len(list(Path(f"/proc/{process.pid}/task").iterdir())) == 2), "there is no thread"
+        os.kill(process.pid, signal.SIGSTOP)
+        begin = time.monotonic()
+        time.sleep(1.5)
+        os.kill(process.pid, signal.SIGCONT)
+        lasted = time.monotonic() - begin
+        output, _ = process.communicate("\n", timeout=DEADLINE)
+    kinds, _, seconds = output.partition("] ")
+    assert STOOD_STILL in kinds
+    assert float(seconds) >= lasted - 0.3
 
 
 # --- groups ----------------------------------------------------------------------------------------------------------

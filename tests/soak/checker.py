@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ..history.checker import Fault
+from .standstills import STOOD_STILL
 
 # What is done to the servers.
 KILLED, RELOADED, NGINX, REDIS, CUT = (
@@ -29,6 +30,8 @@ DRAINING = 20.0  # a worker that is reloaded tells its clients, and ends their h
 RECOVERING = 15.0  # processes connect to Redis again after at most 10 s
 NGINX_ENDS = 25.0  # nginx keeps its old processes until worker_shutdown_timeout, which is 15 s here
 
+AWAITED = 15.0  # longer than a client has for the answer to a ping
+
 # How a connection may end that its client has not ended, and what explains it: the beginning of its outcome, and the
 # faults, each with the seconds in which it does so. Anything else is wrong: a close with 1011, for example.
 EXPLAINED: Mapping[str, Mapping[str, float]] = {
@@ -41,6 +44,7 @@ EXPLAINED: Mapping[str, Mapping[str, float]] = {
     "refused: the connection ended": {KILLED: AT_ONCE},
     # A view that subscribes asks Redis first.
     "refused 503": {REDIS: RECOVERING},
+    "closed 1011 no answer to a ping": {STOOD_STILL: AWAITED},
 }
 
 INTERRUPTED = ("closed 1006", "closed 1012", "ended", "no answer", "refused 502")  # of those who are rude
@@ -138,10 +142,12 @@ def check_visits(visits: Iterable[Visit], faults: Sequence[Fault], verdict: Verd
             verdict.explained[f"{visit.outcome} ({cause})"] += 1
 
 
-def check_waits(waits: Iterable[Waited], verdict: Verdict) -> None:
-    """Check that no client waited for long, whatever happened to others."""
+def check_waits(waits: Iterable[Waited], faults: Sequence[Fault], verdict: Verdict) -> None:
+    """Check that no client waited for long, whatever happened to others, unless the machine stood still."""
+    stills = [fault for fault in faults if fault.kind == STOOD_STILL]
     for wait in waits:
-        if wait.seconds > LONGEST_WAIT:
+        stood = sum(fault.end - fault.begin for fault in stills if _meet(fault, wait.begin, wait.begin + wait.seconds))
+        if wait.seconds - stood > LONGEST_WAIT:
             verdict.add("late answer", wait.begin, f"{wait.client} waited for {wait.seconds:.1f} s")
 
 
@@ -168,6 +174,10 @@ def check_group(said: Iterable[Said], hearings: Iterable[Hearing], faults: Seque
                 ]
                 if missing:
                     verdict.add("left out", time, f"{hearing.member} has not heard {missing} of {by}")
+
+
+def _meet(fault: Fault, begin: float, end: float) -> bool:
+    return fault.begin <= end and begin <= fault.end
 
 
 def _away(time: float, faults: Iterable[Fault]) -> bool:

@@ -47,6 +47,7 @@ from .report import Report
 from .rude import CLOSE_TIMEOUT, HANDSHAKE_TIMEOUT, PING_INTERVAL, PING_TIMEOUT, SEND_TIMEOUT, Rude
 from .scene import Scene
 from .servers import Redis, Site, used
+from .standstills import standstills
 
 SITE = ROOT / "tests" / "site"
 TIMING = Timing(grace=4.0, lease=6.0, renewal=1.5, slack=3.0)  # of presence; the defaults leave little time for calm
@@ -185,7 +186,8 @@ class Soak:
             popularity = self.presence.plan.popularity
             self.present = Present(nginx.port, plan.seed, popularity, 8.0, 12.0, path="presence/")
             self.began = time.monotonic()
-            asyncio.run(self._drive(inherited))
+            with standstills(self.log.faults):
+                asyncio.run(self._drive(inherited))
             self._publishers.end()
             lasted = time.monotonic() - self.began
             status = site.stop()
@@ -423,7 +425,7 @@ class Soak:
         ends = [(name, *end) for name, crowd in (("subscriber", self.subscribers), ("present", self.present))
                 for end in crowd.ends]  # fmt: skip
         check_visits((Visit(name, at, at, outcome_of(end), TOLD) for name, at, end in ends), faults, verdict)
-        check_waits(scene.long_waits, verdict)
+        check_waits(scene.long_waits, faults, verdict)
         check_group(scene.said, scene.hearings, faults, verdict)
         sent = self._publishers.sent()
         history = check_history(sent, [*self.subscribers.lives, *self.listeners], faults, RULES, OUTBOX_SIZE * 0.9)
