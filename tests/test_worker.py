@@ -183,6 +183,7 @@ def test_stuck_view_does_not_hold_up_the_process_and_nobody_new_is_accepted(
         assert "SIGKILL" not in server.log
 
 
+@pytest.mark.alone  # gunicorn kills the worker when the second is over
 @pytest.mark.parametrize("seconds", [1, 2])
 def test_finally_blocks_run_in_a_short_graceful_timeout(
     start_site: StartSite, raw: Raw, key: str, seconds: int
