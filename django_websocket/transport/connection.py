@@ -169,7 +169,7 @@ class Connection(Readable):
         self._blocked = False  # the kernel takes no more, and the write watcher runs; if false, the outbox is empty
         self._going_on = False  # whether the loop will call `_go_on`
         self._refills = 0  # of the inbox
-        # Each of these takes 20 ns where it is counted, a quarter of a percent of an answer or a delivery.
+        # Each takes 20 ns where it is counted, and more in a server, whose caches are cold (FINDINGS.md, section 13).
         self.received_bytes = len(early)
         self.sent_bytes = -len(head)  # the response is not part of the conversation
         self.taken = self.sent_by_view = self.forwarded = 0  # messages
