@@ -45,6 +45,7 @@ PLAN = Plan(
 )
 
 
+@pytest.mark.alone  # a busy machine publishes too little for it to say much
 @pytest.mark.timeout(180)
 def test_the_promise_holds_through_a_little_of_everything() -> None:
     result = Stage("single", PLAN).run()
@@ -55,12 +56,11 @@ def test_the_promise_holds_through_a_little_of_everything() -> None:
         *result.faults
     }
     assert result.faults["worker killed"] == 2
-    # So much at least, on a busy machine, too: on an idle one it is a multiple.
-    assert result.published["certain"] > 30
+    assert result.published["certain"] > 100
     assert result.published["refused"] > 0
-    assert result.connections > 30
-    assert result.verdict.delivered > 100
-    assert result.verdict.compared > 100
+    assert result.connections > 50
+    assert result.verdict.delivered > 300
+    assert result.verdict.compared > 300
     assert sum(result.verdict.resets.values()) > 0
 
 

@@ -160,7 +160,7 @@ def test_a_standstill_is_noticed() -> None:
         assert eventually(lambda: len(list(Path(f"/proc/{process.pid}/task").iterdir())) == 2), "there is no thread"
         os.kill(process.pid, signal.SIGSTOP)
         begin = time.monotonic()
-        time.sleep(1.5)
+        time.sleep(1.5)  # the standstill
         os.kill(process.pid, signal.SIGCONT)
         lasted = time.monotonic() - begin
         output, _ = process.communicate("\n", timeout=DEADLINE)

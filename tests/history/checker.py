@@ -78,9 +78,13 @@ class Fault:
     cuts: bool = False
     channels: frozenset[str] | None = None
 
+    def meets(self, begin: float, end: float) -> bool:
+        """Whether it happened between two moments."""
+        return self.begin <= end and self.end >= begin
+
     def affects(self, channel: str, begin: float, end: float) -> bool:
         """Whether it happened to the channel between two moments."""
-        return self.begin <= end and self.end >= begin and (self.channels is None or channel in self.channels)
+        return self.meets(begin, end) and (self.channels is None or channel in self.channels)
 
 
 # --- the life of a subscriber ----------------------------------------------------------------------------------------

@@ -238,12 +238,15 @@ class Truth:
         self.may: dict[tuple[str, str], list[Span]] = {}  # where no process was killed
         self.at_most: dict[tuple[str, str], list[Span]] = {}  # where processes may have been killed
         self.users: dict[str, list[str]] = {}  # by room
-        self._absences: dict[tuple[int, str, str], list[Span]] = {}
+        self.away: dict[tuple[str, str], list[Span]] = {}  # the times between those of `may`
+        self.gone: dict[tuple[str, str], list[Span]] = {}  # the times between those of `at_most`
         for key, found in self.stays.items():
             self.users.setdefault(key[0], []).append(key[1])
             self.must[key] = merged((stay.entered, self._held_until(stay, found)) for stay in found)
             self.may[key] = merged((stay.began, self._left_at(stay, found)) for stay in found)
             self.at_most[key] = merged((stay.began, stay.gone + timing.dead) for stay in found)
+            self.away[key] = absences(self.may[key])
+            self.gone[key] = absences(self.at_most[key])
 
     def _held_until(self, stay: Stay, stays: Sequence[Stay]) -> float:
         """Return until when a user must be there by this connection."""
@@ -262,13 +265,6 @@ class Truth:
 
     def _follows(self, later: Stay, stay: Stay) -> bool:
         return later.tab == stay.tab and later.session and later.began > stay.began
-
-    def absent(self, there: Mapping[tuple[str, str], Sequence[Span]], room: str, user: str) -> list[Span]:
-        """Return when a user was not in a room, behind the first of the times when it was `there`."""
-        key = id(there), room, user
-        if key not in self._absences:
-            self._absences[key] = absences(there.get((room, user), ()))
-        return self._absences[key]
 
     def expected(self, room: str, moment: float) -> dict[str, set[str]]:
         """Return what may be told of each user that is in a room at a quiet moment."""
@@ -500,7 +496,7 @@ class Judge:
     def _judge_presence(self, user: str, begin: float, end: float) -> None:
         """In calm times, whoever has left is soon seen no more; and at all times, after a while."""
         timing, truth = self.truth.timing, self.truth
-        for absent in sharing(truth.absent(truth.may, self.room, user), begin, end):
+        for absent in sharing(truth.away.get((self.room, user), ()), begin, end):
             gone = overlap((begin, end), absent)
             for calm in sharing(self.calm, *gone):
                 first, last = overlap(gone, calm)
@@ -508,7 +504,7 @@ class Judge:
                     self.verdict.checks["leave in time"] += 1
                 if last - first > timing.news:
                     self.wrong("leave late", first, user, f"was seen from then for {last - first:.2f} s")
-        for absent in sharing(truth.absent(truth.at_most, self.room, user), begin, end):
+        for absent in sharing(truth.gone.get((self.room, user), ()), begin, end):
             first, last = overlap((begin, end), absent)
             if last - first > timing.late and truth.excuse(self.room, user, first) is None:
                 self.wrong("ghost", first, user, f"was seen from then for {last - first:.2f} s")

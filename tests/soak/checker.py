@@ -117,7 +117,7 @@ def explanation(outcome: str, begin: float, end: float, faults: Iterable[Fault])
     for beginning, kinds in EXPLAINED.items():
         if outcome.startswith(beginning):
             for fault in faults:
-                if fault.kind in kinds and fault.begin <= end and begin <= fault.end + kinds[fault.kind]:
+                if fault.kind in kinds and fault.meets(begin - kinds[fault.kind], end):
                     return fault.kind
     return None
 
@@ -146,7 +146,7 @@ def check_waits(waits: Iterable[Waited], faults: Sequence[Fault], verdict: Verdi
     """Check that no client waited for long, whatever happened to others, unless the machine stood still."""
     stills = [fault for fault in faults if fault.kind == STOOD_STILL]
     for wait in waits:
-        stood = sum(fault.end - fault.begin for fault in stills if _meet(fault, wait.begin, wait.begin + wait.seconds))
+        stood = sum(fault.end - fault.begin for fault in stills if fault.meets(wait.begin, wait.begin + wait.seconds))
         if wait.seconds - stood > LONGEST_WAIT:
             verdict.add("late answer", wait.begin, f"{wait.client} waited for {wait.seconds:.1f} s")
 
@@ -174,10 +174,6 @@ def check_group(said: Iterable[Said], hearings: Iterable[Hearing], faults: Seque
                 ]
                 if missing:
                     verdict.add("left out", time, f"{hearing.member} has not heard {missing} of {by}")
-
-
-def _meet(fault: Fault, begin: float, end: float) -> bool:
-    return fault.begin <= end and begin <= fault.end
 
 
 def _away(time: float, faults: Iterable[Fault]) -> bool:
