@@ -64,22 +64,20 @@ PORTS = range(20000, 32768)  # below the range from which the kernel takes ports
 SHARES = 32  # how many processes can run tests on one machine at once
 
 
-def ports_of_this_process() -> Iterator[int]:
-    """Yield this process's share of ports over and over; no other process that runs tests here gets them.
-
-    A process owns the share whose file it locks, until it ends.
-    """
+def shares() -> Iterator[int]:
+    """Yield a share of the ports that no other process gets that runs tests here, as long as this generator is there."""
     for share in range(SHARES):
         with Path(tempfile.gettempdir(), f"django_websocket-tests-{os.getuid()}-{share}.lock").open("wb") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 continue
-            yield from itertools.cycle(PORTS[share::SHARES])
+            yield share
     raise RuntimeError(f"{SHARES} processes run tests here already, and there are no ports for another")
 
 
-_ports = ports_of_this_process()
+_shares = shares()
+_ports = itertools.cycle(PORTS[next(_shares) :: SHARES])  # now, since tests look for files that they leave open
 _ports_lock = threading.Lock()  # some tests start several servers at once
 
 
