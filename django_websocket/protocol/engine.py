@@ -208,24 +208,27 @@ class Engine:
             data = self._data + data
             self._data = b""
         messages = self.messages
-        if not messages:
-            self._queued = 0
         self.paused = False
         mask_bit = self._mask_bit
         short = self._short
         end = len(data)
-        if mask_bit and end > 6 and self._opcode is None and not messages:
-            # Most reads bring one short message and nothing else. That need not pay for the loop below.
-            first = data[0]
-            size = data[1] ^ mask_bit
-            if size == end - 6 and size <= short and (first == 0x81 or first == 0x82):
-                payload = apply_mask(data[6:], data[2:6])
-                try:
-                    messages.append(payload.decode() if first == 0x81 else payload)
-                except UnicodeDecodeError:
-                    pass  # and again below
-                else:
-                    return NO_EVENTS
+        if not messages:
+            self._queued = 0
+            if mask_bit and end > 6 and self._opcode is None:
+                # Most reads bring one short message and nothing else. That need not pay for the loop below.
+                first = data[0]
+                size = data[1] ^ mask_bit
+                if size == end - 6 and size <= short:
+                    if first == 0x81:
+                        try:
+                            messages.append(apply_mask(data[6:], data[2:6]).decode())
+                        except UnicodeDecodeError:
+                            pass  # and again below
+                        else:
+                            return NO_EVENTS
+                    elif first == 0x82:
+                        messages.append(apply_mask(data[6:], data[2:6]))
+                        return NO_EVENTS
         events: list[Event] = []
         at = 0
         try:

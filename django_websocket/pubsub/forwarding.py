@@ -247,14 +247,15 @@ class Forwarding:
     def deliver(self, publication: Publication) -> None:
         """Send the messages to the client."""
         connection = self._connection
+        frames = publication.encoded.get(self._variant)  # they are there for all but the first of many
         if connection is None:
             self._wait(publication)
+        elif frames is not None:
+            connection.push(frames, publication.count)
         elif publication.late:
             connection.push_late(publication.frames(self._variant), messages=publication.count)
         else:
-            variant = self._variant
-            frames = publication.encoded.get(variant) or publication.frames(variant)  # it saves nearly all calls
-            connection.push(frames, publication.count)
+            connection.push(publication.frames(self._variant), publication.count)
 
     def _wait(self, publication: Publication) -> None:
         if self._closed:

@@ -47,7 +47,7 @@ class Publication:
 
     `positions` has the place behind each payload in the channel's history; None for one that is not kept. `late`
     says that many come together since they come late: no client is too slow for that. `count` is how many messages
-    there are, `encoded` what `frames` has returned so far.
+    there are, `encoded` what `frames` has returned so far; it stays empty if they come late.
     """
 
     def __init__(
@@ -71,6 +71,7 @@ class Publication:
         self._positions = positions
         self._single: dict[Variant, list[bytes]] = {}
         self.encoded: dict[Variant, bytes] = {}
+        self._frames: dict[Variant, bytes] = {} if late else self.encoded
         self._waiting: list[Waiting[str | bytes]] | None = None
 
     def _take_other(self, channel: str, payload: bytes) -> None:
@@ -122,9 +123,9 @@ class Publication:
 
     def frames(self, variant: Variant) -> bytes:
         """Return all messages as one piece for clients of this `variant`, encoded once for all of them."""
-        frames = self.encoded.get(variant)
+        frames = self._frames.get(variant)
         if frames is None:
-            frames = self.encoded[variant] = b"".join(self.single_frames(variant))
+            frames = self._frames[variant] = b"".join(self.single_frames(variant))
         return frames
 
     def single_frames(self, variant: Variant) -> list[bytes]:

@@ -78,6 +78,7 @@ class Connection(Readable):
     __slots__ = (
         "_blocked",
         "_client_end",
+        "_direct",
         "_drained",
         "_engine",
         "_going_on",
@@ -163,13 +164,14 @@ class Connection(Readable):
         self._sock = sock
         self._pending: Callable[[], int] | None = getattr(sock, "pending", None)  # only TLS has it
         self._held = head  # frames for the kernel, which would take some; while there are any, the outbox is empty
+        self._direct = not head  # whether a frame may go to the kernel: nothing is before it, and the end has not begun
         self._outbox = UNUSED
         self._tail: Tail | None = None  # as long as some of it is not in the outbox
         self._late = 0  # bytes that the kernel will have taken from the outbox when what counts is in front
         self._blocked = False  # the kernel takes no more, and the write watcher runs; if false, the outbox is empty
         self._going_on = False  # whether the loop will call `_go_on`
         self._refills = 0  # of the inbox
-        # Each takes 20 ns where it is counted, and more in a server, whose caches are cold (FINDINGS.md, section 13).
+        # To count these four takes three percent of an echo; FINDINGS.md, section 13, has what else was tried.
         self.received_bytes = len(early)
         self.sent_bytes = -len(head)  # the response is not part of the conversation
         self.taken = self.sent_by_view = self.forwarded = 0  # messages
@@ -386,17 +388,16 @@ class Connection(Readable):
         while True:
             if self.before_taking is not None:
                 self.before_taking()
-            if inbox:
-                message = inbox.pop(0)
-                if not inbox and (self._engine.paused or self._signal is not None):
-                    self._emptied(message)
-                self.taken += 1
-                yield message
-            elif self.state is OPEN:
+            while not inbox:
+                if self.state is not OPEN:
+                    self._answer_client_end()
+                    return
                 self._wait()
-            else:
-                self._answer_client_end()
-                return
+            message = inbox.pop(0)
+            if not inbox and (self._engine.paused or self._signal is not None):
+                self._emptied(message)
+            self.taken += 1
+            yield message
 
     def _emptied(self, last: str | bytes) -> None:
         """Go on at once with what was received while the inbox was full: select() may ask before the loop has a turn.
@@ -417,20 +418,20 @@ class Connection(Readable):
 
     def send(self, message: str | bytes) -> None:
         """Send one message, or hold it to leave with others (see `shared.py`); see `WebSocket.send`."""
-        if self.state is not OPEN and self.state is not ANSWERING:
-            raise ConnectionClosed(self.close_code or CloseCode.ABNORMAL, self.close_reason)
+        if not self._direct:
+            self.check_not_closing()
         # Most messages are short: for them, this comparison saves a call.
         frame = encode_message(message) if len(message) < self._plain_below else self._long_frame(message)
         self.sent_by_view += 1
         shared = self._shared
         if (self.inbox or shared.holding) and not self._blocked:
-            first = not self._held
+            if self._direct:
+                self._direct = False
+                shared.send_later(self)
             self._held += frame
             if len(self._held) > MAX_HELD:
                 self.send_held()
-            elif first:
-                shared.send_later(self)
-        elif self._blocked or self._held:
+        elif not self._direct:
             self._write(frame)
         else:  # what `_write` does; to call it would take half a percent of the time of an answer
             try:
@@ -490,33 +491,40 @@ class Connection(Readable):
 
         `messages` is how many messages are in them. A client too slow for them is closed with 1013.
         """
+        if not self._direct:
+            self._push_behind(frames, messages)
+            return
+        self.forwarded += messages
+        if self.agreement is not None and self.agreement.takeover:
+            self._engine.forget_sent()
+        try:  # what `_write` does, without the call, as in `send`
+            sent = self._sock.send(frames)
+        except WOULD_BLOCK:
+            sent = 0
+        except OSError:
+            self._close_socket()
+            return
+        self.sent_bytes += sent
+        if sent < len(frames):
+            self._keep_unsent(frames, sent)
+            self._judge_pushed(self._waiting)
+
+    def _push_behind(self, frames: bytes, messages: int) -> None:
+        """Do what `push` does when something is before the frames, or the end has begun."""
         if self.state is not OPEN and self.state is not ANSWERING:
             return
         self.forwarded += messages
         if self.agreement is not None and self.agreement.takeover:
             self._engine.forget_sent()
         if self._tail is not None:
-            if self._tail.append(frames) <= self.limits.outbox_size:
-                return
-        elif self._blocked or self._held:
+            self._judge_pushed(self._tail.append(frames))
+        else:
             self._write(frames)
-            if not self._blocked or self._waiting <= self.limits.outbox_size:
-                return
-        else:  # what `_write` does, without the call, as in `send`
-            try:
-                sent = self._sock.send(frames)
-            except WOULD_BLOCK:
-                sent = 0
-            except OSError:
-                self._close_socket()
-                return
-            self.sent_bytes += sent
-            if sent == len(frames):
-                return
-            self._keep_unsent(frames, sent)
-            if self._waiting <= self.limits.outbox_size:
-                return
-        self._give_up(CloseCode.TRY_AGAIN_LATER, "too slow for what is sent")
+            self._judge_pushed(self._waiting)
+
+    def _judge_pushed(self, waiting: int) -> None:
+        if waiting > self.limits.outbox_size:
+            self._give_up(CloseCode.TRY_AGAIN_LATER, "too slow for what is sent")
 
     def push_late(self, *frames: bytes, messages: int = 0) -> None:
         """Send frames that do not count as what the client is too slow for. What is pushed later goes behind them."""
@@ -614,6 +622,7 @@ class Connection(Readable):
         if self._held:
             frame = self._held + frame
             self._held = b""
+            self._look_at_way()
         try:
             sent = self._sock.send(frame)
         except WOULD_BLOCK:
@@ -629,13 +638,19 @@ class Connection(Readable):
         """Send what is held."""
         held, self._held = self._held, b""
         if held:
+            self._direct = True  # whoever closes sends what is held with the close frame
             self._write(held)
+
+    def _look_at_way(self) -> None:
+        """Find out again whether a frame may go straight to the kernel."""
+        self._direct = (self.state is OPEN or self.state is ANSWERING) and not (self._blocked or self._held)
 
     def _keep_unsent(self, data: bytes | memoryview, sent: int) -> None:
         """Put what the kernel did not take in front of the outbox, until it takes more."""
         if self._outbox is UNUSED:
             self._outbox = Outbox()
         self._outbox.put_back(data, sent)
+        self._direct = False
         if not self._blocked:
             self._blocked = True
             if self._writer is None:
@@ -657,6 +672,7 @@ class Connection(Readable):
         self._drain_outbox()
         if not self._blocked and self._writer is not None:
             self._writer.stop()
+        self._look_at_way()
 
     def _drain_outbox(self) -> None:
         """Give the kernel what it takes of the outbox."""
@@ -736,6 +752,7 @@ class Connection(Readable):
     def _enter(self, state: State) -> None:
         assert state in FOLLOWING[self.state], f"{self.state} does not become {state}"
         self.state = state
+        self._look_at_way()
 
     def _end_by_client(self, event: Close | Failure, busy: bool) -> None:
         """Enter ANSWERING: the client has closed or broken the protocol, and sends nothing more."""

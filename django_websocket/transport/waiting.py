@@ -301,28 +301,20 @@ class Readable:
     def _wait(self) -> None:
         """Let the running greenlet wait until this may be ready: `wait()` in a form for the path of each message."""
         current: Any = getcurrent()
-        hook = current.before_waiting if isinstance(current, ViewGreenlet) else None  # in half of the time of getattr
-        if hook is not None:
-            hook(False)
+        loop = get_hub()
+        if (
+            (isinstance(current, ViewGreenlet) and current.before_waiting is not None)
+            or loop is not self._loop
+            or type(loop) is not Hub
+            or self._waiter is not None
+        ):
+            wait((self,))
+            return
+        self._waiter = current
         try:
-            if hook is not None and (self.ready() or self.abandoned):  # the hook let others run
-                return
-            loop = get_hub()
-            if loop is not self._loop:
-                raise RuntimeError(OTHER_THREAD)
-            if self._waiter is not None:
-                raise RuntimeError(SECOND_WAITER)
-            self._waiter = current
-            try:
-                if type(loop) is Hub or _get_running_loop() is None:
-                    greenlet.switch(loop)  # the hub's own method would first look for a hook of this greenlet
-                else:  # it hides the loop of a coroutine that waits here from all other greenlets
-                    loop.switch()
-            finally:  # also when an exception is thrown into this greenlet: a later switch to it would fail
-                self._waiter = None
-        finally:
-            if hook is not None and current.before_waiting is not None:
-                current.after_waiting()
+            greenlet.switch(loop)  # the hub's own method would first look for a hook of this greenlet
+        finally:  # also when an exception is thrown into this greenlet: a later switch to it would fail
+            self._waiter = None
 
     def _changed(self) -> None:
         """Show a new readiness to the greenlet that waits. Call it from any greenlet in the thread of the loop."""
