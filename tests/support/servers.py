@@ -65,7 +65,7 @@ SHARES = 32  # how many processes can run tests on one machine at once
 
 
 def shares() -> Iterator[int]:
-    """Yield a share of the ports that no other process gets that runs tests here, as long as this generator is there."""
+    """Yield a share of the ports that no other process gets that runs tests here, while this generator is there."""
     for share in range(SHARES):
         with Path(tempfile.gettempdir(), f"django_websocket-tests-{os.getuid()}-{share}.lock").open("wb") as lock:
             try:
