@@ -22,10 +22,12 @@ from django.test import override_settings
 from greenlet import greenlet
 from testsite import stalls as holding
 
+from django_websocket.handler.conversation import Conversation
+from django_websocket.handler.coroutine import CoroutineConversation
 from django_websocket.testing import Client
 from django_websocket.transport import log
 from django_websocket.transport.counts import counts
-from django_websocket.transport.culprits import culprit_of
+from django_websocket.transport.culprits import culprit_of, work_of
 from django_websocket.transport.deadlines import Deadline, sweep_of_loop
 from django_websocket.transport.stalls import LONGEST, Watch, watch_of_loop
 from django_websocket.worker import GeventWebSocketWorker
@@ -431,6 +433,15 @@ def test_synchronous_code_of_a_coroutine_is_named(server: Server, raw: Raw) -> N
     begin = "127.0.0.1 /waits-for-others/: all clients of this process had to wait: "
     assert eventually(lambda: begin in server.log)
     assert "in the view testsite.stalls.waits_for_others, at " + line_of(" native_sleep(LONG)") in server.log
+
+
+@pytest.mark.parametrize("worker", [Conversation, CoroutineConversation])
+def test_look_at_what_is_in_the_middle_of_being_made_finds_nothing_and_goes_on(worker: Any) -> None:
+    half_made = worker.__new__(worker)
+    with pytest.raises(AttributeError):
+        half_made.works_for  # noqa: B018
+    looked_at: Any = SimpleNamespace(f_locals={"self": half_made})
+    assert work_of(looked_at) == ("", "")
 
 
 def test_what_gunicorn_kills_a_worker_for_is_logged(server: Server, raw: Raw) -> None:

@@ -6,6 +6,7 @@ import os
 import sys
 import sysconfig
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache
 from types import FrameType
 from typing import Any, NamedTuple, Protocol
@@ -89,8 +90,9 @@ def work_of(frame: FrameType) -> tuple[str, str]:
     for name in LOCALS:
         found: Any = variables.get(name)
         if hasattr(type(found), "works_for"):  # a lazy object, asked itself, might run code
-            client, what = found.works_for
-            return client, what
+            with suppress(Exception):  # the other thread may be in the middle of making or ending it
+                client, what = found.works_for
+                return client, what
     return "", ""
 
 
