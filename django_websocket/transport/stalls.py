@@ -252,6 +252,8 @@ class Watch:
         """
         starved = self._waits() - self._waited
         late = now - self._looked - self._asked - (time.process_time() - self._cpu)
+        if late > LONGEST:  # whoever stops a process may have done so just behind the last look
+            late += self._asked
         return max(0.0, starved, late)
 
 
