@@ -171,7 +171,7 @@ class Connection(Readable):
         self._blocked = False  # the kernel takes no more, and the write watcher runs; if false, the outbox is empty
         self._going_on = False  # whether the loop will call `_go_on`
         self._refills = 0  # of the inbox
-        # To count these four takes three percent of an echo; FINDINGS.md, section 13, has what else was tried.
+        # To count these takes three percent of an echo; FINDINGS.md, section 13, has what else was tried.
         self.received_bytes = len(early)
         self.sent_bytes = -len(head)  # the response is not part of the conversation
         self.taken = self.sent_by_view = self.forwarded = 0  # messages

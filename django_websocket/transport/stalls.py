@@ -252,7 +252,7 @@ class Watch:
         """
         starved = self._waits() - self._waited
         late = now - self._looked - self._asked - (time.process_time() - self._cpu)
-        if late > LONGEST:  # whoever stops a process may have done so just behind the last look
+        if late > LONGEST:  # the process was stopped, perhaps just behind the last look: nobody can know
             late += self._asked
         return max(0.0, starved, late)
 
