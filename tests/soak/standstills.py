@@ -21,7 +21,9 @@ def standstills(faults: list[Fault]) -> Iterator[None]:
 
     def look() -> None:
         begin = time.monotonic()
-        while not over.wait(PAUSE):
+        ending = False
+        while not ending:
+            ending = over.wait(PAUSE)  # a standstill may last until the end
             now = time.monotonic()
             if now - begin > PAUSE + NOTICEABLE:
                 faults.append(Fault(STOOD_STILL, begin, now))
