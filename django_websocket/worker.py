@@ -211,6 +211,8 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
 
             application = serve_asgi(application)
         self._settings = conf.current()
+        says_https = [name for name, value in self.cfg.secure_scheme_headers.items() if value == "https"]
+        self._scheme_headers = [f"HTTP_{name.replace('-', '_')}" for name in says_https]
         self._close_databases = databases.close_databases
         if self._settings.exposed is not None:
             from django_websocket.handler.sampling import Sampling
@@ -393,8 +395,7 @@ class GeventWebSocketWorker(GeventWorker):  # type: ignore[misc]
 
     def _is_said_to_be_secure(self, request: Any, environ: dict[str, Any]) -> bool:
         """Whether a proxy that is to be believed says "wss" of a handshake; gunicorn knows "https" only."""
-        names = (name for name, value in self.cfg.secure_scheme_headers.items() if value == "https")
-        said = any(environ.get(f"HTTP_{name.replace('-', '_')}") == "wss" for name in names)
+        said = any(environ.get(name) == "wss" for name in self._scheme_headers)
         return said and believes(self.cfg, request.peer_addr)
 
     def is_already_handled(self, respiter: Any) -> bool:

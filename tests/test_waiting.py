@@ -20,6 +20,7 @@ from gevent.hub import get_hub
 
 from django_websocket.asgi.loop import HubLoop
 from django_websocket.select import select as wait_for
+from django_websocket.transport.clients import ClientGreenlet
 from django_websocket.transport.connection import Connection
 from django_websocket.transport.waiting import Readable, Signal, ViewGreenlet, close_at_end, readable_with, wait
 from django_websocket.websocket import WebSocket
@@ -482,3 +483,17 @@ def test_a_view_is_told_that_select_would_block_a_process_that_is_not_patched(pa
     with pytest.raises(RuntimeError, match=r"Use django_websocket\.select\.select"):
         view.get(timeout=10)
     assert descriptors() == before
+
+
+def test_greenlets_of_views_and_clients_do_not_know_who_made_them_but_those_of_projects_do() -> None:
+    class View(ViewGreenlet):
+        def _run(self) -> None:
+            pass
+
+    def serve(*args: Any) -> None:
+        pass
+
+    client: Any = object()
+    for made in (View(), ClientGreenlet(serve, None, client, None)):
+        assert made.spawning_stack is None
+    assert gevent.Greenlet(serve).spawning_stack is not None

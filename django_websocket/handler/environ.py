@@ -34,6 +34,7 @@ NAMES = {
     )
 }
 PRIVATE = {"HTTP_COOKIE", "HTTP_AUTHORIZATION", "HTTP_SEC_WEBSOCKET_KEY", "REMOTE_PORT", "HTTP_X_REQUEST_ID"}
+ALIKE = NAMES.keys() - PRIVATE  # whose values many clients have in common
 MAX_SHARED_VALUES = 256  # of the last clients: with their lengths, less than 100 KiB in all
 MAX_SHARED_LENGTH = 200  # characters; hosts, addresses and user agents are shorter
 
@@ -42,16 +43,13 @@ def forget_request(environ: dict[str, Any]) -> None:
     """Remove from the environment what only the request needs, and share what many clients send alike."""
     for name in REQUEST_ONLY:
         environ.pop(name, None)
-    items = [(NAMES.get(name, name), shared(name, value)) for name, value in environ.items()]
+    kept = {}
+    for name, value in environ.items():
+        if name in ALIKE and type(value) is str and len(value) <= MAX_SHARED_LENGTH:
+            value = copy_for_all(value)
+        kept[NAMES.get(name, name)] = value
     environ.clear()
-    environ.update(items)
-
-
-def shared(name: str, value: Any) -> Any:
-    """Return `value`, or the copy that other clients have, if they may have sent the same."""
-    if name not in NAMES or name in PRIVATE or type(value) is not str or len(value) > MAX_SHARED_LENGTH:
-        return value
-    return copy_for_all(value)
+    environ.update(kept)
 
 
 @functools.lru_cache(maxsize=MAX_SHARED_VALUES)

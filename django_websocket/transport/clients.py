@@ -40,7 +40,7 @@ class ClientGreenlet(PlainGreenlet):
     )
 
     def __init__(self, serve: Callable[..., None], at: Any, client: ClientSocket, address: Any) -> None:
-        with untracked():
+        with untracked:
             super().__init__(serve, at, client, address)
         self.accepted = client
         self.client: Any = client

@@ -54,7 +54,8 @@ class Sweep:
 
     def look_at(self, item: Due, tick: int) -> None:
         """Look at `item` at `tick`, instead of the tick that it waited for until now."""
-        self.forget(item)
+        if item.due:
+            self.forget(item)
         item.due = tick
         self._due.setdefault(tick, set()).add(item)
 
