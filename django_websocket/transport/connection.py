@@ -1,8 +1,8 @@
 """One upgraded socket, driven by the event loop.
 
 A byte comes in at `_on_readable`: the engine parses it, and messages go to the inbox. A byte leaves at `send`, `push`
-or `_write`, which give a frame to the kernel at once. What the kernel does not take waits in the outbox and leaves at
-`_drain_outbox`. Answers may be held first, to leave together (see `shared.py`); `send_held` passes them to `_write`.
+or `_give`, which give a frame to the kernel at once. What the kernel does not take waits in the outbox and leaves at
+`_drain_outbox`. Answers may be held first, to leave together (see `shared.py`).
 
 Greenlets run user code only. They take messages with `receive()` and add some with `send()`; the loop switches to one
 when there is something for it to take. Nothing that the loop calls here blocks, raises, or runs user code.
@@ -420,8 +420,9 @@ class Connection(Readable):
         """Send one message, or hold it to leave with others (see `shared.py`); see `WebSocket.send`."""
         if not self._direct:
             self.check_not_closing()
+        size = len(message)
         # Most messages are short: for them, this comparison saves a call.
-        frame = encode_message(message) if len(message) < self._plain_below else self._long_frame(message)
+        frame = encode_message(message) if size < self._plain_below else self._long_frame(message)
         self.sent_by_view += 1
         shared = self._shared
         if (self.inbox or shared.holding) and not self._blocked:
@@ -433,7 +434,7 @@ class Connection(Readable):
                 self.send_held()
         elif not self._direct:
             self._write(frame)
-        else:  # what `_write` does; to call it would take half a percent of the time of an answer
+        else:  # what `_give` does; to call it would take half a percent of the time of an answer
             try:
                 sent = self._sock.send(frame)
             except WOULD_BLOCK:
@@ -446,7 +447,7 @@ class Connection(Readable):
                 self._keep_unsent(frame, sent)
         if self._blocked and self._outbox.size > self.limits.send_buffer_size:
             self._wait_until_drained()
-        elif len(message) >= LONG and shared.turns.spent():
+        elif size >= LONG and shared.turns.spent():
             let_others_run()  # as long as its client reads fast enough, nothing else makes the view wait
 
     def _long_frame(self, message: str | bytes) -> bytes:
@@ -497,7 +498,7 @@ class Connection(Readable):
         self.forwarded += messages
         if self.agreement is not None and self.agreement.takeover:
             self._engine.forget_sent()
-        try:  # what `_write` does, without the call, as in `send`
+        try:  # what `_give` does, without the call, as in `send`
             sent = self._sock.send(frames)
         except WOULD_BLOCK:
             sent = 0
@@ -623,23 +624,28 @@ class Connection(Readable):
             frame = self._held + frame
             self._held = b""
             self._look_at_way()
+        self._give(frame)
+
+    def send_held(self) -> None:
+        """Send what is held."""
+        held = self._held
+        if held:
+            self._held = b""
+            self._direct = True  # whoever closes sends what is held with the close frame
+            self._give(held)
+
+    def _give(self, data: bytes) -> None:
+        """Give `data` to the kernel, which has taken all before it, and keep what it does not take."""
         try:
-            sent = self._sock.send(frame)
+            sent = self._sock.send(data)
         except WOULD_BLOCK:
             sent = 0
         except OSError:
             self._close_socket()
             return
         self.sent_bytes += sent
-        if sent < len(frame):
-            self._keep_unsent(frame, sent)
-
-    def send_held(self) -> None:
-        """Send what is held."""
-        held, self._held = self._held, b""
-        if held:
-            self._direct = True  # whoever closes sends what is held with the close frame
-            self._write(held)
+        if sent < len(data):
+            self._keep_unsent(data, sent)
 
     def _look_at_way(self) -> None:
         """Find out again whether a frame may go straight to the kernel."""

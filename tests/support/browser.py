@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from selenium.common.exceptions import TimeoutException
 from selenium.webdriver import Chrome, ChromeOptions, ChromeService
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -70,16 +71,22 @@ class Window:
 
     def wait_for_texts(self, selector: str, expected: list[str]) -> None:
         """Wait until the matching elements have these texts."""
-        self.wait(lambda: self.texts(selector) == expected, f"{selector} is not {expected}")
+        self._wait_for(lambda: self.texts(selector), expected, selector)
 
     def wait_for_last_texts(self, selector: str, expected: list[str]) -> None:
         """Wait until the last of the matching elements have these texts."""
-        count = len(expected)
-        self.wait(lambda: self.texts(selector)[-count:] == expected, f"the last of {selector} are not {expected}")
+        self._wait_for(lambda: self.texts(selector)[-len(expected) :], expected, f"the end of {selector}")
 
     def wait_for_last_text(self, selector: str, expected: str) -> None:
         """Wait until the last of the matching elements has this text."""
-        self.wait(lambda: self.texts(selector)[-1:] == [expected], f"the last of {selector} is not {expected}")
+        self.wait_for_last_texts(selector, [expected])
+
+    def _wait_for(self, look: Callable[[], list[str]], expected: list[str], name: str) -> None:
+        try:
+            self.wait(lambda: look() == expected)
+        except TimeoutException:
+            found = look()
+            assert found == expected, f"{name} is {found}, not {expected}"
 
     def fill(self, selector: str, text: str) -> None:
         """Replace what is in a field by typing."""
