@@ -425,12 +425,15 @@ class Connection(Readable):
         frame = encode_message(message) if size < self._plain_below else self._long_frame(message)
         self.sent_by_view += 1
         shared = self._shared
-        if (self.inbox or shared.holding) and not self._blocked:
+        if (shared.holding or self.inbox) and not self._blocked:
             if self._direct:
                 self._direct = False
                 shared.send_later(self)
-            self._held += frame
-            if len(self._held) > MAX_HELD:
+                held = frame
+            else:
+                held = self._held + frame
+            self._held = held
+            if len(held) > MAX_HELD:
                 self.send_held()
         elif not self._direct:
             self._write(frame)
