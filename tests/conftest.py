@@ -27,6 +27,7 @@ from django.test.utils import (
 
 from django_websocket.transport import log
 
+from .support.again import pytest_configure, pytest_runtest_protocol  # noqa: F401 - hooks
 from .support.browser import Browser, chromium
 from .support.certificates import Authority
 from .support.clients import Client, RawClient
@@ -182,54 +183,27 @@ def marked_processes() -> list[str]:
 
 # The processes that these files start are not measured: that halves their time, and other tests run the same lines.
 UNMEASURED = (
-    "admission",
-    "articles",
-    "autobahn",
-    "benchmarks",
-    "browser",
-    "client",
-    "client_presence",
-    "client_resumes",
     "compression",
-    "contributing",
-    "demo_chat",
-    "deploy",
-    "docs",
-    "history_torture",
     "lingering",
-    "load",
     "log",
-    "memory",
-    "metrics",
-    "nginx",
     "ordinary",
-    "presence_torture",
     "presence_views",
     "presence_workers",
     "recipes_checked_input",
-    "recipes_frontend",
     "recipes_live_pages",
     "redis",
     "redis_topologies",
-    "rolling",
-    "runwebsocket",
-    "scripts",
-    "soak",
     "subprotocol",
     "threats_frames",
     "threats_handshake",
-    "threats_leaks",
-    "threats_outages",
     "tokens",
     "transports",
-    "tutorial",
-    "types",
 )
 
 
 @pytest.fixture(scope="module", autouse=True)
 def coverage_of_started_processes(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Measure the coverage of the processes that a test starts, apart from those of the slow files above."""
+    """Measure the coverage of the processes that a test starts, apart from those of the files above."""
     with pytest.MonkeyPatch.context() as patched:
         if request.path.name in {f"test_{name}.py" for name in UNMEASURED}:
             for name, value in NOT_MEASURED.items():

@@ -36,7 +36,7 @@ from .test_demonstration import HEAVIEST, emulate
 from .test_logins import get_id, log_in
 from .test_monitoring import LAYER, line, seen
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.covers]
 
 PAGE = "/staff/django_websocket/connection/"
 LIVE = f"{PAGE}live/"

@@ -42,7 +42,7 @@ from .support.servers import Server, redis_server
 from .support.waiting import eventually, until
 from .support.wire import Pairs
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.covers]
 
 ENGINES = ["db", "cached_db", "cache", "file", "signed_cookies"]
 SOON = {"WEBSOCKET_LOGIN_CHECK_INTERVAL": 0.3}

@@ -52,7 +52,7 @@ from .support.servers import (
 )
 from .support.waiting import eventually, until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.covers]
 
 MISSED = object()
 BACK = 10.0  # seconds until messages arrive again, once there is a server to send them

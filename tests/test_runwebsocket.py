@@ -19,7 +19,7 @@ from .support.fixtures import Connect
 from .support.servers import HTTP_PROBE, TEST_PROJECT, Server, free_port
 from .support.waiting import eventually
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.covers]
 
 DEADLINE = 20.0  # seconds
 

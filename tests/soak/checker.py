@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ..history.checker import Fault
-from .standstills import STOOD_STILL
 
 # What is done to the servers.
 KILLED, RELOADED, NGINX, REDIS, CUT = (
@@ -30,6 +29,7 @@ DRAINING = 20.0  # a worker that is reloaded tells its clients, and ends their h
 RECOVERING = 15.0  # processes connect to Redis again after at most 10 s
 NGINX_ENDS = 25.0  # nginx keeps its old processes until worker_shutdown_timeout, which is 15 s here
 
+STOOD_STILL = "machine stood still"
 AWAITED = 15.0  # longer than a client has for the answer to a ping
 
 # How a connection may end that its client has not ended, and what explains it: the beginning of its outcome, and the

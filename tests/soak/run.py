@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..history.checker import Life, Rule
+from ..history.checker import Fault, Life, Rule
 from ..history.checker import check as check_history
 from ..history.faults import Log
 from ..history.subscribers import Crowd as Subscribers
@@ -40,14 +40,14 @@ from ..presence.torture import Plan as PresencePlan
 from ..presence.torture import Stage as PresenceStage
 from ..presence.torture import disturbance
 from ..support.servers import NOT_INHERITED, NOT_MEASURED, ROOT, WORKER, configured_nginx, gunicorn
-from .checker import Verdict, Visit, check_group, check_visits, check_waits
+from ..support.standstills import standstills
+from .checker import STOOD_STILL, Verdict, Visit, check_group, check_visits, check_waits
 from .clients import crowd_of
 from .growth import Lull, Trend, trends_of, what_grows, what_is_left
 from .report import Report
 from .rude import CLOSE_TIMEOUT, HANDSHAKE_TIMEOUT, PING_INTERVAL, PING_TIMEOUT, SEND_TIMEOUT, Rude
 from .scene import Scene
 from .servers import Redis, Site, used
-from .standstills import standstills
 
 SITE = ROOT / "tests" / "site"
 TIMING = Timing(grace=4.0, lease=6.0, renewal=1.5, slack=3.0)  # of presence; the defaults leave little time for calm
@@ -186,7 +186,7 @@ class Soak:
             popularity = self.presence.plan.popularity
             self.present = Present(nginx.port, plan.seed, popularity, 8.0, 12.0, path="presence/")
             self.began = time.monotonic()
-            with standstills(self.log.faults):
+            with standstills(lambda begin, end: self.log.faults.append(Fault(STOOD_STILL, begin, end))):
                 asyncio.run(self._drive(inherited))
             self._publishers.end()
             lasted = time.monotonic() - self.began

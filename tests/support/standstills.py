@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from ..history.checker import Fault
-
-STOOD_STILL = "machine stood still"
 PAUSE = 0.1  # seconds between two looks at the clock
 NOTICEABLE = 1.0  # seconds more than that which a thread that only sleeps has to wait for a processor
 
 
 @contextmanager
-def standstills(faults: list[Fault]) -> Iterator[None]:
-    """Add the standstills of the block to `faults`."""
+def standstills(note: Callable[[float, float], object]) -> Iterator[None]:
+    """Call `note` with the begin and the end, in seconds of time.monotonic(), of each standstill during the block."""
     over = threading.Event()
 
     def look(begin: float) -> None:
@@ -25,10 +22,10 @@ def standstills(faults: list[Fault]) -> Iterator[None]:
             ending = over.wait(PAUSE)  # a standstill may last until the end
             now = time.monotonic()
             if now - begin > PAUSE + NOTICEABLE:
-                faults.append(Fault(STOOD_STILL, begin, now))
+                note(begin, now)
             begin = now
 
-    thread = threading.Thread(target=look, args=[time.monotonic()])
+    thread = threading.Thread(target=look, args=[time.monotonic()], name="standstills", daemon=True)
     thread.start()
     try:
         yield
