@@ -382,6 +382,14 @@ def test_dockerfile_has_no_fault_that_hadolint_knows() -> None:
     assert tool(str(Path(sys.executable).parent / "hadolint"), DEPLOY / "Dockerfile") == ""
 
 
+def test_what_redis_has_outlives_its_container() -> None:
+    compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+    (volume,) = compose["services"]["redis"]["volumes"]
+    name, _, path = volume.partition(":")
+    assert path == "/data"  # where its image writes
+    assert name in compose["volumes"]
+
+
 def test_compose_file_follows_its_schema() -> None:
     program = str(Path(sys.executable).parent / "check-jsonschema")
     tool(program, "--builtin-schema", "vendor.compose-spec", DEPLOY / "compose.yaml")
