@@ -83,7 +83,6 @@ LONGEST = (
     "recipes_frontend",
     "docs",
     "worker",
-    "rolling",
     "types",
     "subprotocol",
     "logins",

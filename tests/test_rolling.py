@@ -23,7 +23,7 @@ from .support.fronts import haproxy
 from .support.servers import NOT_MEASURED, ROOT, Server, free_port
 from .support.waiting import DEADLINE, eventually
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]  # a hundred clients talk, and wait for processes that start
 
 CLIENTS = 100
 PACE = 0.1  # seconds between two messages of a client
