@@ -130,6 +130,7 @@ def test_line_names_client_view_file_and_line(
         assert led_to == ""
 
 
+@pytest.mark.alone  # the thread sleeps where little happens
 @pytest.mark.parametrize("how", ["sleep", "match"])
 def test_what_a_timer_begins_is_seen_although_the_thread_sleeps(watch: Watch, how: str) -> None:
     before = watch.count
@@ -142,6 +143,7 @@ def test_what_a_timer_begins_is_seen_although_the_thread_sleeps(watch: Watch, ho
     raise AssertionError("it was not seen")
 
 
+@pytest.mark.alone  # the thread has to sleep before the deadline
 def test_what_a_deadline_begins_is_seen_although_the_thread_sleeps(watch: Watch) -> None:
     def work() -> None:
         deadline = Deadline(2.0, LookupError())
@@ -341,6 +343,7 @@ def process() -> Iterator[Process]:
         process.process.kill()
 
 
+@pytest.mark.alone  # the thread must not come late
 def test_time_for_which_the_process_was_stopped_does_not_count(process: Process) -> None:
     process.begin("stopped")
     process.freeze(0.5)
@@ -381,6 +384,7 @@ def server(start_site: StartSite) -> Iterator[Server]:
         yield server
 
 
+@pytest.mark.alone  # a worker that gets no processor has more to do in a round
 def test_thread_does_not_wake_up_in_an_idle_worker(server: Server, raw: Raw) -> None:
     client = raw(server)
     client.open("/view/")  # a silent client changes nothing
