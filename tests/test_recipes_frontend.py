@@ -425,8 +425,7 @@ def assert_connection_follows_the_component(site: Site, window: Window) -> None:
     """Show one room, another one, and none: whoever closes the connection has left at once."""
     show = "window.show(arguments[0])"
     window.driver.execute_script(show, "/rooms/kitchen/")
-    wait_until_open(window)
-    assert site.who("room:kitchen") == ["ann"]
+    window.wait(lambda: site.who("room:kitchen") == ["ann"])
     window.driver.execute_script(show, "/rooms/garden/")
     window.wait(lambda: site.who("room:kitchen") == [] and site.who("room:garden") == ["ann"])
     window.driver.execute_script(show, None)
