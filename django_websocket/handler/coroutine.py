@@ -237,12 +237,8 @@ class CoroutineConversation:
             handshake.accept(self, subprotocol, Surroundings(contextvars.copy_context(), self._databases.shared))
         while (connection := handshake.outcome()) is None:
             future = self._loop.create_future()
-            go_on = Waiter(future).switch
-            handshake.waiting.append(go_on)
-            try:
+            with handshake.telling(Waiter(future).switch):
                 await future
-            finally:
-                handshake.waiting.remove(go_on)
         if self.websocket.connection is None:
             await in_greenlet(self._within, contextvars.copy_context(), handshake.complete, self.websocket, connection)
             self._handshake = None

@@ -31,7 +31,7 @@ def make_connection(
     connection = Connection(*args, **kwargs)
     if counts.wanted:
         _at_end(connection, Counted(connection, view, begin).ended)
-    if websocket_disconnected.receivers and websocket_disconnected.has_listeners(view):
+    if websocket_disconnected.has_listeners(view):
         _tell_at_end(connection, view, request, websocket, begin)
     return connection
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from typing import Any, Protocol
 
@@ -241,14 +242,19 @@ class Handshake:
 
     def wait(self) -> Connection:
         """Let the running greenlet wait for the outcome."""
-        go_on = getcurrent().switch
         while (connection := self.outcome()) is None:
-            self.waiting.append(go_on)
-            try:
+            with self.telling(getcurrent().switch):
                 get_hub().switch()
-            finally:  # also when somebody throws an exception into the greenlet
-                self.waiting.remove(go_on)
         return connection
+
+    @contextmanager
+    def telling(self, call: Callable[[], object]) -> Iterator[None]:
+        """Have `call` called, in the hub, when the outcome is known within the block."""
+        self.waiting.append(call)
+        try:
+            yield
+        finally:  # also when somebody throws an exception into whoever waits
+            self.waiting.remove(call)
 
     def complete(self, websocket: BaseWebSocket, connection: Connection) -> bool:
         """Give the view its connection. Returns False if another greenlet of the view has done so."""
