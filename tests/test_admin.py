@@ -23,7 +23,6 @@ from urllib.parse import quote, urlencode
 import pytest
 
 from django_websocket import __file__ as package_file
-from django_websocket.monitoring import connections
 from django_websocket.pubsub import publish
 
 from .support.brokers import in_use
@@ -35,7 +34,7 @@ from .support.servers import ROOT, Server
 from .support.waiting import DEADLINE
 from .test_demonstration import HEAVIEST, emulate
 from .test_logins import get_id, log_in
-from .test_monitoring import LAYER, line, seen
+from .test_monitoring import LAYER, clients_of_both_processes, line, seen
 
 pytestmark = [pytest.mark.slow, pytest.mark.covers]
 
@@ -297,26 +296,10 @@ CLICK = """
 """
 
 
-@contextlib.contextmanager
-def clients_of_both_processes(server: Server) -> Iterator[None]:
-    """Have both processes serve somebody: the quicker one may get all the clients of a test."""
-    with contextlib.ExitStack() as stack:
-        for _ in range(100):
-            stack.enter_context(RawClient(server.port)).open("/idles/")
-            if len(connections(limit=0).processes) == 2:
-                break
-        yield
-
-
 def test_page_shows_the_list_and_disconnects(
     server: Server, raw: Raw, key: str, window: Window, browser: Browser
 ) -> None:
-    with clients_of_both_processes(server):
-        show_and_disconnect(server, raw, key, window, browser)
-    take_pictures(server, raw, window)
-
-
-def show_and_disconnect(server: Server, raw: Raw, key: str, window: Window, browser: Browser) -> None:
+    others = clients_of_both_processes(server, raw, "/idles/")
     hostile = f"<img src=x onerror=alert(1)>{key[:8]}"
     room, script, long = f"/room/{key[:8]}/", f"/any/<script>{key[:8]}", f"/any/{key[:8]}-{'long-' * 99}"
     clients = {path: raw(server) for path in (room, script, long)}
@@ -354,6 +337,9 @@ def show_and_disconnect(server: Server, raw: Raw, key: str, window: Window, brow
     window.wait_for_texts("#websockets-state", ["Live"])
     errors = [error for error in browser.errors() if "favicon.ico" not in error]
     assert errors == []  # nothing in the pages is inline, or comes from elsewhere
+    for client in others:
+        client.sock.close()
+    take_pictures(server, raw, window)
 
 
 PEOPLE = [

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
+from .support.processes import stand_still
 from .support.servers import ROOT
-from .support.waiting import DEADLINE, eventually
+from .support.waiting import DEADLINE
 
 TESTS = """
-import os, signal, time
-from pathlib import Path
+import os, signal
 import pytest
 
 runs = []
@@ -26,8 +24,7 @@ def made():
 def test_stands_still(made):
     runs.append(made)
     if len(runs) == 1:
-        Path("stands").touch()
-        time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGSTOP)
         assert not "in time"
     assert runs == [0, 1]
 
@@ -45,10 +42,7 @@ def test_what_failed_while_the_machine_stood_still_is_run_again(tmp_path: Path) 
     command = [sys.executable, "-m", "pytest", *(f"-p{plugin}" for plugin in plugins), "test_it.py"]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, text=True) as process:
-        assert eventually((tmp_path / "stands").exists)
-        process.send_signal(signal.SIGSTOP)
-        time.sleep(1.5)  # the standstill
-        process.send_signal(signal.SIGCONT)
+        stand_still(process.pid, 1.5)
         output, _ = process.communicate(timeout=DEADLINE)
     assert "1 failed, 1 passed, 1 warning" in output
     assert "It failed while the machine stood still, and was run again." in output

@@ -206,15 +206,21 @@ def test_asking_works_in_a_process_of_its_own(server: Server, raw: Raw, key: str
     assert done.stdout == f"['/room/{key}/']\n"
 
 
-def test_process_that_hangs_is_reported_as_silent(server: Server, raw: Raw) -> None:
+def clients_of_both_processes(server: Server, raw: Raw, path: str) -> list[RawClient]:
+    """Open clients until both processes have some: the quicker one may get many."""
     clients: list[RawClient] = []
 
     def both_have_some() -> bool:
         clients.append(raw(server))
-        clients[-1].open("/hangs/")
-        return len(monitoring.connections(path="/hangs/").processes) == 2
+        clients[-1].open(path)
+        return len(monitoring.connections(path=path).processes) == 2
 
     assert eventually(both_have_some)
+    return clients
+
+
+def test_process_that_hangs_is_reported_as_silent(server: Server, raw: Raw) -> None:
+    clients = clients_of_both_processes(server, raw, "/hangs/")
     clients[0].send(frame("hang"))
     assert clients[0].frame().text == "hanging"
     begin = time.monotonic()

@@ -7,7 +7,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,6 +32,7 @@ from .soak.checker import (
 )
 from .soak.growth import LULLS, Lull, kendall, trends_of, what_grows, what_is_left
 from .soak.run import LIVE
+from .support.processes import stand_still
 from .support.servers import ROOT
 from .support.waiting import DEADLINE, eventually
 
@@ -159,10 +159,7 @@ def test_a_standstill_is_noticed() -> None:
         process.stdin.flush()
         assert eventually(lambda: len(list(Path(f"/proc/{process.pid}/task").iterdir())) == 2), "there is no thread"
         os.kill(process.pid, signal.SIGSTOP)
-        begin = time.monotonic()
-        time.sleep(1.5)  # the standstill
-        os.kill(process.pid, signal.SIGCONT)
-        lasted = time.monotonic() - begin
+        lasted = stand_still(process.pid, 1.5)
         output, _ = process.communicate("\n", timeout=DEADLINE)
     assert float(output) >= lasted - 0.3
 

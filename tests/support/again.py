@@ -12,7 +12,7 @@ from contextlib import ExitStack, suppress
 import pytest
 from _pytest.runner import runtestprotocol
 
-from .standstills import standstills
+from .standstills import PAUSE, standstills
 
 ends: list[float] = []  # of standstills, in seconds of time.monotonic()
 
@@ -30,7 +30,10 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
     begin = time.monotonic()
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
     reports = runtestprotocol(item, log=False, nextitem=nextitem)
-    if any(report.failed for report in reports) and any(end > begin for end in ends):
+    failed = any(report.failed for report in reports)
+    if failed:
+        time.sleep(2 * PAUSE)  # the test may be quicker to go on than the thread that looks
+    if failed and any(end > begin for end in ends):
         with suppress(Exception, pytest.fail.Exception):
             item.session._setupstate.teardown_exact(None)
         tell(item, "It failed while the machine stood still, and was run again.")

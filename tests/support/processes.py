@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import time
 from pathlib import Path
 
 from .servers import Server
@@ -49,3 +51,12 @@ def processor_time(pid: int) -> float:
 def _status(pid: int, name: str) -> int:
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(name))
+
+
+def stand_still(pid: int, seconds: float) -> float:
+    """Wait until a child of this process is stopped, and let it go on after `seconds`; return how long it was."""
+    os.waitpid(pid, os.WUNTRACED)
+    begin = time.monotonic()
+    time.sleep(seconds)  # not for something to happen: the standstill itself
+    os.kill(pid, signal.SIGCONT)
+    return time.monotonic() - begin
