@@ -284,6 +284,9 @@ def window(server: Server, browser: Browser, key: str) -> Window:
     return window
 
 
+WIDTHS = (390, 767, 768, 1000, 1024, 1025, 1150, 1280)  # where the admin's own layout changes, and between
+
+
 def overflow(window: Window) -> int:
     """Return by how many pixels something is wider than the window."""
     script = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
@@ -312,9 +315,10 @@ def test_page_shows_the_list_and_disconnects(
     assert sorted(users) == sorted([hostile, "–", "–"])  # the other views have not looked at the user
     assert line("here waits the room") in window.texts("#websockets-list .where")
     assert window.texts("#websockets-count")[0].startswith("3 WebSockets in ")
-    for scheme, width in (("dark", 1280), ("dark", 390), ("light", 390), ("light", 1280)):
-        emulate(window, scheme, width, 800)
-        assert overflow(window) == 0, width
+    for scheme in ("dark", "light"):
+        for width in WIDTHS:
+            emulate(window, scheme, width, 800)
+            assert overflow(window) == 0, width
     window.wait(lambda: len(window.texts(".curve")) >= 3)  # all but the latency, for which clients have to be silent
     window.driver.execute_script(CLICK, f"{paths} button", room)
     window.wait_for_texts(paths, [room])
@@ -327,7 +331,7 @@ def test_page_shows_the_list_and_disconnects(
     window["#websockets-list .end"].click()
     window.wait_for_texts("h1", ["Disconnect WebSockets"])
     assert window.texts(".websockets-examples td") == [hostile, room, "testsite.monitored.room"]
-    for width in (1280, 390):
+    for width in WIDTHS:
         emulate(window, "light", width, 800)
         assert overflow(window) == 0, width
     window["input[name=confirmed]"].click()
