@@ -660,7 +660,7 @@ def test_a_push_over_the_limit_closes_with_1013_without_waiting(pairs: Pairs) ->
     connection, peer = pairs(narrow=True, limits=Limits(outbox_size=100_000))
     other, other_peer = pairs()
     ended = []
-    connection.on_end.append(lambda: ended.append(1))
+    connection.call_on_end(lambda: ended.append(1))
     frame = encode_message("x" * 30_000)
     pushed = 0
     while connection.close_code is None:
@@ -1028,7 +1028,7 @@ def test_a_message_that_is_sent_before_the_close_arrives_before_it(pairs: Pairs)
 def test_callbacks_for_the_end_are_called_once_and_not_before_it(pairs: Pairs) -> None:
     connection, peer = pairs()
     ended = []
-    connection.on_end.append(lambda: ended.append(connection.connected))
+    connection.call_on_end(lambda: ended.append(connection.connected))
     connection.close()
     peer.until_frames(1)
     assert ended == []
@@ -1492,7 +1492,8 @@ def test_a_callback_for_the_end_that_fails_does_not_keep_the_others_from_being_c
     def fail() -> None:
         raise ValueError("this one is broken")
 
-    connection.on_end += [lambda: told.append("one"), fail, lambda: told.append("two")]
+    for call in (lambda: told.append("one"), fail, lambda: told.append("two")):
+        connection.call_on_end(call)
     peer.sock.close()
     assert connection.receive() is None
     assert told == ["one", "two"]

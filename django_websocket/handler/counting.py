@@ -30,7 +30,7 @@ def make_connection(
     begin = time.monotonic()
     connection = Connection(*args, **kwargs)
     if counts.wanted:
-        _at_end(connection, Counted(connection, view, begin).ended)
+        connection.call_on_end(Counted(connection, view, begin).ended)
     if websocket_disconnected.has_listeners(view):
         _tell_at_end(connection, view, request, websocket, begin)
     return connection
@@ -70,13 +70,6 @@ class Counted:
         counts.observe("connection_duration_seconds", time.monotonic() - self._begin)
 
 
-def _at_end(connection: Connection, call: Callable[[], None]) -> None:
-    if connection.connected:
-        connection.on_end.append(call)
-    else:
-        call()
-
-
 def _tell_at_end(
     connection: Connection, view: Callable[..., Any], request: HttpRequest, websocket: BaseWebSocket, begin: float
 ) -> None:
@@ -100,4 +93,4 @@ def _tell_at_end(
     def spawn() -> None:  # in the hub
         unfinished.add(gevent.spawn(tell))
 
-    _at_end(connection, spawn)
+    connection.call_on_end(spawn)

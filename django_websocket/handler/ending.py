@@ -103,16 +103,13 @@ def follow(connection: Connection, on_end: Callable[[], None], *, ended: bool) -
     """Have `on_end` called when a new connection ends, unless the view has `ended` while the 101 was on its way."""
     if ended:
         connection.close(CloseCode.INTERNAL_ERROR, "internal error")
-    elif connection.connected:
-        connection.on_end.append(on_end)
     else:
-        on_end()
+        connection.call_on_end(on_end)
 
 
 def let_go(connection: Connection, on_end: Callable[[], None], websocket: BaseWebSocket) -> None:
     """Undo `follow`: the connection may outlive its view, unless that did not wait for it to the end."""
-    if on_end in connection.on_end:
-        connection.on_end.remove(on_end)
+    connection.do_not_call_on_end(on_end)
     if websocket.connection is None:
         connection.close(CloseCode.INTERNAL_ERROR, "internal error")
 

@@ -296,10 +296,7 @@ class Handshake:
         assert connection is not None and surroundings is not None
         self._surroundings = None
         if self._place is not None:
-            if connection.connected:
-                connection.on_end.append(self._place.give_back)
-            else:
-                self._place.give_back()
+            connection.call_on_end(self._place.give_back)
         connection.view = self._view
         user = None
         if apps.is_installed("django.contrib.auth"):

@@ -125,10 +125,7 @@ class Journal:
         """Log a conversation when it has ended; see `Record` for what is to be known of it."""
         record = Record(self, connection, *facts)
         self._open.add(record)
-        if connection.connected:
-            connection.on_end.append(record.end)
-        else:
-            record.end()
+        connection.call_on_end(record.end)
 
     def take(self, record: Record) -> bool:
         """Note that a conversation has ended; return False if that was noted before."""

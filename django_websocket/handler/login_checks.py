@@ -239,7 +239,7 @@ class Logins(Rounds):
         if not connection.connected or connection in self._connections.get(login, ()):
             return
         self._connections.setdefault(login, {})[connection] = surroundings
-        connection.on_end.append(partial(self._remove, login, connection))
+        connection.call_on_end(partial(self._remove, login, connection))
         self.changed()
 
     def replace_from_anywhere(self, login: Login, connection: Connection, surroundings: Surroundings) -> None:
@@ -259,7 +259,7 @@ class Logins(Rounds):
         if connection in self._replaceable:
             self._remove_replaceable(connection)
         else:
-            connection.on_end.append(partial(self._remove_replaceable, connection))
+            connection.call_on_end(partial(self._remove_replaceable, connection))
         expiry = None if login.expires == math.inf else Expiry(connection, login.expires)
         self._replaceable[connection] = login, expiry
         self._connections.setdefault(login, {})[connection] = surroundings

@@ -155,7 +155,7 @@ class Orders(Rounds):
             if user is not None:
                 self._others[connection] = user
             self._count += 1
-            connection.on_end.append(self._on_end)
+            connection.call_on_end(self._on_end)
             self.changed()
 
     def _one_ended(self) -> None:

@@ -56,9 +56,8 @@ def adopt(environ: dict[str, Any], answer: Callable[[Callable[..., Any]], Iterab
             upgrade.fail(f"The request was answered with {upgrade.status}: a middleware replaced the 101")
             upgrade.taker = Refusal(4000 + int(upgrade.status[:3]), upgrade.status[4:], who(environ))
         connection = upgrade.open(sock, early)
-        if connection.connected:
-            connection.on_end.append(ended.set)
-            ended.wait()
+        connection.call_on_end(ended.set)
+        ended.wait()
     except BaseException:
         upgrade.fail("The request ended with an error")
         raise

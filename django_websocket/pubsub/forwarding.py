@@ -169,7 +169,7 @@ class Forwarding:
             self.fail()
             raise ConnectionClosed(connection.close_code or CloseCode.ABNORMAL, connection.close_reason)
         self._keep_in_order_with_others(connection)
-        connection.on_end.append(self.close)
+        connection.call_on_end(self.close)
         self._connection = connection
         self._variant = variant_for(connection.agreement)
         waiting, self._waiting = self._waiting, []
@@ -230,12 +230,10 @@ class Forwarding:
         if attendance is not None:
             code = None if connection is None else connection.close_code
             attendance.close(CloseCode.INTERNAL_ERROR if code is None and self._failed else code)
-        if connection is not None and self.close in connection.on_end:
-            connection.on_end.remove(self.close)
-            if self._announced:
-                kept = {name for other in _owners(connection) if other._announced for name in other.channels}
-                if ended := [name for name in self.channels if name not in kept]:
-                    self._tell_end(connection, ended)
+        if connection is not None and connection.do_not_call_on_end(self.close) and self._announced:
+            kept = {name for other in _owners(connection) if other._announced for name in other.channels}
+            if ended := [name for name in self.channels if name not in kept]:
+                self._tell_end(connection, ended)
 
     def _tell_end(self, connection: Connection, ended: Sequence[str]) -> None:
         """Tell the client that it is no longer subscribed to these channels."""

@@ -160,7 +160,7 @@ class Connection(Readable):
         self.close_code: int | None = None
         self.close_reason = ""
         self.closed_by = ""  # who ended it: "client" or "server"; "nobody" if the client vanished
-        self.on_end: list[Callable[[], None]] = []  # called in the hub when the socket is closed
+        self.on_end: tuple[Callable[[], None], ...] = ()  # see `call_on_end`
         self._sock = sock
         self._pending: Callable[[], int] | None = getattr(sock, "pending", None)  # only TLS has it
         self._held = head  # frames for the kernel, which would take some; while there are any, the outbox is empty
@@ -187,7 +187,7 @@ class Connection(Readable):
             greeting.discard, self.discard = discard, True  # until it has said hello
             self._engine.limit(max(limits.max_message_size, HELLO_SIZE))
             self._plain_below = 0
-            self.on_end.append(greeting.over)
+            self.on_end = (greeting.over,)
         sock.setblocking(False)
         loop = get_hub().loop
         self._reader: Any = loop.io(sock.fileno(), READ)
@@ -585,6 +585,19 @@ class Connection(Readable):
         self.forwarded += begun
         return begun
 
+    def call_on_end(self, call: Callable[[], None]) -> None:
+        """Have `call` called, in the hub, when the socket is closed; at once if it is."""
+        if self.connected:
+            self.on_end += (call,)
+        else:
+            call()
+
+    def do_not_call_on_end(self, call: Callable[[], None]) -> bool:
+        """Undo `call_on_end`. Returns False if the connection would not have called it."""
+        others = tuple(each for each in self.on_end if each != call)
+        would, self.on_end = others != self.on_end, others
+        return would
+
     def take_from(self, source: Source) -> None:
         """Send what `source` returns each time the outbox is empty, until it returns nothing.
 
@@ -854,11 +867,11 @@ class Connection(Readable):
         self.sent_bytes = max(0, self.sent_bytes)  # the response may not have left either
         if self._drained is not None:
             self._drained.set()
-        callbacks, self.on_end = self.on_end, []
-        for callback in callbacks:
+        calls, self.on_end = self.on_end, ()
+        for call in calls:
             try:
-                callback()
-            except Exception as error:  # a fault of this package; the other callbacks are called all the same
+                call()
+            except Exception as error:  # a fault of this package; the others are called all the same
                 report(self.who, None, "a callback for its end failed", repr(error), logging.ERROR)
         self._changed()
 
@@ -867,7 +880,7 @@ class Connection(Readable):
         self._enter(CLOSED)
         self.close_code = self.close_code or CloseCode.ABNORMAL
         self.inbox.clear()
-        self.on_end = []  # these would unsubscribe, and send signals
+        self.on_end = ()  # these would unsubscribe, and send signals
         self._held = b""
         return self._sock
 

@@ -29,7 +29,10 @@ from .waiting import until
 
 
 def descriptors() -> set[str]:
-    """Return the open descriptors of this process, as "number -> target"."""
+    """Return the open descriptors of this process, as "number -> target".
+
+    Those of earlier tests may be closed at any time: see what a test leaves behind by `descriptors() - before`.
+    """
     found = set()
     for name in os.listdir("/dev/fd"):
         with contextlib.suppress(OSError):  # the descriptor of the directory itself
