@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
+from contextlib import suppress
 from typing import Any
 
 from django.apps import AppConfig
@@ -25,6 +27,22 @@ class WebSocketConfig(AppConfig):
         from django_websocket import checks  # noqa: F401
 
         request_started.connect(look_at_request)
+        monkey = sys.modules.get("gevent.monkey")
+        if monkey is not None and monkey.is_module_patched("threading"):
+            import_for_threads()
+
+
+def import_for_threads() -> None:
+    """Import what is otherwise imported when it is first needed, perhaps by several native threads at once.
+
+    Where gevent has patched the standard library, they could wait for each other for ever: the locks of Python's
+    imports are gevent's there, which may fail to wake a native thread.
+    """
+    from . import conf
+    from .pubsub import factory, forwarding, hub, presence, replay, subscription, watching  # noqa: F401
+
+    with suppress(Exception):  # the system checks say what is wrong with the settings
+        factory.import_for(conf.current().broker)
 
 
 BEGAN = "django_websocket.began"  # when a request began, in its WSGI environment or ASGI scope

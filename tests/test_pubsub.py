@@ -1346,12 +1346,22 @@ def test_publishing_after_a_subscription_does_not_warn(memory: Broker, caplog: p
 # --- Redis ------------------------------------------------------------------------------------------------------
 
 
-def child(source: str, url: str, *, patched: bool = False, arguments: tuple[str, ...] = ()) -> str:
-    """Run Python code in a process of its own with the broker at `url`; return what it prints."""
+def child(source: str, url: str, *, first: str = "pass", patched: bool = False, arguments: tuple[str, ...] = ()) -> str:
+    """Run Python code in a process of its own with the broker at `url`; return what it prints.
+
+    `first` comes before Django is set up.
+    """
     patch = "from gevent import monkey; monkey.patch_all()\n" if patched else ""
     path = os.pathsep.join(filter(None, [str(SITE), os.environ.get("PYTHONPATH")]))
     result = subprocess.run(
-        [sys.executable, "-W", "error", "-c", f"{patch}import sys, django; django.setup()\n{source}", *arguments],
+        [
+            sys.executable,
+            "-W",
+            "error",
+            "-c",
+            f"{patch}import sys, django; {first}; django.setup()\n{source}",
+            *arguments,
+        ],
         env={
             **os.environ,
             "PYTHONPATH": path,
@@ -1388,8 +1398,6 @@ def test_redis_cli_can_publish(on_redis: Broker) -> None:
 
 IN_A_PATCHED_PROCESS = """
 import gevent, os, threading, time
-if sys.argv[1] == "without hiredis":
-    sys.modules["hiredis"] = None
 from django_websocket import pubsub
 from django_websocket.pubsub import publish, subscribe
 
@@ -1415,7 +1423,7 @@ with subscribe("news") as subscription:
     for name in range(64):
         assert [int(n) for who, n in got if who == str(name)] == list(range(20)), name
     import redis
-    print(len(redis.Redis.from_url(sys.argv[2]).client_list()))
+    print(len(redis.Redis.from_url(sys.argv[1]).client_list()))
 assert longest < 2, longest
 """
 
@@ -1449,9 +1457,10 @@ def test_a_forked_process_publishes_on_connections_of_its_own(on_redis: Broker, 
 @pytest.mark.parametrize("reader", ["with hiredis", "without hiredis"])
 def test_greenlets_and_threads_of_a_patched_process_publish_at_once(on_redis: Broker, reader: str) -> None:
     """Sixty greenlets and some threads share one connection, and the loop runs meanwhile."""
-    arguments = (reader, on_redis.url.partition("?")[0])
+    first = "pass" if reader == "with hiredis" else "sys.modules['hiredis'] = None"
+    arguments = (on_redis.url.partition("?")[0],)
     before = len(on_redis.redis.client_list())
-    connections = int(child(IN_A_PATCHED_PROCESS, on_redis.url, patched=True, arguments=arguments))
+    connections = int(child(IN_A_PATCHED_PROCESS, on_redis.url, first=first, patched=True, arguments=arguments))
     assert connections - before == 3  # the subscriber's, the publisher's, and that of the code that counts
 
 
@@ -1666,6 +1675,16 @@ def test_messages_of_each_thread_keep_their_order(on_redis: Broker, source: str)
         for name in "01234567":
             assert [int(number) for who, number in got if who == name] == list(range(50))
         nothing_more(subscription)
+
+
+@pytest.mark.parametrize("patched", [False, True], ids=["without gevent", "with gevent"])
+def test_threads_of_gevent_find_all_imported_and_other_processes_do_not_wait_for_that(
+    redis_url: str, patched: bool
+) -> None:
+    """Where gevent has patched the locks of Python's imports, two native threads that import may wait for ever."""
+    needed = "{f'django_websocket.pubsub.{name}' for name in ('redis', 'presence', 'replay', 'subscription', 'hub')}"
+    printed = child(f"print(len({needed} - sys.modules.keys()))", redis_url, patched=patched)
+    assert int(printed) == (0 if patched else 5)
 
 
 WITHOUT_GEVENT = (

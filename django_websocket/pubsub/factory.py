@@ -25,6 +25,14 @@ SCHEMES = {
 URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://[^/?#]*([^?#]*)(?:\?([^#]*))?")
 
 
+def import_for(setting: str | Mapping[str, Any]) -> None:
+    """Import what the broker for a value of `WEBSOCKET_BROKER` needs. Raises ValueError or ImportError."""
+    options = {"url": setting} if isinstance(setting, str) else dict(setting)
+    if "encryption_keys" in options:
+        from . import encryption  # noqa: F401
+    _class(options)
+
+
 def broker_from(setting: str | Mapping[str, Any]) -> Broker:
     """Return the broker for a value of `WEBSOCKET_BROKER`: a URL, or a dict of options.
 

@@ -54,7 +54,7 @@ def broker_for(settings: NamesBroker) -> Broker:
     key = os.getpid(), settings.broker_key
     broker = brokers.get(key)
     if broker is None:
-        broker = brokers[key] = broker_from(settings.broker)
+        broker = brokers.setdefault(key, broker_from(settings.broker))  # several threads may make one
     return broker
 
 
