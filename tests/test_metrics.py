@@ -48,7 +48,7 @@ from .support.documentation import Project
 from .support.fixtures import StartSite
 from .support.frames import close_frame, frame
 from .support.servers import ROOT, Server, free_port, redis_server
-from .support.waiting import eventually, until
+from .support.waiting import STARTS, eventually, until
 from .support.wire import Pairs
 from .test_contributing import yaml
 
@@ -68,7 +68,8 @@ def port() -> int:
 @pytest.fixture(scope="module")
 def server(start_site: StartSite, redis_url: str, port: int) -> Iterator[Server]:
     exposed = {"path": "/metrics", "bind": f"127.0.0.1:{port}", "token": TOKEN, "allow": ["127.0.0.1"]}
-    settings = {"WEBSOCKET_METRICS": exposed, "WEBSOCKET_BROKER": redis_url}
+    # Clients of a worker that stops answer one after the other.
+    settings = {"WEBSOCKET_METRICS": exposed, "WEBSOCKET_BROKER": redis_url, "WEBSOCKET_CLOSE_TIMEOUT": 20.0}
     with start_site(settings, args=["--workers", "2"]) as server:
         yield server
 
@@ -112,7 +113,7 @@ class Reader:
             return all(values.get(name) == value for name, value in expected.items())
 
         values: Values = {}
-        eventually(as_expected)
+        eventually(as_expected, STARTS)  # a new worker may have to start
         assert {name: values.get(name) for name in expected} == expected
         return values
 
@@ -447,7 +448,7 @@ def test_two_servers_on_a_machine_do_not_mix_nor_do_the_two_of_an_upgrade(
                 seen.add((values["received_messages_total"], values["processes"]))
                 return len(seen) == 2
 
-            assert eventually(both_answered)
+            assert eventually(both_answered, STARTS)
             assert seen == {(1, 1), (0, 1)}
         finally:
             os.kill(master, signal.SIGTERM)
@@ -485,7 +486,9 @@ deadline = time.monotonic() + 10
 while (left := shared.read(3)) is None:
     assert time.monotonic() < deadline
 seen = set()
-for _ in range(300):
+reads = 0
+while (reads := reads + 1) <= 300 or len(seen) < 2:
+    assert time.monotonic() < deadline + 10
     left = shared.read(3)
     assert left.process == child and len(set(left.figures)) == 1, left
     seen.add(left.figures[0])
@@ -494,7 +497,7 @@ os.waitpid(child, 0)
 left = shared.read(3)
 assert left.process == 0 and len(left.figures) == 1000 and len(set(left.figures)) == 1
 assert list(shared.read_all()) == [left] and list(shared.read_all(without=3)) == []
-print(len(seen) > 1)
+print(reads > 300)
 """
 
 
@@ -576,6 +579,8 @@ def test_figures_add_up_and_survive_their_process() -> None:
         {"channels": {(): 2}, "broker_up": {(): 0}},
         (1, 2),
     )
+    tenths = [Figures({}, {"x": (number / 10, [1])}, {}) for number in (1, 2, 3)]
+    assert added(tenths) == added(tenths[::-1])  # whichever worker is asked: a counter may not become less
     sent = json.loads(json.dumps(two.to_json()))
     assert added([from_json(sent, 2)]) == two
     assert from_json(sent, 0) == from_json(two.without_gauges().to_json(), 0)

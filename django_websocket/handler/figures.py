@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Mapping
+from math import fsum
 from typing import Any, NamedTuple
 
 from gevent.lock import Semaphore
@@ -70,10 +71,11 @@ def _listed(totals: Totals) -> dict[str, list[tuple[tuple[str, ...], float]]]:
 
 
 def added(all_figures: Iterable[Figures]) -> Figures:
-    """Return the sum of figures. Of `broker_up`, the least."""
+    """Return the sum of figures, in whatever order they come. Of `broker_up`, the least."""
     totals: Totals = {}
     gauges: Totals = {}
     histograms: dict[str, tuple[float, list[int]]] = {}
+    sums: dict[str, list[float]] = {}
     processes: list[int] = []
     for figures in all_figures:
         for result, more in ((totals, figures.totals), (gauges, figures.gauges)):
@@ -86,8 +88,11 @@ def added(all_figures: Iterable[Figures]) -> Figures:
                     else:
                         of_name[labels] = min(before, number) if name == "broker_up" else before + number
         for name, (value, buckets) in figures.histograms.items():
-            sum_before, buckets_before = histograms.get(name, (0.0, [0] * len(buckets)))
-            histograms[name] = sum_before + value, [a + b for a, b in zip(buckets_before, buckets, strict=False)]
+            sums.setdefault(name, []).append(value)
+            _, buckets_before = histograms.get(name, (0.0, [0] * len(buckets)))
+            # Added one by one, the same sums would differ in the last digit from worker to worker, and a counter that
+            # becomes less is a restart to Prometheus.
+            histograms[name] = fsum(sums[name]), [a + b for a, b in zip(buckets_before, buckets, strict=False)]
         processes += figures.processes
     return Figures(totals, histograms, gauges, tuple(processes))
 
