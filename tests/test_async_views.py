@@ -418,7 +418,7 @@ def test_client_that_no_view_has_accepted_is_told_to_come_back_when_the_worker_e
 
 def test_views_that_do_not_end_are_cancelled_when_the_service_ends(start_site: StartSite, raw: Raw, key: str) -> None:
     settings = {"WEBSOCKET_CLOSE_TIMEOUT": 60.0}
-    with start_site(settings, args=["--graceful-timeout", "3"]) as server:
+    with start_site(settings, args=["--graceful-timeout", "4"]) as server:
         busy, stubborn = raw(server), raw(server)
         busy.open(f"/asynchronous/busy/?key={key}")
         stubborn.open(f"/asynchronous/stubborn/?key={key}")

@@ -213,7 +213,7 @@ def clients_of_both_processes(server: Server, raw: Raw, path: str) -> list[RawCl
     def both_have_some() -> bool:
         clients.append(raw(server))
         clients[-1].open(path)
-        return len(monitoring.connections(path=path).processes) == 2
+        return len({each.pid for each in monitoring.connections(path=path)}) == 2
 
     assert eventually(both_have_some)
     return clients

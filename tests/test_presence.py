@@ -853,11 +853,11 @@ def test_changes_come_at_most_twice_a_second_and_together(pairs: Pairs, true_pac
 def test_a_watch_that_begins_while_somebody_changes_for_a_moment_has_what_is_told_last(
     pairs: Pairs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(room, "INTERVAL", 0.3)
     client = Client(pairs)
     with client.subscribe(ROOM, present=ANN) as presence, Client(pairs).subscribe(ROOM, present=BOB) as other:
         client.until_it_knows(ANN, BOB)
-        presence.update_present({**ANN, "typing": True})  # told at once, and the rest 0.3 s later
+        monkeypatch.setattr(room, "INTERVAL", 2.0)
+        presence.update_present({**ANN, "typing": True})  # told at once, and the rest two seconds later
         client.until_it_knows({**ANN, "typing": True}, BOB)
         other.update_present({**BOB, "typing": True})
         until_there({**ANN, "typing": True}, {**BOB, "typing": True})
@@ -1340,7 +1340,10 @@ def test_two_tabs_of_a_user_that_come_back_elsewhere_at_once_leave_at_once(
 
 
 @each_kind
-def test_the_same_user_by_another_tab_keeps_the_leave_from_being_told(pairs: Pairs, grace: float) -> None:
+def test_the_same_user_by_another_tab_keeps_the_leave_from_being_told(
+    pairs: Pairs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("django_websocket.pubsub.presence.GRACE", 2.0)  # the other tab comes within it
     with watch(ROOM) as changes:
         changes.get(DEADLINE)
         first = Client(pairs, "tab 1")

@@ -297,6 +297,7 @@ def test_a_process_whose_lease_has_expired_renews_it_before_its_next_client_is_t
     monkeypatch.setattr(f"{PRESENCE}.LEASE", 0.5)
     Client(pairs).subscribe(ROOM, present=ANN)
     until(lambda: own_process() not in living())
+    monkeypatch.setattr(f"{PRESENCE}.LEASE", 60.0)
     Client(pairs).subscribe(ROOM, present=BOB)
     assert own_process() in living()
     assert elsewhere.call(lambda: by_id(present(ROOM))) == by_id([ANN, BOB])
@@ -498,13 +499,16 @@ def test_a_client_with_a_session_is_there_until_both_of_its_subscriptions_have_e
 
 
 @each_kind
-def test_two_subscriptions_of_a_client_with_a_session_both_end_when_it_has_vanished(pairs: Pairs, grace: None) -> None:
+def test_two_subscriptions_of_a_client_with_a_session_both_end_when_it_has_vanished(
+    pairs: Pairs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"{PRESENCE}.GRACE", 2.0)  # not over before all of them have been asked who is there
     client = Client(pairs, "a session")
     client.subscribe(ROOM, present={**ANN, "number": 1})
     client.subscribe(ROOM, present={**ANN, "number": 2})
     client.close(1006)
     assert there() == by_id([{**ANN, "number": 2}])
-    until_there(within=2)
+    until_there()
 
 
 @pytest.mark.parametrize("session", [None, "a session"])

@@ -14,7 +14,7 @@ from .support.servers import ROOT
 pytestmark = pytest.mark.slow
 
 PLAN = Plan(
-    seconds=16.0,  # behind which no other round begins
+    seconds=24.0,  # behind which no other round begins
     seed=1,
     timing=Timing(grace=4.0, lease=6.0, renewal=1.5, slack=3.0),
     rooms=6,

@@ -26,6 +26,7 @@ NOBODY = "redis://127.0.0.1:{}/0"
 def redis_site(start_site: StartSite, redis_url: str) -> Iterator[Server]:
     """The test site with Redis and two workers."""
     with start_site({"WEBSOCKET_BROKER": redis_url}, args=["--workers", "2"]) as server:
+        all_answer(server, 2)
         yield server
 
 
@@ -34,6 +35,17 @@ def stock_redis_site(start_site: StartSite, redis_url: str) -> Iterator[Server]:
     """The same site under a single worker of gevent-websocket."""
     with start_site({"WEBSOCKET_BROKER": redis_url}, worker=STOCK_WORKER) as server:
         yield server
+
+
+def all_answer(server: Server, workers: int) -> None:
+    """Wait until each worker has answered a request."""
+    seen: set[int] = set()
+
+    def have() -> bool:
+        seen.add(fetch_json(server.port, "/state/")["pid"])
+        return len(seen) == workers
+
+    assert eventually(have, 30)
 
 
 @pytest.fixture
@@ -120,7 +132,7 @@ def test_chat_of_the_original_documentation_works(
     for number, member in enumerate(members, 1):
         member.open("/as-in-2017/")
         assert eventually(lambda number=number: publisher.pubsub_numsub("OLD")[0][1] == number)  # type: ignore[misc]
-        fetch(site.port, "/page/")  # by then the view has read that it is subscribed
+    all_answer(site, 2 if server == "redis_site" else 1)  # by then the views have read that they are subscribed
     # One message at a time: redis-py may buffer a second one, which select() does not see.
     for number, member in enumerate(members):
         member.send(frame(f"message {number}"))

@@ -17,7 +17,7 @@ import pytest
 from .support.documentation import ENVIRONMENT, Project
 from .support.fixtures import Connect
 from .support.servers import HTTP_PROBE, TEST_PROJECT, Server, free_port
-from .support.waiting import eventually
+from .support.waiting import STARTS, eventually
 
 pytestmark = [pytest.mark.slow, pytest.mark.covers]
 
@@ -124,12 +124,12 @@ def test_a_change_of_the_code_closes_conversations_and_takes_effect(edited: Edit
     assert client.ask("hello") == "hello"
     edit(views, '", text)', '", text.upper())')
     assert client.closing() == (1012, "restart")
-    client = connect(edited.server, "/chat/lobby/")
+    client = connect(edited.server, "/chat/lobby/", open_timeout=STARTS)
     assert client.ask("hello") == "HELLO"
     assert "views.py changed, reloading." in edited.said
     edit(views, '", text.upper())', '", text)')
     assert client.closing() == (1012, "restart")
-    assert connect(edited.server, "/chat/lobby/").ask("hello") == "hello"
+    assert connect(edited.server, "/chat/lobby/", open_timeout=STARTS).ask("hello") == "hello"
 
 
 def test_changes_of_settings_and_urls_take_effect(project: Project, connect: Connect) -> None:
@@ -138,10 +138,10 @@ def test_changes_of_settings_and_urls_take_effect(project: Project, connect: Con
             ("mysite/websocket_urls.py", '"chat/<slug', '"room/<slug'),
             ("mysite/settings.py", "ALLOWED_HOSTS = []", 'ALLOWED_HOSTS = ["127.0.0.1"]\nAPPEND_SLASH = False'),
         ):
-            client = connect(server, "/room/lobby/" if "settings" in file else "/chat/lobby/")
+            client = connect(server, "/room/lobby/" if "settings" in file else "/chat/lobby/", open_timeout=STARTS)
             edit(project.directory / file, old, new)
             assert client.closing()[0] == 1012
-        assert connect(server, "/room/lobby/").ask("hello") == "hello"
+        assert connect(server, "/room/lobby/", open_timeout=STARTS).ask("hello") == "hello"
         assert fetch(server, "/chat/lobby")[0] == 404
 
 

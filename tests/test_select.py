@@ -365,6 +365,7 @@ def test_a_gevent_timeout_leaves_nothing_behind(pairs: Pairs, pipe: tuple[int, i
     os.write(pipe[1], b"x")
     peer.text("a")
     gevent.sleep(0.01)  # a greenlet that still waited would be switched to now
+    until(ws.readiness.ready)
     assert select([ws, pipe[0]], [], []) == ([ws, pipe[0]], [], [])
     assert not descriptors() - before
 

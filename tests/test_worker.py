@@ -20,7 +20,7 @@ from .support.fixtures import Connect, Raw, StartSite
 from .support.frames import BINARY, PING, PONG, TEXT, Frame, close_frame, frame
 from .support.processes import worker_of
 from .support.servers import HTTP_PROBE, TEST_PROJECT, Server, free_port, gunicorn, unavailable
-from .support.waiting import DEADLINE, at_once, eventually
+from .support.waiting import DEADLINE, STARTS, at_once, eventually
 
 # --- the commands ----------------------------------------------------------------------------------------------------
 
@@ -222,7 +222,7 @@ def test_reload_closes_with_1012_and_goes_on_with_new_workers(start_site: StartS
         before = client.recv()
         server.send_signal(signal.SIGHUP)
         assert client.closing()[0] == 1012
-        again = connect(server, "/selects/x/")
+        again = connect(server, "/selects/x/", open_timeout=STARTS)
         assert again.recv() != before
 
 
@@ -230,7 +230,7 @@ def test_worker_that_has_served_its_max_requests_closes_with_1012(start_site: St
     with start_site(args=["--max-requests", "4"]) as server:  # the first request was the probe
         clients = [connect(server, "/echo/") for _ in range(3)]
         assert [client.closing()[0] for client in clients] == [1012] * 3
-        assert connect(server, "/echo/").ask("hello") == "hello"
+        assert connect(server, "/echo/", open_timeout=STARTS).ask("hello") == "hello"
 
 
 def test_change_of_the_code_closes_with_1012_and_goes_on_with_the_new_code(
@@ -248,7 +248,7 @@ def test_change_of_the_code_closes_with_1012_and_goes_on_with_the_new_code(
         begin = time.monotonic()
         assert [client.closing()[0] for client in clients] == [1012] * 21
         assert time.monotonic() - begin < 5
-        assert connect(server, "/renamed/").ask("hello") == "hello"
+        assert connect(server, "/renamed/", open_timeout=STARTS).ask("hello") == "hello"
 
 
 # --- clients that do not answer --------------------------------------------------------------------------------------

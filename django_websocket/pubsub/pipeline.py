@@ -333,7 +333,7 @@ class Pipeline:
             self._make(call, timeout)
         reply = call.value if call.ready() else TimeoutError()
         if isinstance(reply, TimeoutError):
-            raise TimeoutError(f"no reply within {timeout:.3g} seconds") from None
+            raise TimeoutError(f"no reply within {timeout:.2g} seconds") from None
         try:
             if isinstance(reply, Exception):
                 raise reply

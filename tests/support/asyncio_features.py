@@ -42,7 +42,7 @@ from greenlet import greenlet, settrace
 FEATURES: dict[str, Callable[[], Any]] = {}
 DEADLINE = 10  # seconds for each
 OTHERS = 20  # greenlets or threads that do the same at once
-PAUSE = 0.05  # seconds
+PAUSE = 0.2  # seconds
 
 
 def feature(function: Callable[[], Any]) -> Callable[[], Any]:

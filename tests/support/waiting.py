@@ -10,6 +10,7 @@ from typing import TypeVar
 import gevent
 
 DEADLINE = 10.0  # seconds within which the awaited event must happen
+STARTS = 30.0  # seconds for a worker to start and answer, on a machine that is busy with other tests
 
 T = TypeVar("T")
 

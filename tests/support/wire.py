@@ -148,12 +148,17 @@ def packet_pair() -> tuple[socket.socket, socket.socket]:
 
 def own_clock() -> None:
     """Let time pass for this loop's deadlines by calls of `tick()` only, until the end of the test's `Pairs`."""
-    sweep_of_loop()._timer.stop()
+    sweep = sweep_of_loop()
+    until(lambda: not sweep._looking)  # a tick that has begun would start the timer again
+    sweep._timer.stop()
 
 
 def tick() -> None:
     """Let half a second pass for all connections of this loop."""
-    sweep_of_loop()._on_tick()
+    sweep = sweep_of_loop()
+    sweep._on_tick()
+    while sweep._due_now:  # what was put off, since the time of this turn is over
+        sweep._look_at_due()
 
 
 class Pairs:
