@@ -86,20 +86,24 @@ def ticking(is_up):
 def supervise(address, can_speak):
     """Run the server until a signal ends all, and start it again when a page has asked for that; return its status."""
     server = start(address)
+    was_down = False  # since the last question, between which it may have started again
 
     def is_up():
-        return server.poll() is None
+        nonlocal was_down
+        missed, was_down = was_down, False
+        return server.poll() is None and not missed
 
     with ticking(is_up) if can_speak else nullcontext():
         while (number := signals.get()) in (signal.SIGUSR1, signal.SIGCHLD):
             if number == signal.SIGUSR1:
                 print("A page has stopped the server. It starts again in a few seconds.", flush=True)
                 stop(server)
+                was_down = True
                 if can_speak:
                     speak("The server is down. I'm a different process, so I can still talk.")
                 time.sleep(DOWN)
                 server = start(address)
-            elif not is_up():  # it could not start, and has said why
+            elif server.poll() is not None:  # it could not start, and has said why
                 return server.returncode
         return stop(server)
 
