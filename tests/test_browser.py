@@ -181,6 +181,7 @@ def test_chat_shows_who_is_here(browser: Browser, site: Site, key: str) -> None:
     bob.driver.execute_script(script, bob["#color"])
     bob.fill("#user", f"Robert {key}")
     ann.wait(lambda: f"Robert {key}" in people(ann))
+    bob.wait(lambda: f"Robert {key} (you)" in people(bob))
     assert f"Bob {key[:6]}" not in people(ann)
     assert [window.driver.execute_script(color) for window in (ann, bob)] == [colors[0], "rgb(18, 52, 86)"]
     assert browser.errors() == []
@@ -278,9 +279,11 @@ def test_page_connects_again_when_the_server_is_back(
     window.say("before")
     window.wait_for_last_text(".message .body", "before")
     end(site)
-    window.wait_for_state("waiting")
-    assert window["#state"].text.startswith("Reconnecting")
-    assert not window["form button"].is_enabled()
+    look = """
+        const { dataset, textContent } = document.getElementById("state");
+        return [dataset.state, textContent.startsWith("Reconnecting"), document.querySelector("form button").disabled];
+    """
+    window.wait(lambda: window.driver.execute_script(look) == ["waiting", True, True])
     site.websockets.start()
     window.wait_for_state("open")
     window.say("after")
@@ -429,7 +432,7 @@ urlpatterns += [path("<name>/<seconds>/", page)]"""
     project.run("python manage.py migrate --verbosity 0")
     with project.runserver(command("README.md", "runwebsocket"), free_port()) as server:
         for name, refusal in (("by_subprotocol", "4401 Unauthorized"), ("by_message", "4401 invalid token")):
-            window = browser.open(f"http://{server.address}/{name}/4/")
+            window = browser.open(f"http://{server.address}/{name}/8/")
             window.wait(lambda: window["body"].text == "Welcome, annhello")  # noqa: B023
             window.wait(lambda: window["body"].text == "Welcome, annhello 4401 expired")  # noqa: B023
             window.driver.get(f"http://{server.address}/{name}/-1/")

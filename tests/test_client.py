@@ -178,7 +178,8 @@ def test_view_that_fails_at_once_is_called_at_most_six_times_in_15_seconds(brows
     browser.errors()
 
 
-def test_connection_that_has_lasted_makes_failures_forgotten(page: Page, key: str) -> None:
+def test_connection_that_has_lasted_makes_failures_forgotten(browser: Browser, server: Server, key: str) -> None:
+    page = Page(browser, server, query="?hurry=5")  # a second counts as lasting, and most of these end at once
     page.run("Math.random = () => 0")
     page.begin(f"/client/ends/1012/?key={key}&lasting=4")  # the fourth connection
     page.window.wait(lambda: page.names.count("waiting") >= 5)
@@ -243,7 +244,8 @@ def test_address_that_is_none_is_an_error_of_the_caller(page: Page) -> None:
         page.run("connect('ws://%')")
 
 
-def test_attempt_without_an_answer_is_given_up(browser: Browser, page: Page) -> None:
+def test_attempt_without_an_answer_is_given_up(browser: Browser, server: Server) -> None:
+    page = Page(browser, server, query="?hurry=20&impatient")
     with closing(socket.create_server(("127.0.0.1", 0))) as deaf:
         page.run("begin(() => arguments[0])", f"ws://127.0.0.1:{deaf.getsockname()[1]}/")
         page.wait_for("connecting", "waiting", "connecting")

@@ -490,6 +490,8 @@ def test_example_of_flask_does_what_the_page_says(project: Project) -> None:
 
 def test_events_in_place_of_those_of_socket_io(site: Site) -> None:
     ann, bob = (site.open("/events/lobby/", user) for user in ("ann", "bob"))
+    bob.say("here")
+    bob.wait_for_last_text("#said li", "bob: here")
     for text in (MARKUP, "hello"):
         ann.say(text)
         for window in (ann, bob):

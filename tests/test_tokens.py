@@ -150,7 +150,7 @@ class Site(NamedTuple):
         """Return a JWT as `make_token` makes them, with some claims changed."""
         secret = changed.pop("secret", self.secret)
         key = self.keys.get(name, 10_000)
-        claims = {"sub": str(key), "exp": time.time() + seconds, "aud": "websocket", **changed}
+        claims = {"sub": str(key), "exp": math.ceil(time.time() + seconds), "aud": "websocket", **changed}
         return jwt.encode({name: value for name, value in claims.items() if value is not None}, secret, "HS256")
 
     def open(self, path: str, headers: dict[str, str], offered: Any = None) -> ClientConnection:

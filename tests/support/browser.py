@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from selenium.common.exceptions import TimeoutException
+from selenium.common.exceptions import StaleElementReferenceException, TimeoutException
 from selenium.webdriver import Chrome, ChromeOptions, ChromeService
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -62,8 +62,9 @@ class Window:
         return found
 
     def wait(self, condition: Callable[[], object], message: str = "") -> None:
-        """Wait until a condition holds."""
-        WebDriverWait(self.driver, DEADLINE, 0.1).until(lambda driver: condition(), message)
+        """Wait until a condition holds. It may ask for an element that is replaced meanwhile."""
+        replaced = [StaleElementReferenceException]
+        WebDriverWait(self.driver, DEADLINE, 0.1, replaced).until(lambda driver: condition(), message)
 
     def wait_for_state(self, state: str) -> None:
         """Wait for the state of the connection that the page shows."""
