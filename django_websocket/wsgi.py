@@ -31,6 +31,7 @@ from .handler.handshake import Interrupted
 from .handler.origin import origin_is_allowed
 from .handler.recognition import checks_origin, recognised, unserved
 from .handler.refusal import close_at_once, refuse, refuse_origin, refuses_by_closing, try_again_later
+from .handler.request import WebSocketRequest
 from .handler.upgrade import HANDSHAKE_KEY, KEY, who
 from .handler.users import name_if_known
 from .protocol.handshake import ClientHandshake, HandshakeError, check_request, is_upgrade, upgrade_required
@@ -40,7 +41,7 @@ from .transport.log import report
 from .transport.subprotocol import NAME as SUBPROTOCOL
 
 with compat.naming("application"):
-    from django.core.handlers.wsgi import WSGIHandler, WSGIRequest
+    from django.core.handlers.wsgi import WSGIHandler
     from django.urls import ResolverMatch, get_resolver, set_urlconf
 
 __all__ = ["get_wsgi_websocket_application"]
@@ -143,37 +144,6 @@ class WebSocketApplication:
             "Start gunicorn with -k django_websocket.worker.GeventWebSocketWorker"
         )
         return refuse(HandshakeError(501, "This server cannot switch protocols."), start_response)
-
-
-class WebSocketRequest(WSGIRequest):
-    """The request of a handshake."""
-
-    is_handshake = True  # for receivers of signals that pages send, too
-    _allowed_host: str | None = None
-
-    @property
-    def scheme(self) -> str | None:
-        """The scheme of the page: what Django's own says, and "https" where a proxy says "wss" of the WebSocket."""
-        name, secure = conf.current().secure_proxy_ssl_header or ("", "")
-        if secure == "https" and self.META.get(name, "").partition(",")[0].strip() == "wss":
-            return "https"
-        return super().scheme
-
-    def get_host(self) -> str:
-        """Return the host that the request names, which Django validates once. Raises DisallowedHost as Django does."""
-        host: str = self._get_raw_host()  # type: ignore[attr-defined]
-        if host != self._allowed_host:
-            host = self._allowed_host = super().get_host()
-        return host
-
-    def build_absolute_uri(self, location: str | None = None) -> str:
-        """Return the absolute address of `location`; that of the request itself begins with ws.
-
-        The site-wide cache goes by it, and so never answers a handshake with a page of the same path.
-        """
-        if location is None:
-            return super().build_absolute_uri().replace("http", "ws", 1)
-        return super().build_absolute_uri(location)
 
 
 class WebSocketHandler(WSGIHandler):

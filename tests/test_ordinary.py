@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import gzip
 import http.client
+import io
 import json
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from django.contrib.messages import get_messages
+
+from django_websocket.handler.request import WebSocketRequest
 
 from .support.clients import RawClient, fetch, notes
 from .support.clients import request as handshake
@@ -127,6 +131,20 @@ def test_messages_for_the_user_pass_between_pages_and_websockets(full_site: Serv
     assert response.headers["x-messages"] == "from the page"
     page = fetch(full_site.port, "/ordinary/message/", {"Cookie": f"messages={response.cookies['messages']}"})
     assert page.body == b"from the WebSocket"
+
+
+def test_messages_for_the_user_are_made_when_a_view_asks_for_them(full_site: Server, connect: Connect) -> None:
+    """More than a KiB for each client that nobody would use."""
+    left = fetch(full_site.port, "/ordinary/message/").cookies["messages"]
+    client = connect(full_site, "/ordinary/tells-later/", additional_headers={"Cookie": f"messages={left}"})
+    assert json.loads(client.ask("?")) == [False, "from the page"]
+    assert json.loads(client.ask("?")) == [True, "from the page", "from the WebSocket"]
+
+
+def test_handshake_without_the_middleware_has_neither_messages_nor_users() -> None:
+    request = WebSocketRequest({"REQUEST_METHOD": "GET", "wsgi.input": io.BytesIO()})
+    request.forget_unused()
+    assert not hasattr(request, "auser") and not hasattr(request, "_messages") and [*get_messages(request)] == []
 
 
 def test_csrf_cookie_of_the_handshake_is_valid_for_a_form(full_site: Server, raw: Raw) -> None:

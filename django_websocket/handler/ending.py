@@ -9,7 +9,6 @@ from typing import Any
 import gevent
 from django.core import signals
 from django.http import HttpRequest, HttpResponseBase
-from django.utils.functional import SimpleLazyObject, empty
 
 from django_websocket.decorators import name_of
 from django_websocket.exceptions import BrokerError, MessagesMissed, WebSocketError
@@ -21,6 +20,7 @@ from django_websocket.websocket import BaseWebSocket
 
 from .handshake import Handshake
 from .refusal import code_and_reason_late
+from .request import TIED, forget_way_to
 
 REFUSED_LATE = "the view refused a client that it had accepted"
 ANSWERED_LATE = "the view returned a response to a client that it had accepted; the response is lost"
@@ -117,9 +117,7 @@ def let_go(connection: Connection, on_end: Callable[[], None], websocket: BaseWe
 def untie(request: HttpRequest) -> None:
     """Undo the circles of a request, so that what ends with its view is freed then, and not by the collector."""
     attributes = vars(request)
-    user = attributes.get("user")
-    if isinstance(user, SimpleLazyObject) and user._wrapped is not empty:
-        vars(user)["_setupfunc"] = None  # it refers to the request, and has done its work
-    for name in ("auser", "_messages"):
+    forget_way_to(attributes.get("user"))
+    for name in TIED:
         attributes.pop(name, None)
     request.META.pop("wsgi.websocket", None)

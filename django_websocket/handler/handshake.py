@@ -37,6 +37,7 @@ from django_websocket.websocket import BaseWebSocket
 from .admission import FULL, Full, Place, take_place, too_many_connections
 from .counting import make_connection
 from .orders import orders
+from .request import WebSocketRequest
 from .surroundings import Surroundings
 from .upgrade import KEY, Taker, Upgrade, who
 
@@ -309,6 +310,8 @@ class Handshake:
 
                 user = known_user(self._request)
         orders().add(connection, user)
+        if isinstance(self._request, WebSocketRequest):
+            self._request.forget_unused()
         self._tell_outcome()
 
     def failed(self, reason: str) -> None:

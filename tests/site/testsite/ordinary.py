@@ -89,6 +89,15 @@ def tells(request: HttpRequest, websocket: WebSocket) -> None:
     websocket.accept()
 
 
+@websocket
+def tells_later(request: HttpRequest, websocket: WebSocket) -> None:
+    """For each message of the client, tell whether the request has its messages yet, and take them."""
+    for _ in websocket:
+        has = "_messages" in vars(request)
+        websocket.send_json([has, *map(str, messages.get_messages(request))])
+        messages.info(request, "from the WebSocket")
+
+
 # --- classes ---------------------------------------------------------------------------------------------------------
 
 OPTIONS = {"origins": ["https://partner.example"], "subprotocols": ["v1.example"], "max_message_size": 100}
@@ -232,6 +241,7 @@ urlpatterns = [
     path("in/<int:number>/", include(in_rooms, namespace="first")),
     path("where/", says_where),
     path("tells/", tells),
+    path("tells-later/", tells_later),
     path("options/method/", OnMethod.as_view()),
     path("options/dispatch/", OnDispatch.as_view()),
     path("options/named-method/", OnNamedMethod.as_view()),
