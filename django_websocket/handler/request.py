@@ -17,7 +17,8 @@ with naming("application"):
 
 MESSAGES = "django.contrib.messages.storage."  # the modules of Django's own storages
 AUTHENTICATION = "django.contrib.auth.middleware"  # the module of the function behind `request.auser`
-FORGOTTEN = {name: f"forgotten {name}" for name in ("auser", "_messages")}  # what is kept in place of attributes
+FORGOTTEN = {name: f"forgotten {name}" for name in ("auser", "_messages")}  # where what makes them anew is kept
+TIED = (*FORGOTTEN, *FORGOTTEN.values())  # what refers to its request, or makes what does
 
 
 class Forgotten:
@@ -95,6 +96,3 @@ def forget_way_to(user: object) -> None:
     """Forget how a user was looked up; that refers to the request, and has done its work."""
     if isinstance(user, SimpleLazyObject) and user._wrapped is not empty:
         vars(user)["_setupfunc"] = None
-
-
-TIED = (*FORGOTTEN, *FORGOTTEN.values())  # attributes that refer to their request, or make what does
