@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from importlib import import_module
 from typing import Any
 from urllib.parse import parse_qsl
@@ -88,8 +89,13 @@ def _class(options: dict[str, Any]) -> Any:
                 )
     if path is None:
         raise ValueError(f"WEBSOCKET_BROKER is a dict without a url: add one that names one of the brokers {known}")
-    module, _, name = str(path).rpartition(".")
     try:
-        return getattr(import_module(module), name)
+        return _named(str(path))
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"The class of WEBSOCKET_BROKER, {path}, cannot be imported: {error}") from error
+
+
+@lru_cache(maxsize=16)  # in Python 3.10, import_module() waits for a lock even if the module is there
+def _named(path: str) -> Any:
+    module, _, name = path.rpartition(".")
+    return getattr(import_module(module), name)
