@@ -21,7 +21,9 @@ __all__ = ["Slots", "share", "shared"]
 
 SLOTS = 128  # memory that nobody has written to takes no room; beyond so many workers, some are not counted
 HALF = 32 * 1024  # bytes for one state of the figures; they are compressed, and some KiB even with many views
-HEADER = struct.Struct("=Bxxxi")  # which half is valid, and the process that writes, 0 when it has ended
+# Which half is valid, and the process that writes, 0 when it has ended. Eight bytes in their place are copied in one
+# step; `pack_into` would first fill them with zeros, which a reader might see.
+HEADER = struct.Struct("=Bxxxi")
 STATE = struct.Struct("=II")  # the length of what follows, and its checksum
 SIZE = HEADER.size + 2 * HALF
 STALE = 60.0  # seconds without a new state, after which a process number is taken for that of another program
@@ -70,14 +72,15 @@ class Slots:
         half = 1 - HEADER.unpack_from(self._memory, begin)[0]
         at = begin + HEADER.size + half * HALF
         self._memory[at : at + STATE.size + len(data)] = STATE.pack(len(data), zlib.crc32(data)) + data
-        HEADER.pack_into(self._memory, begin, half, process)
+        self._memory[begin : begin + HEADER.size] = HEADER.pack(half, process)
         return True
 
     def read(self, number: int) -> Left | None:
         """Return what is in a slot; None if nobody has written there."""
         for _ in range(ATTEMPTS):
-            half, process = HEADER.unpack_from(self._memory, number * SIZE)
-            at = number * SIZE + HEADER.size + half * HALF
+            begin = number * SIZE
+            half, process = HEADER.unpack(self._memory[begin : begin + HEADER.size])
+            at = begin + HEADER.size + half * HALF
             size, checksum = STATE.unpack_from(self._memory, at)
             data = self._memory[at + STATE.size : at + STATE.size + size]
             if not size:
