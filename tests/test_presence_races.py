@@ -508,7 +508,7 @@ def test_two_subscriptions_of_a_client_with_a_session_both_end_when_it_has_vanis
     client.subscribe(ROOM, present={**ANN, "number": 2})
     client.close(1006)
     assert there() == by_id([{**ANN, "number": 2}])
-    until_there()
+    until_there(within=4)
 
 
 @pytest.mark.parametrize("session", [None, "a session"])

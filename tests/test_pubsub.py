@@ -1054,7 +1054,7 @@ def test_forwarding_ends_with_the_connection(broker: Broker, pairs: Pairs) -> No
     peer.close_frame()
     peer.until_end()
     assert broker.hub.channels == {}
-    assert not connection.on_end
+    assert connection.on_end == ()
 
 
 def test_forwarding_to_a_client_that_has_left_leaves_nothing(broker: Broker, pairs: Pairs) -> None:
@@ -1084,7 +1084,7 @@ def test_a_connection_does_not_keep_a_closed_forwarding(broker: Broker, pairs: P
     for _ in range(3):
         with pubsub.forward(["news"]).attach(connection):
             pass
-    assert not connection.on_end
+    assert connection.on_end == ()
 
 
 def test_a_slow_client_is_closed_and_holds_up_nobody(broker: Broker, pairs: Pairs) -> None:
@@ -1352,16 +1352,10 @@ def child(source: str, url: str, *, first: str = "pass", patched: bool = False, 
     `first` comes before Django is set up.
     """
     patch = "from gevent import monkey; monkey.patch_all()\n" if patched else ""
+    code = f"{patch}import sys, django; {first}; django.setup()\n{source}"
     path = os.pathsep.join(filter(None, [str(SITE), os.environ.get("PYTHONPATH")]))
     result = subprocess.run(
-        [
-            sys.executable,
-            "-W",
-            "error",
-            "-c",
-            f"{patch}import sys, django; {first}; django.setup()\n{source}",
-            *arguments,
-        ],
+        [sys.executable, "-W", "error", "-c", code, *arguments],
         env={
             **os.environ,
             "PYTHONPATH": path,
@@ -1537,7 +1531,7 @@ def test_the_error_for_a_missing_redis_comes_at_once_and_names_the_remedy(
         assert "secret" not in str(error.value)
     assert time.monotonic() - begun < 1
     assert "secret" not in caplog.text
-    assert not connection.on_end
+    assert connection.on_end == ()
 
 
 def test_all_members_that_join_together_learn_that_redis_is_missing(nowhere: str) -> None:

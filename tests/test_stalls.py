@@ -429,12 +429,14 @@ def test_worker_names_pages_and_goes_on_after_a_fork(server: Server, raw: Raw) -
 def test_coroutine_that_waits_without_await_is_named(server: Server, raw: Raw) -> None:
     client = raw(server)
     client.open("/coroutine/")
+    sent = time.monotonic()
     client.send(frame("pause"))
     assert client.frame().text == "pause"
+    took = time.monotonic() - sent
     begin = "127.0.0.1 /coroutine/: all coroutines of this process had to wait: "
     assert eventually(lambda: begin in server.log)
     (line,) = [line for line in server.log.splitlines() if begin in line]
-    assert 0.2 <= float(line.partition(begin)[2].split()[0]) < 5
+    assert 0.2 <= float(line.partition(begin)[2].split()[0]) <= took + 0.01  # 0.25, unless the machine was busy
     view, _, place = line.partition(" in the view testsite.stalls.coroutine, at ")
     assert place.startswith(f"{line_of(' time.sleep(LONG)')} in hold, which has led to ")
 

@@ -15,7 +15,7 @@ from typing import Any
 from uuid import uuid4
 
 from django_websocket.decorators import name_of
-from django_websocket.pubsub.forwarding import Forwarding
+from django_websocket.pubsub.forwarding import forwardings_of
 from django_websocket.transport.connection import Connection
 from django_websocket.transport.shared import shared_of_loop
 from django_websocket.transport.turns import let_others_run_if_spent
@@ -59,10 +59,8 @@ class Observer:
     def channels(self, connection: Connection) -> list[str]:
         """Return the channels to which a connection is subscribed, itself or by its view, and a consumer's groups."""
         found: dict[str, None] = {}
-        for callback in connection.on_end:
-            subscribed = getattr(callback, "__self__", None)
-            if isinstance(subscribed, Forwarding):
-                found.update(dict.fromkeys(subscribed.channels))
+        for forwarding in forwardings_of(connection):
+            found.update(dict.fromkeys(forwarding.channels))
         runner = self._runners.get(connection)
         if isinstance(runner, ViewGreenlet):
             for dependent in runner.dependents():

@@ -28,7 +28,7 @@ URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://[^/?#]*([^?#]*)(?:\?([^#]*))?")
 
 def import_for(setting: str | Mapping[str, Any]) -> None:
     """Import what the broker for a value of `WEBSOCKET_BROKER` needs. Raises ValueError or ImportError."""
-    options = {"url": setting} if isinstance(setting, str) else dict(setting)
+    options = _options(setting)
     if "encryption_keys" in options:
         from . import encryption  # noqa: F401
     _class(options)
@@ -40,7 +40,7 @@ def broker_from(setting: str | Mapping[str, Any]) -> Broker:
     Raises ValueError with a text that names the mistake and, for an unknown name, lists the known ones. The text never
     repeats anything that could be a password.
     """
-    options = {"url": setting} if isinstance(setting, str) else dict(setting)
+    options = _options(setting)
     kind = _class(options)
     encrypted = "encryption_keys" in options
     keys = options.pop("encryption_keys", None)
@@ -64,6 +64,10 @@ def broker_from(setting: str | Mapping[str, Any]) -> Broker:
     if keeps(broker) and keeps_rosters(broker):
         return EncryptedPresenceBroker(broker, keys)
     return EncryptedKeepingBroker(broker, keys) if keeps(broker) else EncryptedBroker(broker, keys)
+
+
+def _options(setting: str | Mapping[str, Any]) -> dict[str, Any]:
+    return {"url": setting} if isinstance(setting, str) else dict(setting)
 
 
 def _class(options: dict[str, Any]) -> Any:

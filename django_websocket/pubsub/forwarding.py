@@ -216,7 +216,7 @@ class Forwarding:
 
     def _keep_in_order_with_others(self, connection: Connection) -> None:
         """Have the broker's order kept across the channels of all forwardings of a connection."""
-        others = [owner for owner in _owners(connection) if type(owner) is Forwarding and owner._hub is self._hub]
+        others = [each for each in forwardings_of(connection) if type(each) is Forwarding and each._hub is self._hub]
         if others:
             for forwarding in (*others, self):
                 self._hub.keep_in_order(forwarding, forwarding.channels, connection)
@@ -231,7 +231,7 @@ class Forwarding:
             code = None if connection is None else connection.close_code
             attendance.close(CloseCode.INTERNAL_ERROR if code is None and self._failed else code)
         if connection is not None and connection.do_not_call_on_end(self.close) and self._announced:
-            kept = {name for other in _owners(connection) if other._announced for name in other.channels}
+            kept = {name for other in forwardings_of(connection) if other._announced for name in other.channels}
             if ended := [name for name in self.channels if name not in kept]:
                 self._tell_end(connection, ended)
 
@@ -281,8 +281,8 @@ class Forwarding:
             self._connection.close(CloseCode.SERVICE_RESTART, "the broker was closed")
 
 
-def _owners(connection: Connection) -> list[Forwarding]:
-    """Return the forwardings of a connection."""
+def forwardings_of(connection: Connection) -> list[Forwarding]:
+    """Return the forwardings that end with a connection."""
     owners = [getattr(call, "__self__", None) for call in connection.on_end]
     return [owner for owner in owners if isinstance(owner, Forwarding)]
 

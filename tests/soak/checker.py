@@ -37,13 +37,13 @@ AWAITED = 15.0  # longer than a client has for the answer to a ping
 EXPLAINED: Mapping[str, Mapping[str, float]] = {
     "closed 1012 restart": {RELOADED: DRAINING},
     "closed 1012 messages may have been missed": {REDIS: RECOVERING, CUT: RECOVERING},
-    "closed 1013": {REDIS: RECOVERING, CUT: AT_ONCE},
+    "closed 1013": {REDIS: RECOVERING},
     "closed 1006": {KILLED: AT_ONCE, NGINX: NGINX_ENDS},
     # The worker has got the request, and is killed before it has answered; nginx says 502, and gunicorn nothing.
     "refused 502": {KILLED: AT_ONCE},
     "refused: the connection ended": {KILLED: AT_ONCE},
     # A view that subscribes asks Redis first.
-    "refused 503": {REDIS: RECOVERING, CUT: AT_ONCE},
+    "refused 503": {REDIS: RECOVERING},
     "closed 1011 no answer to a ping": {STOOD_STILL: AWAITED},
 }
 

@@ -12,16 +12,15 @@ from contextlib import ExitStack, suppress
 import pytest
 from _pytest.runner import runtestprotocol
 
-from .standstills import NOTICEABLE, PAUSE, standstills
+from .standstills import PAUSE, standstills
 
-ALONE = 0.2  # seconds that a machine stands still at least, if nothing but the test could have taken the processor
-spells: list[tuple[float, float]] = []  # begin and end of standstills, in seconds of time.monotonic()
+ends: list[float] = []  # of standstills, in seconds of time.monotonic()
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Look for standstills until pytest ends."""
     stack = ExitStack()
-    stack.enter_context(standstills(lambda begin, end: spells.append((begin, end)), ALONE))
+    stack.enter_context(standstills(lambda begin, end: ends.append(end)))
     config.add_cleanup(stack.close)
 
 
@@ -34,8 +33,7 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
     failed = any(report.failed for report in reports)
     if failed:
         time.sleep(2 * PAUSE)  # the test may be quicker to go on than the thread that looks
-    least = PAUSE + (ALONE if item.get_closest_marker("alone") else NOTICEABLE)
-    if failed and any(end > begin and end - since > least for since, end in spells):
+    if failed and any(end > begin for end in ends):
         with suppress(Exception, pytest.fail.Exception):
             item.session._setupstate.teardown_exact(None)
         tell(item, "It failed while the machine stood still, and was run again.")

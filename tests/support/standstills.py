@@ -12,7 +12,7 @@ NOTICEABLE = 1.0  # seconds more than that which a thread that only sleeps has t
 
 
 @contextmanager
-def standstills(note: Callable[[float, float], object], noticeable: float = NOTICEABLE) -> Iterator[None]:
+def standstills(note: Callable[[float, float], object]) -> Iterator[None]:
     """Call `note` with the begin and the end, in seconds of time.monotonic(), of each standstill during the block."""
     over = threading.Event()
 
@@ -21,7 +21,7 @@ def standstills(note: Callable[[float, float], object], noticeable: float = NOTI
         while not ending:
             ending = over.wait(PAUSE)  # a standstill may last until the end
             now = time.monotonic()
-            if now - begin > PAUSE + noticeable:
+            if now - begin > PAUSE + NOTICEABLE:
                 note(begin, now)
             begin = now
 
