@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,9 @@ def test_set_up_takes_two_commands() -> None:
 
 @pytest.mark.parametrize("line", dict.fromkeys(commands(PAGE)))
 def test_command(line: str) -> None:
-    program, *arguments = shlex.split(line)
+    words = shlex.split(line)
+    variables = list(takewhile(re.compile(r"[A-Z]+=").match, words))
+    program, *arguments = words[len(variables) :]
     script = ROOT / program
     assert os.access(script, os.X_OK)
     if program == "scripts/test" and arguments:  # in this environment; the script would prepare its own
@@ -49,7 +52,7 @@ def test_command(line: str) -> None:
         assert " passed" in done.stdout
     else:  # too long for a test; what it is given is an argument that its own comment explains
         usage = script.read_text().partition("\nset -")[0]
-        for word in arguments:
+        for word in (*variables, *arguments):
             assert word in usage or (word.isdecimal() and re.search(r"\[(SECONDS|MINUTES)\]", usage)), (
                 f"{program} does not explain {word!r}"
             )
