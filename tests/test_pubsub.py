@@ -46,6 +46,7 @@ import django_websocket.pubsub.redis as redis_broker
 from django_websocket import pubsub
 from django_websocket.exceptions import BrokerError, ConnectionClosed, HandshakeFailed, MessagesMissed
 from django_websocket.pubsub import hub, pipeline, publish, subscribe
+from django_websocket.pubsub.entries import Rule
 from django_websocket.pubsub.factory import broker_from
 from django_websocket.pubsub.publication import Publication
 from django_websocket.pubsub.subscription import Subscription
@@ -2162,6 +2163,8 @@ class Proxy:
         self.open: set[gevent.socket.socket] = set()
         self.hangs_up = ""  # when somebody subscribes: "at once", or "after the reply"
         self.hung_up: list[float] = []  # when it did, in the seconds of time.monotonic()
+        self.asked = 0  # how often somebody subscribed or unsubscribed
+        self.cuts: list[bytes] = []  # the commands at which it hangs up next, once for each
         self.server = gevent.server.StreamServer(("127.0.0.1", 0), self._serve, spawn=gevent.pool.Pool())
 
     def freeze(self) -> None:
@@ -2197,12 +2200,16 @@ class Proxy:
                     if b"PUBLISH" in data:
                         publisher = True
                         self.writes.append(data.count(b"PUBLISH"))
+                    self.asked += b"SUBSCRIBE" in data
                     if b"SUBSCRIBE" in data and self.hangs_up:
                         if self.hangs_up == "after the reply":
                             upstream.sendall(data)
                             gevent.socket.wait_read(upstream.fileno())
                             gevent.sleep(0)
                         self.hung_up.append(time.monotonic())
+                        return
+                    if self.cuts and self.cuts[0] in data:
+                        del self.cuts[0]
                         return
                     if client not in self.frozen:
                         upstream.sendall(data)
@@ -2247,6 +2254,61 @@ def test_a_redis_that_hangs_up_on_subscribers_is_tried_less_and_less_often(
         while subscription.get(timeout=10) != "b":
             pass
         assert caplog.records[-1].getMessage().endswith(" is back")
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["of a new connection", "beside others"])
+def test_a_subscription_outlives_its_connection(proxy: Proxy, first: bool) -> None:
+    with contextlib.ExitStack() as stack:
+        if not first:
+            stack.enter_context(subscribe("other"))
+        proxy.cuts = [b"SUBSCRIBE"]
+        subscription = stack.enter_context(subscribe("news"))
+        assert proxy.cuts == []
+        publish("news", "a")
+        assert subscription.get(timeout=10) == "a"
+        nothing_more(subscription)
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["of a new connection", "beside others"])
+def test_a_subscription_fails_if_the_next_connection_is_cut_too(proxy: Proxy, first: bool) -> None:
+    with contextlib.ExitStack() as stack:
+        if not first:
+            stack.enter_context(subscribe("other"))
+        proxy.cuts = [b"SUBSCRIBE"] * 2
+        with pytest.raises(BrokerError, match="closed the connection|Connection reset|Broken pipe"):
+            subscribe("news")
+        assert proxy.cuts == []
+        subscription = stack.enter_context(subscribe("news"))
+        publish("news", "a")
+        assert subscription.get(timeout=10) == "a"
+
+
+def test_a_caller_that_has_left_takes_no_reply_on_the_next_connection(proxy: Proxy) -> None:
+    with subscribe("other"):
+        proxy.freeze()
+        caller = gevent.spawn(subscribe, "news")
+        until(lambda: proxy.asked > 1)
+        caller.kill()
+        proxy.hang_up("")
+        with subscribe("news") as subscription:
+            publish("news", "a")
+            assert subscription.get(timeout=10) == "a"
+
+
+def test_what_is_kept_is_read_again_if_the_connection_is_cut(proxy: Proxy) -> None:
+    broker: Any = pubsub.process.current_broker()
+    rule = Rule(messages=10, seconds=60)
+    broker.publish_kept("news", b"a", rule)
+    proxy.cuts = [b"EVAL"]
+    assert [entry.payload for entry in broker.read("news", rule, 10).entries] == [b"a"]
+    proxy.cuts = [b"EVAL"] * 2
+    with pytest.raises(BrokerError):
+        broker.read("news", rule, 10)
+    proxy.cuts = [b"EVAL"]
+    with pytest.raises(BrokerError):  # it may have been kept
+        broker.publish_kept("news", b"b", rule)
+    assert proxy.cuts == []
+    assert [entry.payload for entry in broker.read("news", rule, 10).entries] == [b"a"]
 
 
 def answering(line: bytes) -> gevent.server.StreamServer:

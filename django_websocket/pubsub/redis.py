@@ -103,9 +103,14 @@ class RedisBroker:
         self, deadline: float, channel: str, what: keeping.What, tag: str = "", *, asking: bool = False
     ) -> Stretch:
         """Do the same until `deadline`; see `key_of` for `tag`, and `call_until` for `asking`."""
-        call = partial(self.call_until, deadline, asking=asking)
+        reading = partial(
+            keeping.read, partial(self.call_until, deadline, asking=asking), key_of(self.prefix, channel, tag), *what
+        )
         try:
-            return keeping.read(call, key_of(self.prefix, channel, tag), *what)
+            try:
+                return reading()
+            except (redis.ConnectionError, ConnectionError):  # to read twice does no harm, unlike to publish twice
+                return reading()
         except (redis.RedisError, OSError) as error:
             raise self.error(error) from error
 
@@ -393,7 +398,11 @@ class RedisSubscriber(InLoop):
                 self._send(self._broker.SUBSCRIBE, channel)
 
     def _disconnect(self, error: BaseException) -> None:
-        """Drop the connection. Callers that wait for a reply get the error, and give up their channels."""
+        """Drop the connection.
+
+        Callers that wait for a reply ask again on the next connection. If this one followed a lost one, or was never
+        made, they get the error, and give up their channels.
+        """
         link, self._link = self._link, None
         if link is not None:
             link.close()
@@ -401,12 +410,16 @@ class RedisSubscriber(InLoop):
         self._in_flight.clear()
         if self._closed.is_set():
             error = Closed()
+        again = link is not None and not self._lost and not self._closed.is_set()
         pending, self._pending = self._pending, {}
         for channel, replies in pending.items():
+            if again and channel in self._channels:
+                self._pending[channel] = replies
+                continue
             self._channels.pop(channel, None)
             for reply in replies:
                 reply.set_exception(self._broker.error(error))
-        self._listener.lost(list(self._channels))
+        self._listener.lost([channel for channel in self._channels if channel not in self._pending])
 
     def _send(self, name: str, channel: str = "") -> None:
         """Queue a command without waiting.
