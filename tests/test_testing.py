@@ -55,12 +55,16 @@ from .support.wire import descriptors
 pytestmark = pytest.mark.usefixtures("test_runner")
 
 
-def greenlets() -> int:
-    """How many greenlets of this thread run, apart from those that count lines of the log or run the shared loop."""
+def greenlets() -> set[gevent.Greenlet[..., Any]]:
+    """Return the greenlets of this thread that run, except those that count lines of the log or run the shared loop.
+
+    Those of earlier tests may end at any time: see what a test leaves behind by `greenlets() - before`.
+    """
     found = [thing for thing in gc.get_objects() if type(thing) in (gevent.Greenlet, Conversation)]
     here = get_hub()
-    runs = [getattr(greenlet, "_run", None) for greenlet in found if not greenlet.dead and greenlet.parent is here]
-    return sum(run is not log._sum_up and getattr(run, "__func__", None) is not SharedLoop._run for run in runs)
+    runs = {thing: getattr(thing, "_run", None) for thing in found if not thing.dead and thing.parent is here}
+    others = (log._sum_up, SharedLoop._run)
+    return {greenlet for greenlet, run in runs.items() if getattr(run, "__func__", run) not in others}
 
 
 @pytest.fixture(autouse=True)
@@ -69,13 +73,13 @@ def nothing_stays(test_runner: None) -> Iterator[None]:
     ended.clear()
     gevent.sleep(0)  # makes the loop and its descriptors
     gc.collect()  # other tests may have left it something
-    before = descriptors()
+    before, running = descriptors(), greenlets()
     with override_settings(WEBSOCKET_URLCONF=__name__):
         yield
     gevent.idle()  # delivers what was published last
     assert not ViewGreenlet.running
     assert not open_connections()
-    assert greenlets() == 0
+    assert not greenlets() - running
     assert not descriptors() - before
     assert connections["default"]._thread_sharing_count == 0  # type: ignore[attr-defined]
 
