@@ -1748,7 +1748,7 @@ def test_publishing_without_gevent_has_the_same_deadlines_and_outcomes(own_redis
 def own_redis(cooperative: None, pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     """A Redis that the test may kill and pause, with shorter deadlines."""
     monkeypatch.setattr(redis_broker, "PING_INTERVAL", 0.3)
-    monkeypatch.setattr(redis_broker, "TIMEOUT", 1.0)
+    monkeypatch.setattr(redis_broker, "TIMEOUT", 2.5)  # a busy machine may take one to connect and to answer
     with redis_server() as server, using(f"redis://{server.address}"):
         yield server
 
@@ -2222,7 +2222,7 @@ class Proxy:
 
 @pytest.fixture
 def proxy(redis: Server, key: str, cooperative: None, pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    monkeypatch.setattr(redis_broker, "TIMEOUT", 0.5)
+    monkeypatch.setattr(redis_broker, "TIMEOUT", 1.0)
     proxy = Proxy(redis.port)
     proxy.server.start()
     try:
