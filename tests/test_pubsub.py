@@ -2222,7 +2222,7 @@ class Proxy:
 
 @pytest.fixture
 def proxy(redis: Server, key: str, cooperative: None, pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    monkeypatch.setattr(redis_broker, "TIMEOUT", 1.0)
+    monkeypatch.setattr(redis_broker, "TIMEOUT", 0.5)
     proxy = Proxy(redis.port)
     proxy.server.start()
     try:
@@ -2230,6 +2230,12 @@ def proxy(redis: Server, key: str, cooperative: None, pairs: Pairs, monkeypatch:
             yield proxy
     finally:
         proxy.server.stop(timeout=1)
+
+
+@pytest.fixture
+def patient(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give replies more time, for a test whose replies come."""
+    monkeypatch.setattr(redis_broker, "TIMEOUT", 2.5)
 
 
 @pytest.mark.parametrize("when", ["at once", "after the reply"])
@@ -2256,6 +2262,7 @@ def test_a_redis_that_hangs_up_on_subscribers_is_tried_less_and_less_often(
         assert caplog.records[-1].getMessage().endswith(" is back")
 
 
+@pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize("first", [True, False], ids=["of a new connection", "beside others"])
 def test_a_subscription_outlives_its_connection(proxy: Proxy, first: bool) -> None:
     with contextlib.ExitStack() as stack:
@@ -2269,6 +2276,7 @@ def test_a_subscription_outlives_its_connection(proxy: Proxy, first: bool) -> No
         nothing_more(subscription)
 
 
+@pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize("first", [True, False], ids=["of a new connection", "beside others"])
 def test_a_subscription_fails_if_the_next_connection_is_cut_too(proxy: Proxy, first: bool) -> None:
     with contextlib.ExitStack() as stack:
@@ -2283,6 +2291,7 @@ def test_a_subscription_fails_if_the_next_connection_is_cut_too(proxy: Proxy, fi
         assert subscription.get(timeout=10) == "a"
 
 
+@pytest.mark.usefixtures("patient")
 def test_a_caller_that_has_left_takes_no_reply_on_the_next_connection(proxy: Proxy) -> None:
     with subscribe("other"):
         proxy.freeze()
@@ -2295,6 +2304,7 @@ def test_a_caller_that_has_left_takes_no_reply_on_the_next_connection(proxy: Pro
             assert subscription.get(timeout=10) == "a"
 
 
+@pytest.mark.usefixtures("patient")
 def test_what_is_kept_is_read_again_if_the_connection_is_cut(proxy: Proxy) -> None:
     broker: Any = pubsub.process.current_broker()
     rule = Rule(messages=10, seconds=60)
