@@ -1748,7 +1748,7 @@ def test_publishing_without_gevent_has_the_same_deadlines_and_outcomes(own_redis
 def own_redis(cooperative: None, pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     """A Redis that the test may kill and pause, with shorter deadlines."""
     monkeypatch.setattr(redis_broker, "PING_INTERVAL", 0.3)
-    monkeypatch.setattr(redis_broker, "TIMEOUT", 2.5)  # a busy machine may take one to connect and to answer
+    monkeypatch.setattr(redis_broker, "TIMEOUT", 1.0)
     with redis_server() as server, using(f"redis://{server.address}"):
         yield server
 
@@ -2094,7 +2094,7 @@ def test_a_partly_sent_command_ends_the_connection(
 
 
 def test_publishers_learn_in_time_that_redis_is_paused_and_nothing_arrives_twice(
-    own_redis: Server, any_reader: None
+    own_redis: Server, any_reader: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with override_settings(WEBSOCKET_OUTBOX_SIZE=1 << 26), subscribe("news") as subscription:
         publish("news", "before")
@@ -2112,6 +2112,7 @@ def test_publishers_learn_in_time_that_redis_is_paused_and_nothing_arrives_twice
         with pytest.raises(MessagesMissed):
             while True:
                 got.append(subscription.get(timeout=10))
+        monkeypatch.setattr(redis_broker, "TIMEOUT", 2.5)  # a busy machine may take one to connect and to answer
         publish("news", "after")
         while got[-1:] != ["after"]:
             got += taken(subscription, 1)
@@ -2262,31 +2263,30 @@ def test_a_redis_that_hangs_up_on_subscribers_is_tried_less_and_less_often(
         assert caplog.records[-1].getMessage().endswith(" is back")
 
 
-@pytest.mark.usefixtures("patient")
-@pytest.mark.parametrize("first", [True, False], ids=["of a new connection", "beside others"])
-def test_a_subscription_outlives_its_connection(proxy: Proxy, first: bool) -> None:
+@pytest.fixture(params=["of a new connection", "beside others"])
+def any_connection(request: pytest.FixtureRequest, patient: None) -> Iterator[None]:
+    """A connection to Redis that is made for the test's subscription, or one that has others already."""
     with contextlib.ExitStack() as stack:
-        if not first:
+        if request.param == "beside others":
             stack.enter_context(subscribe("other"))
-        proxy.cuts = [b"SUBSCRIBE"]
-        subscription = stack.enter_context(subscribe("news"))
+        yield
+
+
+def test_a_subscription_outlives_its_connection(proxy: Proxy, any_connection: None) -> None:
+    proxy.cuts = [b"SUBSCRIBE"]
+    with subscribe("news") as subscription:
         assert proxy.cuts == []
         publish("news", "a")
         assert subscription.get(timeout=10) == "a"
         nothing_more(subscription)
 
 
-@pytest.mark.usefixtures("patient")
-@pytest.mark.parametrize("first", [True, False], ids=["of a new connection", "beside others"])
-def test_a_subscription_fails_if_the_next_connection_is_cut_too(proxy: Proxy, first: bool) -> None:
-    with contextlib.ExitStack() as stack:
-        if not first:
-            stack.enter_context(subscribe("other"))
-        proxy.cuts = [b"SUBSCRIBE"] * 2
-        with pytest.raises(BrokerError, match="closed the connection|Connection reset|Broken pipe"):
-            subscribe("news")
-        assert proxy.cuts == []
-        subscription = stack.enter_context(subscribe("news"))
+def test_a_subscription_fails_if_the_next_connection_is_cut_too(proxy: Proxy, any_connection: None) -> None:
+    proxy.cuts = [b"SUBSCRIBE"] * 2
+    with pytest.raises(BrokerError, match="closed the connection|Connection reset|Broken pipe"):
+        subscribe("news")
+    assert proxy.cuts == []
+    with subscribe("news") as subscription:
         publish("news", "a")
         assert subscription.get(timeout=10) == "a"
 
