@@ -408,9 +408,9 @@ class RedisSubscriber(InLoop):
             link.close()
         self._commands.clear()
         self._in_flight.clear()
+        again = link is not None and not self._lost
         if self._closed.is_set():
-            error = Closed()
-        again = link is not None and not self._lost and not self._closed.is_set()
+            error, again = Closed(), False
         pending, self._pending = self._pending, {}
         for channel, replies in pending.items():
             if again and channel in self._channels:
