@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -16,6 +17,7 @@ from urllib.parse import quote
 
 import gevent
 import gevent.socket
+import gevent.threadpool
 import pytest
 import redis as redis_py
 import redis.connection
@@ -211,15 +213,23 @@ def test_a_process_without_gevent_keeps_messages_too(server: Server, prefix: str
 
 
 def test_a_thread_publishes_beside_greenlets(prefix: str) -> None:
-    threads = gevent.get_hub().threadpool
+    threads = set()
+
+    def publish_in_thread(number: int) -> int | None:
+        threads.add(str(threading.get_native_id()))
+        return publish("kept:a", f"by a thread {number}")
+
+    pool = gevent.threadpool.ThreadPool(10)
     with subscribe("kept:a") as subscription:
-        results = [threads.spawn(publish, "kept:a", f"by a thread {number}") for number in range(20)]
+        results = [pool.spawn(publish_in_thread, number) for number in range(20)]
         for number in range(20):
             publish("kept:a", f"by a greenlet {number}")
         got = taken(subscription, 40)
         assert [result.get(timeout=DEADLINE) for result in results] == [1] * 20
         assert contents("kept:a") == got
-    threads.kill()
+    pool.kill()
+    # A thread closes its loop's descriptors only after the pool has forgotten it.
+    until(lambda: not threads & set(os.listdir("/proc/self/task")))
 
 
 # --- Redis forgets, is full, or forbids ------------------------------------------------------------------------------
